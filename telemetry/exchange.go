@@ -1,0 +1,166 @@
+package telemetry
+
+import (
+	"sync"
+	"time"
+)
+
+// Blame names the side that broke an exchange. Each plane's closed set of codes
+// maps every code to one of these; error rates count Mainstay and Upstream.
+type Blame uint8
+
+const (
+	BlameNone     Blame = iota // it went well
+	BlameClient                // the caller's doing: a bad request, a limit, a hang-up
+	BlameMainstay              // ours: no target, no place in the queue, a bug
+	BlameUpstream              // the app, PostgreSQL or Claude
+)
+
+func (b Blame) String() string {
+	switch b {
+	case BlameClient:
+		return "client"
+	case BlameMainstay:
+		return "mainstay"
+	case BlameUpstream:
+		return "upstream"
+	}
+	return "none"
+}
+
+// ColorUnknown is the color of an exchange whose color nobody told.
+const ColorUnknown = "unknown"
+
+// An Exchange is everything worth knowing about one request, query or call. A
+// plane begins exactly one for each on the first line of serve.go, its steps fill
+// it, and record.go gives it to the sink once, whatever the outcome.
+//
+// It belongs to one goroutine at a time. Strings may point into buffers that are
+// reused when Record returns.
+type Exchange struct {
+	Plane  string // "edge", "pooler" or "claude"
+	ID     string // request id: in the reply, the log and the span
+	Route  string // low cardinality: an app, a database, an API path template
+	Color  string // the color that served (edge) or that asked (pooler, claude)
+	Caller string // who asked: client address, database user; never a secret
+	Code   string // the plane's closed set
+	Blame  Blame
+	Err    error // what broke, for the log line; never holds a secret
+
+	Start     time.Time
+	Waited    time.Duration // in queues of ours, before an upstream was taken
+	FirstByte time.Duration // from Start to the first byte from the upstream; 0: none came
+	Took      time.Duration // the whole life
+
+	BytesIn  int64 // body or payload from the client
+	BytesOut int64 // body or payload to the client
+
+	Trace Trace
+
+	HTTP  HTTP
+	DB    DB
+	GenAI GenAI
+
+	// Attempts are the tries at an upstream, oldest first; the first
+	// MaxAttempts are kept, Tries counts all.
+	Attempts []Attempt
+	Tries    int
+
+	attempts [MaxAttempts]Attempt
+}
+
+// MaxAttempts bounds Exchange.Attempts.
+const MaxAttempts = 16
+
+// HTTP is what the edge and the Claude plane know of the request.
+type HTTP struct {
+	Method string
+	Host   string
+	Path   string // without the query, which may hold secrets
+	Proto  string // "HTTP/1.1", "HTTP/2.0"
+	Status int    // as sent to the client; 0 if nothing was
+	Target string // address of the upstream that answered
+	// Upgraded is the protocol a 101 led to ("websocket"); the exchange then
+	// lasts as long as the tunnel and is kept out of latency figures.
+	Upgraded string
+	Stream   bool // an event stream: its length is no latency
+}
+
+// DB is what the pooler knows of a query.
+type DB struct {
+	Database string
+	User     string
+	Command  string // from CommandComplete: SELECT, INSERT, COPY …
+	SQLState string // of the error, if there was one
+	Rows     int64
+	Queries  int // queries in this exchange (a pipeline or multi-statement counts each)
+}
+
+// GenAI is what the Claude plane knows of a call.
+type GenAI struct {
+	Model            string
+	Stream           bool
+	InputTokens      int64 // uncached
+	CacheReadTokens  int64
+	CacheWriteTokens int64
+	OutputTokens     int64
+	StopReason       string
+	UpstreamID       string // Anthropic's request-id
+	ErrorType        string // "overloaded_error" …, also when it came inside a 200 stream
+}
+
+// An Attempt is one try at an upstream; it becomes a child span.
+type Attempt struct {
+	Start  time.Time
+	Took   time.Duration
+	Waited time.Duration // backoff before it
+	Target string
+	Status int    // HTTP status, 0 when none came
+	Cause  string // why it failed, from a closed set; empty if it did not
+}
+
+var exchanges = sync.Pool{New: func() any { return new(Exchange) }}
+
+// Begin takes an exchange from the pool and starts its clock.
+func Begin(plane string) *Exchange {
+	x := exchanges.Get().(*Exchange)
+	x.Reset(plane)
+	return x
+}
+
+// Reset clears x and starts its clock anew, for a plane that keeps one exchange
+// for a session instead of taking each from the pool.
+func (x *Exchange) Reset(plane string) {
+	*x = Exchange{Plane: plane, Color: ColorUnknown, Start: time.Now()}
+}
+
+// Try notes an attempt.
+func (x *Exchange) Try(a Attempt) {
+	if x.Tries < MaxAttempts {
+		x.attempts[x.Tries] = a
+		x.Attempts = x.attempts[:x.Tries+1]
+	}
+	x.Tries++
+}
+
+// Finish stops the clock and gives x to the sink. x may be Reset afterwards.
+func (x *Exchange) Finish(s Sink) {
+	x.Took = time.Since(x.Start)
+	s.Record(x)
+}
+
+// End finishes x and returns it to the pool; the caller must not touch it again.
+func (x *Exchange) End(s Sink) {
+	x.Finish(s)
+	x.Err = nil
+	exchanges.Put(x)
+}
+
+// Clone returns a copy that stays valid after Record has returned.
+func (x *Exchange) Clone() *Exchange {
+	c := *x
+	if len(x.Attempts) > 0 {
+		c.Attempts = c.attempts[:len(x.Attempts)]
+	}
+	return &c
+}
