@@ -1,0 +1,74 @@
+package deploy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"time"
+)
+
+// A Driver starts copies of the app and finds those again that an earlier life of
+// Mainstay started. Its methods may be called from several goroutines at once.
+type Driver interface {
+	// Start starts a copy and returns as soon as it exists; whether it serves
+	// is for the caller to find out. No two copies that live at the same time
+	// have the same address. An error says what could not be started and the
+	// mend; nothing is left behind then.
+	Start(ctx context.Context, s Spec) (Instance, error)
+	// Adopt takes back a copy by the handle that its instance gave in an
+	// earlier life. It returns ErrGone if that copy is no more; another copy
+	// that happens to look like it, such as a process with a reused id, is never
+	// adopted.
+	Adopt(ctx context.Context, s Spec, h Handle) (Instance, error)
+}
+
+// ErrGone is returned by Adopt for a copy that has ended meanwhile.
+var ErrGone = errors.New("the copy is no more")
+
+// A Spec says what to start.
+type Spec struct {
+	ID      string // unique in the life of the state folder: "green-7"
+	Color   string
+	Command Command
+	Dir     string   // absolute
+	Env     []string // the whole environment, as KEY=value; the driver adds PORT
+}
+
+// A Handle is what a driver needs to find a copy again after a kill -9 of
+// Mainstay. It is persisted, so it holds no secret.
+type Handle struct {
+	Address string          `json:"address"`           // host:port where the copy serves, or should
+	PID     int             `json:"pid,omitempty"`     // of the copy's first process, for people
+	Log     string          `json:"log,omitempty"`     // the file with its output, for people
+	Private json.RawMessage `json:"private,omitempty"` // the driver's own
+}
+
+// An Instance is one running copy of the app. Its methods may be called from
+// several goroutines at once, at any time, also after its end.
+type Instance interface {
+	Handle() Handle
+	// Exited is closed when the copy and everything it started have ended and
+	// its last output has been read.
+	Exited() <-chan struct{}
+	// Exit tells how the copy ended; before that it is the zero Exit.
+	Exit() Exit
+	// Stop asks the copy to end, and ends it when grace is over or ctx is
+	// done. It returns when Exited is closed; an error names what would not go.
+	Stop(ctx context.Context, grace time.Duration) error
+	// Listening lists the TCP addresses at which the copy listens, to tell an
+	// app that ignores PORT.
+	Listening() ([]netip.AddrPort, error)
+	// LastLines returns the newest lines of output, oldest first, bounded in
+	// number and length and free of control characters.
+	LastLines() []string
+}
+
+// An Exit tells how a copy ended.
+type Exit struct {
+	Code   int    // exit code; -1 if a signal ended it or nobody knows
+	Signal string // "SIGKILL"; empty if none
+	// Unknown is set for an adopted copy, whose exit code the kernel gave to
+	// somebody else.
+	Unknown bool
+}
