@@ -75,6 +75,7 @@ const MaxAttempts = 16
 // HTTP is what the edge and the Claude plane know of the request.
 type HTTP struct {
 	Method string
+	Scheme string // of the request as the client made it: "http" or "https"; empty if not known
 	Host   string
 	Path   string // without the query, which may hold secrets
 	Proto  string // "HTTP/1.1", "HTTP/2.0"
@@ -156,11 +157,38 @@ func (x *Exchange) End(s Sink) {
 	exchanges.Put(x)
 }
 
-// Clone returns a copy that stays valid after Record has returned.
+// Lasting reports whether x was a tunnel or an event stream: it lasts as long as
+// its ends like, so its length is kept out of latency figures.
+func (x *Exchange) Lasting() bool { return x.HTTP.Upgraded != "" || x.HTTP.Stream }
+
+// Clone returns a copy that stays valid after Record has returned: it shares no
+// memory with x but Err, which nobody writes to.
 func (x *Exchange) Clone() *Exchange {
 	c := *x
 	if len(x.Attempts) > 0 {
 		c.Attempts = c.attempts[:len(x.Attempts)]
 	}
+	size := 0
+	c.eachString(func(s *string) { size += len(*s) })
+	text := make([]byte, 0, size)
+	c.eachString(func(s *string) { text = append(text, *s...) })
+	all := string(text)
+	c.eachString(func(s *string) { *s, all = all[:len(*s)], all[len(*s):] })
 	return &c
+}
+
+// eachString visits every string of x, always in the same order.
+func (x *Exchange) eachString(visit func(*string)) {
+	for _, s := range [...]*string{
+		&x.Plane, &x.ID, &x.Route, &x.Color, &x.Caller, &x.Code, &x.Trace.State,
+		&x.HTTP.Method, &x.HTTP.Scheme, &x.HTTP.Host, &x.HTTP.Path, &x.HTTP.Proto, &x.HTTP.Target, &x.HTTP.Upgraded,
+		&x.DB.Database, &x.DB.User, &x.DB.Command, &x.DB.SQLState,
+		&x.GenAI.Model, &x.GenAI.StopReason, &x.GenAI.UpstreamID, &x.GenAI.ErrorType,
+	} {
+		visit(s)
+	}
+	for i := range x.Attempts {
+		visit(&x.Attempts[i].Target)
+		visit(&x.Attempts[i].Cause)
+	}
 }
