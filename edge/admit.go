@@ -1,0 +1,58 @@
+package edge
+
+import (
+	"encoding/hex"
+	"math/rand/v2"
+)
+
+// maxID bounds a request id that comes with a request.
+const maxID = 128
+
+// admit says who is asking and whether the request may enter; a code other than
+// OK is the reason why not.
+func (p *policy) admit(r *Request) Code {
+	r.Trusted = p.who.Trusted(r.Peer)
+	r.Client = p.who.Client(r.Peer, r.Header)
+	r.ID = r.Header("X-Request-Id")
+	if !validID(r.ID) {
+		r.ID = newID()
+	}
+	x := r.x
+	x.ID = r.ID
+	x.Caller = r.Client.String()
+	x.Trace.Continue(r.Header("Traceparent"), r.Header("Tracestate"))
+	switch {
+	case r.HeaderSize > int(p.cfg.Header):
+		return HeaderTooBig
+	case r.Host == "" || r.Method == "CONNECT":
+		return BadRequest
+	case p.cfg.Body > 0 && r.Length > int64(p.cfg.Body):
+		return TooLarge
+	}
+	return OK
+}
+
+// validID keeps ids that are safe in a header, a log line and a URL.
+func validID(id string) bool {
+	if id == "" || len(id) > maxID {
+		return false
+	}
+	for i := range len(id) {
+		c := id[i]
+		if c != '-' && c != '_' && c != '.' && (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
+			return false
+		}
+	}
+	return true
+}
+
+func newID() string {
+	var b [32]byte
+	var raw [16]byte
+	hi, lo := rand.Uint64(), rand.Uint64()
+	for i := range 8 {
+		raw[i], raw[8+i] = byte(hi>>(8*i)), byte(lo>>(8*i))
+	}
+	hex.Encode(b[:], raw[:])
+	return string(b[:])
+}

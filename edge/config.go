@@ -1,0 +1,170 @@
+package edge
+
+import (
+	"crypto/tls"
+	"errors"
+	"os"
+	"time"
+
+	"mainstay.dev/mainstay/identity"
+	"mainstay.dev/mainstay/internal/setting"
+)
+
+// Config is the edge section.
+type Config struct {
+	Listen   string        `yaml:"listen" doc:"Address for plain HTTP/1.1 and HTTP/2 without TLS (h2c)."`
+	TLS      TLS           `yaml:"tls" doc:"A second address, with TLS."`
+	Drain    time.Duration `yaml:"drain" doc:"How long requests in flight may take to finish when Mainstay stops."`
+	Body     setting.Bytes `yaml:"max_body" doc:"Largest request body; a larger one is answered 413. 0: no limit."`
+	Header   setting.Bytes `yaml:"max_header" doc:"Largest request line and header together; a larger one is answered 431."`
+	Timeouts Timeouts      `yaml:"timeouts" doc:"Deadlines. None of them ends a stream that is alive."`
+	Hold     Hold          `yaml:"hold" doc:"Bounds for requests that wait while a deploy holds the traffic."`
+	Cache    Cache         `yaml:"cache" planned:"the HTTP cache" doc:"The HTTP cache."`
+	CDN      CDN           `yaml:"cdn" planned:"the CDN link" doc:"The CDN in front."`
+}
+
+// TLS is the edge's address with TLS.
+type TLS struct {
+	Listen string `yaml:"listen" doc:"Address for HTTP/1.1 and HTTP/2 with TLS; none if empty."`
+	Cert   string `yaml:"cert" doc:"PEM file with the certificate and its chain; read again on reload."`
+	Key    string `yaml:"key" doc:"PEM file with the private key; read again on reload."`
+
+	ACME    string   `yaml:"acme" planned:"certificates from an ACME authority" doc:"Contact address for the authority."`
+	Domains []string `yaml:"domains" planned:"certificates from an ACME authority" doc:"Names to get certificates for."`
+}
+
+// Timeouts are the edge's deadlines.
+type Timeouts struct {
+	Header   time.Duration `yaml:"header" doc:"For a client to send a whole request header."`
+	Read     time.Duration `yaml:"read" doc:"Longest silence while a client sends a body."`
+	Write    time.Duration `yaml:"write" doc:"Longest time a client may take to accept a piece of the answer."`
+	Idle     time.Duration `yaml:"idle" doc:"How long an idle client connection is kept."`
+	Dial     time.Duration `yaml:"dial" doc:"To connect to the app."`
+	Response time.Duration `yaml:"response" doc:"From the whole request sent to the first byte of the app's answer; then 504."`
+	Stall    time.Duration `yaml:"stall" doc:"Longest silence of the app in the middle of an answer that is neither an event stream nor a tunnel."`
+	Upstream time.Duration `yaml:"upstream_idle" doc:"How long an idle connection to the app is kept. Keep it below the app's own limit (Node closes after 5s), or a request may meet a closing connection."`
+}
+
+// Hold bounds the requests that wait for a target.
+type Hold struct {
+	For      time.Duration `yaml:"for" doc:"Longest wait; then 503."`
+	Requests int           `yaml:"requests" doc:"How many may wait at once; one more is answered 503."`
+}
+
+// Cache is the schema of the HTTP cache to come.
+type Cache struct {
+	Size         setting.Bytes `yaml:"size" doc:"Memory for stored answers."`
+	StaleIfError time.Duration `yaml:"stale_if_error" doc:"How long a stored answer may serve when the app fails."`
+}
+
+// CDN is the schema of the CDN link to come.
+type CDN struct {
+	Provider string         `yaml:"provider" doc:"cloudflare."`
+	Zone     string         `yaml:"zone" doc:"The zone's id."`
+	Token    setting.Secret `yaml:"token" doc:"An API token that may purge."`
+}
+
+// SetDefaults fills in what the file leaves out.
+func (c *Config) SetDefaults() {
+	*c = Config{
+		Listen: ":8080",
+		Drain:  30 * time.Second,
+		Body:   100e6,
+		Header: 64e3,
+		Timeouts: Timeouts{
+			Header: 10 * time.Second, Read: 30 * time.Second, Write: 30 * time.Second, Idle: 2 * time.Minute,
+			Dial: 5 * time.Second, Response: 2 * time.Minute, Stall: 5 * time.Minute, Upstream: 4 * time.Second,
+		},
+		Hold: Hold{For: 30 * time.Second, Requests: 1000},
+	}
+}
+
+// Validate reports every mistake that can be seen without touching anything.
+func (c *Config) Validate(ps *setting.Problems) {
+	if c.Listen == "" && c.TLS.Listen == "" {
+		ps.Add("listen", "must not be empty when tls.listen is too", "try :8080")
+	}
+	for _, d := range []struct {
+		key string
+		val time.Duration
+		try string
+	}{
+		{"drain", c.Drain, "30s"}, {"timeouts.header", c.Timeouts.Header, "10s"}, {"timeouts.read", c.Timeouts.Read, "30s"},
+		{"timeouts.write", c.Timeouts.Write, "30s"}, {"timeouts.idle", c.Timeouts.Idle, "2m"}, {"timeouts.dial", c.Timeouts.Dial, "5s"},
+		{"timeouts.response", c.Timeouts.Response, "2m"}, {"timeouts.stall", c.Timeouts.Stall, "5m"},
+		{"timeouts.upstream_idle", c.Timeouts.Upstream, "4s"}, {"hold.for", c.Hold.For, "30s"},
+	} {
+		if d.val <= 0 {
+			ps.Add(d.key, "must be positive", "try "+d.try)
+		}
+	}
+	if c.Body < 0 {
+		ps.Add("max_body", "must not be negative", "try 100MB, or 0 for no limit")
+	}
+	if c.Header < 4e3 || c.Header > 1e6 {
+		ps.Add("max_header", "must be between 4KB and 1MB", "try 64KB")
+	}
+	if c.Hold.Requests < 0 {
+		ps.Add("hold.requests", "must not be negative", "try 1000")
+	}
+	if c.TLS.Listen == "" && (c.TLS.Cert != "" || c.TLS.Key != "") {
+		ps.Add("tls.listen", "is missing though a certificate is given", "try :8443")
+	}
+	if c.TLS.Listen != "" && (c.TLS.Cert == "" || c.TLS.Key == "") {
+		ps.Add("tls", "needs cert and key", "give the two PEM files")
+	}
+}
+
+// policy is a compiled Config. It is immutable; a reload swaps the pointer to it.
+type policy struct {
+	cfg  Config
+	who  *identity.Proxies
+	cert *tls.Certificate // nil without TLS
+}
+
+// Compile checks cfg, reads the certificate and returns what the edge obeys. It
+// starts nothing; `mainstay check`, New and Prepare all use it.
+func Compile(cfg Config, who identity.Config) (*policy, error) {
+	var ps setting.Problems
+	cfg.Validate(&ps)
+	proxies, err := identity.Compile(who)
+	if err != nil {
+		for _, p := range setting.Of(err) {
+			ps.Add("identity."+p.Path, p.What, p.Mend)
+		}
+	}
+	p := &policy{cfg: cfg, who: proxies}
+	if cfg.TLS.Listen != "" && cfg.TLS.Cert != "" && cfg.TLS.Key != "" {
+		p.cert = certificate(cfg.TLS, &ps)
+	}
+	return p, ps.Err()
+}
+
+// certificate reads the pair, naming the file that is at fault.
+func certificate(cfg TLS, ps *setting.Problems) *tls.Certificate {
+	cert, err := os.ReadFile(cfg.Cert)
+	if err != nil {
+		ps.Add("tls.cert", "cannot be read: "+reason(err), "give a PEM file that Mainstay may read")
+	}
+	key, err2 := os.ReadFile(cfg.Key)
+	if err2 != nil {
+		ps.Add("tls.key", "cannot be read: "+reason(err2), "give a PEM file that Mainstay may read")
+	}
+	if err != nil || err2 != nil {
+		return nil
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		ps.Add("tls.key", "does not fit the certificate: "+reason(err), "give the key that belongs to "+cfg.Cert)
+		return nil
+	}
+	return &pair
+}
+
+// reason shortens an error to its cause where the path is already said.
+func reason(err error) string {
+	if pe, ok := errors.AsType[*os.PathError](err); ok {
+		return pe.Path + ": " + pe.Err.Error()
+	}
+	return err.Error()
+}

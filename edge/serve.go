@@ -1,0 +1,241 @@
+// Package edge is the HTTP plane: it says who is asking, whether they may enter
+// and where they go, carries the request to a live copy of the app and the answer
+// back, and swaps the copies without dropping a request.
+//
+// A Go program may import it to have the plane without the binary. A request's
+// life is told in [Server.ServeHTTP]; the file of a step is named after it.
+package edge
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"mainstay.dev/mainstay/identity"
+	"mainstay.dev/mainstay/internal/setting"
+	"mainstay.dev/mainstay/telemetry"
+)
+
+// Deps is what the edge needs from outside.
+type Deps struct {
+	Listener net.Listener // plain HTTP; nil: none
+	TLS      net.Listener // the bare listener of tls.listen; nil: none
+	// Dial connects to targets; nil means the network. Tests pass an in-memory one.
+	Dial     func(ctx context.Context, network, addr string) (net.Conn, error)
+	Identity identity.Config
+	Log      *slog.Logger
+	Sink     telemetry.Sink
+}
+
+// dialWithin bounds the time a connection may take to come about.
+func (d Deps) dialWithin(limit time.Duration) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		c, err := d.Dial(ctx, network, addr)
+		if err != nil {
+			return nil, &dialError{addr, err}
+		}
+		return c, nil
+	}
+}
+
+// dialError marks that not a byte of the request has left.
+type dialError struct {
+	addr string
+	err  error
+}
+
+func (e *dialError) Error() string { return "dial target " + e.addr + ": " + e.err.Error() }
+func (e *dialError) Unwrap() error { return e.err }
+
+// Server is the edge. Until the first Apply it has no targets and answers 503.
+type Server struct {
+	deps     Deps
+	policy   atomic.Pointer[policy]
+	plan     atomic.Pointer[plan]
+	applying sync.Mutex
+	holding  atomic.Int64
+	requests atomic.Int64 // in flight, tunnels and streams included
+	lanes    sync.Pool
+}
+
+// New checks cfg and wires the edge; it starts nothing.
+func New(cfg Config, d Deps) (*Server, error) {
+	p, err := Compile(cfg, d.Identity)
+	if err != nil {
+		return nil, err
+	}
+	if d.Dial == nil {
+		d.Dial = new(net.Dialer).DialContext
+	}
+	if d.Log == nil {
+		d.Log = slog.New(slog.DiscardHandler)
+	}
+	if d.Sink == nil {
+		d.Sink = telemetry.Discard
+	}
+	s := &Server{deps: d}
+	s.lanes.New = func() any { return newLane(s) }
+	s.policy.Store(p)
+	s.plan.Store(&plan{replaced: make(chan struct{}), mode: "serve"})
+	return s, nil
+}
+
+// Prepare compiles a new configuration. Nothing changes until commit is called,
+// and commit cannot fail. Targets keep the timeouts they were planned with.
+func (s *Server) Prepare(cfg Config, who identity.Config) (commit func(), err error) {
+	p, err := Compile(cfg, who)
+	ps := setting.Of(err)
+	old := s.policy.Load().cfg
+	if cfg.Listen != old.Listen {
+		ps.Add("listen", "cannot change while running", "restart Mainstay")
+	}
+	if cfg.TLS.Listen != old.TLS.Listen {
+		ps.Add("tls.listen", "cannot change while running", "restart Mainstay")
+	}
+	if cfg.Timeouts != old.Timeouts {
+		ps.Add("timeouts", "cannot change while running", "restart Mainstay")
+	}
+	if len(ps) > 0 {
+		return nil, ps
+	}
+	return func() { s.policy.Store(p) }, nil
+}
+
+// maxTries bounds how many targets one request may be tried on.
+const maxTries = 3
+
+// ServeHTTP is a request's whole life.
+func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
+	x := telemetry.Begin("edge")
+	s.requests.Add(1)
+	l := s.adapt(w, hr, x)
+	defer s.record(l)
+
+	p := s.policy.Load()
+	p.route(&l.Request)
+	if code := p.admit(&l.Request); code != OK {
+		l.refuse(code, nil)
+		return
+	}
+	var tried []*target
+	for {
+		t, code := s.claim(hr.Context(), &l.Request, tried)
+		if code != OK {
+			l.refuse(lastCause(code, l), nil)
+			return
+		}
+		code, err := l.forward(t)
+		if code == TargetUnreachable && len(tried) < maxTries-1 {
+			// Not a byte has left, so another target may have the request.
+			l.cause, tried = err, append(tried, t)
+			continue
+		}
+		if code != OK {
+			l.refuse(code, err)
+		}
+		return
+	}
+}
+
+// lastCause keeps "the app does not accept connections" from turning into "no
+// target" when all targets were tried in vain.
+func lastCause(code Code, l *lane) Code {
+	if code == NoTarget && l.cause != nil {
+		return TargetUnreachable
+	}
+	return code
+}
+
+// Run serves until ctx ends, then stops accepting, lets requests in flight finish
+// within edge.drain, and cuts what is left. It returns when all has ended.
+func (s *Server) Run(ctx context.Context) error {
+	base, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	var servers []*http.Server
+	served := make(chan error, 2)
+	serve := func(ln net.Listener, secure bool) {
+		srv := s.server(base, secure)
+		servers = append(servers, srv)
+		go func() {
+			if secure {
+				served <- srv.ServeTLS(ln, "", "")
+			} else {
+				served <- srv.Serve(ln)
+			}
+		}()
+	}
+	if s.deps.Listener != nil {
+		serve(s.deps.Listener, false)
+	}
+	if s.deps.TLS != nil {
+		serve(s.deps.TLS, true)
+	}
+	var err error
+	running := len(servers)
+	select {
+	case err = <-served:
+		running--
+	case <-ctx.Done():
+	}
+	err = errors.Join(err, s.drain(ctx, servers, cut))
+	for range running {
+		if e := <-served; !errors.Is(e, http.ErrServerClosed) {
+			err = errors.Join(err, e)
+		}
+	}
+	for _, sh := range s.plan.Load().shares {
+		sh.transport.CloseIdleConnections()
+	}
+	return err
+}
+
+// drain ends the servers: first kindly, then, when the limit is reached, by
+// cutting. http.Server does not wait for tunnels, so the count of requests does.
+func (s *Server) drain(ctx context.Context, servers []*http.Server, cut func()) error {
+	limit := s.policy.Load().cfg.Drain
+	if n := s.requests.Load(); n > 0 {
+		s.deps.Log.Info("draining", "requests", n, "limit", limit)
+	}
+	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	defer cancel()
+	done := make(chan error, len(servers))
+	for _, srv := range servers {
+		go func() { done <- srv.Shutdown(dctx) }()
+	}
+	var late error
+	for range servers {
+		late = errors.Join(late, <-done)
+	}
+	s.awaitIdle(dctx)
+	if open := s.requests.Load(); open > 0 || late != nil {
+		s.deps.Log.Warn("drain limit reached; cutting what is left", "requests", open, "limit", limit)
+		cut()
+		for _, srv := range servers {
+			srv.Close()
+		}
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		s.awaitIdle(last)
+	}
+	return nil
+}
+
+// awaitIdle returns when no request is in flight or ctx ends.
+func (s *Server) awaitIdle(ctx context.Context) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for s.requests.Load() > 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
