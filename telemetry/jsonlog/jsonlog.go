@@ -1,0 +1,294 @@
+// Package jsonlog writes the canonical log line: one line for each request, query
+// and call, with the same keys in all planes, and one for each event. The logger
+// it is given decides the format; Mainstay gives it JSON.
+//
+// Package app makes the sink; any Go program that uses a plane without the binary
+// may do the same.
+package jsonlog
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"mainstay.dev/mainstay/telemetry"
+)
+
+// Which says which exchanges get a line. Events always do.
+type Which int32
+
+const (
+	All    Which = iota // every exchange
+	Errors              // those for which Mainstay or an upstream is to blame
+	None                // no exchange
+)
+
+// ParseWhich reads all, errors or none.
+func ParseWhich(s string) (Which, error) {
+	for w, name := range whichNames {
+		if s == name {
+			return Which(w), nil
+		}
+	}
+	return All, fmt.Errorf("%q is none of all, errors and none", s)
+}
+
+var whichNames = [...]string{"all", "errors", "none"}
+
+func (w Which) String() string {
+	if w < 0 || int(w) >= len(whichNames) {
+		return "unknown"
+	}
+	return whichNames[w]
+}
+
+// The keys of the canonical line. Times are in milliseconds. A key whose value is
+// not known or zero is left out, but for took_ms.
+const (
+	keyPlane     = "plane"
+	keyID        = "id"
+	keyRoute     = "route"
+	keyCode      = "code"
+	keyBlame     = "blame"
+	keyColor     = "color"
+	keyCaller    = "caller"
+	keyTook      = "took_ms"
+	keyWaited    = "waited_ms"
+	keyFirstByte = "first_byte_ms"
+	keyBytesIn   = "bytes_in"
+	keyBytesOut  = "bytes_out"
+	keyAttempts  = "attempts"
+	keyCauses    = "causes"
+	keyTraceID   = "trace_id"
+	keySpanID    = "span_id"
+	keyErr       = "err"
+
+	keyMethod   = "method"
+	keyHost     = "host"
+	keyPath     = "path"
+	keyProto    = "proto"
+	keyStatus   = "status"
+	keyTarget   = "target"
+	keyUpgraded = "upgraded"
+	keyStream   = "stream"
+
+	keyDatabase = "database"
+	keyUser     = "user"
+	keyCommand  = "command"
+	keySQLState = "sqlstate"
+	keyRows     = "rows"
+	keyQueries  = "queries"
+
+	keyModel      = "model"
+	keyInput      = "input_tokens"
+	keyCacheRead  = "cache_read_tokens"
+	keyCacheWrite = "cache_write_tokens"
+	keyOutput     = "output_tokens"
+	keyStop       = "stop_reason"
+	keyUpstreamID = "upstream_id"
+	keyErrorType  = "error_type"
+
+	keyPart  = "part"
+	keyEvent = "event"
+	keyText  = "text"
+)
+
+// A Sink writes lines. Its methods may be called from many goroutines at once,
+// as the logger's handler may. The handler must have used up a record when its
+// Handle returns: the strings of an exchange are borrowed until then.
+type Sink struct {
+	handler slog.Handler
+	which   atomic.Int32
+	scratch sync.Pool // *[]slog.Attr
+}
+
+// New makes a sink that writes to log.
+func New(log *slog.Logger, which Which) *Sink {
+	s := &Sink{handler: log.Handler()}
+	s.scratch.New = func() any {
+		attrs := make([]slog.Attr, 0, 40)
+		return &attrs
+	}
+	s.Choose(which)
+	return s
+}
+
+// Choose changes which exchanges get a line, from now on.
+func (s *Sink) Choose(which Which) { s.which.Store(int32(which)) }
+
+// Record writes the line of x: at level ERROR if Mainstay or an upstream is to
+// blame, else at INFO. An error of the handler is lost, as it is with any logger.
+func (s *Sink) Record(x *telemetry.Exchange) {
+	level, failed := slog.LevelInfo, x.Blame == telemetry.BlameMainstay || x.Blame == telemetry.BlameUpstream
+	if failed {
+		level = slog.LevelError
+	}
+	which := Which(s.which.Load())
+	ctx := context.Background()
+	if which == None || which == Errors && !failed || !s.handler.Enabled(ctx, level) {
+		return
+	}
+	scratch := s.scratch.Get().(*[]slog.Attr)
+	line := line{(*scratch)[:0]}
+	line.exchange(x)
+	r := slog.NewRecord(x.Start.Add(x.Took), level, message(x.Plane), 0)
+	r.AddAttrs(line.attrs...)
+	s.handler.Handle(ctx, r)
+	clear(line.attrs) // no string of x outlives this call in the pool
+	*scratch = line.attrs
+	s.scratch.Put(scratch)
+}
+
+// Emit writes e's line.
+func (s *Sink) Emit(e telemetry.Event) {
+	ctx := context.Background()
+	if !s.handler.Enabled(ctx, e.Level) {
+		return
+	}
+	at := e.Time
+	if at.IsZero() {
+		at = time.Now()
+	}
+	r := slog.NewRecord(at, e.Level, "event", 0)
+	r.AddAttrs(slog.String(keyPart, e.Part), slog.String(keyEvent, e.Name))
+	if e.Color != "" {
+		r.AddAttrs(slog.String(keyColor, e.Color))
+	}
+	if e.Text != "" {
+		r.AddAttrs(slog.String(keyText, e.Text))
+	}
+	r.AddAttrs(e.Attrs...)
+	s.handler.Handle(ctx, r)
+}
+
+// message is the constant message of a plane's lines.
+func message(plane string) string {
+	switch plane {
+	case "edge":
+		return "request"
+	case "pooler":
+		return "query"
+	case "claude":
+		return "call"
+	}
+	return "exchange"
+}
+
+// line collects the attributes of one line.
+type line struct{ attrs []slog.Attr }
+
+func (l *line) exchange(x *telemetry.Exchange) {
+	l.text(keyPlane, x.Plane)
+	l.text(keyID, x.ID)
+	l.text(keyRoute, x.Route)
+	l.http(&x.HTTP)
+	l.db(&x.DB)
+	l.genAI(&x.GenAI)
+	l.text(keyCode, x.Code)
+	if x.Blame != telemetry.BlameNone {
+		l.text(keyBlame, x.Blame.String())
+	}
+	l.text(keyColor, x.Color)
+	l.text(keyCaller, x.Caller)
+	l.attrs = append(l.attrs, slog.Float64(keyTook, milliseconds(x.Took)))
+	l.time(keyWaited, x.Waited)
+	l.time(keyFirstByte, x.FirstByte)
+	l.number(keyBytesIn, x.BytesIn)
+	l.number(keyBytesOut, x.BytesOut)
+	l.attempts(x)
+	l.trace(&x.Trace)
+	if x.Err != nil {
+		l.text(keyErr, x.Err.Error())
+	}
+}
+
+func (l *line) http(h *telemetry.HTTP) {
+	l.text(keyMethod, h.Method)
+	l.text(keyHost, h.Host)
+	l.text(keyPath, h.Path)
+	l.text(keyProto, h.Proto)
+	l.number(keyStatus, int64(h.Status))
+	l.text(keyTarget, h.Target)
+	l.text(keyUpgraded, h.Upgraded)
+	l.flag(keyStream, h.Stream)
+}
+
+func (l *line) db(d *telemetry.DB) {
+	l.text(keyDatabase, d.Database)
+	l.text(keyUser, d.User)
+	l.text(keyCommand, d.Command)
+	l.text(keySQLState, d.SQLState)
+	l.number(keyRows, d.Rows)
+	l.number(keyQueries, int64(d.Queries))
+}
+
+func (l *line) genAI(g *telemetry.GenAI) {
+	l.text(keyModel, g.Model)
+	l.number(keyInput, g.InputTokens)
+	l.number(keyCacheRead, g.CacheReadTokens)
+	l.number(keyCacheWrite, g.CacheWriteTokens)
+	l.number(keyOutput, g.OutputTokens)
+	l.text(keyStop, g.StopReason)
+	l.text(keyUpstreamID, g.UpstreamID)
+	l.text(keyErrorType, g.ErrorType)
+}
+
+// attempts tells how many tries there were, and of more than one, why those that
+// failed did: "overloaded,reset".
+func (l *line) attempts(x *telemetry.Exchange) {
+	l.number(keyAttempts, int64(x.Tries))
+	causes := ""
+	for i := range x.Attempts {
+		switch cause := x.Attempts[i].Cause; {
+		case cause == "":
+		case causes == "":
+			causes = cause
+		default:
+			causes += "," + cause
+		}
+	}
+	l.text(keyCauses, causes)
+}
+
+// trace writes both ids from one string.
+func (l *line) trace(t *telemetry.Trace) {
+	if t.TraceID == [16]byte{} {
+		return
+	}
+	var b [48]byte
+	hex.Encode(b[:32], t.TraceID[:])
+	hex.Encode(b[32:], t.SpanID[:])
+	ids := string(b[:])
+	l.attrs = append(l.attrs, slog.String(keyTraceID, ids[:32]), slog.String(keySpanID, ids[32:]))
+}
+
+func (l *line) text(key, v string) {
+	if v != "" {
+		l.attrs = append(l.attrs, slog.String(key, v))
+	}
+}
+
+func (l *line) number(key string, v int64) {
+	if v != 0 {
+		l.attrs = append(l.attrs, slog.Int64(key, v))
+	}
+}
+
+func (l *line) flag(key string, v bool) {
+	if v {
+		l.attrs = append(l.attrs, slog.Bool(key, true))
+	}
+}
+
+func (l *line) time(key string, d time.Duration) {
+	if d != 0 {
+		l.attrs = append(l.attrs, slog.Float64(key, milliseconds(d)))
+	}
+}
+
+// milliseconds keeps microseconds, which is as fine as anybody reads.
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -1,0 +1,176 @@
+package otlp
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.opentelemetry.io/otel/codes"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
+
+	"mainstay.dev/mainstay/telemetry"
+)
+
+var begin = time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC)
+
+func spansOf(x *telemetry.Exchange) []sdktrace.ReadOnlySpan {
+	x.Start = begin
+	x.Trace.Continue("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "vendor=1")
+	return appendSpans(nil, x, Resource{Service: "s"}.attributes())
+}
+
+func attributes(s sdktrace.ReadOnlySpan) map[string]any {
+	out := map[string]any{}
+	for _, kv := range s.Attributes() {
+		out[string(kv.Key)] = kv.Value.AsInterface()
+	}
+	return out
+}
+
+func TestARequestIsAServerSpanInTheCallersTrace(t *testing.T) {
+	x := &telemetry.Exchange{
+		Plane: "edge", ID: "r-1", Route: "app", Color: "blue", Caller: "203.0.113.7", Code: "ok",
+		Took: 3 * time.Second, Waited: time.Second, FirstByte: 2 * time.Second, BytesIn: 1, BytesOut: 2,
+		HTTP: telemetry.HTTP{Method: "GET", Scheme: "https", Host: "example.com:8443", Path: "/api", Proto: "HTTP/2.0", Status: 200, Target: "127.0.0.1:3000"},
+	}
+	x.Try(telemetry.Attempt{Start: begin, Took: time.Second, Target: "127.0.0.1:3000", Cause: "refused"})
+	x.Try(telemetry.Attempt{Start: begin.Add(time.Second), Took: 2 * time.Second, Waited: 100 * time.Millisecond, Target: "127.0.0.1:3001", Status: 200})
+	spans := spansOf(x)
+	if len(spans) != 3 {
+		t.Fatalf("%d spans, want the request and two attempts", len(spans))
+	}
+	s := spans[0]
+	if s.SpanContext().SpanID() != x.Trace.SpanID || s.SpanContext().TraceID() != x.Trace.TraceID || s.Parent().SpanID() != x.Trace.Parent || !s.Parent().IsRemote() {
+		t.Errorf("context %+v below %+v, want the exchange's own", s.SpanContext(), s.Parent())
+	}
+	if s.SpanContext().TraceState().Get("vendor") != "1" || s.SpanKind() != trace.SpanKindServer || s.Name() != "GET" ||
+		!s.StartTime().Equal(begin) || s.EndTime().Sub(begin) != 3*time.Second || s.Status().Code != codes.Unset {
+		t.Errorf("span %q kind %v state %v, %v to %v, status %v", s.Name(), s.SpanKind(), s.SpanContext().TraceState(), s.StartTime(), s.EndTime(), s.Status())
+	}
+	want := map[string]any{
+		"mainstay.plane": "edge", "mainstay.id": "r-1", "mainstay.route": "app", "mainstay.color": "blue", "mainstay.code": "ok",
+		"mainstay.wait": 1.0, "mainstay.first_byte": 2.0, "mainstay.attempts": int64(2), "mainstay.target": "127.0.0.1:3000",
+		"http.request.method": "GET", "http.response.status_code": int64(200), "network.protocol.version": "2",
+		"http.request.body.size": int64(1), "http.response.body.size": int64(2),
+		"url.path": "/api", "url.scheme": "https", "server.address": "example.com", "server.port": int64(8443), "client.address": "203.0.113.7",
+	}
+	if diff := cmp.Diff(want, attributes(s)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	second := attributes(spans[2])
+	wantTry := map[string]any{
+		"mainstay.plane": "edge", "mainstay.color": "blue", "mainstay.wait": 0.1, "http.request.method": "GET", "http.request.resend_count": int64(1),
+		"http.response.status_code": int64(200), "server.address": "127.0.0.1", "server.port": int64(3001),
+	}
+	if diff := cmp.Diff(wantTry, second); diff != "" {
+		t.Errorf("second attempt (-want +got):\n%s", diff)
+	}
+	for _, a := range spans[1:] {
+		if a.Parent().SpanID() != s.SpanContext().SpanID() || a.SpanKind() != trace.SpanKindClient || !a.SpanContext().IsValid() || !a.SpanContext().IsSampled() {
+			t.Errorf("attempt %+v below %+v", a.SpanContext(), a.Parent())
+		}
+	}
+	if spans[1].SpanContext().SpanID() == spans[2].SpanContext().SpanID() || spans[1].Status().Code != codes.Error {
+		t.Errorf("attempts %v %v, first has status %v", spans[1].SpanContext().SpanID(), spans[2].SpanContext().SpanID(), spans[1].Status())
+	}
+}
+
+func TestAQueryIsADatabaseClientSpan(t *testing.T) {
+	s := spansOf(&telemetry.Exchange{
+		Plane: "pooler", Route: "app", Color: "green", Caller: "u", Code: "query_error", Blame: telemetry.BlameClient, Err: errors.New("division by zero"),
+		DB: telemetry.DB{Database: "app", User: "u", Command: "SELECT", SQLState: "22012", Rows: 3, Queries: 2},
+	})[0]
+	want := map[string]any{
+		"mainstay.plane": "pooler", "mainstay.route": "app", "mainstay.color": "green", "mainstay.code": "query_error", "mainstay.blame": "client",
+		"mainstay.caller": "u", "mainstay.wait": 0.0, "error.type": "query_error",
+		"db.system.name": "postgresql", "db.namespace": "app", "db.operation.name": "SELECT", "db.response.status_code": "22012",
+		"db.operation.batch.size": int64(2), "db.response.returned_rows": int64(3),
+	}
+	if diff := cmp.Diff(want, attributes(s)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if s.Name() != "SELECT app" || s.SpanKind() != trace.SpanKindClient || s.Status() != (sdktrace.Status{Code: codes.Error, Description: "division by zero"}) {
+		t.Errorf("%q kind %v status %v", s.Name(), s.SpanKind(), s.Status())
+	}
+}
+
+func TestACallIsAGenAISpanWhoseInputIsTheSumOfTheThree(t *testing.T) {
+	s := spansOf(&telemetry.Exchange{
+		Plane: "claude", Route: "/v1/messages", Code: "ok", FirstByte: time.Second, Took: 2 * time.Second,
+		HTTP: telemetry.HTTP{Method: "POST", Status: 200, Target: "api.anthropic.com:443"},
+		GenAI: telemetry.GenAI{Model: "claude-opus-4", Stream: true, InputTokens: 1, CacheReadTokens: 20, CacheWriteTokens: 300, OutputTokens: 4000,
+			StopReason: "end_turn", UpstreamID: "req_1"},
+	})[0]
+	got := attributes(s)
+	for key, want := range map[string]any{
+		"gen_ai.provider.name": "anthropic", "gen_ai.operation.name": "chat", "gen_ai.request.model": "claude-opus-4", "gen_ai.request.stream": true,
+		"gen_ai.usage.input_tokens": int64(321), "gen_ai.usage.cache_read.input_tokens": int64(20),
+		"gen_ai.usage.cache_creation.input_tokens": int64(300), "gen_ai.usage.output_tokens": int64(4000),
+		"gen_ai.response.time_to_first_chunk": 1.0, "mainstay.upstream_id": "req_1", "server.address": "api.anthropic.com", "server.port": int64(443),
+	} {
+		if got[key] != want {
+			t.Errorf("%s is %v, want %v", key, got[key], want)
+		}
+	}
+	if diff := cmp.Diff([]string{"end_turn"}, got["gen_ai.response.finish_reasons"]); diff != "" {
+		t.Error(diff)
+	}
+	if s.Name() != "chat claude-opus-4" || s.SpanKind() != trace.SpanKindClient {
+		t.Errorf("%q kind %v", s.Name(), s.SpanKind())
+	}
+}
+
+func TestStatusFollowsTheConventionsOfEachKind(t *testing.T) {
+	for name, c := range map[string]struct {
+		x         telemetry.Exchange
+		want      codes.Code
+		errorType any
+	}{
+		"a request the app refused":     {telemetry.Exchange{Plane: "edge", Code: "ok", HTTP: telemetry.HTTP{Status: 404}}, codes.Unset, nil},
+		"a request over the limit":      {telemetry.Exchange{Plane: "edge", Code: "too_large", Blame: telemetry.BlameClient, HTTP: telemetry.HTTP{Status: 413}}, codes.Unset, "too_large"},
+		"a 500 of the app":              {telemetry.Exchange{Plane: "edge", Code: "ok", HTTP: telemetry.HTTP{Status: 500}}, codes.Error, "500"},
+		"no target":                     {telemetry.Exchange{Plane: "edge", Code: "no_target", Blame: telemetry.BlameMainstay, HTTP: telemetry.HTTP{Status: 503}}, codes.Error, "no_target"},
+		"a call that the API refused":   {telemetry.Exchange{Plane: "claude", Code: "refused", Blame: telemetry.BlameClient, HTTP: telemetry.HTTP{Status: 400}}, codes.Error, "refused"},
+		"a query of a client that left": {telemetry.Exchange{Plane: "pooler", Code: "client_gone", Blame: telemetry.BlameClient}, codes.Error, "client_gone"},
+	} {
+		s := spansOf(&c.x)[0]
+		if s.Status().Code != c.want || attributes(s)["error.type"] != c.errorType {
+			t.Errorf("%s: status %v, error.type %v", name, s.Status().Code, attributes(s)["error.type"])
+		}
+	}
+}
+
+func TestWhatClientsSendCannotSpoilABatchOrInventSpanNames(t *testing.T) {
+	var c collector
+	s, err := newSink(config("http://collector"), Resource{}, quietLog, &c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := run(t, s)
+	x := sampled("edge")
+	x.HTTP = telemetry.HTTP{Method: "INVENTED\xff", Path: "/\xff\xfe", Host: "\xff"}
+	x.Trace.State = "no trace state at all \xff"
+	x.Err = errors.New("\xff")
+	s.Record(x)
+	y := sampled("claude")
+	y.Route, y.GenAI.Model, y.GenAI.StopReason = "/v1/messages", string(make([]byte, 1<<16))+"\xff", "\xff"
+	s.Record(y)
+	stop()
+	spans := c.spans()
+	if len(spans) != 2 || spans[0].Name != "HTTP" || len(spans[1].Name) > maxText {
+		t.Fatalf("%d spans, dropped %d: %.200v", len(spans), s.Dropped(), spans)
+	}
+}
+
+func BenchmarkSpans(b *testing.B) {
+	x := &telemetry.Exchange{Plane: "edge", Route: "app", Code: "ok", HTTP: telemetry.HTTP{Method: "GET", Path: "/api", Host: "h", Status: 200}}
+	x.Trace.Continue("", "")
+	x.Try(telemetry.Attempt{Target: "127.0.0.1:3000", Status: 200})
+	res := Resource{Service: "s"}.attributes()
+	b.ReportAllocs()
+	for b.Loop() {
+		appendSpans(nil, x, res)
+	}
+}
