@@ -1,7 +1,7 @@
 package deploy
 
 import (
-	"fmt"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -62,25 +62,27 @@ func (c Config) Validate(ps *setting.Problems) {
 	if len(c.Run) > 0 {
 		c.Run.validate("run", ps)
 	}
-	if h := c.Health; true {
-		if h.Path != "" && !strings.HasPrefix(h.Path, "/") {
-			ps.Add("health.path", "must start with a slash", "write /"+h.Path)
-		}
-		if strings.ContainsFunc(h.Path, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '#' }) {
-			ps.Add("health.path", "must not hold spaces, control characters or a #", "escape them, as %20")
-		}
-		positive(ps, "health.interval", h.Interval, "1s")
-		positive(ps, "health.timeout", h.Timeout, "2s")
-		positive(ps, "health.start_within", h.StartWithin, "60s")
-		atLeastOne(ps, "health.healthy_after", h.HealthyAfter, "2")
-		atLeastOne(ps, "health.unhealthy_after", h.UnhealthyAfter, "3")
-	}
+	c.Health.validate(ps)
 	if c.Drain < 0 {
 		ps.Add("drain", "must not be negative", "try 30s")
 	}
 	if c.Grace < 0 {
 		ps.Add("grace", "must not be negative", "try 10s")
 	}
+}
+
+func (h Health) validate(ps *setting.Problems) {
+	if h.Path != "" && !strings.HasPrefix(h.Path, "/") {
+		ps.Add("health.path", "must start with a slash", "write /"+h.Path)
+	}
+	if strings.ContainsFunc(h.Path, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '#' }) {
+		ps.Add("health.path", "must not hold spaces, control characters or a #", "escape them, as %20")
+	}
+	positive(ps, "health.interval", h.Interval, "1s")
+	positive(ps, "health.timeout", h.Timeout, "2s")
+	positive(ps, "health.start_within", h.StartWithin, "60s")
+	atLeastOne(ps, "health.healthy_after", h.HealthyAfter, "2")
+	atLeastOne(ps, "health.unhealthy_after", h.UnhealthyAfter, "3")
 }
 
 func positive(ps *setting.Problems, path string, d time.Duration, try string) {
@@ -102,7 +104,7 @@ type Command []string
 // DecodeScalar takes a shell line.
 func (c *Command) DecodeScalar(line string) error {
 	if strings.TrimSpace(line) == "" {
-		return fmt.Errorf("a command must not be empty; write one as npm start")
+		return errors.New("a command must not be empty; write one as npm start")
 	}
 	*c = Command{"/bin/sh", "-c", line}
 	return nil

@@ -1,6 +1,12 @@
 package deploy
 
-import "time"
+import (
+	"log/slog"
+	"slices"
+	"time"
+
+	"mainstay.dev/mainstay/telemetry"
+)
 
 // A State is how a copy fares.
 type State string
@@ -47,4 +53,74 @@ type Underway struct {
 	Since time.Time `json:"since"`
 	Step  Step      `json:"step"`
 	Text  string    `json:"text"`
+}
+
+// Status tells how things stand now.
+func (d *Deployer) Status() Status {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	st := Status{Live: d.live.copy(), Next: d.next.copy(), Old: d.old.copy()}
+	if u := d.underway; u != nil {
+		c := *u
+		st.Deploying = &c
+	}
+	return st
+}
+
+func (s *slot) copy() *Copy {
+	if s == nil {
+		return nil
+	}
+	c := &Copy{
+		ID: s.id, Color: s.color, Version: s.release.Version, Command: s.release.Command.String(), Dir: s.release.Dir,
+		State: s.state, Reason: s.reason, Since: s.since, Began: s.began, Adopted: s.adopted,
+		Restarts: s.restarts, LastExit: s.lastExit,
+	}
+	if s.inst != nil {
+		h := s.inst.Handle()
+		c.Address, c.PID, c.Log = h.Address, h.PID, h.Log
+	}
+	return c
+}
+
+// History returns what is kept of past deploys, newest first.
+func (d *Deployer) History() []Record {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	rs := slices.Clone(d.history)
+	slices.Reverse(rs)
+	return rs
+}
+
+// Levels returns what stands at a height now, for the metrics.
+func (d *Deployer) Levels() []telemetry.Level {
+	st := d.Status()
+	var ls []telemetry.Level
+	for _, in := range []struct {
+		role string
+		copy *Copy
+	}{{"live", st.Live}, {"next", st.Next}, {"old", st.Old}} {
+		c := in.copy
+		if c == nil {
+			continue
+		}
+		labels := []telemetry.Label{{Name: "color", Value: c.Color}, {Name: "role", Value: in.role}}
+		healthy := 0.0
+		if c.State == Healthy || c.State == Draining {
+			healthy = 1
+		}
+		ls = append(ls,
+			telemetry.Level{Name: "mainstay_app_healthy", Help: "1 if the copy of the app in this color passes its probes.", Labels: labels, Value: healthy},
+			telemetry.Level{Name: "mainstay_app_restarts", Help: "Restarts after crashes since this color was deployed.", Labels: labels, Value: float64(c.Restarts)})
+	}
+	busy := 0.0
+	if st.Deploying != nil {
+		busy = 1
+	}
+	return append(ls, telemetry.Level{Name: "mainstay_deploy_underway", Help: "1 while a deploy is at work.", Value: busy})
+}
+
+// emit tells the sink what happened.
+func (d *Deployer) emit(level slog.Level, name, color, text string, attrs ...slog.Attr) {
+	d.deps.Sink.Emit(telemetry.Event{Time: time.Now(), Part: "deploy", Name: name, Color: color, Level: level, Text: text, Attrs: attrs})
 }

@@ -1,0 +1,199 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// prober asks a copy over HTTP whether it is fit. Every probe has a connection of
+// its own, so that a copy that no longer accepts any is noticed.
+type prober struct{ client *http.Client }
+
+func newProber() *prober {
+	return &prober{&http.Client{
+		Transport: &http.Transport{
+			DisableKeepAlives:      true,
+			DisableCompression:     true,
+			MaxResponseHeaderBytes: 64 << 10,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+}
+
+// maxProbeBody is how much of an answer's body is read before the connection is
+// dropped; the body itself is not judged.
+const maxProbeBody = 64 << 10
+
+// probe returns nil if the copy at address is fit, or an error that says what was
+// asked and what came.
+func (p *prober) probe(ctx context.Context, address string, h Health) error {
+	path := h.Path
+	if path == "" {
+		path = "/"
+	}
+	ctx, cancel := context.WithTimeout(ctx, h.Timeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
+	if err != nil {
+		return fmt.Errorf("probe %s: %w", path, err)
+	}
+	req.Header.Set("User-Agent", "mainstay-health")
+	resp, err := p.client.Do(req)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("GET %s got no answer within %v", path, h.Timeout)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return err
+	case err != nil:
+		return fmt.Errorf("GET %s got no HTTP answer: %w", path, bare(err))
+	}
+	_, _ = io.CopyN(io.Discard, resp.Body, maxProbeBody) // lets the app finish its answer; whether it can is not judged
+	_ = resp.Body.Close()
+	if s := resp.StatusCode; s >= 500 || h.Path != "" && (s < 200 || s > 399) {
+		return fmt.Errorf("GET %s answered %s", path, strings.TrimSpace(fmt.Sprint(s, " ", http.StatusText(s))))
+	}
+	return nil
+}
+
+// bare strips what net/http puts around an error: method and address are in the
+// sentence already.
+func bare(err error) error {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil || !strings.HasPrefix(err.Error(), "Get ") {
+			return err
+		}
+		err = inner
+	}
+}
+
+// explain says why a probe of inst gave err, and what would mend it. For a copy
+// that refuses connections it looks where the copy listens instead.
+func explain(inst Instance, err error) (why, mend string) {
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return err.Error(), ""
+	}
+	want, perr := netip.ParseAddrPort(inst.Handle().Address)
+	if perr != nil {
+		return err.Error(), ""
+	}
+	at, lerr := inst.Listening()
+	if lerr != nil {
+		return fmt.Sprintf("nothing accepts connections on %v (where the app listens could not be read: %v)", want, lerr), ""
+	}
+	if len(at) == 0 {
+		return fmt.Sprintf("the app does not listen on PORT=%d yet", want.Port()), ""
+	}
+	var ports []string
+	for _, a := range at {
+		if a.Port() == want.Port() {
+			return fmt.Sprintf("the app listens on %v, not on %v", a, want),
+				"make it listen on 127.0.0.1 or 0.0.0.0 (for example HOSTNAME=0.0.0.0 for Next.js)"
+		}
+		if port := fmt.Sprint(a.Port()); len(ports) == 0 || ports[len(ports)-1] != port {
+			ports = append(ports, port)
+		}
+	}
+	return fmt.Sprintf("the app listens on %s, not on PORT=%d", strings.Join(ports, ", "), want.Port()),
+		"make it read PORT (for example `next start -p $PORT`)"
+}
+
+// awaitHealthy probes inst until it is healthy; it gives up when inst ends, when
+// health.start_within is over, or when ctx is done. tell is called with each new
+// reason why it is not healthy yet.
+func (d *Deployer) awaitHealthy(ctx context.Context, id string, inst Instance, tell func(Step, string)) error {
+	h := d.policy.Load().Health
+	deadline := time.NewTimer(h.StartWithin)
+	defer deadline.Stop()
+	tick := time.NewTicker(min(h.Interval, d.timing.startProbe))
+	defer tick.Stop()
+	w := waiting{began: time.Now(), notice: d.timing.notice}
+	for good := 0; ; {
+		err := d.probe(ctx, inst.Handle().Address, h)
+		if err == nil {
+			good++
+		} else if ctx.Err() == nil {
+			good = 0
+			if w.learn(inst, err) {
+				tell(StepWaiting, w.text())
+			}
+			d.logWaiting(id, &w)
+		}
+		select {
+		case <-inst.Exited():
+			return &StartError{Target: id, What: "ended before it was healthy: " + inst.Exit().String(), Lines: inst.LastLines()}
+		default:
+		}
+		if good >= h.HealthyAfter {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s to become healthy: %w", id, context.Cause(ctx))
+		case <-inst.Exited():
+		case <-deadline.C:
+			return &StartError{
+				Target: id, What: fmt.Sprintf("was not healthy within %v (health.start_within): %s", h.StartWithin, w.why),
+				Mend: w.mend, Lines: inst.LastLines(),
+			}
+		case <-tick.C:
+		}
+	}
+}
+
+// waiting is what is known of a copy that is not healthy yet.
+type waiting struct {
+	began        time.Time
+	notice       time.Duration // until then a reason may well pass by itself
+	why, mend    string
+	told, logged string
+	looked       time.Time
+}
+
+func (w *waiting) young() bool { return time.Since(w.began) < w.notice }
+
+func (w *waiting) text() string {
+	if w.mend == "" {
+		return w.why
+	}
+	return w.why + ": " + w.mend
+}
+
+// learn looks into why a probe gave err and reports whether that is news worth
+// telling. An app may listen elsewhere first and on PORT a moment later, so what
+// needs a mend is told only after a while.
+func (w *waiting) learn(inst Instance, err error) (news bool) {
+	refused := errors.Is(err, syscall.ECONNREFUSED)
+	if refused && w.why != "" && time.Since(w.looked) < w.notice/4 {
+		return false // looking costs a walk through /proc
+	}
+	w.looked = time.Now()
+	w.why, w.mend = explain(inst, err)
+	if w.mend != "" && w.young() || w.text() == w.told {
+		return false
+	}
+	w.told = w.text()
+	return true
+}
+
+// logWaiting puts into the log what a copy waits for once that takes long, so
+// that nobody has to sit out the deadline to learn what to mend.
+func (d *Deployer) logWaiting(id string, w *waiting) {
+	if w.young() || w.text() == w.logged {
+		return
+	}
+	w.logged = w.text()
+	level := slog.LevelInfo
+	if w.mend != "" {
+		level = slog.LevelWarn
+	}
+	d.deps.Log.Log(context.Background(), level, "the app is not healthy yet", "target", id, "reason", w.text())
+}

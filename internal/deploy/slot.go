@@ -1,0 +1,156 @@
+package deploy
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"mainstay.dev/mainstay/internal/traffic"
+)
+
+const (
+	blue  = "blue"
+	green = "green"
+)
+
+// A slot is a color with a release in it. Its fields are guarded by Deployer.mu,
+// but for color and release, which never change.
+type slot struct {
+	color   string
+	release release
+
+	id       string // of the copy that runs or ran last
+	inst     Instance
+	state    State
+	reason   string
+	since    time.Time
+	began    time.Time
+	adopted  bool
+	restarts int
+	lastExit string
+
+	// halt ends the supervision, kept is closed when it has ended; both are
+	// nil until it begins.
+	halt context.CancelFunc
+	kept chan struct{}
+}
+
+// enter notes that s is in a new state, and why.
+func (d *Deployer) enter(s *slot, st State, reason string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if s.state != st {
+		s.state, s.since = st, time.Now()
+	}
+	s.reason = reason
+}
+
+// instance returns the copy that runs in s, or nil.
+func (d *Deployer) instance(s *slot) (id string, inst Instance) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return s.id, s.inst
+}
+
+// claimID names the next copy in s. Names never repeat in the life of the state
+// folder, so a log file, a metric and a record speak of one copy.
+func (d *Deployer) claimID(s *slot) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.id = fmt.Sprintf("%s-%d", s.color, d.nextID)
+	d.nextID++
+	return s.id
+}
+
+// occupy puts a copy that has been started or adopted into s.
+func (d *Deployer) occupy(s *slot, id string, inst Instance, adopted bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	s.id, s.inst, s.adopted = id, inst, adopted
+	s.state, s.reason, s.since, s.began = Starting, "", now, now
+}
+
+// vacate notes that no copy runs in s.
+func (d *Deployer) vacate(s *slot, why string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.inst, s.state, s.reason, s.since = nil, Down, why, time.Now()
+}
+
+// start starts a copy of s's release and waits until it is healthy. On an error
+// nothing of the copy is left.
+func (d *Deployer) start(ctx context.Context, s *slot, tell func(Step, string)) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	env, err := d.deps.Env(s.color)
+	if err != nil {
+		return fmt.Errorf("make the environment of %s: %w", s.color, err)
+	}
+	id := d.claimID(s)
+	tell(StepStarting, fmt.Sprintf("starting %s: %s", id, s.release.Command))
+	inst, err := d.deps.Driver.Start(ctx, Spec{
+		ID: id, Color: s.color, Command: s.release.Command, Dir: s.release.Dir,
+		Env: append(env[:len(env):len(env)], s.release.Env...),
+	})
+	if err != nil {
+		return err
+	}
+	d.occupy(s, id, inst, false)
+	d.saveOrSay()
+	return d.settle(ctx, s, tell)
+}
+
+// settle waits until the copy in s is healthy, and gets rid of it if it will not.
+func (d *Deployer) settle(ctx context.Context, s *slot, tell func(Step, string)) error {
+	id, inst := d.instance(s)
+	err := d.awaitHealthy(ctx, id, inst, func(st Step, text string) {
+		d.enter(s, Starting, text)
+		tell(st, text)
+	})
+	if err != nil {
+		d.discard(ctx, s, brief(err))
+		return err
+	}
+	d.enter(s, Healthy, "")
+	d.mu.Lock()
+	took := time.Since(s.began).Round(time.Millisecond)
+	d.mu.Unlock()
+	tell(StepHealthy, fmt.Sprintf("%s is healthy after %v", id, took))
+	return nil
+}
+
+// discard stops the copy in s, whatever has become of ctx.
+func (d *Deployer) discard(ctx context.Context, s *slot, why string) {
+	id, inst := d.instance(s)
+	if inst == nil {
+		return
+	}
+	d.enter(s, Stopping, why)
+	if err := inst.Stop(context.WithoutCancel(ctx), d.policy.Load().Grace); err != nil {
+		d.abandon(s, id, inst, err)
+	}
+	d.vacate(s, why)
+	d.saveOrSay()
+}
+
+// route sends the traffic to the copy in s, if s is (still) the live slot.
+func (d *Deployer) route(s *slot) (drain func(context.Context) error, err error) {
+	d.routing.Lock()
+	defer d.routing.Unlock()
+	d.mu.Lock()
+	if d.live != s || s.inst == nil {
+		d.mu.Unlock()
+		return nil, fmt.Errorf("route to %s: it is no longer the live color", s.id)
+	}
+	p := traffic.Plan{Mode: traffic.Serve, Targets: []traffic.Target{{
+		ID: s.id, Address: s.inst.Handle().Address, Color: s.color, Version: s.release.Version, Weight: 100,
+	}}}
+	d.mu.Unlock()
+	drain, err = d.deps.Edge.Apply(p)
+	if err != nil {
+		return nil, fmt.Errorf("route to %s: %w", p.Targets[0].ID, err)
+	}
+	return drain, nil
+}
