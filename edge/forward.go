@@ -65,7 +65,10 @@ func (l *lane) rewrite(pr *httputil.ProxyRequest) {
 	out.URL.RawQuery = pr.In.URL.RawQuery // as it came: the app is the one to judge it
 	out.Host = l.Host
 
-	peer := l.Peer.String()
+	peer := l.x.Caller
+	if l.Peer != l.Client {
+		peer = l.Peer.String()
+	}
 	proto, host := "http", l.Host
 	if l.Secure {
 		proto = "https"
@@ -89,13 +92,12 @@ func (l *lane) rewrite(pr *httputil.ProxyRequest) {
 			delete(h, name)
 		}
 	}
-	set(h, "X-Forwarded-For", chain)
-	set(h, "X-Forwarded-Proto", proto)
-	set(h, "X-Forwarded-Host", host)
-	set(h, "X-Real-Ip", l.x.Caller)
-	set(h, "Forwarded", elements+"for="+node(l.Peer.Is6(), peer)+";host="+quote(host)+";proto="+proto)
-	set(h, "X-Request-Id", l.ID)
-	set(h, "Traceparent", l.x.Trace.Traceparent())
+	// One array for all values: they may be read after the lane has gone back to
+	// its pool, so they cannot be the lane's.
+	values := [...]string{chain, proto, host, l.x.Caller, elements + element(l.Peer.Is6(), peer, host, proto), l.ID, l.x.Trace.Traceparent()}
+	for i, name := range told {
+		h[name] = values[i : i+1 : i+1]
+	}
 	if l.x.Trace.State == "" {
 		delete(h, "Tracestate")
 	}
@@ -104,17 +106,18 @@ func (l *lane) rewrite(pr *httputil.ProxyRequest) {
 // set is http.Header.Set for a name that is canonical already.
 func set(h http.Header, name, value string) { h[name] = []string{value} }
 
-// node writes an address as RFC 7239 section 6 has it.
-func node(is6 bool, addr string) string {
-	if is6 {
-		return `"[` + addr + `]"`
-	}
-	return addr
-}
+// told are the headers that rewrite sets, in the order of its values.
+var told = [...]string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Real-Ip", "Forwarded", "X-Request-Id", "Traceparent"}
 
-// quote makes a quoted-string of a host, which may hold a colon.
-func quote(s string) string {
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+// element is this hop's part of the Forwarded header (RFC 7239).
+func element(is6 bool, peer, host, proto string) string {
+	if is6 {
+		peer = `"[` + peer + `]"`
+	}
+	if strings.ContainsAny(host, `"\`) { // no host has one; a forged X-Forwarded-Host may
+		host = strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(host)
+	}
+	return "for=" + peer + `;host="` + host + `";proto=` + proto
 }
 
 // answered sees the target's answer before its header is passed on.

@@ -363,4 +363,3 @@ func TestEveryCodeHasAMeaning(t *testing.T) {
 		t.Errorf("%d codes have a meaning; 16 constants stand in code.go", len(seen))
 	}
 }
-
