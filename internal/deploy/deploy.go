@@ -146,10 +146,12 @@ func (d *Deployer) Run(ctx context.Context, ready func()) error {
 	d.mu.Lock()
 	d.life = ctx
 	d.mu.Unlock()
-	d.supervise(live)
+	if cfg := d.policy.Load(); live.adopted && !live.release.follows(cfg) {
+		d.work.Go(func() { d.followFile(ctx) })
+	}
 	d.work.Go(func() { d.clearOthers(ctx) })
+	d.supervise(live)
 	ready()
-	d.followFile(ctx, live)
 	<-ctx.Done()
 
 	d.mu.Lock()
@@ -251,18 +253,13 @@ func (d *Deployer) adopt(ctx context.Context, s *slot, was *savedCopy) (bool, er
 	return true, nil
 }
 
-// followFile deploys app.run if an adopted copy runs something older: what the
-// file says now was meant for this start.
-func (d *Deployer) followFile(ctx context.Context, live *slot) {
-	if cfg := d.policy.Load(); !live.adopted || live.release.follows(cfg) {
-		return
+// followFile deploys app.run over an adopted copy that runs something older: what
+// the file says now was meant for this start.
+func (d *Deployer) followFile(ctx context.Context) {
+	_, err := d.Deploy(ctx, Request{Who: "mainstay", Why: "app.run or app.dir changed while the app ran on by itself"}, nil)
+	if err != nil && ctx.Err() == nil {
+		d.deps.Log.Warn("what app.run says now could not be deployed; what ran before serves on", "err", err)
 	}
-	d.work.Go(func() {
-		_, err := d.Deploy(ctx, Request{Who: "mainstay", Why: "app.run or app.dir changed while the app ran on by itself"}, nil)
-		if err != nil && ctx.Err() == nil {
-			d.deps.Log.Warn("what app.run says now could not be deployed; what ran before serves on", "err", err)
-		}
-	})
 }
 
 // clearOthers stops what earlier lives left behind: the unfinished color of a

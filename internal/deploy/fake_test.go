@@ -46,6 +46,30 @@ func (w *world) note(format string, args ...any) {
 	w.journal = append(w.journal, fmt.Sprintf(format, args...))
 }
 
+// let changes the world while it runs.
+func (w *world) let(change func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change()
+}
+
+// forget begins the journal of starts anew.
+func (w *world) forget() {
+	w.let(func() { w.began, w.starts = time.Now(), nil })
+}
+
+func (w *world) startTimes() []time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.starts)
+}
+
+func (w *world) applied() []traffic.Plan {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.plans)
+}
+
 func (w *world) journalled() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -227,8 +251,18 @@ func (c *fakeCopy) Stop(ctx context.Context, grace time.Duration) error {
 	c.die(Exit{Code: -1, Signal: "SIGTERM"})
 	return nil
 }
-func (c *fakeCopy) Listening() ([]netip.AddrPort, error) { return c.ports, nil }
-func (c *fakeCopy) LastLines() []string                  { return c.lines }
+func (c *fakeCopy) Listening() ([]netip.AddrPort, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ports, nil
+}
+
+func (c *fakeCopy) listen(at string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ports = append(c.ports, netip.MustParseAddrPort(at))
+}
+func (c *fakeCopy) LastLines() []string { return c.lines }
 
 func configured() Config {
 	var c Config

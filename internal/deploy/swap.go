@@ -105,10 +105,11 @@ func (d *Deployer) replace(ctx context.Context, t *transition) (old *slot, drain
 		d.discard(ctx, t.next, err.Error())
 		return nil, nil, err
 	}
+	id, _ := d.instance(t.next)
 	d.supervise(t.next)
-	text := fmt.Sprintf("every new request goes to %s, none to %s", t.next.id, old.color)
+	text := fmt.Sprintf("every new request goes to %s, none to %s", id, old.color)
 	d.progress(t, StepSwitched, text)
-	d.emit(slog.LevelInfo, "switched", t.next.color, text, slog.String("target", t.next.id), slog.String("from", old.color), slog.String("version", t.next.release.Version))
+	d.emit(slog.LevelInfo, "switched", t.next.color, text, slog.String("target", id), slog.String("from", old.color), slog.String("version", t.next.release.Version))
 	return old, drain, nil
 }
 
@@ -148,7 +149,7 @@ func (d *Deployer) retire(t *transition, old *slot, drain func(context.Context) 
 		cancel()
 		d.progress(t, StepStopping, fmt.Sprintf("%s is told to end", id))
 	}
-	d.discard(t.life, old, "replaced by "+t.next.id)
+	d.discard(t.life, old, "replaced by "+t.next.color)
 	d.mu.Lock()
 	d.old = nil
 	d.mu.Unlock()
@@ -158,8 +159,7 @@ func (d *Deployer) retire(t *transition, old *slot, drain func(context.Context) 
 // finish writes the deploy down and lets the next one in.
 func (d *Deployer) finish(t *transition, outcome Step, err error) Record {
 	t.record.Outcome, t.record.TookMS = outcome, time.Since(t.record.Began).Milliseconds()
-	t.record.Target = t.next.id
-	text := fmt.Sprintf("%s serves in place of %s", t.next.id, t.record.From)
+	text := fmt.Sprintf("%s serves in place of %s", t.next.color, t.record.From)
 	if err != nil {
 		t.record.Error = err.Error()
 		text = fmt.Sprintf("%s was not deployed, %s serves on: %v", t.next.color, t.record.From, err)
@@ -199,6 +199,9 @@ func (d *Deployer) note(t *transition, st Step, text string) Progress {
 	p := Progress{Time: time.Now(), Step: st, Color: t.next.color, Target: t.next.id, Text: text}
 	d.underway.Step, d.underway.Text = st, text
 	d.mu.Unlock()
+	if t.record.Target == "" {
+		t.record.Target = p.Target
+	}
 	if !slices.ContainsFunc(t.record.Steps, func(q Progress) bool { return q.Step == st }) {
 		t.record.Steps = append(t.record.Steps, p)
 	}

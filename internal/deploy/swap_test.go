@@ -25,7 +25,7 @@ func steps(r Record) (s []Step) {
 func TestADeployStartsSwitchesDrainsAndStopsInThisOrder(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world, dir string) {
 		h := open(t, w, dir, configured())
-		w.drain = func(context.Context) error { time.Sleep(7 * time.Second); return nil }
+		w.let(func() { w.drain = func(context.Context) error { time.Sleep(7 * time.Second); return nil } })
 		var told []Step
 		r, err := h.Deploy(t.Context(), Request{Command: Command{"app", "2"}, Version: "1.2", Who: "ann", Why: "a fix"},
 			func(p Progress) { told = append(told, p.Step) })
@@ -47,7 +47,7 @@ func TestADeployStartsSwitchesDrainsAndStopsInThisOrder(t *testing.T) {
 		if r.Outcome != StepDone || r.Target != "green-2" || r.From != blue || r.Number != 1 || r.Who != "ann" || r.TookMS < 7000 {
 			t.Errorf("record %+v", r)
 		}
-		if p := w.plans[1].Targets[0]; p.Color != green || p.Version != "1.2" || p.Address != w.copy("green-2").address {
+		if p := w.applied()[1].Targets[0]; p.Color != green || p.Version != "1.2" || p.Address != w.copy("green-2").address {
 			t.Errorf("target %+v", p)
 		}
 		if diff := cmp.Diff([]string{"COLOR=green"}, w.copy("green-2").spec.Env); diff != "" {
@@ -62,10 +62,12 @@ func TestADeployStartsSwitchesDrainsAndStopsInThisOrder(t *testing.T) {
 func TestAColorThatDoesNotBecomeHealthyIsStoppedAndTheOldServesOn(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world, dir string) {
 		h := open(t, w, dir, configured())
-		w.birth = func(_ Spec, c *fakeCopy) error {
-			c.sick, c.lines = errSick, []string{"cannot reach the database"}
-			return nil
-		}
+		w.let(func() {
+			w.birth = func(_ Spec, c *fakeCopy) error {
+				c.sick, c.lines = errSick, []string{"cannot reach the database"}
+				return nil
+			}
+		})
 		began := time.Now()
 		var told []string
 		r, err := h.Deploy(t.Context(), Request{}, func(p Progress) { told = append(told, string(p.Step)+": "+p.Text) })
@@ -80,8 +82,8 @@ func TestAColorThatDoesNotBecomeHealthyIsStoppedAndTheOldServesOn(t *testing.T) 
 		if r.Outcome != StepFailed || r.Error != err.Error() || len(told) != 3 || told[1] != "waiting: "+errSick.Error() {
 			t.Errorf("record %+v, told %q", r, told)
 		}
-		if got := w.running(); !slices.Equal(got, []string{"blue-1"}) || len(w.plans) != 1 {
-			t.Errorf("running %v, plans %v", got, w.plans)
+		if got := w.running(); !slices.Equal(got, []string{"blue-1"}) || len(w.applied()) != 1 {
+			t.Errorf("running %v, plans %v", got, w.applied())
 		}
 		st := h.Status()
 		if st.Live.ID != "blue-1" || st.Live.State != Healthy || st.Next != nil || st.Deploying != nil {
@@ -94,11 +96,13 @@ func TestAColorThatDoesNotBecomeHealthyIsStoppedAndTheOldServesOn(t *testing.T) 
 func TestAColorThatEndsAtOnceFailsTheDeployAtOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world, dir string) {
 		h := open(t, w, dir, configured())
-		w.birth = func(_ Spec, c *fakeCopy) error {
-			c.sick, c.lines = errSick, []string{"Error: Cannot find module"}
-			go func() { time.Sleep(300 * time.Millisecond); c.die(Exit{Code: 1}) }()
-			return nil
-		}
+		w.let(func() {
+			w.birth = func(_ Spec, c *fakeCopy) error {
+				c.sick, c.lines = errSick, []string{"Error: Cannot find module"}
+				go func() { time.Sleep(300 * time.Millisecond); c.die(Exit{Code: 1}) }()
+				return nil
+			}
+		})
 		began := time.Now()
 		_, err := h.Deploy(t.Context(), Request{}, nil)
 		if err == nil || !strings.Contains(err.Error(), "ended before it was healthy: exit code 1; its last lines:\n    Error: Cannot find module") {
@@ -114,7 +118,7 @@ func TestAColorThatEndsAtOnceFailsTheDeployAtOnce(t *testing.T) {
 func TestASecondDeployIsToldWhoIsAtIt(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world, dir string) {
 		h := open(t, w, dir, configured())
-		w.drain = func(context.Context) error { time.Sleep(time.Second); return nil }
+		w.let(func() { w.drain = func(context.Context) error { time.Sleep(time.Second); return nil } })
 		done := make(chan error, 1)
 		go func() {
 			_, err := h.Deploy(t.Context(), Request{Who: "ann"}, nil)
@@ -154,7 +158,7 @@ func TestWhoHearsThatADeployIsDoneMayDeployAgainAtOnce(t *testing.T) {
 func TestADeployThatIsCalledOffStopsTheNewColor(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world, dir string) {
 		h := open(t, w, dir, configured())
-		w.birth = func(_ Spec, c *fakeCopy) error { c.sick = errSick; return nil }
+		w.let(func() { w.birth = func(_ Spec, c *fakeCopy) error { c.sick = errSick; return nil } })
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		r, err := h.Deploy(ctx, Request{}, nil)
@@ -172,15 +176,17 @@ func TestAfterTheSwitchTheDeployIsFinishedThoughItsCallerLeft(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world, dir string) {
 		h := open(t, w, dir, configured())
 		var drained bool
-		w.drain = func(ctx context.Context) error {
-			select {
-			case <-time.After(20 * time.Second):
-				drained = true
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
+		w.let(func() {
+			w.drain = func(ctx context.Context) error {
+				select {
+				case <-time.After(20 * time.Second):
+					drained = true
+					return nil
+				case <-ctx.Done():
+					return ctx.Err()
+				}
 			}
-		}
+		})
 		ctx, cancel := context.WithCancel(t.Context())
 		r, err := h.Deploy(ctx, Request{}, func(p Progress) {
 			if p.Step == StepSwitched {
@@ -197,7 +203,7 @@ func TestAfterTheSwitchTheDeployIsFinishedThoughItsCallerLeft(t *testing.T) {
 func TestAnOldColorThatDoesNotDrainIsStoppedAtTheLimit(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world, dir string) {
 		h := open(t, w, dir, configured())
-		w.drain = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		w.let(func() { w.drain = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() } })
 		began := time.Now()
 		if _, err := h.Deploy(t.Context(), Request{}, nil); err != nil {
 			t.Fatal(err)
@@ -216,7 +222,7 @@ func TestAnOldColorThatDoesNotDrainIsStoppedAtTheLimit(t *testing.T) {
 func TestStoppingMainstayUndoesADeployBeforeItsSwitch(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world, dir string) {
 		h := open(t, w, dir, configured())
-		w.birth = func(_ Spec, c *fakeCopy) error { c.sick = errSick; return nil }
+		w.let(func() { w.birth = func(_ Spec, c *fakeCopy) error { c.sick = errSick; return nil } })
 		done := make(chan error, 1)
 		go func() {
 			_, err := h.Deploy(t.Context(), Request{}, nil)
@@ -240,7 +246,7 @@ func TestStoppingMainstayUndoesADeployBeforeItsSwitch(t *testing.T) {
 func TestStoppingMainstayCutsADrainShort(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world, dir string) {
 		h := open(t, w, dir, configured())
-		w.drain = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		w.let(func() { w.drain = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() } })
 		done := make(chan Record, 1)
 		go func() {
 			r, _ := h.Deploy(t.Context(), Request{}, nil)
@@ -258,7 +264,7 @@ func TestStoppingMainstayCutsADrainShort(t *testing.T) {
 func TestAnEdgeThatRefusesThePlanLeavesTheOldColorLive(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world, dir string) {
 		h := open(t, w, dir, configured())
-		w.applyErr = errors.New("no such listener")
+		w.let(func() { w.applyErr = errors.New("no such listener") })
 		_, err := h.Deploy(t.Context(), Request{}, nil)
 		if err == nil || !strings.Contains(err.Error(), "switch to green: route to green-2: no such listener") {
 			t.Errorf("got %v", err)
@@ -306,12 +312,14 @@ func TestADeployThatCannotBeWrittenDownChangesNothing(t *testing.T) {
 func TestADeployMayReplaceAnAppThatCrashesAllTheTime(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world, dir string) {
 		h := open(t, w, dir, configured())
-		w.birth = func(s Spec, c *fakeCopy) error {
-			if s.Color == blue {
-				return errors.New("out of memory")
+		w.let(func() {
+			w.birth = func(s Spec, c *fakeCopy) error {
+				if s.Color == blue {
+					return errors.New("out of memory")
+				}
+				return nil
 			}
-			return nil
-		}
+		})
 		w.copy("blue-1").die(Exit{Code: 3})
 		time.Sleep(10 * time.Second)
 		if st := h.Status().Live; st.State != Down || !strings.Contains(st.Reason, "out of memory") || st.LastExit != "exit code 3" {
@@ -320,10 +328,10 @@ func TestADeployMayReplaceAnAppThatCrashesAllTheTime(t *testing.T) {
 		if _, err := h.Deploy(t.Context(), Request{}, nil); err != nil {
 			t.Fatal(err)
 		}
-		n := len(w.starts)
+		n := len(w.startTimes())
 		time.Sleep(time.Hour)
-		if got := w.running(); len(w.starts) != n || len(got) != 1 || !strings.HasPrefix(got[0], green) {
-			t.Errorf("running %v, %d starts after the deploy", got, len(w.starts)-n)
+		if got := w.running(); len(w.startTimes()) != n || len(got) != 1 || !strings.HasPrefix(got[0], green) {
+			t.Errorf("running %v, %d starts after the deploy", got, len(w.startTimes())-n)
 		}
 		h.close()
 	})
