@@ -39,7 +39,7 @@ func (h *house) serve(ctx context.Context, m *measurement) error {
 func (h *house) watch(ctx context.Context, recent *atomic.Pointer[load.Tally]) {
 	every, show := time.Minute, func(line string) { h.screen.say("  %s", line) }
 	if h.screen.live {
-		every, show = 10*time.Second, func(line string) { h.screen.draw("  " + line) }
+		every, show = 10*time.Second, func(line string) { h.screen.draw("  " + wrap(line, width)[0]) }
 	}
 	for pause(ctx, every) {
 		show(glanceLine(every, recent.Swap(load.NewTally())))
@@ -55,7 +55,7 @@ func (h *house) invite(ctx context.Context, rate float64) {
 		link = fmt.Sprintf("none: %v", err)
 	}
 	s := h.screen
-	s.say("  Everything goes on, with a light load of %.0f requests/s. Ctrl-C ends and removes all of it.", rate)
+	s.say("  It goes on with a light load of %.0f requests/s; Ctrl-C ends and removes it all.", rate)
 	s.say("")
 	s.say("  %-12s %s", "dashboard", s.in(bold, strings.TrimSpace(link)))
 	s.say("  %-12s %s", "the app", h.kept.base)

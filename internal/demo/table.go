@@ -4,11 +4,16 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // The live table has a line for each side; the same columns serve the lines that
 // are printed where there is no terminal.
-const liveHeader = "          p50        p95        p99     failed   Claude failed   failed in deploys"
+const liveHeader = "             p50       p95       p99    failed  Claude failed  in deploys"
+
+// width is what fits on a terminal of 80 columns beside the margin; the live part
+// must keep within it, or drawing over it would leave remains.
+const width = 76
 
 func liveRow(r *result) string {
 	f := r.figures()
@@ -19,7 +24,7 @@ func liveRow(r *result) string {
 	if r.deploys.Summary(nil).Requests > 0 {
 		deploys = fmt.Sprint(f.DeployFailed)
 	}
-	return fmt.Sprintf("%-6s %8s   %8s   %8s   %8s   %13s   %17s", r.side.key,
+	return fmt.Sprintf("%-6s %9s %9s %9s %9s %14s %11s", r.side.key,
 		shortMS(f.P50), shortMS(f.P95), shortMS(f.P99), percent(f.ErrorRate), percent(f.ClaudeErrorRate), deploys)
 }
 
@@ -51,7 +56,7 @@ func (s *screen) follow(m *measurement, now *result, n int) (stop func()) {
 			lines = append(lines, "  "+s.in(style, liveRow(r)))
 		}
 		done := (float64(slice-1) + min(1, float64(time.Since(began))/float64(m.opts.Slice))) / float64(2*m.opts.Slices)
-		lines = append(lines, "", "  "+progress(done, 40)+s.in(dim, fmt.Sprintf("  slice %d of %d: %s", slice, 2*m.opts.Slices, now.side.title)))
+		lines = append(lines, "", "  "+progress(done, 24)+s.in(dim, fmt.Sprintf("  slice %d of %d: %s", slice, 2*m.opts.Slices, now.side.title)))
 		s.draw(lines...)
 	})
 	return func() {
@@ -75,48 +80,52 @@ func (s *screen) table(m *measurement) {
 	before, after := m.sides[0], m.sides[1]
 	b, a := before.figures(), after.figures()
 	row := func(name, left, right, change string) {
-		s.say("  %-26s %16s  %16s   %s", name, left, right, change)
+		s.say("  %-22s %15s  %15s   %s", name, left, right, change)
 	}
 	s.say("")
-	s.say("  %s", s.in(bold, fmt.Sprintf("%-26s %16s  %16s", "", "before", "after")))
-	s.say("  %s", s.in(dim, fmt.Sprintf("%-26s %16s  %16s", "unitehub", "bare", "behind Mainstay")))
-	s.say("  %s", s.in(dim, strings.Repeat("-", 76)))
+	s.say("  %s", s.in(bold, fmt.Sprintf("%-22s %15s  %15s", "", "before", "after")))
+	s.say("  %s", s.in(dim, fmt.Sprintf("%-22s %15s  %15s", "unitehub", "bare", "behind Mainstay")))
+	s.say("  %s", s.in(dim, strings.Repeat("-", width)))
 	row("API p50", shortMS(b.P50), shortMS(a.P50), s.ratio(b.P50, a.P50))
 	row("API p95", shortMS(b.P95), shortMS(a.P95), s.ratio(b.P95, a.P95))
 	row("API p99", shortMS(b.P99), shortMS(a.P99), s.ratio(b.P99, a.P99))
-	row("answered well", fmt.Sprintf("%.1f/s", b.RPS), fmt.Sprintf("%.1f/s", a.RPS), "")
 	row("failed requests", percent(b.ErrorRate), percent(a.ErrorRate), s.verdict(b.ErrorRate, a.ErrorRate))
 	row("failed Claude calls", percent(b.ClaudeErrorRate), percent(a.ClaudeErrorRate), s.verdict(b.ClaudeErrorRate, a.ClaudeErrorRate))
-	row(fmt.Sprintf("failed in %d deploys", m.opts.Slices), fmt.Sprint(b.DeployFailed), fmt.Sprint(a.DeployFailed),
+	row("failed in "+several(m.opts.Slices, "deploy"), fmt.Sprint(b.DeployFailed), fmt.Sprint(a.DeployFailed),
 		s.verdict(float64(b.DeployFailed), float64(a.DeployFailed)))
+	row("answered well", fmt.Sprintf("%.1f/s", b.RPS), fmt.Sprintf("%.1f/s", a.RPS), "")
 	row("requests", fmt.Sprint(b.Requests), fmt.Sprint(a.Requests), "")
 	s.say("")
-	for _, line := range m.notes() {
-		s.say("  %s", s.in(dim, line))
+	for _, note := range m.notes() {
+		for _, line := range wrap(note, width) {
+			s.say("  %s", s.in(dim, line))
+		}
 	}
 	for _, doubt := range m.doubts() {
-		s.say("  %s %s", s.in(red, "doubt:"), doubt)
+		for _, line := range wrap("doubt: "+doubt, width) {
+			s.say("  %s", s.in(red, line))
+		}
 	}
 	s.say("")
 }
 
-// notes say how the figures came about.
+// notes say how the figures came about, a paragraph each.
 func (m *measurement) notes() []string {
 	source := "as asked for"
 	if m.capacity > 0 {
 		source = fmt.Sprintf("%.0f%% of the %.0f/s that the bare app can do", 100*m.rate/m.capacity, m.capacity)
 	}
 	notes := []string{
-		fmt.Sprintf("Load: the same requests to both (seed %d), %.0f/s, %s;", m.opts.Seed, m.rate, source),
-		fmt.Sprintf("open loop: latency runs from when a request was due. %d slices of %s each, in turn.", m.opts.Slices, m.opts.Slice),
-		fmt.Sprintf("Claude: a fake, about %s an answer, and %s of calls fail (529, 429, 500, 502,", claudeLatency, percent(m.opts.FaultRate)),
-		"504, reset). API percentiles are without the requests that call it; those took",
+		fmt.Sprintf("Load: the same requests to both (seed %d), %.0f/s, %s; open loop, so latency runs from when a request was due. %s of %s each, in turn.",
+			m.opts.Seed, m.rate, source, several(m.opts.Slices, "slice"), m.opts.Slice),
+		fmt.Sprintf("Claude: a fake, about %s an answer; %s of its calls fail (529, 429, 500, 502, 504, reset). The API's percentiles are without the requests that call it, which took:",
+			claudeLatency, percent(m.opts.FaultRate)),
 	}
 	for _, r := range m.sides {
 		s := r.all.Summary(isClaude)
 		notes = append(notes, fmt.Sprintf("  %-7s p50 %s, p95 %s (%d of %d answered)", r.side.key, short(s.P50), short(s.P95), s.OK, s.Requests))
 	}
-	notes = append(notes, "Deploys: before: SIGTERM, then start; after: `mainstay deploy`. They took")
+	notes = append(notes, "Deploys: before by SIGTERM, then start; after by `mainstay deploy`. They took:")
 	for _, r := range m.sides {
 		var each []string
 		for _, w := range r.windows {
@@ -125,6 +134,33 @@ func (m *measurement) notes() []string {
 		notes = append(notes, fmt.Sprintf("  %-7s %s%s", r.side.key, strings.Join(each, ", "), causes(r.deploys.Summary(nil).Causes)))
 	}
 	return notes
+}
+
+// wrap breaks a paragraph into lines of at most width characters. One that begins
+// with spaces is a line of a list and stays as it is, if it fits.
+func wrap(text string, width int) (lines []string) {
+	if utf8.RuneCountInString(text) <= width {
+		return []string{text}
+	}
+	line := ""
+	for _, word := range strings.Fields(text) {
+		if line != "" && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {
+			lines, line = append(lines, line), ""
+		}
+		if line != "" {
+			line += " "
+		}
+		line += word
+	}
+	return append(lines, line)
+}
+
+// several is "1 slice" or "3 slices".
+func several(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 // causes says why requests failed during deploys, Claude's own faults apart.

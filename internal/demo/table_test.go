@@ -94,18 +94,18 @@ func TestATableInAFileIsPlainAndAligned(t *testing.T) {
 		t.Error("there are escape sequences in a file")
 	}
 	for _, want := range []string{
-		"                                       before             after\n",
-		"  API p95                             20.0 ms           10.0 ms   2.0 times faster\n",
-		"  failed requests                      1.35 %            0.00 %   none left\n",
-		"  failed in 3 deploys                      10                 0   none left\n",
-		"before  1.00 s, 2.00 s, 3.00 s (failed: 10 refused)\n",
+		"                                  before            after\n",
+		"  API p95                        20.0 ms          10.0 ms   2.0 times faster\n",
+		"  failed requests                 1.35 %           0.00 %   none left\n",
+		"  failed in 3 deploys                 10                0   none left\n",
+		"    before  1.00 s, 2.00 s, 3.00 s (failed: 10 refused)\n",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("the table lacks %q:\n%s", want, got)
 		}
 	}
 	for line := range strings.Lines(got) {
-		if n := len([]rune(line)); n > 100 {
+		if n := len([]rune(strings.TrimSuffix(line, "\n"))); n > 80 {
 			t.Errorf("a line of %d characters: %s", n, line)
 		}
 	}
@@ -152,5 +152,24 @@ func TestWhatMakesTheFiguresDoubtfulIsSaid(t *testing.T) {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is not in:\n%s", want, got)
 		}
+	}
+}
+
+func TestTheLiveTableFitsATerminal(t *testing.T) {
+	m := found()
+	lines := append(m.notes(), liveHeader)
+	for _, r := range m.sides {
+		r.side.title = "unitehub, behind Mainstay"
+		lines = append(lines, liveRow(r))
+	}
+	for _, line := range lines {
+		for _, part := range wrap(line, width) {
+			if n := len([]rune(part)); n > width {
+				t.Errorf("%d characters: %s", n, part)
+			}
+		}
+	}
+	if a, b := len(liveHeader), len(liveRow(m.sides[0])); a != b {
+		t.Errorf("the header has %d characters, a row %d", a, b)
 	}
 }
