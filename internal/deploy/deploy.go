@@ -140,6 +140,9 @@ func (d *Deployer) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	live, err := d.bringUp(ctx, was)
+	if ctx.Err() != nil && err != nil {
+		return nil // called off, not failed
+	}
 	if err != nil {
 		return err
 	}

@@ -59,8 +59,8 @@ func (t *tail) skip() {
 	t.off = max(0, info.Size()-enough)
 	partial := t.off > 0
 	t.read(func(string, int) {})
-	if partial && len(t.ring) > 0 {
-		t.ring = t.ring[1:] // began in the middle
+	if partial && 0 < t.sent && t.sent <= lastLines {
+		t.ring = t.ring[1:] // it began in the middle
 	}
 	t.sent, t.skipped = 0, 0
 }
