@@ -1,0 +1,126 @@
+package claude
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// fingerprint names the caller by its key without telling the key: the first 48
+// bits of the key's SHA-256. A key is long and random, so that the fingerprint
+// can't be turned around.
+func fingerprint(h http.Header) string {
+	key := h.Get("X-Api-Key")
+	if key == "" {
+		key = strings.TrimPrefix(h.Get("Authorization"), "Bearer ")
+	}
+	if key == "" {
+		return "none"
+	}
+	sum := sha256.Sum256([]byte(key))
+	return "key:" + hex.EncodeToString(sum[:6])
+}
+
+// admit takes in the request body. A refusal has been answered when it returns
+// false.
+func (c *call) admit(w http.ResponseWriter, r *http.Request) bool {
+	p := c.policy
+	if r.ContentLength > p.body {
+		c.refuse(w, verdict{code: TooLarge})
+		return false
+	}
+	c.upload = &upload{src: http.MaxBytesReader(w, r.Body, p.body), patience: c.patience}
+	b, err := takeIn(c.upload, intake{memory: &c.engine.counts.replay, most: p.memory, keep: p.replay, size: r.ContentLength})
+	if err != nil {
+		c.refuse(w, verdict{code: uploadCode(err), err: err})
+		return false
+	}
+	c.body = b
+	return true
+}
+
+// uploadCode tells what went wrong on the client's side of an upload.
+func uploadCode(err error) Code {
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		return TooLarge
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return UploadTimeout
+	}
+	if _, network := errors.AsType[net.Error](err); network || errors.Is(err, io.ErrUnexpectedEOF) {
+		return ClientGone
+	}
+	return BadRequest // the framing of the body is wrong
+}
+
+// upload reads the client's body for as long as the client keeps sending.
+type upload struct {
+	src      io.Reader
+	patience *patience
+	taken    atomic.Int64
+	ended    atomic.Bool
+}
+
+func (u *upload) Read(p []byte) (int, error) {
+	u.patience.read()
+	n, err := u.src.Read(p)
+	u.taken.Add(int64(n))
+	if err != nil {
+		u.patience.readAll()
+		u.ended.Store(true)
+	}
+	return n, err
+}
+
+// patience keeps a client from holding a connection by doing nothing: while
+// Mainstay waits for it, it must move something within limit. Nil waits for ever.
+type patience struct {
+	deadline interface {
+		SetReadDeadline(time.Time) error
+		SetWriteDeadline(time.Time) error
+	}
+	limit         time.Duration
+	reads, writes time.Time // when the deadlines were set last
+}
+
+// often is the share of the limit after which a deadline is set anew: setting it
+// for every piece would cost more than it tells.
+const often = 16
+
+func (p *patience) read() {
+	if p == nil {
+		return
+	}
+	if now := time.Now(); now.Sub(p.reads) > p.limit/often {
+		p.reads = now
+		_ = p.deadline.SetReadDeadline(now.Add(p.limit)) // a connection without deadlines is a test's
+	}
+}
+
+// readAll ends the wait for the body; what is read after it is the next request.
+func (p *patience) readAll() {
+	if p == nil {
+		return
+	}
+	if !p.reads.IsZero() {
+		p.reads = time.Time{}
+		_ = p.deadline.SetReadDeadline(time.Time{})
+	}
+}
+
+func (p *patience) write() {
+	if p == nil {
+		return
+	}
+	if now := time.Now(); now.Sub(p.writes) > p.limit/often {
+		p.writes = now
+		_ = p.deadline.SetWriteDeadline(now.Add(p.limit))
+	}
+}

@@ -1,0 +1,198 @@
+package claude
+
+import (
+	"net"
+	"net/url"
+	"strings"
+	"time"
+
+	"mainstay.dev/mainstay/internal/setting"
+	"mainstay.dev/mainstay/retry"
+)
+
+// Config is the claude section of the file.
+type Config struct {
+	Listen   string        `yaml:"listen" doc:"Address on which the app finds Claude; its ANTHROPIC_BASE_URL leads here."`
+	Upstream string        `yaml:"upstream" doc:"Base URL of the Claude API, or of what stands in front of it."`
+	Retry    RetryConfig   `yaml:"retry" doc:"When and how often a call that failed is tried again."`
+	Timeouts TimeoutConfig `yaml:"timeouts" doc:"How long each side may keep the other waiting."`
+	Limits   LimitConfig   `yaml:"limits" doc:"How large requests may be, and how much of them is kept for a retry."`
+	Drain    time.Duration `yaml:"drain" doc:"How long calls that are under way get to end when Mainstay stops."`
+}
+
+// RetryConfig says when and how often a call is tried again.
+type RetryConfig struct {
+	Policy        string          `yaml:"policy" doc:"compatible: a few retries with doubling waits, on 408, 409, 429, 5xx and broken connections, until the first byte was relayed."`
+	MaxRetries    int             `yaml:"max_retries" doc:"Retries after the first try; 0 turns them off."`
+	Base          time.Duration   `yaml:"base" doc:"Wait before the first retry; each further wait is twice as long."`
+	Jitter        setting.Percent `yaml:"jitter" doc:"By how much of itself a wait is spread, up or down; on top of a wait that Claude asked for, only up."`
+	MaxRetryAfter time.Duration   `yaml:"max_retry_after" doc:"The longest wait that Claude's Retry-After can ask for; longer ones are cut to it."`
+}
+
+// TimeoutConfig says how long each side may keep the other waiting.
+type TimeoutConfig struct {
+	FirstByte time.Duration `yaml:"first_byte" doc:"How long one try waits for the first byte of Claude's answer; a call without streaming waits for the whole message."`
+	Idle      time.Duration `yaml:"idle" doc:"How long a message that has begun to arrive may pause (Claude sends pings) before it counts as dead."`
+	Client    time.Duration `yaml:"client" doc:"How long the app may pause in sending its request or in reading its answer."`
+}
+
+// LimitConfig bounds sizes.
+type LimitConfig struct {
+	Body         setting.Bytes `yaml:"body" doc:"Largest request body; a larger one is answered 413."`
+	Replay       setting.Bytes `yaml:"replay" doc:"Largest request body that is kept so that it can be sent again; a larger one streams through and has one try."`
+	ReplayMemory setting.Bytes `yaml:"replay_memory" doc:"How much memory all kept request bodies may take together; beyond it bodies stream through and have one try."`
+}
+
+// SetDefaults fills in what an absent key means.
+func (c *Config) SetDefaults() {
+	*c = Config{
+		Listen:   "127.0.0.1:8700",
+		Upstream: "https://api.anthropic.com",
+		Retry:    RetryConfig{Policy: "compatible", MaxRetries: 3, Base: time.Second, Jitter: 0.25, MaxRetryAfter: time.Minute},
+		Timeouts: TimeoutConfig{FirstByte: 10 * time.Minute, Idle: 3 * time.Minute, Client: 30 * time.Second},
+		// The API takes 32 MB (which may be MiB) of message and 500 MB of file.
+		Limits: LimitConfig{Body: 600e6, Replay: 34e6, ReplayMemory: 512e6},
+		Drain:  30 * time.Second,
+	}
+}
+
+// Validate notes every mistake.
+func (c Config) Validate(ps *setting.Problems) {
+	if _, port, err := net.SplitHostPort(c.Listen); err != nil || port == "" {
+		ps.Add("listen", "must be host:port", "try 127.0.0.1:8700")
+	}
+	c.validateUpstream(ps)
+	var part setting.Problems
+	c.Retry.validate(&part)
+	ps.Below("retry", part)
+	part = nil
+	c.Timeouts.validate(&part)
+	ps.Below("timeouts", part)
+	part = nil
+	c.Limits.validate(&part)
+	ps.Below("limits", part)
+	if c.Drain < 0 {
+		ps.Add("drain", "must not be negative", "try 30s")
+	}
+}
+
+func (c Config) validateUpstream(ps *setting.Problems) {
+	u, err := url.Parse(c.Upstream)
+	switch {
+	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
+		ps.Add("upstream", "must be an http or https URL", "try https://api.anthropic.com")
+	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
+		ps.Add("upstream", "must have no user, query or fragment", "try https://api.anthropic.com")
+	case u.Host == c.Listen:
+		ps.Add("upstream", "leads back to this plane's own address", "try https://api.anthropic.com")
+	}
+}
+
+func (c RetryConfig) validate(ps *setting.Problems) {
+	switch c.Policy {
+	case "compatible":
+	case "deadline":
+		ps.Add("policy", "deadline is not built yet", "use compatible")
+	default:
+		ps.Add("policy", "must be compatible", "use compatible")
+	}
+	if c.MaxRetries < 0 || c.MaxRetries > 10 {
+		ps.Add("max_retries", "must be from 0 to 10", "try 3")
+	}
+	if c.Base <= 0 {
+		ps.Add("base", "must be positive", "try 1s")
+	}
+	if c.Jitter < 0 || c.Jitter > 1 {
+		ps.Add("jitter", "must be from 0% to 100%", "try 25%")
+	}
+	if c.MaxRetryAfter <= 0 {
+		ps.Add("max_retry_after", "must be positive", "try 1m")
+	}
+}
+
+// policy is the schedule of the retries.
+func (c RetryConfig) policy() retry.Policy {
+	return retry.Policy{Max: c.MaxRetries, Base: c.Base, Jitter: float64(c.Jitter), AskedCap: c.MaxRetryAfter}
+}
+
+func (c TimeoutConfig) validate(ps *setting.Problems) {
+	if c.FirstByte <= 0 {
+		ps.Add("first_byte", "must be positive", "try 10m")
+	}
+	if c.Idle <= 0 {
+		ps.Add("idle", "must be positive", "try 3m")
+	}
+	if c.Client <= 0 {
+		ps.Add("client", "must be positive", "try 30s")
+	}
+}
+
+func (c LimitConfig) validate(ps *setting.Problems) {
+	if c.Body <= 0 {
+		ps.Add("body", "must be positive", "try 600MB")
+	}
+	if c.Replay < 0 {
+		ps.Add("replay", "must not be negative", "try 34MB")
+	}
+	if c.ReplayMemory < c.Replay {
+		ps.Add("replay_memory", "must not be less than replay", "try 512MB")
+	}
+}
+
+// policy is a Config, compiled: immutable, shared by all calls that began under it.
+type policy struct {
+	rules
+	upstream target
+	client   time.Duration // patience with the app
+	body     int64
+	replay   int64
+	memory   int64
+	drain    time.Duration
+	name     string // of the retry policy
+}
+
+// rules are the part of a policy that an attempt obeys, whichever door its call
+// came through.
+type rules struct {
+	retry     retry.Policy
+	firstByte time.Duration
+	idle      time.Duration
+}
+
+// target is where calls go.
+type target struct {
+	scheme string
+	host   string
+	path   string // before every call's own path; no slash at its end
+	base   string // the same, escaped
+	name   string // scheme and host, for people
+}
+
+// Compile checks cfg and makes of it what calls obey. It changes nothing and can be
+// called at any time; its error holds every mistake ([setting.Problems]).
+func Compile(cfg Config) (*policy, error) {
+	var ps setting.Problems
+	if cfg.Validate(&ps); len(ps) > 0 {
+		return nil, ps
+	}
+	u, err := url.Parse(cfg.Upstream)
+	if err != nil {
+		return nil, err
+	}
+	return &policy{
+		rules: rules{
+			retry:     cfg.Retry.policy(),
+			firstByte: cfg.Timeouts.FirstByte,
+			idle:      cfg.Timeouts.Idle,
+		},
+		upstream: target{
+			scheme: u.Scheme, host: u.Host, path: strings.TrimRight(u.Path, "/"), base: strings.TrimRight(u.EscapedPath(), "/"), name: u.Scheme + "://" + u.Host,
+		},
+		client: cfg.Timeouts.Client,
+		body:   int64(cfg.Limits.Body),
+		replay: int64(cfg.Limits.Replay),
+		memory: int64(cfg.Limits.ReplayMemory),
+		drain:  cfg.Drain,
+		name:   cfg.Retry.Policy,
+	}, nil
+}

@@ -1,0 +1,212 @@
+package claude
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	pieceSize = 32 << 10 // what is read ahead and relayed at once
+	mostWhole = 1 << 20  // a JSON answer up to this size is relayed when all of it is there
+	mostKept  = 64 << 10 // an error answer up to this size is kept in case it is the last one
+)
+
+var pieces = sync.Pool{New: func() any { return new([pieceSize]byte) }}
+
+// An answer is what one attempt brought: a head, what of the body was read ahead,
+// and the rest.
+type answer struct {
+	res     *http.Response // its Body is not used: body is
+	body    io.ReadCloser
+	verdict verdict
+	events  bool // an event stream
+
+	ahead []byte // read, not yet relayed
+	whole bool   // ahead is all of the body
+
+	ctx    context.Context // the attempt's
+	cancel context.CancelCauseFunc
+	timer  *time.Timer // ends the attempt when nothing comes
+	first  time.Duration
+	idle   time.Duration
+	begun  atomic.Bool // the first byte has come, progress of the upload counts no more
+	piece  *[pieceSize]byte
+}
+
+// forward sends the request once. An answer without a verdict of OK may still be
+// what the client gets; no answer means that nothing usable came.
+func (c *call) forward() (*answer, verdict) {
+	a := &answer{first: c.rules.firstByte, idle: c.rules.idle}
+	a.ctx, a.cancel = context.WithCancelCause(c.ctx)
+	a.timer = time.AfterFunc(a.first, a.tooLate)
+	out := c.out.WithContext(a.ctx)
+	var res *http.Response
+	err := c.body.attach(out, a.progress)
+	if err == nil {
+		res, err = c.engine.rt.RoundTrip(out)
+	}
+	if err != nil {
+		a.close()
+		return nil, c.broke(a, err)
+	}
+	a.res, a.body = res, res.Body
+	c.try.Status = res.StatusCode
+	c.x.GenAI.UpstreamID = res.Header.Get("Request-Id")
+	a.verdict = judge(res)
+	if a.verdict.code == OK {
+		if err := a.readAhead(c.shape); err != nil {
+			a.close()
+			return nil, c.broke(a, err)
+		}
+	}
+	a.arrived()
+	if !c.shape.message {
+		a.idle = max(a.idle, a.first) // a stream of something else may pause for long
+	}
+	return a, a.verdict
+}
+
+// tooLate ends an attempt from which nothing comes.
+func (a *answer) tooLate() {
+	if a.begun.Load() {
+		a.cancel(errIdle)
+	} else {
+		a.cancel(errFirstByte)
+	}
+}
+
+// progress puts off the end of the wait for the first byte while the request is
+// still being sent.
+func (a *answer) progress() {
+	if !a.begun.Load() {
+		a.timer.Reset(a.first)
+	}
+}
+
+// arrived ends the wait for the first byte.
+func (a *answer) arrived() {
+	a.begun.Store(true)
+	a.timer.Stop()
+}
+
+// readAhead reads as much of a good answer as can be held back without harm: the
+// first piece of a generation's stream, the whole of a JSON answer. What breaks
+// until then, another attempt can mend, since the client has seen nothing.
+func (a *answer) readAhead(s shape) error {
+	kind, _, _ := strings.Cut(a.res.Header.Get("Content-Type"), ";")
+	kind = strings.TrimSpace(kind)
+	a.events = strings.EqualFold(kind, "text/event-stream")
+	switch {
+	case a.res.Body == http.NoBody || a.res.Request != nil && a.res.Request.Method == http.MethodHead:
+		return nil
+	case a.events && s.message:
+		return a.readFirst()
+	case strings.EqualFold(kind, "application/json") && s.whole && a.res.ContentLength <= mostWhole:
+		return a.readWhole(mostWhole)
+	}
+	return nil
+}
+
+func (a *answer) readFirst() error {
+	buf := a.buffer()
+	for {
+		n, err := a.body.Read(buf)
+		a.ahead = buf[:n]
+		switch {
+		case n > 0: // what err says, the next read says again
+			return nil
+		case errors.Is(err, io.EOF):
+			return io.ErrUnexpectedEOF // a generation that says nothing is none
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// readWhole reads the body up to limit; a longer one is left to be relayed in
+// pieces.
+func (a *answer) readWhole(limit int) error {
+	buf := a.buffer()
+	if n := a.res.ContentLength; n > int64(len(buf)) && n < int64(limit) {
+		buf = make([]byte, n+1)
+	}
+	for n := 0; ; {
+		m, err := a.body.Read(buf[n:])
+		if n == 0 && m > 0 {
+			a.arrived()
+		}
+		n += m
+		a.ahead = buf[:n]
+		switch {
+		case errors.Is(err, io.EOF):
+			a.whole = true
+			return nil
+		case err != nil:
+			return err
+		case n == limit:
+			return nil
+		case n == len(buf):
+			buf = append(buf, make([]byte, min(len(buf), limit-len(buf)))...)
+		}
+		if a.begun.Load() {
+			a.timer.Reset(a.idle)
+		}
+	}
+}
+
+func (a *answer) buffer() []byte {
+	if a.piece == nil {
+		a.piece = pieces.Get().(*[pieceSize]byte)
+	}
+	return a.piece[:]
+}
+
+// Read gives what was read ahead and then the rest, as long as it keeps coming.
+func (a *answer) Read(p []byte) (int, error) {
+	if len(a.ahead) > 0 {
+		n := copy(p, a.ahead)
+		a.ahead = a.ahead[n:]
+		return n, nil
+	}
+	if a.whole {
+		return 0, io.EOF
+	}
+	timer := a.timer
+	timer.Reset(a.idle)
+	n, err := a.body.Read(p)
+	timer.Stop()
+	return n, err
+}
+
+// keep reads the rest of an answer that may have to stand, so that its connection
+// is free for the next attempt; false means that it can't be kept.
+func (a *answer) keep() bool {
+	if a.whole {
+		return true
+	}
+	if a.res.ContentLength > mostKept {
+		return false
+	}
+	err := a.readWhole(mostKept)
+	a.timer.Stop()
+	return err == nil && a.whole
+}
+
+// close ends the attempt and frees what it holds. It may be called again.
+func (a *answer) close() {
+	a.arrived()
+	a.cancel(errDone)
+	if a.body != nil {
+		_ = a.body.Close() // what it says nobody can use any more
+	}
+	if a.piece != nil {
+		pieces.Put(a.piece)
+		a.piece, a.ahead = nil, nil
+	}
+}

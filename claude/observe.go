@@ -1,0 +1,193 @@
+package claude
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+
+	"mainstay.dev/mainstay/claude/internal/sse"
+	"mainstay.dev/mainstay/telemetry"
+)
+
+// An observer reads what passes by: model, usage, how it ended. It changes nothing,
+// and what it can't read it leaves alone: an encoding other than gzip, JSON beyond
+// mostWhole.
+type observer struct {
+	gen     *telemetry.GenAI
+	watches bool // the answer is the stream of a generation
+	plain   bool // its bytes are the events themselves
+	zipped  *unzipper
+	events  sse.Scanner
+	found   func(sse.Event)
+	started bool // message_start has come
+	stopped bool // message_stop has come
+	failed  bool // an error event has come
+}
+
+// begin looks at the head of the answer that will be relayed.
+func (o *observer) begin(a *answer, s shape, gen *telemetry.GenAI) {
+	o.gen = gen
+	if !a.events {
+		return
+	}
+	encoding := a.res.Header.Get("Content-Encoding")
+	o.plain = encoding == "" || strings.EqualFold(encoding, "identity")
+	if o.watches = s.message; o.watches {
+		gen.Stream = true
+		o.found = o.event
+	}
+	if strings.EqualFold(encoding, "gzip") && s.message {
+		o.zipped = unzip(func(p []byte) { o.events.Feed(p, o.found) })
+	}
+}
+
+// feed sees the next bytes of a stream; it returns how many of them lead up to the
+// end of an event, where that can be told.
+func (o *observer) feed(p []byte) (whole int) {
+	switch {
+	case o.plain:
+		return o.events.Feed(p, o.found)
+	case o.zipped != nil:
+		o.zipped.feed(p)
+	}
+	return 0
+}
+
+// end waits until all that was fed has been read. It may be called again.
+func (o *observer) end() {
+	if o.zipped != nil {
+		o.zipped.end()
+	}
+}
+
+// unfinished reports that a generation has begun and not ended, as far as that can
+// be told.
+func (o *observer) unfinished() bool { return o.started && !o.stopped && !o.failed }
+
+// usage is the API's, with the names of this house.
+type usage struct {
+	Input      *int64 `json:"input_tokens"`
+	CacheWrite *int64 `json:"cache_creation_input_tokens"`
+	CacheRead  *int64 `json:"cache_read_input_tokens"`
+	Output     *int64 `json:"output_tokens"`
+}
+
+// told is what a message, an event or an error may hold of interest.
+type told struct {
+	Model      string `json:"model"`
+	StopReason string `json:"stop_reason"`
+	Usage      usage  `json:"usage"`
+	Error      struct {
+		Type string `json:"type"`
+	} `json:"error"`
+	Message *told `json:"message"`
+	Delta   struct {
+		StopReason string `json:"stop_reason"`
+	} `json:"delta"`
+}
+
+// into notes what was told. Counts in a stream are cumulative, so that the last one
+// told is right and one not told stays as it was.
+func (t *told) into(gen *telemetry.GenAI) {
+	t.Usage = usage{&gen.InputTokens, &gen.CacheWriteTokens, &gen.CacheReadTokens, &gen.OutputTokens}
+}
+
+// take moves the words over; the counts are in place already.
+func (t *told) take(gen *telemetry.GenAI) {
+	for _, m := range []*told{t, t.Message} {
+		if m == nil {
+			continue
+		}
+		if m.Model != "" {
+			gen.Model = m.Model
+		}
+		if m.StopReason != "" {
+			gen.StopReason = m.StopReason
+		}
+	}
+	if t.Delta.StopReason != "" {
+		gen.StopReason = t.Delta.StopReason
+	}
+	if t.Error.Type != "" {
+		gen.ErrorType = t.Error.Type
+	}
+}
+
+func (o *observer) event(e sse.Event) {
+	switch string(e.Name) {
+	case "message_start":
+		o.started = true
+	case "message_stop":
+		o.stopped = true
+		return
+	case "error":
+		o.failed = true
+		o.gen.ErrorType = "error" // unless it says which
+	case "message_delta":
+	default:
+		return // the text itself, mostly
+	}
+	o.read(e.Data)
+}
+
+// read notes what a JSON value tells.
+func (o *observer) read(data []byte) {
+	t := told{Message: &told{}}
+	t.into(o.gen)
+	t.Message.into(o.gen)
+	if json.Unmarshal(data, &t) == nil {
+		t.take(o.gen)
+	}
+}
+
+// whole reads an answer in JSON that is there as a whole.
+func (o *observer) whole(body []byte, h http.Header) {
+	switch encoding := h.Get("Content-Encoding"); {
+	case encoding == "" || strings.EqualFold(encoding, "identity"):
+	case strings.EqualFold(encoding, "gzip"):
+		z, err := gzip.NewReader(bytes.NewReader(body))
+		if err != nil {
+			return
+		}
+		if body, err = io.ReadAll(io.LimitReader(z, mostWhole)); err != nil {
+			return
+		}
+	default:
+		return
+	}
+	o.read(body)
+}
+
+// An unzipper gives the plain bytes of a compressed stream, as far as they can be
+// had, to see.
+type unzipper struct {
+	w    *io.PipeWriter
+	done chan struct{}
+}
+
+func unzip(see func([]byte)) *unzipper {
+	r, w := io.Pipe()
+	u := &unzipper{w: w, done: make(chan struct{})}
+	go func() {
+		defer close(u.done)
+		if z, err := gzip.NewReader(r); err == nil {
+			buf := make([]byte, 4<<10)
+			for n := 0; err == nil; {
+				n, err = z.Read(buf)
+				see(buf[:n])
+			}
+		}
+		_, _ = io.Copy(io.Discard, r) // what can't be read must not hold up the relay
+	}()
+	return u
+}
+
+func (u *unzipper) feed(p []byte) { _, _ = u.w.Write(p) } // fails only after end
+
+func (u *unzipper) end() {
+	_ = u.w.Close()
+	<-u.done
+}

@@ -1,0 +1,149 @@
+package claude
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"mainstay.dev/mainstay/telemetry"
+)
+
+// replies gives the codes that Mainstay itself answers with their status and their
+// type among the API's errors.
+var replies = map[Code]struct {
+	status int
+	kind   string
+}{
+	BadRequest:      {400, "invalid_request_error"},
+	TooLarge:        {413, "request_too_large"},
+	UploadTimeout:   {408, "timeout_error"},
+	ClientGone:      {499, "api_error"}, // nobody is there to read it
+	Unreachable:     {502, "api_error"},
+	UpstreamTimeout: {504, "timeout_error"},
+	Stopping:        {503, "api_error"},
+}
+
+// explain says in the API's type and in a sentence what went wrong. It names no
+// secret: target is host and port.
+func explain(v verdict, target string, attempts int) (kind, message string) {
+	tries := "1 attempt"
+	if attempts != 1 {
+		tries = strconv.Itoa(attempts) + " attempts"
+	}
+	switch v.code {
+	case TooLarge:
+		message = "Request exceeds the maximum size that Mainstay lets through; raise claude.limits.body."
+	case UploadTimeout:
+		message = "The request did not arrive in time."
+	case BadRequest:
+		message = "The request could not be read."
+	case Unreachable:
+		message = fmt.Sprintf("Mainstay got no answer from %s in %s: the connection failed.", target, tries)
+	case UpstreamTimeout:
+		message = fmt.Sprintf("Mainstay got no answer from %s in time, in %s.", target, tries)
+	case UpstreamCut:
+		message = fmt.Sprintf("The answer from %s broke off.", target)
+	case UpstreamStalled:
+		message = fmt.Sprintf("The answer from %s stopped coming.", target)
+	case Stopping:
+		message = "Mainstay is stopping."
+	default:
+		message = "The call ended before it was answered."
+	}
+	kind = replies[v.code].kind
+	if kind == "" {
+		kind = "api_error"
+	}
+	return kind, message
+}
+
+// errorJSON is an error in the API's shape (https://docs.claude.com/en/api/errors).
+func errorJSON(kind, message, id string) []byte {
+	type detail struct {
+		Type    string `json:"type"`
+		Message string `json:"message"`
+	}
+	b, err := json.Marshal(struct {
+		Type  string `json:"type"`
+		Error detail `json:"error"`
+		ID    string `json:"request_id"`
+	}{"error", detail{kind, message}, id})
+	if err != nil {
+		panic("claude: three strings are no JSON: " + err.Error())
+	}
+	return b
+}
+
+// refuse answers with an error of our own.
+func (c *call) refuse(w http.ResponseWriter, v verdict) {
+	c.end = v
+	reply := replies[v.code]
+	kind, message := explain(v, c.policy.upstream.host, max(c.x.Tries, 1))
+	body := errorJSON(kind, message, c.x.ID)
+	h := w.Header()
+	h["Content-Type"] = []string{"application/json"}
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	h["Request-Id"] = []string{c.x.ID}
+	c.sign(h, v.code)
+	c.x.HTTP.Status = reply.status
+	c.patience.write()
+	w.WriteHeader(reply.status)
+	n, _ := w.Write(body) // a client that has left has nobody to tell
+	c.x.BytesOut += int64(n)
+}
+
+// record writes the call down, once, whatever came of it.
+func (c *call) record() {
+	x := c.x
+	if c.end.code == "" {
+		c.end = verdict{code: Internal} // only a panic gets here
+	}
+	c.tried(c.end.cause)
+	x.Code, x.Blame, x.Err = string(c.end.code), blames[c.end.code], c.end.err
+	if c.upload != nil {
+		x.BytesIn = c.upload.taken.Load()
+	}
+	if x.GenAI.Model == "" && c.body != nil {
+		x.GenAI.Model = c.body.model()
+	}
+	n := &c.engine.counts
+	n.inFlight.Add(-1)
+	if x.HTTP.Stream {
+		n.streams.Add(-1)
+	}
+	if x.Blame == telemetry.BlameMainstay || x.Blame == telemetry.BlameUpstream {
+		n.failed.Add(1)
+	}
+	x.End(c.engine.sink)
+}
+
+// model reads the model's name from a request; only calls that brought no answer
+// with it need that.
+func (b *body) model() string {
+	const most = 1 << 20 // beyond it, reading costs more than the name is worth
+	if !b.replayable() || b.size <= 0 || b.size > most {
+		return ""
+	}
+	r, err := b.again(func() {})
+	if err != nil {
+		return ""
+	}
+	defer r.Close()
+	var ask struct {
+		Model string `json:"model"`
+	}
+	if json.NewDecoder(io.LimitReader(r, most)).Decode(&ask) != nil || len(ask.Model) > 128 {
+		return ""
+	}
+	return ask.Model
+}
+
+// firstByte notes when the answer began.
+func (c *call) firstByte() {
+	if c.x.FirstByte == 0 {
+		c.x.FirstByte = time.Since(c.x.Start)
+	}
+}

@@ -1,0 +1,228 @@
+package claude
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+)
+
+// relay gives the answer to the client and returns what the call came to. broken:
+// the client must be made to see that the answer is not whole, by breaking its
+// connection off.
+func (c *call) relay(w http.ResponseWriter, a *answer) (end verdict, broken bool) {
+	c.watch.begin(a, c.shape, &c.x.GenAI)
+	defer c.watch.end()
+	c.head(w, a)
+	out := &toClient{w: w, c: c}
+	if a.events || a.res.ContentLength < 0 {
+		out.flush = http.NewResponseController(w).Flush
+	}
+	var err error
+	switch {
+	case a.whole:
+		out.flush = nil
+		c.watch.whole(a.ahead, a.res.Header)
+		_, err = out.Write(a.ahead)
+	case a.events && c.watch.plain:
+		err = c.relayEvents(out, a)
+	default:
+		err = c.relayBytes(out, a)
+	}
+	c.watch.end()
+	end, whole := c.outcome(a, out, err)
+	if whole {
+		copyTrailers(w, a.res)
+	} else if out.err == nil && !c.watch.failed && a.events && c.watch.plain && !out.within {
+		out.errorEvent(end)
+	}
+	return end, !whole
+}
+
+// outcome tells what the call came to, now that all of the answer that will ever
+// come has been relayed, and whether the client has the whole of it.
+func (c *call) outcome(a *answer, out *toClient, err error) (v verdict, whole bool) {
+	switch {
+	case out.err != nil:
+		if v, ended := c.ended(); ended {
+			return v, false
+		}
+		return verdict{code: ClientGone, cause: CauseClient, err: out.err}, false
+	case c.watch.failed:
+		return verdict{code: StreamError, cause: CauseStream, err: errors.New("the stream carried an error: " + c.x.GenAI.ErrorType)}, err == nil
+	case err != nil:
+		return c.lost(a, err), false
+	case c.watch.unfinished():
+		return verdict{code: UpstreamCut, cause: CauseCut, err: errors.New("the stream ended without message_stop")}, false
+	}
+	return a.verdict, true
+}
+
+// head sends the head of the answer as it came, but for what is between neighbours.
+func (c *call) head(w http.ResponseWriter, a *answer) {
+	h := w.Header()
+	dropHops(a.res.Header)
+	for name, values := range a.res.Header {
+		h[name] = values
+	}
+	for _, name := range [...]string{"Content-Type", "Date"} {
+		if _, ok := h[name]; !ok {
+			h[name] = nil // or net/http would put in its own
+		}
+	}
+	if a.whole && a.res.ContentLength < 0 && a.res.StatusCode != http.StatusNoContent {
+		h["Content-Length"] = []string{strconv.Itoa(len(a.ahead))}
+	}
+	c.sign(h, a.verdict.code)
+	c.x.HTTP.Status = a.res.StatusCode
+	c.patience.write()
+	w.WriteHeader(a.res.StatusCode)
+}
+
+// sign says in the head of an answer what Mainstay did for it.
+func (c *call) sign(h http.Header, code Code) {
+	tries := c.x.Tries
+	if c.trying {
+		tries++
+	}
+	if tries > 0 {
+		h["Mainstay-Attempts"] = []string{strconv.Itoa(tries)}
+	}
+	if code != OK {
+		h["Mainstay-Code"] = []string{string(code)}
+	}
+	if c.upload != nil && !c.upload.ended.Load() && (c.body == nil || !c.body.replayable()) {
+		h["Connection"] = []string{"close"} // the client is still sending what nobody will read
+	}
+}
+
+// relayEvents relays whole events as they come: an event of which only a part has
+// come is of no use to the client yet, and without it the client can be told in a
+// well-formed way when the rest never comes. An event longer than a piece goes in
+// parts.
+func (c *call) relayEvents(out *toClient, a *answer) error {
+	buf, n := a.buffer(), 0
+	if len(a.ahead) > 0 { // lies at the start of the same buffer
+		n = len(a.ahead)
+		a.ahead = nil
+	} else if err := out.begin(); err != nil {
+		return err
+	}
+	whole := c.watch.feed(buf[:n])
+	for {
+		if whole == 0 && n == len(buf) {
+			out.within = true
+			whole = n
+		} else if whole > 0 {
+			out.within = false
+		}
+		if whole > 0 {
+			if _, err := out.Write(buf[:whole]); err != nil {
+				return err
+			}
+			n = copy(buf, buf[whole:n])
+		}
+		m, err := a.Read(buf[n:])
+		whole = 0
+		if m > 0 {
+			if at := c.watch.feed(buf[n : n+m]); at > 0 {
+				whole = n + at
+			}
+			n += m
+		}
+		if err != nil {
+			return c.lastEvents(out, buf[:n], whole, err)
+		}
+	}
+}
+
+// lastEvents relays what is left when a stream has ended: all of it if it ended
+// well, else whole events only.
+func (c *call) lastEvents(out *toClient, left []byte, whole int, err error) error {
+	if errors.Is(err, io.EOF) {
+		_, err = out.Write(left)
+		return err
+	}
+	if whole > 0 {
+		out.within = false
+		if _, werr := out.Write(left[:whole]); werr != nil {
+			return werr
+		}
+	}
+	return err
+}
+
+// relayBytes relays anything else as it comes.
+func (c *call) relayBytes(out *toClient, a *answer) error {
+	if len(a.ahead) > 0 {
+		c.watch.feed(a.ahead)
+		if _, err := out.Write(a.ahead); err != nil {
+			return err
+		}
+		a.ahead = nil
+	} else if err := out.begin(); err != nil {
+		return err
+	}
+	buf := a.buffer()
+	for {
+		n, err := a.Read(buf)
+		if n > 0 {
+			c.watch.feed(buf[:n])
+			if _, werr := out.Write(buf[:n]); werr != nil {
+				return werr
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// toClient writes to the client, and remembers whether that failed.
+type toClient struct {
+	w      http.ResponseWriter
+	c      *call
+	flush  func() error // after every write; nil: net/http may gather them
+	within bool         // the client has a part of an event
+	err    error
+}
+
+// begin lets the client see the head before there is any of the body.
+func (t *toClient) begin() error {
+	if t.flush != nil {
+		t.err = t.flush()
+	}
+	return t.err
+}
+
+func (t *toClient) Write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	t.c.patience.write()
+	n, err := t.w.Write(p)
+	t.c.x.BytesOut += int64(n)
+	if err == nil && t.flush != nil {
+		err = t.flush()
+	}
+	t.err = err
+	return n, err
+}
+
+// errorEvent ends a stream that broke between two events with one that says so, in
+// the API's words.
+func (t *toClient) errorEvent(v verdict) {
+	kind, message := explain(v, t.c.out.URL.Host, t.c.x.Tries+1)
+	_, _ = fmt.Fprintf(t, "event: error\ndata: %s\n\n", errorJSON(kind, message, t.c.x.ID)) // the connection is broken off after it in any case
+}
+
+// copyTrailers passes on what the upstream said after its body.
+func copyTrailers(w http.ResponseWriter, res *http.Response) {
+	for name, values := range res.Trailer {
+		w.Header()[http.TrailerPrefix+name] = values
+	}
+}

@@ -1,0 +1,317 @@
+// Package claude is the Claude plane: a transparent proxy in front of the Claude
+// API that tries again what failed before the app saw any of it, never shows half
+// an answer as a whole one, and writes every call down. [Server] is the plane;
+// [Transport] is the same engine for Go programs that use the official SDK without
+// it, and [Do] for those that call in some other way.
+//
+// Every path, header, body field, stream event and beta passes unchanged. Not
+// relayed: 1xx answers and protocol upgrades, which the API does not use.
+//
+// The binary and Go programs may import it. It imports none of its sibling planes.
+package claude
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"mainstay.dev/mainstay/internal/setting"
+	"mainstay.dev/mainstay/telemetry"
+)
+
+// Dial opens a connection to the upstream.
+type Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// Deps are what a [Server] needs from outside.
+type Deps struct {
+	Listener net.Listener
+	// Dial opens connections to the upstream; nil: over TCP. It must bound its own
+	// time.
+	Dial Dial
+	Log  *slog.Logger   // nil: none
+	Sink telemetry.Sink // nil: none
+	// Colors are the colors that a path may begin with (/@blue).
+	Colors []string
+}
+
+// A Server is the plane. Its methods may be called from many goroutines.
+type Server struct {
+	listen string
+	ln     net.Listener
+	colors map[string]bool
+	policy atomic.Pointer[policy]
+	engine engine
+	wire   *http.Transport
+
+	base  context.Context // of every request
+	stop  context.CancelCauseFunc
+	calls sync.WaitGroup
+}
+
+// engine is what the doors to Claude share: [Server] and [Transport].
+type engine struct {
+	rt     http.RoundTripper
+	log    *slog.Logger
+	sink   telemetry.Sink
+	counts counters
+}
+
+// New checks cfg and wires the plane; it starts nothing.
+func New(cfg Config, d Deps) (*Server, error) {
+	p, err := Compile(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if d.Listener == nil {
+		return nil, errors.New("claude: a server needs a listener")
+	}
+	s := &Server{listen: cfg.Listen, ln: d.Listener, colors: map[string]bool{}, wire: newWire(d.Dial)}
+	for _, color := range d.Colors {
+		s.colors[color] = true
+	}
+	s.engine.rt, s.engine.log, s.engine.sink = s.wire, orDiscard(d.Log), d.Sink
+	if d.Sink == nil {
+		s.engine.sink = telemetry.Discard
+	}
+	s.base, s.stop = context.WithCancelCause(context.Background())
+	s.policy.Store(p)
+	return s, nil
+}
+
+func orDiscard(log *slog.Logger) *slog.Logger {
+	if log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return log
+}
+
+// newWire returns the connections to the upstream, tuned for a proxy: many of them
+// to one host, nothing added and nothing decompressed on the way.
+func newWire(dial Dial) *http.Transport {
+	const most = 512
+	t := &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		DialContext:            dial,
+		ForceAttemptHTTP2:      true,
+		MaxIdleConns:           most,
+		MaxIdleConnsPerHost:    most,
+		IdleConnTimeout:        90 * time.Second,
+		TLSHandshakeTimeout:    10 * time.Second,
+		ExpectContinueTimeout:  time.Second,
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 256 << 10,
+		// A connection that has died must not look like a model that thinks.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
+	}
+	if dial == nil {
+		t.DialContext = (&net.Dialer{Timeout: 10 * time.Second, KeepAliveConfig: net.KeepAliveConfig{
+			Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 4,
+		}}).DialContext
+	}
+	return t
+}
+
+// Prepare checks cfg for a reload. Nothing changes until commit is called, and
+// commit cannot fail; calls under way end under the policy they began with.
+func (s *Server) Prepare(cfg Config) (commit func(), err error) {
+	p, err := Compile(cfg)
+	ps := setting.Of(err)
+	if cfg.Listen != s.listen {
+		ps.Add("listen", "can't change while Mainstay runs", "restart it, or keep "+s.listen)
+	}
+	if err := ps.Err(); err != nil {
+		return nil, err
+	}
+	return func() { s.policy.Store(p) }, nil
+}
+
+// Run serves until ctx is done, gives calls under way the drain time to end, breaks
+// off the rest, and returns when all has ended.
+func (s *Server) Run(ctx context.Context) error {
+	srv := &http.Server{
+		Handler:           s,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		BaseContext:       func(net.Listener) context.Context { return s.base },
+		ErrorLog:          slog.NewLogLogger(s.engine.log.Handler(), slog.LevelWarn),
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(s.ln) }()
+	var err error
+	select {
+	case err = <-served:
+	case <-ctx.Done():
+		s.drain(ctx, srv)
+		<-served
+	}
+	s.stop(errStopping)
+	_ = srv.Close() // what is left is broken off; nobody is told of it
+	s.calls.Wait()
+	s.wire.CloseIdleConnections()
+	return err
+}
+
+// drain waits for the calls under way, and breaks off those that take too long.
+func (s *Server) drain(ctx context.Context, srv *http.Server) {
+	ctx = context.WithoutCancel(ctx)
+	limit, cancel := context.WithTimeout(ctx, s.policy.Load().drain)
+	defer cancel()
+	if srv.Shutdown(limit) == nil {
+		return
+	}
+	s.engine.log.Warn("breaking off claude calls that did not end in time", "in_flight", s.engine.counts.inFlight.Load())
+	s.stop(errStopping)
+	const farewell = 2 * time.Second // for the errors that tell the clients so
+	limit, cancelFarewell := context.WithTimeout(ctx, farewell)
+	defer cancelFarewell()
+	_ = srv.Shutdown(limit) // Close follows
+}
+
+// A call is one exchange with Claude, whichever door it came in by.
+type call struct {
+	engine   *engine
+	policy   *policy // of the plane; nil in a Transport
+	rules    rules
+	x        *telemetry.Exchange
+	ctx      context.Context // the client's
+	patience *patience
+	upload   *upload
+	shape    shape
+	out      *http.Request // what goes upstream, but for the body
+	body     *body
+	try      telemetry.Attempt // the one under way
+	trying   bool
+	watch    observer
+	end      verdict
+}
+
+// ServeHTTP is the life of a call.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c := s.begin(w, r)
+	defer s.calls.Done()
+	defer c.record()
+	if !c.route(w, r, s.colors) || !c.admit(w, r) {
+		return
+	}
+	defer c.body.release()
+	a, v := c.settle()
+	if a == nil {
+		c.refuse(w, v)
+		return
+	}
+	defer a.close()
+	var broken bool
+	if c.end, broken = c.relay(w, a); broken {
+		panic(http.ErrAbortHandler) // net/http breaks the connection off
+	}
+}
+
+// begin starts the exchange.
+func (s *Server) begin(w http.ResponseWriter, r *http.Request) *call {
+	x := telemetry.Begin("claude")
+	s.calls.Add(1)
+	p := s.policy.Load()
+	c := &call{engine: &s.engine, policy: p, rules: p.rules, x: x, ctx: r.Context()}
+	c.patience = &patience{deadline: http.NewResponseController(w), limit: p.client}
+	c.patience.write() // covers what net/http itself writes before the answer
+	c.engine.counts.inFlight.Add(1)
+	c.engine.counts.calls.Add(1)
+	c.describe(r)
+	return c
+}
+
+// describe notes who asks and for what.
+func (c *call) describe(r *http.Request) {
+	x := c.x
+	x.ID = requestID(r.Header.Get("X-Request-Id"))
+	x.Caller = fingerprint(r.Header)
+	x.Trace.Continue(r.Header.Get("Traceparent"), r.Header.Get("Tracestate"))
+	x.HTTP.Method, x.HTTP.Host, x.HTTP.Proto = r.Method, r.Host, r.Proto
+}
+
+// route finds out where the call goes.
+func (c *call) route(w http.ResponseWriter, r *http.Request, colors map[string]bool) bool {
+	color, path, escaped := uncolor(r.URL.Path, asWritten(r), colors)
+	c.x.Color, c.x.HTTP.Path, c.x.Route = color, path, template(path)
+	if !strings.HasPrefix(path, "/") {
+		c.refuse(w, verdict{code: BadRequest, err: errors.New("the request names no path")})
+		return false
+	}
+	c.shape = shapeOf(r.Method, c.x.Route)
+	c.out = aim(r, c.policy.upstream, path, escaped)
+	c.x.HTTP.Target = c.out.URL.Host
+	return true
+}
+
+// settle claims and forwards, and again, until an answer stands: it is good, it is
+// one that another attempt can't mend, or the attempts are used up. Then the last
+// answer that Claude gave stands, however it reads; without one, the verdict on the
+// last attempt.
+func (c *call) settle() (*answer, verdict) {
+	var kept *answer
+	wait := time.Duration(0)
+	for loop := c.rules.retry.Begin(); c.claim(wait); {
+		a, v := c.forward()
+		if a != nil && kept != nil {
+			kept.close()
+			kept = nil
+		}
+		more := false
+		if v.again && c.body.replayable() {
+			wait, more = loop.Next(v.after)
+		}
+		if !more {
+			return c.stands(a, kept, v)
+		}
+		c.tried(v.cause)
+		c.retrying(v, wait)
+		if a != nil && a.keep() {
+			kept = a
+		} else if a != nil {
+			a.close()
+		}
+	}
+	if kept != nil {
+		kept.close()
+	}
+	v, _ := c.ended()
+	return nil, v
+}
+
+// stands picks the answer that the client gets.
+func (c *call) stands(a, kept *answer, v verdict) (*answer, verdict) {
+	if a == nil {
+		c.tried(v.cause)
+		if kept == nil {
+			return nil, v
+		}
+		if _, ended := c.ended(); ended || v.cause == CauseClient {
+			kept.close()
+			return nil, v
+		}
+		a = kept
+	}
+	c.firstByte()
+	if a.events {
+		c.x.HTTP.Stream = true
+		c.engine.counts.streams.Add(1)
+	}
+	return a, a.verdict
+}
+
+// requestID takes over the caller's request id, or makes one.
+func requestID(given string) string {
+	if given != "" && len(given) <= 128 && strings.IndexFunc(given, func(r rune) bool { return r <= ' ' || r > '~' }) < 0 {
+		return given
+	}
+	return "req_" + strconv.FormatUint(rand.Uint64()|1<<63, 36) + strconv.FormatUint(rand.Uint64()|1<<63, 36)
+}

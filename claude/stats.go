@@ -1,0 +1,50 @@
+package claude
+
+import (
+	"sync/atomic"
+
+	"mainstay.dev/mainstay/telemetry"
+)
+
+// counters are what an engine counts; all may change at any time.
+type counters struct {
+	inFlight, waiting, streams       atomic.Int64
+	calls, attempts, retries, failed atomic.Int64
+	replay                           reserve
+}
+
+// Stats is how the plane stands now, and what it has done since it started.
+type Stats struct {
+	Upstream    string `json:"upstream"` // scheme and host
+	Policy      string `json:"policy"`
+	InFlight    int64  `json:"in_flight"`    // calls under way
+	Waiting     int64  `json:"waiting"`      // of these, those in a wait before a retry
+	Streams     int64  `json:"streams"`      // of these, those that stream
+	ReplayBytes int64  `json:"replay_bytes"` // memory held for requests that may be sent again
+	Calls       int64  `json:"calls"`
+	Attempts    int64  `json:"attempts"`
+	Retries     int64  `json:"retries"`
+	Failed      int64  `json:"failed"` // calls that Claude or Mainstay failed, after all retries
+}
+
+// Stats may be called at any time.
+func (s *Server) Stats() Stats {
+	n, p := &s.engine.counts, s.policy.Load()
+	return Stats{
+		Upstream: p.upstream.name, Policy: p.name,
+		InFlight: n.inFlight.Load(), Waiting: n.waiting.Load(), Streams: n.streams.Load(), ReplayBytes: n.replay.used.Load(),
+		Calls: n.calls.Load(), Attempts: n.attempts.Load(), Retries: n.retries.Load(), Failed: n.failed.Load(),
+	}
+}
+
+// Levels returns what stands at a height now, as metrics. It may be called at any
+// time.
+func (s *Server) Levels() []telemetry.Level {
+	st := s.Stats()
+	return []telemetry.Level{
+		{Name: "mainstay_claude_in_flight", Help: "Claude calls under way.", Value: float64(st.InFlight)},
+		{Name: "mainstay_claude_waiting", Help: "Claude calls that wait before a retry.", Value: float64(st.Waiting)},
+		{Name: "mainstay_claude_streams", Help: "Claude calls whose answer is streaming.", Value: float64(st.Streams)},
+		{Name: "mainstay_claude_replay_bytes", Help: "Memory held for Claude requests that may be sent again.", Value: float64(st.ReplayBytes)},
+	}
+}
