@@ -3,7 +3,6 @@ package demo
 import (
 	"context"
 	"fmt"
-	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -94,13 +93,4 @@ func (d *database) close() error {
 	}
 	d.guard.Wait()
 	return d.server.Stop()
-}
-
-// hideSecret shows an address without its password.
-func hideSecret(address string) string {
-	u, err := url.Parse(address)
-	if err != nil {
-		return "an address that can't be read"
-	}
-	return u.Redacted()
 }

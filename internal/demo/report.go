@@ -153,7 +153,7 @@ func writeReport(path string, m *measurement) error {
 	if err != nil {
 		return fmt.Errorf("write the figures: %w", err)
 	}
-	defer os.Remove(f.Name()) // fails when it has its final name, as it should
+	defer func() { _ = os.Remove(f.Name()) }() // fails when it has its final name, as it should
 	_, err = f.Write(append(text, '\n'))
 	if cerr := f.Close(); err == nil {
 		err = cerr

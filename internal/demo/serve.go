@@ -39,7 +39,7 @@ func (h *house) serve(ctx context.Context, m *measurement) error {
 func (h *house) watch(ctx context.Context, recent *atomic.Pointer[load.Tally]) {
 	every, show := time.Minute, func(line string) { h.screen.say("  %s", line) }
 	if h.screen.live {
-		every, show = 10*time.Second, func(line string) { h.screen.draw("  " + wrap(line, width)[0]) }
+		every, show = 10*time.Second, func(line string) { h.screen.draw("  " + wrap(line)[0]) }
 	}
 	for pause(ctx, every) {
 		show(glanceLine(every, recent.Swap(load.NewTally())))

@@ -181,7 +181,7 @@ func (s *side) awaitHealthy(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			if err := context.Cause(ctx); err != late {
+			if err := context.Cause(ctx); !errors.Is(err, late) {
 				return err
 			}
 			return fmt.Errorf("%s does not serve at %s: %w: %s", s.program.name, s.base, late, s.program.lastWords())

@@ -97,12 +97,12 @@ func (s *screen) table(m *measurement) {
 	row("requests", fmt.Sprint(b.Requests), fmt.Sprint(a.Requests), "")
 	s.say("")
 	for _, note := range m.notes() {
-		for _, line := range wrap(note, width) {
+		for _, line := range wrap(note) {
 			s.say("  %s", s.in(dim, line))
 		}
 	}
 	for _, doubt := range m.doubts() {
-		for _, line := range wrap("doubt: "+doubt, width) {
+		for _, line := range wrap("doubt: " + doubt) {
 			s.say("  %s", s.in(red, line))
 		}
 	}
@@ -136,9 +136,9 @@ func (m *measurement) notes() []string {
 	return notes
 }
 
-// wrap breaks a paragraph into lines of at most width characters. One that begins
-// with spaces is a line of a list and stays as it is, if it fits.
-func wrap(text string, width int) (lines []string) {
+// wrap breaks a paragraph into lines that fit. One that fits stays as it is, with
+// the spaces at its head.
+func wrap(text string) (lines []string) {
 	if utf8.RuneCountInString(text) <= width {
 		return []string{text}
 	}

@@ -163,7 +163,7 @@ func TestTheLiveTableFitsATerminal(t *testing.T) {
 		lines = append(lines, liveRow(r))
 	}
 	for _, line := range lines {
-		for _, part := range wrap(line, width) {
+		for _, part := range wrap(line) {
 			if n := len([]rune(part)); n > width {
 				t.Errorf("%d characters: %s", n, part)
 			}
