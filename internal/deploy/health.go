@@ -155,6 +155,7 @@ type waiting struct {
 	notice       time.Duration // until then a reason may well pass by itself
 	why, mend    string
 	told, logged string
+	level        slog.Level // at which logged was logged
 	looked       time.Time
 }
 
@@ -185,15 +186,19 @@ func (w *waiting) learn(inst Instance, err error) (news bool) {
 }
 
 // logWaiting puts into the log what a copy waits for once that takes long, so
-// that nobody has to sit out the deadline to learn what to mend.
+// that nobody has to sit out the deadline to learn what to mend: what passes by
+// itself in most apps as a note first, and as a warning only after a good while.
 func (d *Deployer) logWaiting(id string, w *waiting) {
-	if w.young() || w.text() == w.logged {
+	if w.young() {
 		return
 	}
-	w.logged = w.text()
 	level := slog.LevelInfo
-	if w.mend != "" {
+	if w.mend != "" || time.Since(w.began) >= 5*w.notice {
 		level = slog.LevelWarn
 	}
+	if w.text() == w.logged && level <= w.level {
+		return
+	}
+	w.logged, w.level = w.text(), level
 	d.deps.Log.Log(context.Background(), level, "the app is not healthy yet", "target", id, "reason", w.text())
 }

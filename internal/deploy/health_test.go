@@ -132,6 +132,26 @@ func TestAnAppThatIgnoresPortIsNoticedEarlyAndInTheError(t *testing.T) {
 	})
 }
 
+func TestAnAppThatDoesNotListenIsNotedAndThenWarnedOf(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world, dir string) {
+		w.let(func() {
+			w.birth = func(_ Spec, c *fakeCopy) error { c.sick = fmt.Errorf("dial: %w", syscall.ECONNREFUSED); return nil }
+		})
+		d := build(t, w, dir, configured())
+		var log bytes.Buffer
+		d.deps.Log = slog.New(slog.NewTextHandler(&log, nil))
+		err := d.Run(t.Context(), func() { t.Error("ready") })
+		if err == nil || !strings.Contains(err.Error(), "the app does not listen on PORT=20001 yet; it wrote nothing") {
+			t.Errorf("got %v", err)
+		}
+		for _, want := range []string{"00:02.000Z level=INFO", "00:10.000Z level=WARN"} {
+			if !strings.Contains(log.String(), want) || strings.Count(log.String(), "not healthy yet") != 2 {
+				t.Errorf("want %s in\n%s", want, log.String())
+			}
+		}
+	})
+}
+
 func TestACommandIsALineOrWords(t *testing.T) {
 	var c Command
 	if err := c.DecodeScalar("npm start && true"); err != nil || !c.equal(Command{"/bin/sh", "-c", "npm start && true"}) || c.String() != "npm start && true" {
