@@ -110,7 +110,7 @@ func (c *Config) Validate(ps *setting.Problems) {
 	if c.TLS.Listen == "" && (c.TLS.Cert != "" || c.TLS.Key != "") {
 		ps.Add("tls.listen", "is missing though a certificate is given", "try :8443")
 	}
-	if c.TLS.Listen != "" && (c.TLS.Cert == "" || c.TLS.Key == "") {
+	if c.TLS.Listen != "" && c.TLS.ACME == "" && (c.TLS.Cert == "" || c.TLS.Key == "") {
 		ps.Add("tls", "needs cert and key", "give the two PEM files")
 	}
 }

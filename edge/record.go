@@ -2,6 +2,7 @@ package edge
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -32,7 +33,7 @@ func (s *Server) record(l *lane) {
 // with ErrAbortHandler when it cannot finish one.
 func (l *lane) outcome(crash any) Code {
 	switch {
-	case crash != nil && crash != http.ErrAbortHandler:
+	case crash != nil && !isAbort(crash):
 		return Internal
 	case l.out.lost || crash != nil && l.hr.Context().Err() != nil:
 		return ClientGone
@@ -45,6 +46,11 @@ func (l *lane) outcome(crash any) Code {
 		return AppError
 	}
 	return OK
+}
+
+func isAbort(crash any) bool {
+	err, ok := crash.(error)
+	return ok && errors.Is(err, http.ErrAbortHandler)
 }
 
 // refuse gives Mainstay's own answer.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 )
 
 // A Part is something that runs for the life of the process. Run works until its
@@ -84,8 +85,7 @@ func (r *runner) start(ctx context.Context, p Part) bool {
 }
 
 func (r *runner) stop() (errs error) {
-	for i := len(r.running) - 1; i >= 0; i-- {
-		p := r.running[i]
+	for _, p := range slices.Backward(r.running) {
 		p.stop()
 		if err := <-p.done; err != nil {
 			errs = errors.Join(errs, fmt.Errorf("%s: %w", p.name, err))

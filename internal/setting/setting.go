@@ -76,13 +76,15 @@ func ParseBytes(s string) (Bytes, error) {
 	return Bytes(f * float64(mul)), nil
 }
 
+// String writes the size with the unit that makes the number smallest.
 func (b Bytes) String() string {
+	best, name := int64(b), ""
 	for _, u := range units {
-		if int64(b) >= u.size && int64(b)%u.size == 0 && u.name != "kB" {
-			return strconv.FormatInt(int64(b)/u.size, 10) + u.name
+		if int64(b)%u.size == 0 && int64(b)/u.size < best {
+			best, name = int64(b)/u.size, u.name
 		}
 	}
-	return strconv.FormatInt(int64(b), 10)
+	return strconv.FormatInt(best, 10) + name
 }
 
 // Percent is a share, 0.01 for 1%. In the file it is written 1% or 0.01.

@@ -1,0 +1,45 @@
+# Mainstay. `make demo` shows it, `make test` is all that CI runs.
+GO      ?= go
+VERSION ?= 0.1.0-dev
+LDFLAGS  = -s -w -X main.release=$(VERSION)
+GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+.PHONY: build demo test check bench docs fuzz clean setup
+
+build: ## bin/mainstay and the demo's app
+	@mkdir -p bin build
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/mainstay ./cmd/mainstay
+	cd examples/unitehub && $(GO) build -trimpath -o ../../bin/unitehub .
+
+demo: ## a real app, bare and behind Mainstay, under the same load; ONCE=1 ends after the table
+	@scripts/setup.sh postgres
+	@$(MAKE) --no-print-directory build
+	bin/mainstay demo $(if $(ONCE),--once --json build/demo.json)
+
+test: ## everything CI runs
+	@scripts/setup.sh all
+	@$(MAKE) --no-print-directory check build
+	scripts/test.sh
+
+check: ## format, vet, lint, generated pages
+	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
+	$(GO) vet ./...
+	cd examples/unitehub && $(GO) vet ./...
+	$(GO) run $(GOLANGCI) run ./...
+
+bench: ## ns/op, B/op and allocs/op of a whole exchange per plane, and the peers beside it
+	@scripts/setup.sh postgres
+	scripts/bench.sh
+
+docs: ## write the pages that are generated from the code
+	$(GO) test ./internal/config -run Generated -update -count=1
+	$(GO) test ./internal/app -run Generated -update -count=1
+
+fuzz: ## every fuzz target for FUZZTIME (default 30s)
+	scripts/fuzz.sh $(or $(FUZZTIME),30s)
+
+setup: ## install what tests need
+	@scripts/setup.sh all
+
+clean:
+	rm -rf bin build

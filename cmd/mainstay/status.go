@@ -1,0 +1,96 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"mainstay.dev/mainstay/internal/admin"
+	"mainstay.dev/mainstay/internal/deploy"
+)
+
+func (c *cli) status() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:     "status",
+		Short:   "Show how the running Mainstay stands",
+		Example: "  mainstay status\n  mainstay status --json | jq .planes[0].figures",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := c.client()
+			if err != nil {
+				return err
+			}
+			st, err := client.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				return enc.Encode(st)
+			}
+			return printStatus(cmd.OutOrStdout(), st)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print everything as JSON")
+	return cmd
+}
+
+func printStatus(out io.Writer, st admin.Status) error {
+	var b strings.Builder
+	state := "ready"
+	if !st.Ready {
+		state = "not ready: " + st.Reason
+	}
+	fmt.Fprintf(&b, "%s · %s · mainstay %s · pid %d · up %s · %s\n\n", st.Service, st.Environment, st.Version, st.PID, age(st.Now.Sub(st.Began)), state)
+
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "PLANE\tLISTENS ON\tLEADS TO\tPER SECOND\tP50\tP95\tP99\tERRORS\n")
+	for _, p := range st.Planes {
+		if p.State == "off" {
+			fmt.Fprintf(w, "%s\toff\t%s\t\t\t\t\t\n", p.Name, p.Note)
+			continue
+		}
+		f := p.Figures
+		fmt.Fprintf(w, "%s\t%s\t%s\t%.1f\t%s\t%s\t%s\t%.2f%%\n", p.Name, p.Listen, p.Upstream, f.Rate, millis(f.P50), millis(f.P95), millis(f.P99), 100*f.ErrorRate)
+	}
+	fmt.Fprintf(w, "\nCOPY\tCOLOR\tSTATE\tPID\tADDRESS\tUP\tRESTARTS\tCOMMAND\n")
+	for _, role := range []struct {
+		name string
+		copy *deploy.Copy
+	}{{"live", st.App.Live}, {"next", st.App.Next}, {"old", st.App.Old}} {
+		if c := role.copy; c != nil {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%d\t%s\n", role.name, c.Color, c.State, c.PID, c.Address, age(st.Now.Sub(c.Began)), c.Restarts, c.Command)
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, c := range []*deploy.Copy{st.App.Live, st.App.Next} {
+		if c != nil && c.Reason != "" {
+			fmt.Fprintf(&b, "\n%s: %s\n", c.ID, c.Reason)
+		}
+	}
+	if u := st.App.Deploying; u != nil {
+		fmt.Fprintf(&b, "\ndeploying for %s: %s\n", age(st.Now.Sub(u.Since)), u.Text)
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+// millis writes milliseconds the way a person reads them.
+func millis(ms float64) string {
+	if ms < 10 {
+		return fmt.Sprintf("%.1f ms", ms)
+	}
+	return fmt.Sprintf("%.0f ms", ms)
+}
+
+// age writes a length of time to the second.
+func age(d time.Duration) string { return d.Round(time.Second).String() }
