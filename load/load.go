@@ -193,8 +193,7 @@ func (r *runner) close() {
 type errUnmade struct{ error }
 
 func (r *runner) failure() error {
-	var unmade errUnmade
-	if errors.As(context.Cause(r.ctx), &unmade) {
+	if unmade, ok := errors.AsType[errUnmade](context.Cause(r.ctx)); ok {
 		return unmade.error
 	}
 	return nil

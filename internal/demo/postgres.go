@@ -2,6 +2,7 @@ package demo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -29,8 +30,7 @@ func openDatabase(ctx context.Context, names ...string) (*database, error) {
 	d := &database{server: server}
 	for _, name := range names {
 		if err := server.Exec(ctx, "CREATE DATABASE "+name); err != nil {
-			d.close()
-			return nil, fmt.Errorf("create database %s: %w", name, err)
+			return nil, errors.Join(fmt.Errorf("create database %s: %w", name, err), d.close())
 		}
 	}
 	// The guard's life is the database's, which ends with close.

@@ -74,11 +74,11 @@ func glanceLine(lately time.Duration, t *load.Tally) string {
 	if all.Requests == 0 {
 		return fmt.Sprintf("the last %s: nothing answered yet", lately)
 	}
-	line := fmt.Sprintf("the last %s: %d requests, %d failed, API p95 %s", lately, all.Requests, all.Failed, short(api.P95))
+	parts := []string{fmt.Sprintf("the last %s: %d requests, %d failed, API p95 %s", lately, all.Requests, all.Failed, short(api.P95))}
 	for _, cause := range sortedKeys(all.Causes) {
-		line += fmt.Sprintf("; %d %s", all.Causes[cause], cause)
+		parts = append(parts, fmt.Sprintf("%d %s", all.Causes[cause], cause))
 	}
-	return line
+	return strings.Join(parts, "; ")
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
