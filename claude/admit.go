@@ -72,7 +72,7 @@ func (u *upload) Read(p []byte) (int, error) {
 	u.patience.read()
 	n, err := u.src.Read(p)
 	u.taken.Add(int64(n))
-	if err != nil {
+	if errors.Is(err, io.EOF) { // after any other end the deadline still guards net/http's own reading of the rest
 		u.patience.readAll()
 		u.ended.Store(true)
 	}

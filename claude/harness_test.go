@@ -246,7 +246,7 @@ func inBubble(t *testing.T, h http.Handler, edit func(*claude.Config), test func
 		if err := st.stop(); err != nil {
 			t.Errorf("run: %v", err)
 		}
-		_ = upstream.Close()
+		_ = upstream.Shutdown(context.WithoutCancel(t.Context())) // waits for its handlers, so that what is left over is ours
 		synctest.Wait() // a goroutine that is left over fails the test when the bubble ends
 	})
 }

@@ -235,7 +235,7 @@ func (c *call) describe(r *http.Request) {
 	x.ID = requestID(r.Header.Get("X-Request-Id"))
 	x.Caller = fingerprint(r.Header)
 	x.Trace.Continue(r.Header.Get("Traceparent"), r.Header.Get("Tracestate"))
-	x.HTTP.Method, x.HTTP.Host, x.HTTP.Proto = r.Method, r.Host, r.Proto
+	x.HTTP.Method, x.HTTP.Scheme, x.HTTP.Host, x.HTTP.Proto = r.Method, "http", r.Host, r.Proto
 }
 
 // route finds out where the call goes.

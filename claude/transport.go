@@ -101,7 +101,7 @@ func (t *Transport) begin(r *http.Request) *call {
 	c.engine.counts.inFlight.Add(1)
 	c.engine.counts.calls.Add(1)
 	c.describe(r)
-	c.x.HTTP.Host, c.x.HTTP.Path, c.x.HTTP.Target = r.URL.Host, r.URL.Path, r.URL.Host
+	c.x.HTTP.Scheme, c.x.HTTP.Host, c.x.HTTP.Path, c.x.HTTP.Target = r.URL.Scheme, r.URL.Host, r.URL.Path, r.URL.Host
 	c.x.Route = template(r.URL.Path)
 	c.shape = shapeOf(r.Method, c.x.Route)
 	c.out = r
