@@ -103,7 +103,7 @@ func (a *answer) readAhead(s shape) error {
 	kind = strings.TrimSpace(kind)
 	a.events = strings.EqualFold(kind, "text/event-stream")
 	switch {
-	case a.res.Body == http.NoBody || a.res.Request != nil && a.res.Request.Method == http.MethodHead:
+	case a.body == http.NoBody: // also the answer to HEAD
 		return nil
 	case a.events && s.message:
 		return a.readFirst()
@@ -184,10 +184,11 @@ func (a *answer) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// keep reads the rest of an answer that may have to stand, so that its connection
-// is free for the next attempt; false means that it can't be kept.
+// keep reads the rest of an answer that says what went wrong: so that its
+// connection is free for another attempt while the answer may still have to stand,
+// and so that it can be read. False means that it is not there as a whole.
 func (a *answer) keep() bool {
-	if a.whole {
+	if a.whole || a.body == http.NoBody {
 		return true
 	}
 	if a.res.ContentLength > mostKept {

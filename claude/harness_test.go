@@ -247,7 +247,7 @@ func inBubble(t *testing.T, h http.Handler, edit func(*claude.Config), test func
 			t.Errorf("run: %v", err)
 		}
 		_ = upstream.Shutdown(context.WithoutCancel(t.Context())) // waits for its handlers, so that what is left over is ours
-		synctest.Wait() // a goroutine that is left over fails the test when the bubble ends
+		synctest.Wait()                                           // a goroutine that is left over fails the test when the bubble ends
 	})
 }
 

@@ -301,6 +301,9 @@ func (c *call) stands(a, kept *answer, v verdict) (*answer, verdict) {
 		a = kept
 	}
 	c.firstByte()
+	if a.verdict.code != OK {
+		a.keep() // if it can't be kept, it is relayed as far as it goes
+	}
 	if a.events {
 		c.x.HTTP.Stream = true
 		c.engine.counts.streams.Add(1)

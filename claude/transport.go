@@ -188,13 +188,20 @@ func (b *reading) Close() error {
 	defer b.mu.Unlock()
 	if !b.done {
 		b.c.watch.end()
-		b.c.end = verdict{code: ClientGone, cause: CauseClient, err: errors.New("the body was closed before its end")}
-		if b.a.whole || b.a.verdict.code != OK {
-			b.c.end = b.a.verdict
-		}
+		b.c.end = b.unread()
 		b.leave()
 	}
 	return nil
+}
+
+// unread tells what the call came to, judging by what of its body was read.
+func (b *reading) unread() verdict {
+	switch w := &b.c.watch; {
+	case w.failed || w.stopped || b.a.whole || b.a.verdict.code != OK: // nothing of interest is missing
+		v, _ := b.c.outcome(b.a, &toClient{}, nil)
+		return v
+	}
+	return verdict{code: ClientGone, cause: CauseClient, err: errors.New("the body was closed before its end")}
 }
 
 func (b *reading) leave() {
