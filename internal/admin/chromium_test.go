@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -25,9 +24,7 @@ type tab struct {
 	conn    *websocket.Conn
 	session string
 	next    int
-
-	mu   sync.Mutex
-	logs []string // what the page complained about
+	logs    []string // what the page complained about
 }
 
 // openTab starts a Chromium with a profile of its own, and ends it with the test.

@@ -35,8 +35,12 @@ func newSecret() string {
 	return base64.RawURLEncoding.EncodeToString(b[:])
 }
 
-// wellFormed reports whether s is what newSecret makes.
+// wellFormed reports whether s is what newSecret makes. The length is looked at
+// first because the decoder skips line ends.
 func wellFormed(s string) bool {
+	if len(s) != base64.RawURLEncoding.EncodedLen(32) {
+		return false
+	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
 	return err == nil && len(b) == 32
 }

@@ -94,7 +94,7 @@ func (s *Server) current(window time.Duration) Status {
 // Secrets that people write into commands, and apps into their output: a password
 // in a URL, a Claude key.
 var (
-	password  = regexp.MustCompile(`(://[^\s:/@'"]*):[^\s/'"]+@`)
+	password  = regexp.MustCompile(`(://[^\s:/@'"]*):[^\s'"]+@`) // up to the last @: people do not escape
 	claudeKey = regexp.MustCompile(`sk-ant-[A-Za-z0-9_-]+`)
 )
 
