@@ -12,19 +12,23 @@ import (
 
 // healthz: Mainstay itself is alive.
 func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	io.WriteString(w, "ok\n")
+	say(w, http.StatusOK, "ok")
 }
 
 // readyz: requests can be served.
 func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	if why := s.notReady(); why != "" {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		io.WriteString(w, "not ready: "+why+"\n")
+		say(w, http.StatusServiceUnavailable, "not ready: "+why)
 		return
 	}
-	io.WriteString(w, "ready\n")
+	say(w, http.StatusOK, "ready")
+}
+
+// say answers a line of text.
+func say(w http.ResponseWriter, status int, line string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, line+"\n") // a client that is gone has lost nothing
 }
 
 func (s *Server) notReady() string {

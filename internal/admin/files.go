@@ -125,7 +125,7 @@ func replace(path string, content []byte) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			os.Remove(f.Name())
+			_ = os.Remove(f.Name()) // the error that counts is err
 		}
 	}()
 	_, err = f.Write(content)

@@ -113,7 +113,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := writeAddress(s.deps.Dir, whereabouts{Address: s.address(), PID: os.Getpid(), Version: s.deps.Version}); err != nil {
 		return errors.Join(err, s.deps.Listener.Close())
 	}
-	defer os.Remove(filepath.Join(s.deps.Dir, addressFile))
+	defer func() { _ = os.Remove(filepath.Join(s.deps.Dir, addressFile)) }() // a client sees by itself that nobody is there
 	served := make(chan error, 1)
 	go func() { served <- s.http.Serve(s.deps.Listener) }()
 	select {
@@ -128,9 +128,9 @@ func (s *Server) Run(ctx context.Context) error {
 		s.log.Warn("requests to the admin API were cut off at the end")
 		err = s.http.Close()
 	}
-	<-served
+	_ = <-served  // which was told to end
 	s.busy.Lock() // those that were cut off end, too
-	s.busy.Unlock()
+	defer s.busy.Unlock()
 	return err
 }
 

@@ -137,7 +137,7 @@ func (s *Sink) Record(x *telemetry.Exchange) {
 	line.exchange(x)
 	r := slog.NewRecord(x.Start.Add(x.Took), level, message(x.Plane), 0)
 	r.AddAttrs(line.attrs...)
-	s.handler.Handle(ctx, r)
+	_ = s.handler.Handle(ctx, r)
 	clear(line.attrs) // no string of x outlives this call in the pool
 	*scratch = line.attrs
 	s.scratch.Put(scratch)
@@ -162,7 +162,7 @@ func (s *Sink) Emit(e telemetry.Event) {
 		r.AddAttrs(slog.String(keyText, e.Text))
 	}
 	r.AddAttrs(e.Attrs...)
-	s.handler.Handle(ctx, r)
+	_ = s.handler.Handle(ctx, r)
 }
 
 // message is the constant message of a plane's lines.
