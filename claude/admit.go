@@ -19,7 +19,10 @@ import (
 func fingerprint(h http.Header) string {
 	key := h.Get("X-Api-Key")
 	if key == "" {
-		key = strings.TrimPrefix(h.Get("Authorization"), "Bearer ")
+		scheme, token, _ := strings.Cut(h.Get("Authorization"), " ")
+		if key = token; !strings.EqualFold(scheme, "bearer") {
+			key = h.Get("Authorization")
+		}
 	}
 	if key == "" {
 		return "none"

@@ -98,6 +98,7 @@ func TestWrongRequestsAreRefusedInTheAPIsWords(t *testing.T) {
 	url := claudetest.New(claudetest.Options{Keys: []string{"sk-test"}}).Start(t) + "/v1/messages"
 	const good = `{"model":"claude-sonnet-5","max_tokens":9,"messages":[{"role":"user","content":"hi"}]}`
 	del := func(name string) func(*http.Request) { return func(r *http.Request) { r.Header.Del(name) } }
+	now := func(r *http.Request) { r.Header.Set("anthropic-version", "2026-10-21") }
 	for _, c := range []struct {
 		body   string
 		edit   func(*http.Request)
@@ -120,12 +121,15 @@ func TestWrongRequestsAreRefusedInTheAPIsWords(t *testing.T) {
 		{`{"model":"claude-x","max_tokens":999999}`, nil, 400, "invalid_request_error", "maximum allowed"},
 		{`{"model":"claude-x","max_tokens":5}`, nil, 400, "invalid_request_error", "messages: Field required"},
 		{`{"model":"claude-x","max_tokens":5,"messages":[]}`, nil, 400, "invalid_request_error", "at least one"},
-		{`{"model":"claude-x","max_tokens":5,"messages":[{"role":"system","content":"x"}]}`, nil, 400, "invalid_request_error", "messages.0.role"},
+		{`{"model":"claude-x","max_tokens":5,"messages":[{"role":"robot","content":"x"}]}`, nil, 400, "invalid_request_error", "messages.0.role"},
 		{`{"model":"claude-x","max_tokens":5,"messages":[{"role":"user","content":" "}]}`, nil, 400, "invalid_request_error", "non-empty"},
 		{`{"model":"claude-x","max_tokens":5,"messages":[{"role":"user","content":[{"type":"tool_result","tool_use_id":"t"}]}]}`, nil, 400, "invalid_request_error", "tool_use_id"},
 		{`{"model":"claude-opus-4-8","max_tokens":5,"messages":[{"role":"user","content":"x"},{"role":"assistant","content":"y"}]}`, nil, 400, "invalid_request_error", "prefill"},
 		{`{"model":"claude-x","max_tokens":5,"frobnicate":1,"messages":[]}`, nil, 400, "invalid_request_error", "frobnicate: Extra inputs"},
 		{`{"model":"claude-x","max_tokens":5,"temperature":2,"messages":[{"role":"user","content":"x"}]}`, nil, 400, "invalid_request_error", "temperature"},
+		{`{"model":"claude-x","max_tokens":5,"temperature":1,"messages":[{"role":"user","content":"x"}]}`, now, 400, "invalid_request_error", "temperature"},
+		{`{"model":"claude-x","max_tokens":5,"messages":[{"role":"user","content":"x"},{"role":"assistant","content":[{"type":"document"}]},{"role":"user","content":"x"}]}`, now, 400, "invalid_request_error", "document"},
+		{`{"model":"claude-x","max_tokens":5,"messages":[{"role":"user","content":[{"type":"text","text":"x","citations":[{}]}]}]}`, now, 400, "invalid_request_error", "citations"},
 		{strings.Repeat(" ", 33<<20), nil, 413, "request_too_large", "maximum size"},
 	} {
 		status, head, body := post(t, url, c.body, c.edit)

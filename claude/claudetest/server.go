@@ -115,7 +115,7 @@ func New(opt Options) *Server {
 		opt.RetryAfter = "1"
 	}
 	if opt.Models == nil {
-		opt.Models = []string{"claude-opus-4-8", "claude-sonnet-5", "claude-haiku-4-5-20251001"}
+		opt.Models = []string{"claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-4-5-20251001"}
 	}
 	s := &Server{opt: opt, batches: map[string]*batch{}, cached: map[[32]byte]bool{}}
 	s.SetFaults(opt.FaultRate, opt.Faults...)
@@ -365,11 +365,18 @@ func (c *call) heads() {
 	h.Set("cf-cache-status", "DYNAMIC")
 }
 
+// The API's versions: the one that shaped it for three years, and the one that the
+// current SDKs send (https://platform.claude.com/docs/en/api/versioning).
+const (
+	before  = "2023-06-01"
+	current = "2026-10-21"
+)
+
 // enter checks who asks, and in which version.
 func (c *call) enter() bool {
 	key := c.r.Header.Get("x-api-key")
-	if bearer, ok := strings.CutPrefix(c.r.Header.Get("Authorization"), "Bearer "); ok && key == "" {
-		key = bearer
+	if scheme, token, _ := strings.Cut(c.r.Header.Get("Authorization"), " "); key == "" && strings.EqualFold(scheme, "bearer") {
+		key = token
 	}
 	switch version := c.r.Header.Get("anthropic-version"); {
 	case key == "":
@@ -378,7 +385,7 @@ func (c *call) enter() bool {
 		c.wrong(401, "authentication_error", "invalid x-api-key")
 	case version == "":
 		c.wrong(400, "invalid_request_error", "anthropic-version: header is required")
-	case version != "2023-06-01" && version != "2023-01-01":
+	case version != before && version != current:
 		c.wrong(400, "invalid_request_error", fmt.Sprintf("anthropic-version: %q is not a valid version", version))
 	default:
 		return true

@@ -52,7 +52,7 @@ type block struct {
 	Text      string          `json:"text"`
 	ID        string          `json:"id"`
 	ToolUseID string          `json:"tool_use_id"`
-	Cache     json.RawMessage `json:"cache_control"`
+	Citations json.RawMessage `json:"citations"`
 }
 
 type tool struct {
@@ -112,11 +112,18 @@ func (c *call) message(counting bool) (*params, *refusal) {
 			}
 		}
 	}
+	if c.r.Header.Get("anthropic-version") == current {
+		for _, gone := range []string{"temperature", "top_p", "top_k"} {
+			if _, sent := fields[gone]; sent {
+				return nil, invalid("%s: not supported in API version %s", gone, current)
+			}
+		}
+	}
 	p := &params{raw: c.body, turns: fields["messages"]}
 	if err := json.Unmarshal(c.body, p); err != nil {
 		return nil, invalid("%v", err)
 	}
-	for _, check := range []func() *refusal{p.checkModel, p.checkMaxTokens(counting), p.checkMessages, p.checkSampling, p.checkThinking, p.checkTools} {
+	for _, check := range []func() *refusal{p.checkModel, p.checkMaxTokens(counting), p.checkMessages, p.checkSampling, p.checkThinking, p.checkTools, p.checkBlocks(c)} {
 		if r := check(); r != nil {
 			return nil, r
 		}
@@ -164,8 +171,8 @@ func (p *params) checkMessages() *refusal {
 	}
 	var asked []string // ids of the tool_use blocks in the turn before
 	for i, m := range p.Messages {
-		if m.Role != "user" && m.Role != "assistant" {
-			return invalid("messages.%d.role: Input should be 'user' or 'assistant'", i)
+		if m.Role != "user" && m.Role != "assistant" && (m.Role != "system" || i == 0) {
+			return invalid("messages.%d.role: Input should be 'user', 'assistant' or 'system'", i)
 		}
 		if len(m.Content) == 0 && (i < len(p.Messages)-1 || m.Role == "user") {
 			return invalid("messages.%d: all messages must have non-empty content except for the optional final assistant message", i)
@@ -203,6 +210,26 @@ func (m *turn) check(i int, asked []string) (uses []string, r *refusal) {
 	return uses, nil
 }
 
+// checkBlocks refuses blocks that the current version has no place for.
+func (p *params) checkBlocks(c *call) func() *refusal {
+	return func() *refusal {
+		if c.r.Header.Get("anthropic-version") != current {
+			return nil
+		}
+		for i, m := range p.Messages {
+			for j, b := range m.Content {
+				switch {
+				case m.Role == "assistant" && b.Type == "document":
+					return invalid("messages.%d.content.%d: `document` blocks are not allowed in assistant messages", i, j)
+				case m.Role == "user" && b.Type == "text" && len(b.Citations) > 2 && string(b.Citations) != "null":
+					return invalid("messages.%d.content.%d.citations: must be empty in user messages", i, j)
+				}
+			}
+		}
+		return nil
+	}
+}
+
 func (p *params) checkSampling() *refusal {
 	switch {
 	case p.Temperature != nil && (*p.Temperature < 0 || *p.Temperature > 1):
@@ -225,7 +252,7 @@ func (p *params) checkThinking() *refusal {
 		return nil
 	}
 	switch p.Thinking.Type {
-	case "disabled", "adaptive":
+	case "disabled", "adaptive", "between_tools":
 	case "enabled":
 		if p.Thinking.BudgetTokens < 1024 {
 			return invalid("thinking.enabled.budget_tokens: Input should be greater than or equal to 1024")
@@ -234,7 +261,7 @@ func (p *params) checkThinking() *refusal {
 			return invalid("`max_tokens` must be greater than `thinking.budget_tokens`")
 		}
 	default:
-		return invalid("thinking.type: Input should be 'enabled', 'adaptive' or 'disabled'")
+		return invalid("thinking.type: Input should be 'enabled', 'adaptive', 'between_tools' or 'disabled'")
 	}
 	return nil
 }
