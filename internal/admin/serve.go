@@ -128,7 +128,9 @@ func (s *Server) Run(ctx context.Context) error {
 		s.log.Warn("requests to the admin API were cut off at the end")
 		err = s.http.Close()
 	}
-	_ = <-served  // which was told to end
+	if end := <-served; !errors.Is(end, http.ErrServerClosed) {
+		err = errors.Join(err, end)
+	}
 	s.busy.Lock() // those that were cut off end, too
 	defer s.busy.Unlock()
 	return err

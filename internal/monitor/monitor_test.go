@@ -231,8 +231,13 @@ func TestASeriesHasOnePointForEachWholeStep(t *testing.T) {
 		if p := points[3]; p.Rate != 17 || p.P99 < 18 || p.P99 > 20 {
 			t.Errorf("last point %+v", p)
 		}
-		if n := len(m.Series("edge", time.Hour, time.Second)); n != 23 {
-			t.Errorf("%d points of one second, want 23", n)
+		m.Record(&telemetry.Exchange{Plane: "claude", Code: "ok", HTTP: telemetry.HTTP{Stream: true}, Took: time.Hour, FirstByte: time.Second})
+		time.Sleep(time.Second)
+		if p := m.Series("claude", time.Second, time.Second)[0]; p.Count != 1 || p.P95 != 0 || p.FirstByteP95 < 970 || p.FirstByteP95 > 1030 {
+			t.Errorf("a stream's point %+v", p)
+		}
+		if n := len(m.Series("edge", time.Hour, time.Second)); n != 24 {
+			t.Errorf("%d points of one second, want 24", n)
 		}
 		if m.Series("no such plane", time.Hour, time.Second) != nil {
 			t.Error("an unknown plane has points")

@@ -54,13 +54,14 @@ type Tokens struct {
 
 // A Point is one step of a series.
 type Point struct {
-	Time   time.Time `json:"t"` // when the step began
-	Count  uint64    `json:"count"`
-	Rate   float64   `json:"rate"` // a second
-	Errors uint64    `json:"errors"`
-	P50    float64   `json:"p50_ms"`
-	P95    float64   `json:"p95_ms"`
-	P99    float64   `json:"p99_ms"`
+	Time         time.Time `json:"t"` // when the step began
+	Count        uint64    `json:"count"`
+	Rate         float64   `json:"rate"` // a second
+	Errors       uint64    `json:"errors"`
+	P50          float64   `json:"p50_ms"`
+	P95          float64   `json:"p95_ms"`
+	P99          float64   `json:"p99_ms"`
+	FirstByteP95 float64   `json:"first_byte_p95_ms"` // claude only
 }
 
 // Snapshot sums up the window that ends now, the second under way included. A
@@ -111,6 +112,7 @@ func (m *Monitor) Series(planeName string, window, step time.Duration) []Point {
 		points = append(points, Point{
 			Time: m.start.Add(time.Duration(s) * time.Second), Count: t.count, Rate: float64(t.count) / float64(size), Errors: t.errors(),
 			P50: t.latency.quantile(0.50), P95: t.latency.quantile(0.95), P99: t.latency.quantile(0.99),
+			FirstByteP95: t.firstByte.quantile(0.95),
 		})
 	}
 	return points
@@ -132,6 +134,7 @@ func (t *tally) addBasics(c *cell) {
 		t.blames[i] += uint64(c.blames[i].Load())
 	}
 	t.latency.add(c.latency.Load())
+	t.firstByte.add(c.firstByte.Load())
 }
 
 func (t *tally) add(c *cell) {
@@ -149,7 +152,6 @@ func (t *tally) add(c *cell) {
 		t.causes[i] += uint64(c.causes[i].Load())
 	}
 	t.wait.add(c.wait.Load())
-	t.firstByte.add(c.firstByte.Load())
 }
 
 func (t *tally) merge(o *tally) {

@@ -24,6 +24,12 @@ export class Chart {
     this.picture.addEventListener("pointerleave", () => this.leave());
   }
 
+  // change says what is drawn from now on.
+  change(options) {
+    Object.assign(this.options, options);
+    text(this.title, this.options.title);
+  }
+
   // draw shows points, oldest first, which span `seconds` when there are all.
   // switches are times in milliseconds.
   draw(points, step, seconds, switches) {

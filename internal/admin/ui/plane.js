@@ -49,7 +49,7 @@ export class PlaneCard {
     }
     const f = plane.figures;
     this.number("rate", rate(f.rate), "");
-    for (const q of ["p50", "p95", "p99"]) this.number(q, ...milliseconds(f[`${q}_ms`]));
+    this.latencies(f);
     this.number("errors", share(f.error_rate), "%", f.errors ? "bad" : null);
     if (f.error_rate >= 0.01) this.tone("bad", "failing");
     else if (f.errors) this.tone("warn", "some errors");
@@ -62,7 +62,20 @@ export class PlaneCard {
 
   draw(points, step, seconds, switches) {
     this.rate.draw(points, step, seconds, switches);
+    const streams = points.some((p) => p.first_byte_p95_ms) && !points.some((p) => p.p95_ms);
+    this.latency.change(streams ? { title: "p95 to first byte", value: (p) => p.first_byte_p95_ms } : { title: "p95", value: (p) => p.p95_ms });
     this.latency.draw(points, step, seconds, switches);
+  }
+
+  // latencies: where all answers are streams, whose length is no latency, the
+  // first byte is what people wait for.
+  latencies(f) {
+    const streams = !f.p95_ms && f.first_byte_p95_ms > 0;
+    for (const q of ["p50", "p95", "p99"]) {
+      text(this.figures[q].firstChild, streams ? `${q} to start` : q);
+      this.figures[q].hidden = streams && q === "p99";
+      this.number(q, ...milliseconds(f[streams ? `first_byte_${q}_ms` : `${q}_ms`] || 0));
+    }
   }
 
   tone(tone, say) {
@@ -139,7 +152,7 @@ export class PlaneCard {
     this.fact("calls and attempts", `${count(f.count)} calls, ${count(f.attempts)} attempts${retries}`);
     const causes = Object.entries(f.causes || {}).sort((a, b) => b[1] - a[1]).slice(0, 3);
     this.fact("why attempts failed", causes.map(([c, n]) => `${c} ${count(n)}`).join(", "));
-    this.fact("first byte p50, p95", f.first_byte_p95_ms ? `${ms(f.first_byte_p50_ms)}, ${ms(f.first_byte_p95_ms)}` : "");
+    this.fact("first byte p50, p95", f.first_byte_p95_ms && f.p95_ms ? `${ms(f.first_byte_p50_ms)}, ${ms(f.first_byte_p95_ms)}` : "");
     const t = f.tokens;
     this.fact("tokens", t ? `${count(t.input + t.cache_read + t.cache_write)} in (${count(t.cache_read)} from cache), ${count(t.output)} out` : "");
     const waiting = level(levels, "mainstay_claude_waiting");
