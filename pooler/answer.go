@@ -1,0 +1,329 @@
+package pooler
+
+import (
+	"errors"
+	"os"
+	"time"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/state"
+)
+
+// answer relays what the server says until it owes nothing more. A session that has
+// its server to itself stays here until it ends.
+func (s *session) answer() error {
+	in := s.backend.In
+	for {
+		done, err := s.scan()
+		s.pass()
+		if err != nil {
+			return err
+		}
+		if done {
+			return s.join(false)
+		}
+		if err := in.Fill(); err != nil {
+			done, err := s.readFailed(err)
+			if err != nil {
+				return err
+			}
+			if done {
+				return s.join(false)
+			}
+		} else if s.exchange.FirstByte == 0 {
+			s.exchange.FirstByte = time.Since(s.exchange.Start)
+		}
+	}
+}
+
+// lookInto is how much of a message's body is looked at, of those that are.
+const lookInto = 1 << 10
+
+// scan walks the messages that are buffered and marks those for the client. done
+// reports that the server owes nothing more.
+func (s *session) scan() (done bool, err error) {
+	in := s.backend.In
+	for !in.Partial() {
+		typ, n, ok, err := in.Header()
+		if err != nil {
+			return false, s.confused(err)
+		}
+		if !ok {
+			return false, nil
+		}
+		keep := true
+		if typ != pgwire.DataRow && typ != pgwire.CopyData {
+			look := pgwire.HeaderSize + min(n, lookInto)
+			if in.Buffered() < look {
+				return false, nil
+			}
+			if keep, done, err = s.observe(typ, in.Peek(look)[pgwire.HeaderSize:]); err != nil {
+				return false, err
+			}
+		}
+		if !keep {
+			s.pass()
+			in.Skip(pgwire.HeaderSize + n)
+			continue
+		}
+		s.exchange.BytesOut += int64(pgwire.HeaderSize + n)
+		in.Pass(pgwire.HeaderSize + n)
+		if done {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// pass writes the marked messages to the client. One that does not take them any
+// more is not written to again.
+func (s *session) pass() {
+	in := s.backend.In
+	run := in.Run()
+	if len(run) == 0 {
+		return
+	}
+	if !s.mute {
+		s.clogged.Store(true)
+		_, err := s.conn.Write(run)
+		s.clogged.Store(false)
+		s.moved.Add(1)
+		if err != nil {
+			s.mute = true
+			s.backend.interrupt(grace)
+		}
+	}
+	in.Taken()
+}
+
+// readFailed says what it means that the server could not be read: an error, the end
+// of the answer, or nothing.
+func (s *session) readFailed(err error) (done bool, _ error) {
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return false, s.serverLost(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.stage == killed:
+		return false, errStopping()
+	case s.lost != nil:
+		return false, s.lost
+	case s.mute:
+		return false, errGone
+	case s.stage == draining && s.quiet() && s.backend.status == pgwire.Idle:
+		return false, errStopping()
+	}
+	if err := s.backend.SetReadDeadline(time.Time{}); err != nil {
+		return false, s.serverLost(err)
+	}
+	return s.settled(), nil
+}
+
+// settled reports whether the server owes nothing more and serve may read the client
+// again. If so the uplink has to end. The lock is held.
+func (s *session) settled() bool {
+	stays := s.backend.pool.sessions() && s.lost == nil && !(s.stage != running && s.backend.status == pgwire.Idle)
+	if !s.quiet() || stays {
+		return false
+	}
+	s.answering, s.closing = false, true
+	return true
+}
+
+// serverLost ends a session whose server has gone: nobody knows how far it came, so
+// that the client has to find out on a new connection.
+func (s *session) serverLost(err error) error {
+	s.backend.broken = true
+	return end(Lost, "the server closed the connection unexpectedly",
+		"connect again; look into PostgreSQL's log for the reason").because(err)
+}
+
+// confused ends a session whose server did not answer as the protocol says.
+func (s *session) confused(err error) error {
+	s.backend.broken = true
+	return end(Internal, "lost track of the server's answers", "connect again").because(err)
+}
+
+var errOutOfStep = errors.New("an answer that nobody asked for")
+
+// observe notes what a message from the server means. keep reports whether it is for
+// the client, done that the server owes nothing more. body may be cut short.
+func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
+	switch typ {
+	case pgwire.ParseComplete:
+		return s.acknowledge(owesParse, owesOurParse)
+	case pgwire.CloseComplete:
+		return s.acknowledge(owesClose, owesOurClose)
+	case pgwire.CommandComplete:
+		s.completed(body)
+	case pgwire.EmptyQuery:
+		s.exchange.DB.Queries++
+	case pgwire.ErrorResponse:
+		s.failed(body)
+	case pgwire.ParameterStatus:
+		s.leave(state.Set)
+	case pgwire.CopyIn:
+		s.takesCopy()
+	case pgwire.CopyBoth:
+		return false, false, s.confused(errors.New("CopyBothResponse"))
+	case pgwire.ReadyForQuery:
+		if len(body) != 1 {
+			return false, false, s.confused(errOutOfStep)
+		}
+		done, err = s.ready(body[0])
+	}
+	return true, done, err
+}
+
+// acknowledge notes that a Parse or Close was carried out: the client's, or one of
+// ours that it must not hear of.
+func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error) {
+	if s.backend.pool.sessions() {
+		return true, false, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch d, ok := s.debts.pop(); {
+	case ok && d.kind == theirs:
+		return true, false, nil
+	case ok && d.kind == ours:
+		return false, false, nil
+	}
+	return false, false, s.confused(errOutOfStep)
+}
+
+// completed notes the end of a command.
+func (s *session) completed(body []byte) {
+	command, rows := pgwire.Tag(body)
+	db := &s.exchange.DB
+	db.Command = commandName(command)
+	db.Rows += rows
+	db.Queries++
+	left := state.OfTag(command)
+	if left == 0 {
+		return
+	}
+	s.leave(left)
+	if db.Command == "DEALLOCATE ALL" || db.Command == "DISCARD ALL" {
+		s.mu.Lock()
+		s.forget()
+		s.mu.Unlock()
+	}
+}
+
+// leave notes that something stays on the connection which must be wiped before
+// another client gets it.
+func (s *session) leave(left state.Traces) {
+	s.mu.Lock()
+	s.backend.left |= left
+	s.mu.Unlock()
+}
+
+// failed notes an error: what was sent behind it in the same cycle is skipped.
+func (s *session) failed(body []byte) {
+	code := pgwire.Field(body, 'C')
+	severity := pgwire.Field(body, 'V')
+	if severity == nil {
+		severity = pgwire.Field(body, 'S')
+	}
+	s.fatal = string(severity) == "FATAL" || string(severity) == "PANIC"
+	x := &s.exchange
+	x.DB.SQLState = string(code)
+	x.DB.Queries++
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.copying = false
+	// A plan that does not fit any more, or a statement that is not there: a new
+	// Parse must really be one.
+	if x.DB.SQLState == "0A000" || x.DB.SQLState == "26000" {
+		s.backend.left |= state.Prepared
+	}
+	s.forgive()
+}
+
+// takesCopy notes that the server takes COPY data from now on, so that client and
+// server talk at the same time.
+func (s *session) takesCopy() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.copying = true
+	if d, ok := s.debts.firstReady(); !ok || d.kind == owesSync {
+		// In the extended protocol the client has sent its Sync already, which the
+		// server ignores while it takes data; another will follow the data.
+		s.debts.dropSyncs()
+		if c, ok := s.cycles.pop(); ok {
+			c.bytes += s.next.bytes
+			s.next = c
+			s.cycles.clear()
+		}
+		s.open = true
+	}
+	s.split()
+}
+
+// ready notes that the server has finished a cycle and records it. done reports
+// whether it owes nothing more and the client may be read by serve again.
+func (s *session) ready(status byte) (done bool, err error) {
+	s.mu.Lock()
+	b := s.backend
+	for {
+		d, ok := s.debts.pop()
+		if !ok {
+			s.mu.Unlock()
+			return false, s.confused(errOutOfStep)
+		}
+		if d.kind.ready() {
+			break
+		}
+		s.undo(d)
+	}
+	b.status, s.copying = status, false
+	c, _ := s.cycles.pop()
+	more := !s.debts.none()
+	done = s.settled()
+	s.mu.Unlock()
+	s.record(&c)
+	if more {
+		s.begin()
+	}
+	return done, nil
+}
+
+// join ends the uplink and takes the client over from it. After a failure the server
+// is interrupted too, since the uplink may be waiting for it.
+func (s *session) join(failed bool) error {
+	s.mu.Lock()
+	s.answering, s.closing = false, true
+	uplink, b := s.uplink, s.backend
+	if uplink != nil {
+		_ = s.conn.SetReadDeadline(longAgo) // a closed connection is as good
+		if failed && b != nil {
+			b.interruptWrite()
+		}
+	}
+	s.mu.Unlock()
+	if uplink != nil {
+		<-uplink
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.uplink, s.closing = nil, false
+	if failed {
+		if b != nil && uplink != nil && len(b.out) > 0 {
+			b.broken = true // a message may have been cut
+		}
+		return nil
+	}
+	if s.lost != nil {
+		return s.lost
+	}
+	if s.mute {
+		return errGone
+	}
+	if uplink == nil || s.stage == killed {
+		return nil
+	}
+	b.out = b.out[:0] // at most the rest of a COPY that the server has ended
+	return s.conn.SetReadDeadline(time.Time{})
+}

@@ -1,0 +1,211 @@
+package pooler
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"mainstay.dev/mainstay/internal/setting"
+	"mainstay.dev/mainstay/pooler/internal/upstream"
+)
+
+// Config is the pooler section.
+type Config struct {
+	Listen       string                    `yaml:"listen" doc:"Address for PostgreSQL clients; without users it must be a loopback address."`
+	Users        map[string]setting.Secret `yaml:"users" doc:"Who may log in: name and password, or in the password's place what PostgreSQL keeps of it (a SCRAM verifier or an md5 hash). None: everybody who comes from this machine."`
+	Auth         string                    `yaml:"auth" doc:"How users prove their password: scram-sha-256 or md5."`
+	TLS          TLS                       `yaml:"tls" doc:"Encryption towards clients, on the same address; offered if a certificate is given."`
+	Databases    map[string]Database       `yaml:"databases" doc:"The databases that clients can name."`
+	MaxClients   int                       `yaml:"max_clients" doc:"How many clients may be connected at once."`
+	LoginTimeout time.Duration             `yaml:"login_timeout" doc:"How long a client may take to log in."`
+	StallTimeout time.Duration             `yaml:"stall_timeout" doc:"How long a client may leave an answer unread or a message unfinished before it is disconnected; waiting between messages is no stall. 0: forever."`
+	Drain        time.Duration             `yaml:"drain" doc:"How long open transactions may take to finish when Mainstay stops."`
+	Cache        Cache                     `yaml:"cache" planned:"the query cache" doc:"The query cache."`
+}
+
+// TLS is the pooler's certificate.
+type TLS struct {
+	Cert    string `yaml:"cert" doc:"PEM file with the certificate and its chain; read again on reload."`
+	Key     string `yaml:"key" doc:"PEM file with the private key; read again on reload."`
+	Require bool   `yaml:"require" doc:"Refuse clients that do not encrypt."`
+}
+
+// Database is one database that clients can name.
+type Database struct {
+	Upstream setting.Secret `yaml:"upstream" doc:"Where it is: postgres://user:password@host:5432/database, with sslmode and sslrootcert as libpq has them."`
+	Mode     string         `yaml:"mode" doc:"When a client gives its server connection back: transaction (after each transaction) or session (when it disconnects)."`
+	Reset    string         `yaml:"reset" doc:"When a server connection is cleaned before another client gets it: dirty (if the pooler saw something that needs it) or always."`
+	Pool     Pool           `yaml:"pool" doc:"The server connections that clients share."`
+}
+
+// Pool bounds a database's server connections.
+type Pool struct {
+	Min            int           `yaml:"min" doc:"How many to keep open when nobody needs them."`
+	Max            int           `yaml:"max" doc:"How many may be open at once."`
+	AcquireTimeout time.Duration `yaml:"acquire_timeout" doc:"How long a client may wait for one; then it gets SQLSTATE 53300."`
+	ConnectTimeout time.Duration `yaml:"connect_timeout" doc:"How long PostgreSQL may take to accept a new one."`
+	OutageWait     time.Duration `yaml:"outage_wait" doc:"How long clients wait for a server that cannot be reached, as during its restart, before they are told."`
+	IdleTimeout    time.Duration `yaml:"idle_timeout" doc:"How long one above min may be unused before it is closed."`
+	Lifetime       time.Duration `yaml:"lifetime" doc:"How old one may become before it is replaced between two uses. 0: any age."`
+	Statements     int           `yaml:"statements" doc:"How many of the clients' prepared statements to keep on each."`
+}
+
+// Cache is the schema of the query cache to come.
+type Cache struct {
+	Size setting.Bytes `yaml:"size" doc:"Memory for results."`
+}
+
+// The words that Config.Auth, Database.Mode and Database.Reset know.
+const (
+	authSCRAM = "scram-sha-256"
+	authMD5   = "md5"
+
+	modeTransaction = "transaction"
+	modeSession     = "session"
+
+	resetDirty  = "dirty"
+	resetAlways = "always"
+)
+
+// SetDefaults fills in what the file leaves out.
+func (c *Config) SetDefaults() {
+	*c = Config{
+		Listen: "127.0.0.1:6432", Auth: authSCRAM, MaxClients: 1000,
+		LoginTimeout: 15 * time.Second, StallTimeout: 5 * time.Minute, Drain: 30 * time.Second,
+	}
+}
+
+// SetDefaults fills in what the file leaves out.
+func (d *Database) SetDefaults() {
+	*d = Database{Mode: modeTransaction, Reset: resetDirty}
+	d.Pool.SetDefaults()
+}
+
+// SetDefaults fills in what the file leaves out.
+func (p *Pool) SetDefaults() {
+	*p = Pool{
+		Min: 2, Max: 10, AcquireTimeout: 30 * time.Second, ConnectTimeout: 5 * time.Second,
+		OutageWait: 5 * time.Second, IdleTimeout: 10 * time.Minute, Lifetime: time.Hour, Statements: 500,
+	}
+}
+
+// Validate reports every mistake.
+func (c *Config) Validate(ps *setting.Problems) {
+	c.validateListen(ps)
+	for name, secret := range c.Users {
+		if name == "" || strings.ContainsRune(name, 0) {
+			ps.Add("users", "a user's name must not be empty", "")
+		}
+		if secret == "" {
+			ps.Add(setting.Join("users", name), "has no password, so nobody could log in", `give one: "${POOLER_PASSWORD}"`)
+		}
+	}
+	oneOf(ps, "auth", c.Auth, authSCRAM, authMD5)
+	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
+		ps.Add("tls", "needs both cert and key", "give both or neither")
+	} else if _, err := c.TLS.load(); err != nil {
+		ps.Add("tls", err.Error(), "name a readable PEM certificate and its key")
+	}
+	if c.TLS.Require && c.TLS.Cert == "" {
+		ps.Add("tls.require", "needs a certificate", "give cert and key")
+	}
+	if c.MaxClients < 1 {
+		ps.Add("max_clients", "must be at least 1", "try 1000")
+	}
+	positive(ps, "login_timeout", c.LoginTimeout, "15s")
+	notNegative(ps, "stall_timeout", c.StallTimeout, "5m")
+	notNegative(ps, "drain", c.Drain, "30s")
+	for name, d := range c.Databases {
+		var part setting.Problems
+		d.Validate(&part)
+		ps.Below(setting.Join("databases", name), part)
+	}
+}
+
+func (c *Config) validateListen(ps *setting.Problems) {
+	host, port, err := net.SplitHostPort(c.Listen)
+	if err != nil || port == "" {
+		ps.Add("listen", "is no address", "try 127.0.0.1:6432")
+		return
+	}
+	if len(c.Users) == 0 && !loopback(host) {
+		ps.Add("listen", fmt.Sprintf("%s can be reached from other machines, and there are no users: anybody could log in", c.Listen),
+			"add users, or listen on 127.0.0.1:6432")
+	}
+}
+
+func loopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// Validate reports every mistake, with paths relative to the database.
+func (d *Database) Validate(ps *setting.Problems) {
+	if d.Upstream == "" {
+		ps.Add("upstream", "is missing", `give the server's address: "${DATABASE_URL}"`)
+	} else if _, err := upstream.Parse(d.Upstream.Reveal()); err != nil {
+		ps.Add("upstream", err.Error(), "write postgres://user:password@host:5432/database")
+	}
+	oneOf(ps, "mode", d.Mode, modeTransaction, modeSession)
+	oneOf(ps, "reset", d.Reset, resetDirty, resetAlways)
+	var part setting.Problems
+	d.Pool.Validate(&part)
+	ps.Below("pool", part)
+}
+
+// Validate reports every mistake, with paths relative to the pool.
+func (p *Pool) Validate(ps *setting.Problems) {
+	if p.Max < 1 {
+		ps.Add("max", "must be at least 1", "try 10")
+	}
+	if p.Min < 0 {
+		ps.Add("min", "must not be negative", "try 2")
+	}
+	if p.Max >= 1 && p.Min > p.Max {
+		ps.Add("min", fmt.Sprintf("%d is more than max, which is %d", p.Min, p.Max), "lower min or raise max")
+	}
+	positive(ps, "acquire_timeout", p.AcquireTimeout, "30s")
+	positive(ps, "connect_timeout", p.ConnectTimeout, "5s")
+	notNegative(ps, "outage_wait", p.OutageWait, "5s")
+	positive(ps, "idle_timeout", p.IdleTimeout, "10m")
+	notNegative(ps, "lifetime", p.Lifetime, "1h")
+	if p.Statements < 1 {
+		ps.Add("statements", "must be at least 1", "try 500")
+	}
+}
+
+func oneOf(ps *setting.Problems, path, value string, words ...string) {
+	if !slices.Contains(words, value) {
+		ps.Add(path, fmt.Sprintf("%q is unknown", value), "write "+strings.Join(words, " or "))
+	}
+}
+
+func positive(ps *setting.Problems, path string, d time.Duration, try string) {
+	if d <= 0 {
+		ps.Add(path, "must be positive", "try "+try)
+	}
+}
+
+func notNegative(ps *setting.Problems, path string, d time.Duration, try string) {
+	if d < 0 {
+		ps.Add(path, "must not be negative", "try "+try)
+	}
+}
+
+// load reads the certificate; nil if none is configured.
+func (t TLS) load() (*tls.Config, error) {
+	if t.Cert == "" || t.Key == "" {
+		return nil, nil
+	}
+	pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"postgresql"}}, nil
+}

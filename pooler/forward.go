@@ -1,0 +1,417 @@
+package pooler
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/state"
+)
+
+// outLimit is how much may be sent to a server before its answers are read. Less
+// than that fits the kernel's buffers, so that it never waits for us while we wait
+// for it; more is sent by the uplink.
+const outLimit = 16 << 10
+
+// A cycle is what the client sends up to a message that the server answers with
+// ReadyForQuery.
+type cycle struct {
+	start  time.Time
+	bytes  int64
+	trace  pgwire.Traceparent
+	traced bool
+}
+
+// forward sends the client's cycle to the server. One that is whole and small goes
+// at once; what is more than that is left to the uplink.
+func (s *session) forward(extent pgwire.Extent) error {
+	b := s.backend
+	s.next.start = s.exchange.Start
+	if extent != pgwire.Whole || b.pool.sessions() {
+		s.startUplink()
+		return nil
+	}
+	for ends := false; !ends; {
+		typ, n, _, err := s.in.Header()
+		if err != nil {
+			return protocolError(err.Error())
+		}
+		if ends, err = s.send(typ, n); err != nil {
+			return err
+		}
+		if len(b.out) > outLimit {
+			s.startUplink()
+			return nil
+		}
+	}
+	if err := s.flush(); err != nil {
+		return s.serverLost(err)
+	}
+	s.mu.Lock()
+	s.answering = true
+	s.mu.Unlock()
+	return nil
+}
+
+// startUplink starts the goroutine that reads the client from now on.
+func (s *session) startUplink() {
+	s.mu.Lock()
+	s.answering = true
+	s.split()
+	s.mu.Unlock()
+}
+
+// split starts the uplink, if the session is between forward and the end of answer
+// and has none. The lock is held.
+func (s *session) split() {
+	if !s.answering || s.uplink != nil || s.stage == killed {
+		return
+	}
+	done := make(chan struct{})
+	s.uplink = done
+	go s.pumpUntil(done)
+}
+
+// watch is called from outside when a session has been busy with one cycle for a
+// while: from now on its client is read too, so that one who hangs up is noticed. A
+// client that has kept the session waiting in the middle of something for longer
+// than stall (0: forever) is disconnected.
+func (s *session) watch(stall time.Duration) {
+	moved, now := s.moved.Load(), time.Now()
+	if moved != s.lastMoved || !s.clogged.Load() {
+		s.lastMoved, s.lastMove = moved, now
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.split()
+	if stall > 0 && now.Sub(s.lastMove) > stall && s.lost == nil {
+		s.lost = end(ClientStalled, "terminating connection: the client neither read nor wrote for "+stall.String(), "")
+		_ = s.conn.SetDeadline(longAgo) // a closed connection is as good
+		if s.backend != nil {
+			s.backend.interrupt(0)
+		}
+	}
+}
+
+// pumpUntil is the uplink's life.
+func (s *session) pumpUntil(done chan struct{}) {
+	defer close(done)
+	err := s.pump()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing || err == nil {
+		return
+	}
+	if s.lost == nil {
+		s.lost = err
+	}
+	b := s.backend
+	switch lost := endingOf(err); {
+	case s.quiet(), lost.code == ProtocolError, lost.code == Unsupported, s.stage == killed:
+		b.interrupt(0)
+	case errors.Is(err, errLeft) && !s.open && !s.copying:
+		// It said goodbye before the answer came: what it asked for is done all the same.
+	default:
+		b.interrupt(grace)
+	}
+}
+
+// grace is how long a query may still run whose client has hung up. Most are over by
+// then, and their connection need not be given up.
+const grace = 100 * time.Millisecond
+
+// errClosing is the end of the uplink when serve takes the client over.
+var errClosing = errors.New("the uplink is over")
+
+// pump sends what the client sends until serve tells it to end.
+func (s *session) pump() error {
+	for {
+		if !s.dropExcess() {
+			if err := s.need(1); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := s.need(pgwire.HeaderSize); err != nil {
+			return err
+		}
+		typ, n, _, err := s.in.Header()
+		if err != nil {
+			return protocolError(err.Error())
+		}
+		if typ == pgwire.Terminate {
+			return errLeft
+		}
+		if !clientType(typ) {
+			return protocolError("invalid frontend message type " + string(rune(typ)))
+		}
+		if err := s.need(min(pgwire.HeaderSize+n, s.in.Size())); err != nil {
+			return err
+		}
+		ends, err := s.send(typ, n)
+		switch {
+		case errors.Is(err, errClosing):
+			return nil
+		case err != nil:
+			return err
+		case ends || typ == pgwire.Flush || len(s.backend.out) >= outLimit:
+			if err := s.flush(); err != nil {
+				return s.serverLost(err)
+			}
+		}
+	}
+}
+
+// need waits until n bytes from the client are buffered. What is ready for the
+// server is sent before it waits.
+func (s *session) need(n int) error {
+	for s.in.Buffered() < n {
+		if err := s.flush(); err != nil {
+			return s.serverLost(err)
+		}
+		if err := s.fill(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fill reads from the client, for the uplink.
+func (s *session) fill() error {
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		return errClosing
+	}
+	s.clogged.Store(s.midway || s.in.Buffered() > 0)
+	s.mu.Unlock()
+	err := s.in.Fill()
+	s.clogged.Store(false)
+	s.moved.Add(1)
+	if err == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closing:
+		return errClosing
+	case s.stage == killed && errors.Is(err, os.ErrDeadlineExceeded):
+		return errStopping()
+	case s.lost != nil:
+		return s.lost
+	}
+	return errGone
+}
+
+// flush writes what is ready to the server.
+func (s *session) flush() error { return s.flushBut(0) }
+
+// flushBut leaves the last bytes.
+func (s *session) flushBut(keep int) error {
+	b := s.backend
+	k := len(b.out) - keep
+	if k <= 0 {
+		return nil
+	}
+	_, err := b.Write(b.out[:k])
+	b.out = append(b.out[:0], b.out[k:]...)
+	if cap(b.out) > 8*outLimit && len(b.out) == 0 {
+		b.out = nil
+	}
+	return err
+}
+
+// send moves the client's next message, whose header is buffered, to what is ready
+// for the server, renamed if it names a prepared statement. A message that is not
+// buffered whole is read on to its end, which only the uplink may do. ends reports
+// whether it ends a cycle.
+func (s *session) send(typ byte, n int) (ends bool, err error) {
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		return false, errClosing
+	}
+	copies := typ == pgwire.CopyData || typ == pgwire.CopyDone || typ == pgwire.CopyFail
+	if copies && !s.copying { // the server has ended the COPY, and ignores what is left of it
+		s.mu.Unlock()
+		s.excess = pgwire.HeaderSize + n
+		s.dropExcess()
+		return false, nil
+	}
+	if s.next.start.IsZero() {
+		s.next.start = time.Now()
+	}
+	s.next.bytes += int64(pgwire.HeaderSize + n)
+	s.open = s.open || !copies
+	text, whole := s.text(typ, n)
+	s.midway = !whole
+	if name := s.longName(typ, n, whole); name != "" {
+		s.mu.Unlock()
+		return false, s.sendLongParse(name, n)
+	}
+	rest, err := s.rewrite(typ, n, text, whole)
+	s.mu.Unlock()
+	if err != nil {
+		return false, err
+	}
+	keep := 0
+	if !whole && text != nil {
+		keep = pgwire.CommentWindow + 1
+	}
+	if err := s.relay(rest, keep); err != nil {
+		return false, err
+	}
+	if keep > 0 {
+		s.seekTrace(s.backend.out)
+	}
+	return s.sent(typ), nil
+}
+
+// longName returns the name of a statement whose Parse does not fit the buffer but
+// must be known whole, since it has a name.
+func (s *session) longName(typ byte, n int, whole bool) string {
+	if typ != pgwire.Parse || whole || s.backend.pool.sessions() {
+		return ""
+	}
+	name, _, _ := pgwire.String(s.head(n))
+	return string(name)
+}
+
+// sendLongParse reads a named statement that does not fit the buffer.
+func (s *session) sendLongParse(name string, n int) error {
+	if n > maxStatement {
+		return end(Unsupported, fmt.Sprintf("a prepared statement of %d bytes is more than transaction mode carries", n),
+			"do not give it a name, or use mode: session for this database")
+	}
+	s.in.Skip(pgwire.HeaderSize)
+	body := make([]byte, 0, n)
+	for {
+		k := min(n-len(body), s.in.Buffered())
+		body = append(body, s.in.Peek(k)...)
+		s.in.Skip(k)
+		if len(body) == n {
+			break
+		}
+		if err := s.fill(); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.midway = false
+	body = body[len(name)+1:]
+	if text, _, ok := pgwire.String(body); ok && !s.next.traced {
+		s.next.trace, s.next.traced = pgwire.FindTraceparent(text)
+	}
+	return s.parseNamed(name, body)
+}
+
+// text returns the SQL text of a Query or Parse, as far as it is buffered, nil for
+// other messages. whole reports whether the message is buffered to its end.
+func (s *session) text(typ byte, n int) (text []byte, whole bool) {
+	whole = s.in.Buffered() >= pgwire.HeaderSize+n
+	body := s.in.Peek(min(pgwire.HeaderSize+n, s.in.Buffered()))[pgwire.HeaderSize:]
+	switch typ {
+	case pgwire.Query:
+		text = body
+	case pgwire.Parse:
+		_, text, _ = pgwire.String(body)
+	default:
+		return nil, whole
+	}
+	if end := bytes.IndexByte(text, 0); end >= 0 {
+		text = text[:end]
+	}
+	if whole && !s.next.traced {
+		s.next.trace, s.next.traced = pgwire.FindTraceparent(text)
+	}
+	if text == nil {
+		text = body[:0]
+	}
+	return text, whole
+}
+
+// seekTrace finds the trace context of a statement that was too long to be held, in
+// the end of its message.
+func (s *session) seekTrace(tail []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if end := bytes.LastIndex(tail, []byte("*/\x00")); end >= 0 && !s.next.traced {
+		s.next.trace, s.next.traced = pgwire.FindTraceparent(tail[:end+2])
+	}
+}
+
+// traces says what a statement may leave behind, by its text.
+func traces(text []byte, whole bool) state.Traces {
+	if !whole {
+		return state.Unseen
+	}
+	return state.OfText(text)
+}
+
+// relay moves the next n bytes from the client to what is ready for the server, and
+// sends on the way all but the last keep bytes, if there are too many to hold.
+func (s *session) relay(n, keep int) error {
+	b := s.backend
+	for {
+		k := min(n, s.in.Buffered())
+		b.out = append(b.out, s.in.Peek(k)...)
+		s.in.Skip(k)
+		if n -= k; n == 0 {
+			return nil
+		}
+		if err := s.flushBut(keep); err != nil {
+			return s.serverLost(err)
+		}
+		if err := s.fill(); err != nil {
+			return err
+		}
+	}
+}
+
+// dropExcess drops what is buffered of a message that goes nowhere. It reports
+// whether that was all of it.
+func (s *session) dropExcess() bool {
+	k := min(s.excess, s.in.Buffered())
+	s.in.Skip(k)
+	s.excess -= k
+	return s.excess == 0
+}
+
+// sent notes that a message is ready to go, before it goes: the answer may come at
+// any time after that. It reports whether the message ends a cycle.
+func (s *session) sent(typ byte) (ends bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.midway {
+		s.midway = false
+		if s.answering && s.quiet() {
+			s.backend.interrupt(0) // the answer came before the message was complete
+		}
+	}
+	switch typ {
+	case pgwire.CopyDone, pgwire.CopyFail:
+		s.copying = false
+		return true // not a cycle's end, but the server has something to say now
+	case pgwire.Query, pgwire.FunctionCall:
+		s.owe(debt{kind: owesQuery})
+	case pgwire.Sync:
+		if s.copying {
+			// PostgreSQL ignores a Sync while it takes COPY data, unless the COPY has
+			// failed meanwhile. What it owes is uncertain from here on.
+			s.backend.broken = true
+			return true
+		}
+		s.owe(debt{kind: owesSync})
+	default:
+		return false
+	}
+	s.cycles.push(s.next)
+	s.next = cycle{}
+	s.open = false
+	return true
+}

@@ -1,0 +1,169 @@
+package pgwire
+
+import (
+	"bytes"
+	"encoding/binary"
+)
+
+// Types of the messages that a client sends.
+const (
+	Bind         = 'B'
+	Close        = 'C'
+	CopyData     = 'd'
+	CopyDone     = 'c'
+	CopyFail     = 'f'
+	Describe     = 'D'
+	Execute      = 'E'
+	Flush        = 'H'
+	FunctionCall = 'F'
+	Parse        = 'P'
+	Password     = 'p' // also SASLInitialResponse and SASLResponse
+	Query        = 'Q'
+	Sync         = 'S'
+	Terminate    = 'X'
+)
+
+// Types of the messages that a server sends and that the pooler looks at.
+const (
+	Authentication  = 'R'
+	BackendKeyData  = 'K'
+	BindComplete    = '2'
+	CloseComplete   = '3'
+	CommandComplete = 'C'
+	CopyBoth        = 'W'
+	CopyIn          = 'G'
+	DataRow         = 'D'
+	EmptyQuery      = 'I'
+	ErrorResponse   = 'E'
+	NegotiateProto  = 'v'
+	NoticeResponse  = 'N'
+	Notification    = 'A'
+	ParameterStatus = 'S'
+	ParseComplete   = '1'
+	PortalSuspended = 's'
+	ReadyForQuery   = 'Z'
+)
+
+// Transaction states that ReadyForQuery tells.
+const (
+	Idle     = 'I'
+	InBlock  = 'T'
+	InFailed = 'E'
+)
+
+// Append appends a message.
+func Append(b []byte, typ byte, body ...[]byte) []byte {
+	n := 4
+	for _, part := range body {
+		n += len(part)
+	}
+	b = AppendHeader(b, typ, n-4)
+	for _, part := range body {
+		b = append(b, part...)
+	}
+	return b
+}
+
+// AppendHeader appends the header of a message whose body has n bytes.
+func AppendHeader(b []byte, typ byte, n int) []byte {
+	return binary.BigEndian.AppendUint32(append(b, typ), uint32(n+4))
+}
+
+// AppendQuery appends a simple query.
+func AppendQuery(b []byte, sql string) []byte {
+	b = AppendHeader(b, Query, len(sql)+1)
+	return append(append(b, sql...), 0)
+}
+
+// AppendParameter appends a ParameterStatus.
+func AppendParameter(b []byte, name, value string) []byte {
+	b = AppendHeader(b, ParameterStatus, len(name)+len(value)+2)
+	b = append(append(b, name...), 0)
+	return append(append(b, value...), 0)
+}
+
+// AppendReady appends a ReadyForQuery.
+func AppendReady(b []byte, state byte) []byte {
+	return append(AppendHeader(b, ReadyForQuery, 1), state)
+}
+
+// A Fault is an ErrorResponse of Mainstay's own
+// (https://www.postgresql.org/docs/current/protocol-error-fields.html).
+type Fault struct {
+	SQLState string
+	Message  string
+	Hint     string // the mend; may be empty
+}
+
+// AppendFatal appends the fault as an ErrorResponse after which the connection ends.
+func (f Fault) AppendFatal(b []byte) []byte {
+	at := len(b)
+	b = AppendHeader(b, ErrorResponse, 0)
+	for _, field := range [...]struct {
+		code byte
+		text string
+	}{{'S', "FATAL"}, {'V', "FATAL"}, {'C', f.SQLState}, {'M', f.Message}, {'H', f.Hint}} {
+		if field.text != "" {
+			b = append(append(append(b, field.code), field.text...), 0)
+		}
+	}
+	b = append(b, 0)
+	binary.BigEndian.PutUint32(b[at+1:], uint32(len(b)-at-1))
+	return b
+}
+
+// Field returns one field of an ErrorResponse's or NoticeResponse's body, nil if it
+// is not there. The body may be cut short.
+func Field(body []byte, code byte) []byte {
+	for len(body) > 0 && body[0] != 0 {
+		end := bytes.IndexByte(body, 0)
+		if end < 0 {
+			return nil
+		}
+		if body[0] == code {
+			return body[1:end]
+		}
+		body = body[end+1:]
+	}
+	return nil
+}
+
+// Strings splits two consecutive null-terminated strings from a body, as
+// ParameterStatus holds them, and Bind's portal and statement. rest is what follows.
+func Strings(body []byte) (first, second, rest []byte, ok bool) {
+	first, rest, ok = String(body)
+	if !ok {
+		return nil, nil, nil, false
+	}
+	second, rest, ok = String(rest)
+	return first, second, rest, ok
+}
+
+// String splits a null-terminated string from a body.
+func String(body []byte) (s, rest []byte, ok bool) {
+	end := bytes.IndexByte(body, 0)
+	if end < 0 {
+		return nil, nil, false
+	}
+	return body[:end], body[end+1:], true
+}
+
+// Tag splits a CommandComplete's body: the command and the number of rows that its
+// last word tells ("INSERT 0 5", "SELECT 3", "CREATE TABLE").
+func Tag(body []byte) (command []byte, rows int64) {
+	tag, _, ok := String(body)
+	if !ok {
+		tag = body
+	}
+	i := bytes.IndexByte(tag, ' ')
+	if i < 0 || tag[len(tag)-1] < '0' || tag[len(tag)-1] > '9' {
+		return tag, 0
+	}
+	for _, c := range tag[bytes.LastIndexByte(tag, ' ')+1:] {
+		if c < '0' || c > '9' || rows > 1<<58 {
+			return tag, 0
+		}
+		rows = rows*10 + int64(c-'0')
+	}
+	return tag[:i], rows
+}

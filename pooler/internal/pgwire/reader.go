@@ -1,0 +1,193 @@
+// Package pgwire is the pooler's framing of the PostgreSQL wire protocol, version
+// 3 (https://www.postgresql.org/docs/current/protocol.html): it walks messages in
+// a read buffer without decoding their bodies, so that they can be passed on as
+// they are, and it builds the few messages that Mainstay speaks itself.
+//
+// Only the pooler and its own sub-packages import it. Nothing here keeps a
+// goroutine; a [Reader] belongs to one goroutine at a time.
+package pgwire
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// HeaderSize is that of a message's type byte and length.
+const HeaderSize = 5
+
+// MaxBody bounds a message's body. PostgreSQL itself refuses more than 1 GiB; the
+// bound also keeps every sum of lengths within 32 bits, whatever a peer claims.
+const MaxBody = 1<<30 - 1
+
+// ErrTooLong and ErrTooShort mean a length field that no message can have.
+var (
+	ErrTooLong  = errors.New("message longer than 1 GiB")
+	ErrTooShort = errors.New("message length below its minimum")
+)
+
+// A Reader holds what was read from one side and not yet passed on.
+//
+//	buf:  …sent│ run: to be passed on │ unread │ free…
+//	           start                  pos      end
+type Reader struct {
+	src             io.Reader
+	buf             []byte
+	start, pos, end int
+	rest            int // of the passed message, bytes that are still to come
+}
+
+// NewReader returns a reader with a buffer of size bytes, which must hold at least
+// the messages that are looked into.
+func NewReader(src io.Reader, size int) *Reader {
+	return &Reader{src: src, buf: make([]byte, size)}
+}
+
+// Redirect continues on another stream (TLS over the same connection). Nothing may
+// be buffered.
+func (r *Reader) Redirect(src io.Reader) { r.src = src }
+
+// Buffered counts the bytes that were read and are neither passed nor skipped.
+func (r *Reader) Buffered() int { return r.end - r.pos }
+
+// Full reports whether the buffer has no room for more, so that [Reader.Fill] can't.
+func (r *Reader) Full() bool { return r.end-r.start == len(r.buf) }
+
+// Size is the buffer's.
+func (r *Reader) Size() int { return len(r.buf) }
+
+// Fill reads once. Slices that Peek and Run gave become invalid, also on error.
+// The buffer must not be full.
+func (r *Reader) Fill() error {
+	switch {
+	case r.start == r.end:
+		r.start, r.pos, r.end = 0, 0, 0
+	case r.start > 0:
+		copy(r.buf, r.buf[r.start:r.end])
+		r.pos -= r.start
+		r.end -= r.start
+		r.start = 0
+	}
+	if r.end == len(r.buf) {
+		return io.ErrShortBuffer
+	}
+	n, err := r.src.Read(r.buf[r.end:])
+	r.end += n
+	if n > 0 {
+		r.takeRest()
+		return nil
+	}
+	if err == nil {
+		return io.ErrNoProgress
+	}
+	return err
+}
+
+// takeRest adds to the run what arrived of the message that was passed last.
+func (r *Reader) takeRest() {
+	n := min(r.rest, r.end-r.pos)
+	r.pos += n
+	r.rest -= n
+}
+
+// Header decodes the next message's header: its type and the length of its body. ok
+// is false while less than a header is buffered.
+func (r *Reader) Header() (typ byte, body int, ok bool, err error) {
+	return decodeHeader(r.buf[r.pos:r.end])
+}
+
+func decodeHeader(b []byte) (typ byte, body int, ok bool, err error) {
+	if len(b) < HeaderSize {
+		return 0, 0, false, nil
+	}
+	length := binary.BigEndian.Uint32(b[1:])
+	if length < 4 {
+		return b[0], 0, true, fmt.Errorf("message %q: %w", b[0], ErrTooShort)
+	}
+	if length-4 > MaxBody {
+		return b[0], 0, true, fmt.Errorf("message %q: %w", b[0], ErrTooLong)
+	}
+	return b[0], int(length - 4), true, nil
+}
+
+// Peek returns the next n bytes, which must be buffered, without consuming them.
+func (r *Reader) Peek(n int) []byte { return r.buf[r.pos : r.pos+n] }
+
+// Skip consumes n buffered bytes that are not passed on. The run must be empty:
+// take it first.
+func (r *Reader) Skip(n int) {
+	r.pos += n
+	r.start = r.pos
+}
+
+// Pass adds the next message, n bytes with its header, to the run. Bytes of it that
+// are not buffered yet join the run as later Fills bring them.
+func (r *Reader) Pass(n int) {
+	r.rest = n
+	r.takeRest()
+}
+
+// Partial reports whether the message that was passed last has not come whole.
+func (r *Reader) Partial() bool { return r.rest > 0 }
+
+// Run returns what was passed and not taken yet. The slice is valid until Fill.
+func (r *Reader) Run() []byte { return r.buf[r.start:r.pos] }
+
+// Taken forgets the run: it has been sent on.
+func (r *Reader) Taken() { r.start = r.pos }
+
+// Next waits for the next whole message and consumes it. The body is valid until
+// the next call. A body that does not fit the buffer is an error: this is for the
+// small messages of a login, not for a relay.
+func (r *Reader) Next() (typ byte, body []byte, err error) {
+	for {
+		typ, n, ok, err := r.Header()
+		if err != nil {
+			return typ, nil, err
+		}
+		if ok && HeaderSize+n > len(r.buf) {
+			return typ, nil, fmt.Errorf("message %q of %d bytes does not fit here: %w", typ, n, ErrTooLong)
+		}
+		if ok && r.Buffered() >= HeaderSize+n {
+			frame := r.Peek(HeaderSize + n)
+			r.Skip(len(frame))
+			return typ, frame[HeaderSize:], nil
+		}
+		if err := r.Fill(); err != nil {
+			return 0, nil, err
+		}
+	}
+}
+
+// Extent says how much of a client's cycle of messages is buffered.
+type Extent uint8
+
+const (
+	Open  Extent = iota // messages are missing that may come without an answer from us
+	Whole               // the cycle ends, in the buffer, with a message that the server answers with ReadyForQuery
+	Wants               // the client wants answers before it ends the cycle (Flush), leaves, or speaks nonsense
+)
+
+// Cycle looks for the end of the client's cycle: from the next message to the first
+// Query, FunctionCall or Sync.
+func (r *Reader) Cycle() Extent {
+	b := r.buf[r.pos:r.end]
+	for {
+		typ, n, ok, err := decodeHeader(b)
+		if err != nil {
+			return Wants
+		}
+		if !ok || len(b) < HeaderSize+n {
+			return Open
+		}
+		switch typ {
+		case Query, FunctionCall, Sync:
+			return Whole
+		case Parse, Bind, Describe, Execute, Close:
+		default:
+			return Wants
+		}
+		b = b[HeaderSize+n:]
+	}
+}

@@ -1,0 +1,269 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+)
+
+// bufferSize is that of the read buffer that a connection keeps for its life. It
+// holds all but the longest errors, and many rows.
+const bufferSize = 16 << 10
+
+// Dial opens a stream to an address, as net.Dialer.DialContext does.
+type Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+// A Conn is a connection that has logged in and is ready for a query.
+type Conn struct {
+	net.Conn
+	Raw    net.Conn // below TLS; the same as Conn without it
+	In     *pgwire.Reader
+	PID    uint32
+	Key    []byte         // for a cancel request
+	Params []pgwire.Param // what the server reported, in its order
+}
+
+// Encrypted reports whether the connection uses TLS.
+func (c *Conn) Encrypted() bool { return c.Conn != c.Raw }
+
+// Refused is an error that PostgreSQL itself answered at login.
+type Refused struct {
+	SQLState, Message string
+}
+
+func (e *Refused) Error() string { return e.Message + " (" + e.SQLState + ")" }
+
+// Passing reports whether the refusal is one that time mends: the server is
+// starting up, shutting down, or full.
+func (e *Refused) Passing() bool {
+	return e.SQLState == "57P03" || e.SQLState == "53300" || e.SQLState == "57P01" || e.SQLState == "57P02"
+}
+
+// Passing reports whether an error of Connect is one that time mends, such as a
+// server that is being restarted, and not one that somebody must mend, such as a
+// wrong password.
+func Passing(err error) bool {
+	if refused, ok := errors.AsType[*Refused](err); ok {
+		return refused.Passing()
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return false
+	}
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return false
+	}
+	return !errors.Is(err, errNoTLS)
+}
+
+// Connect dials, negotiates TLS as the target's SSLMode says, and logs in. ctx
+// limits all of it.
+func (t *Target) Connect(ctx context.Context, dial Dial) (*Conn, error) {
+	var first error
+	for i, encrypt := range t.attempts() {
+		c, err := t.connect(ctx, dial, encrypt)
+		if err == nil {
+			return c, nil
+		}
+		if i == 0 {
+			first = err
+		}
+		// Only the other way of encryption could go better than a refusal or a
+		// failed handshake; a dead server is dead both ways.
+		var refused *Refused
+		if !errors.As(err, &refused) && !errors.Is(err, errHandshake) {
+			return nil, err
+		}
+		if refused != nil && refused.SQLState != "28000" { // 28000: pg_hba.conf has no line for this
+			return nil, err
+		}
+	}
+	return nil, first
+}
+
+// How a connection is encrypted.
+type encryption uint8
+
+const (
+	never encryption = iota
+	ifOffered
+	always
+)
+
+func (t *Target) attempts() []encryption {
+	switch t.SSL {
+	case Disable:
+		return []encryption{never}
+	case Allow:
+		return []encryption{never, always}
+	case Prefer:
+		return []encryption{ifOffered, never}
+	}
+	return []encryption{always}
+}
+
+var (
+	errHandshake = errors.New("TLS handshake")
+	errNoTLS     = errors.New("no TLS")
+)
+
+func (t *Target) connect(ctx context.Context, dial Dial, encrypt encryption) (c *Conn, err error) {
+	raw, err := dial(ctx, t.Network, t.Address)
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", t.Address, err)
+	}
+	stop := interruptOn(ctx, raw)
+	defer func() {
+		stop()
+		if err == nil {
+			err = raw.SetDeadline(time.Time{})
+		}
+		if err != nil {
+			raw.Close()
+			c = nil
+			if cause := context.Cause(ctx); cause != nil {
+				err = fmt.Errorf("log in to %s: %w (%w)", t.Address, err, cause)
+			}
+		}
+	}()
+	conn, err := t.secure(ctx, raw, encrypt)
+	if err != nil {
+		return nil, err
+	}
+	c = &Conn{Conn: conn, Raw: raw, In: pgwire.NewReader(conn, bufferSize)}
+	return c, t.login(c)
+}
+
+// interruptOn ends what conn does when ctx ends. The returned function undoes it
+// and waits until the interruption, if it began, is over.
+func interruptOn(ctx context.Context, conn net.Conn) (stop func()) {
+	done := make(chan struct{})
+	undo := context.AfterFunc(ctx, func() {
+		defer close(done)
+		_ = conn.SetDeadline(time.Unix(1, 0)) // a closed connection is as good
+	})
+	return func() {
+		if !undo() {
+			<-done
+		}
+	}
+}
+
+// secure asks for TLS if it shall be used. It reads the one byte of the answer by
+// itself, so that nothing slips in before the handshake (CVE-2021-23222).
+func (t *Target) secure(ctx context.Context, raw net.Conn, encrypt encryption) (net.Conn, error) {
+	if encrypt == never {
+		return raw, nil
+	}
+	if _, err := raw.Write(pgwire.AppendTLSRequest(nil)); err != nil {
+		return nil, fmt.Errorf("ask %s for TLS: %w", t.Address, err)
+	}
+	var answer [1]byte
+	if _, err := io.ReadFull(raw, answer[:]); err != nil {
+		return nil, fmt.Errorf("ask %s for TLS: %w", t.Address, err)
+	}
+	switch {
+	case answer[0] == 'S':
+	case answer[0] == 'N' && encrypt == ifOffered:
+		return raw, nil
+	case answer[0] == 'N':
+		return nil, fmt.Errorf("%w: %s refuses it, and sslmode=%s asks for it", errNoTLS, t.Address, t.SSL)
+	default:
+		return nil, fmt.Errorf("%s answered the request for TLS with byte %#x: is it PostgreSQL?", t.Address, answer[0])
+	}
+	conn := tls.Client(raw, t.tlsConfig())
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, fmt.Errorf("%w with %s: %w", errHandshake, t.Address, err)
+	}
+	return conn, nil
+}
+
+// login sends the startup packet and answers what the server asks until it is
+// ready for a query.
+func (t *Target) login(c *Conn) error {
+	params := append([]pgwire.Param{{Name: "user", Value: t.User}, {Name: "database", Value: t.Database}}, t.Settings...)
+	if _, err := c.Write(pgwire.AppendStartup(nil, params)); err != nil {
+		return fmt.Errorf("log in to %s: %w", t.Address, err)
+	}
+	auth := authentication{t: t, c: c}
+	for {
+		typ, body, err := c.In.Next()
+		if err != nil {
+			return fmt.Errorf("log in to %s: %w", t.Address, err)
+		}
+		switch typ {
+		case pgwire.Authentication:
+			err = auth.answer(body)
+		case pgwire.ParameterStatus:
+			err = c.note(body)
+		case pgwire.BackendKeyData:
+			if len(body) < 8 {
+				return fmt.Errorf("log in to %s: malformed BackendKeyData", t.Address)
+			}
+			c.PID, c.Key = binary.BigEndian.Uint32(body), append([]byte(nil), body[4:]...)
+		case pgwire.ErrorResponse:
+			return fmt.Errorf("log in to %s as %s: %w", t.Address, t.User, refusal(body))
+		case pgwire.ReadyForQuery:
+			return auth.finished()
+		case pgwire.NoticeResponse, pgwire.NegotiateProto:
+		default:
+			return fmt.Errorf("log in to %s: unexpected message %q", t.Address, typ)
+		}
+		if err != nil {
+			return fmt.Errorf("log in to %s as %s: %w", t.Address, t.User, err)
+		}
+	}
+}
+
+func refusal(body []byte) *Refused {
+	return &Refused{SQLState: string(pgwire.Field(body, 'C')), Message: string(pgwire.Field(body, 'M'))}
+}
+
+// maxParams bounds what a server may report at login.
+const maxParams = 1000
+
+func (c *Conn) note(body []byte) error {
+	name, value, _, ok := pgwire.Strings(body)
+	if !ok || len(c.Params) == maxParams {
+		return errors.New("malformed ParameterStatus")
+	}
+	c.Params = append(c.Params, pgwire.Param{Name: string(name), Value: string(value)})
+	return nil
+}
+
+// Cancel asks the server to cancel what connection c is doing. It returns when the
+// server has taken the request: by then the signal has been sent to the backend,
+// or the request was void.
+func (t *Target) Cancel(ctx context.Context, dial Dial, c *Conn) error {
+	raw, err := dial(ctx, t.Network, t.Address)
+	if err != nil {
+		return fmt.Errorf("dial %s to cancel: %w", t.Address, err)
+	}
+	defer raw.Close()
+	stop := interruptOn(ctx, raw)
+	defer stop()
+	encrypt := never
+	if c.Encrypted() {
+		encrypt = always
+	}
+	conn, err := t.secure(ctx, raw, encrypt)
+	if err != nil {
+		return err
+	}
+	if _, err := conn.Write(pgwire.AppendCancel(nil, c.PID, c.Key)); err != nil {
+		return fmt.Errorf("send a cancel request to %s: %w", t.Address, err)
+	}
+	// The server closes the connection once it has signalled the backend.
+	var none [1]byte
+	if _, err := conn.Read(none[:]); err != nil && context.Cause(ctx) != nil {
+		return fmt.Errorf("wait for %s to take a cancel request: %w", t.Address, context.Cause(ctx))
+	}
+	return nil
+}

@@ -1,0 +1,334 @@
+package pooler
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/upstream"
+	"mainstay.dev/mainstay/telemetry"
+)
+
+// A pool is the server connections of one database, and the queue for them. A
+// reload keeps it as long as the server that it leads to stays the same, and
+// retires it otherwise.
+type pool struct {
+	name   string
+	config atomic.Pointer[Database] // limits may change with a reload
+	target *upstream.Target
+	dial   upstream.Dial
+	log    *slog.Logger
+	sink   telemetry.Sink
+
+	statements registry
+
+	opening sync.WaitGroup // dials under way, and closings
+
+	mu         sync.Mutex
+	ctx        context.Context // nil before Run: nothing is opened yet; its end interrupts dials
+	all        map[*backend]struct{}
+	idle       []*backend // used last at the end
+	dialing    int
+	head, tail *waiter // the queue, longest wait first
+	waiting    int
+	outage     *outage // nil: the last attempt to connect went well
+	retired    bool
+
+	base    string            // what a new connection reports, rendered
+	welcome map[string][]byte // what clients are told at login, by the key of their settings
+}
+
+// An outage is a time in which PostgreSQL accepts no connection.
+type outage struct {
+	began   time.Time
+	err     error // of the last attempt
+	tries   int
+	again   time.Time // no attempt before
+	clear   bool      // the reason is one that waiting does not mend
+	patient time.Duration
+}
+
+// told reports whether clients are to be told at once.
+func (o *outage) told() bool { return o.clear || time.Since(o.began) >= o.patient }
+
+func newPool(name string, d *Database, target *upstream.Target, deps Deps) *pool {
+	p := &pool{
+		name: name, target: target, dial: deps.Dial, log: deps.Log, sink: deps.Sink,
+		all: map[*backend]struct{}{}, welcome: map[string][]byte{},
+	}
+	p.config.Store(d)
+	return p
+}
+
+func (p *pool) limits() *Pool     { return &p.config.Load().Pool }
+func (p *pool) resetAlways() bool { return p.config.Load().Reset == resetAlways }
+func (p *pool) sessions() bool    { return p.config.Load().Mode == modeSession }
+
+// start lets the pool open connections, from now until ctx ends.
+func (p *pool) start(ctx context.Context) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ctx == nil {
+		p.ctx = ctx
+		p.grow(0)
+	}
+}
+
+// open connects to the server and hands the connection out.
+func (p *pool) open(limit time.Duration) {
+	defer p.opening.Done()
+	if own := p.target.ConnectTimeout; own > 0 {
+		limit = own
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, limit)
+	defer cancel()
+	conn, err := p.target.Connect(ctx, p.dial)
+	var b *backend
+	if err == nil {
+		b = newBackend(p, conn)
+	}
+	if !p.opened(b, err) {
+		b.close()
+	}
+}
+
+// opened notes how an attempt to connect went; false means that the server is not
+// wanted any more.
+func (p *pool) opened(b *backend, err error) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dialing--
+	if err != nil {
+		p.fail(err)
+		return true
+	}
+	p.recover()
+	if p.retired {
+		return false
+	}
+	p.learn(b.Params)
+	p.all[b] = struct{}{}
+	p.hand(b)
+	p.grow(0)
+	return true
+}
+
+// Waits between attempts to connect during an outage. They grow with the attempts,
+// and slowly with the outage's age.
+const (
+	firstAgain = 20 * time.Millisecond
+	soonAgain  = 500 * time.Millisecond
+	lastAgain  = 5 * time.Second
+)
+
+// wait is how long to leave the server alone after an attempt.
+func (o *outage) wait() time.Duration {
+	longest := min(max(soonAgain, time.Since(o.began)/20), lastAgain)
+	return min(firstAgain<<min(o.tries, 10), longest)
+}
+
+// fail notes that PostgreSQL accepted no connection, and tells those who wait if
+// there is no hope for them. The lock is held.
+func (p *pool) fail(err error) {
+	if p.retired || p.ctx.Err() != nil {
+		return
+	}
+	if p.outage == nil {
+		p.outage = &outage{began: time.Now(), patient: p.limits().OutageWait}
+		p.report(slog.LevelWarn, "upstream_unreachable", "PostgreSQL accepts no connection", err)
+	}
+	o := p.outage
+	o.err, o.clear = err, !upstream.Passing(err)
+	o.again = time.Now().Add(o.wait())
+	o.tries++
+	if len(p.all) > 0 || !o.told() {
+		return // a connection in use may come back, or the server
+	}
+	for w := p.dequeue(); w != nil; w = p.dequeue() {
+		w.given <- grant{err: p.unreachable(err)}
+	}
+}
+
+// recover notes that PostgreSQL accepts connections. The lock is held.
+func (p *pool) recover() {
+	if p.outage != nil {
+		p.outage = nil
+		p.report(slog.LevelInfo, "upstream_back", "PostgreSQL accepts connections again", nil)
+	}
+}
+
+func (p *pool) report(level slog.Level, name, text string, err error) {
+	attrs := []slog.Attr{slog.String("database", p.name), slog.String("upstream", p.target.String())}
+	if err != nil {
+		attrs = append(attrs, slog.Any("err", err))
+	}
+	p.sink.Emit(telemetry.Event{Time: time.Now(), Part: "pooler", Name: name, Level: level, Text: text, Attrs: attrs})
+}
+
+// learn notes what a new connection reports. If that differs from earlier ones, the
+// server has changed, and what clients are told is made anew. The lock is held.
+func (p *pool) learn(params []pgwire.Param) {
+	var text []byte
+	for _, param := range params {
+		text = pgwire.AppendParameter(text, param.Name, param.Value)
+	}
+	if base := string(text); base != p.base {
+		p.base = base
+		clear(p.welcome)
+		p.welcome[""] = text
+	}
+}
+
+// maxWelcomes bounds how many sets of settings the pool remembers the answer for.
+const maxWelcomes = 256
+
+// greet returns the parameters that a client with these settings is told at login.
+// If they are not known yet, it claims a server and asks.
+func (p *pool) greet(s *session) ([]byte, error) {
+	p.mu.Lock()
+	known := p.welcome[s.settings.Key()]
+	p.mu.Unlock()
+	if known != nil {
+		return known, nil
+	}
+	b, err := p.claim(s)
+	if err != nil {
+		return nil, err
+	}
+	defer p.release(b)
+	if err := b.suit(s.settings, nil); err != nil {
+		return nil, unsuited(err)
+	}
+	var text []byte
+	names := make([]string, 0, len(b.params))
+	for name := range b.params {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		text = pgwire.AppendParameter(text, name, b.params[name])
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.welcome) >= maxWelcomes {
+		clear(p.welcome)
+	}
+	p.welcome[s.settings.Key()] = text
+	return text, nil
+}
+
+// retire ends the pool: idle servers close now, lent ones when they come back, and
+// whoever waits is sent to look for the database again.
+func (p *pool) retire() {
+	p.mu.Lock()
+	p.retired = true
+	idle := p.idle
+	p.idle = nil
+	for _, b := range idle {
+		delete(p.all, b)
+	}
+	for w := p.dequeue(); w != nil; w = p.dequeue() {
+		w.given <- grant{err: errRetired}
+	}
+	p.mu.Unlock()
+	for _, b := range idle {
+		b.close()
+	}
+}
+
+// gone reports whether a retired pool holds nothing any more.
+func (p *pool) gone() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.retired && len(p.all) == 0 && p.dialing == 0
+}
+
+// sweepEvery is how often a pool is looked over. It is also how long a session is
+// trusted to do one thing at a time: what takes longer is watched from both sides.
+const sweepEvery = 100 * time.Millisecond
+
+// sweep looks a pool over: idle servers that died or grew old go, those below the
+// minimum come, and sessions that are busy for long are watched.
+func (p *pool) sweep(stall time.Duration) {
+	p.mu.Lock()
+	now := time.Now()
+	dead := p.sweepIdle(now)
+	var slow []*session
+	for b := range p.all {
+		if h := b.holder; h != nil {
+			if turn := h.turn.Load(); b.turn == turn {
+				slow = append(slow, h)
+			} else {
+				b.turn = turn
+			}
+		}
+	}
+	var left []*waiter
+	for w := p.head; w != nil; w = w.next {
+		if w.owner.left() {
+			left = append(left, w)
+		}
+	}
+	p.grow(0)
+	p.mu.Unlock()
+	for _, b := range dead {
+		p.dropIdle(b)
+	}
+	for _, w := range left {
+		p.withdraw(w, errGone)
+	}
+	for _, s := range slow {
+		s.watch(stall)
+	}
+}
+
+// sweepIdle takes idle servers out that must not be used again, or need not be
+// kept. The lock is held.
+func (p *pool) sweepIdle(now time.Time) (out []*backend) {
+	limits := p.limits()
+	keep := p.idle[:0]
+	total := len(p.all)
+	for _, b := range p.idle { // those that were used longest ago come first
+		unused := total > limits.Min && now.Sub(b.since) > limits.IdleTimeout
+		old := limits.Lifetime > 0 && now.Sub(b.born) > b.age(limits.Lifetime)
+		talks := false
+		if b.probe != nil {
+			talks, _ = b.probe.Look()
+		}
+		if unused || old || talks || total > limits.Max {
+			total--
+			out = append(out, b)
+			continue
+		}
+		keep = append(keep, b)
+	}
+	clear(p.idle[len(keep):])
+	p.idle = keep
+	return out
+}
+
+// dropIdle closes a server that the sweep took out, unless it only said something
+// that means no harm.
+func (p *pool) dropIdle(b *backend) {
+	limits := p.limits()
+	p.mu.Lock()
+	unneeded := p.retired || len(p.all) > limits.Max ||
+		len(p.all) > limits.Min && time.Since(b.since) > limits.IdleTimeout ||
+		limits.Lifetime > 0 && time.Since(b.born) > b.age(limits.Lifetime)
+	p.mu.Unlock()
+	if unneeded || !b.fresh() {
+		p.drop(b)
+		return
+	}
+	p.release(b)
+}
+
+// age is how old this server may become: up to a tenth less than the limit, so that
+// those that were opened together are not replaced together.
+func (s *backend) age(limit time.Duration) time.Duration {
+	return limit - time.Duration(s.spread*float64(limit)/10)
+}

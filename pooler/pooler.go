@@ -1,0 +1,386 @@
+// Package pooler is the PostgreSQL plane: clients connect to it as to PostgreSQL,
+// and it lets many of them share few server connections.
+//
+// A query lives the life that all planes share, and the files are named for its
+// steps: serve.go tells it whole, admit.go, route.go, claim.go, forward.go and
+// record.go hold the steps. Message bodies are relayed unparsed. A client's text is
+// looked at for two things only: the trace context in its last comment, and a few
+// words that betray what a statement leaves behind on its connection.
+//
+// Programs may import it to run the pooler by themselves; in the binary,
+// internal/app does. It knows neither the other planes nor Prometheus or
+// OpenTelemetry: what happens is told to a telemetry.Sink.
+package pooler
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"mainstay.dev/mainstay/internal/setting"
+	"mainstay.dev/mainstay/pooler/internal/credential"
+	"mainstay.dev/mainstay/pooler/internal/upstream"
+	"mainstay.dev/mainstay/telemetry"
+)
+
+// plane is the word for the pooler in an exchange.
+const plane = "pooler"
+
+// A Grant is a credential that Mainstay made for one color of the app, so that
+// queries are known by color.
+type Grant struct {
+	User     string
+	Secret   setting.Secret // generated, 128 random bits or more
+	Database string         // the only one it opens; "": any
+	Color    string
+}
+
+// Deps is what a pooler needs from outside.
+type Deps struct {
+	Listener net.Listener
+	// Dial opens connections to PostgreSQL; nil: net.Dialer's.
+	Dial   func(ctx context.Context, network, addr string) (net.Conn, error)
+	Log    *slog.Logger   // nil: nothing is logged
+	Sink   telemetry.Sink // nil: telemetry.Discard
+	Grants []Grant
+}
+
+func (d *Deps) setDefaults() {
+	if d.Dial == nil {
+		d.Dial = (&net.Dialer{}).DialContext
+	}
+	if d.Log == nil {
+		d.Log = slog.New(slog.DiscardHandler)
+	}
+	if d.Sink == nil {
+		d.Sink = telemetry.Discard
+	}
+}
+
+// A Server serves PostgreSQL clients on one listener.
+type Server struct {
+	deps   Deps
+	listen string
+	policy atomic.Pointer[policy]
+	doom   []byte // makes the answers to unknown users look like others
+
+	ended    sync.WaitGroup // sessions
+	mu       sync.Mutex
+	ctx      context.Context // of the pools; nil before Run
+	sessions map[uint32]*session
+	lastID   uint32
+	stopping bool
+	retired  []*pool // replaced, but not empty yet
+}
+
+// A policy is a configuration in the form in which it is obeyed. It is immutable.
+type policy struct {
+	config   Config
+	accounts map[string]account
+	tls      *tls.Config // nil: not offered
+	targets  map[string]*upstream.Target
+	pools    map[string]*pool // of a running pooler, by the database's name
+}
+
+// An account is somebody who may log in.
+type account struct {
+	credential *credential.Credential
+	quick      *credential.Credential // the same secret with a cheaper check; nil: none
+	database   string                 // the only one; "": any
+	color      string
+}
+
+// trusts reports whether clients from this machine need no password.
+func (p *policy) trusts() bool { return len(p.config.Users) == 0 }
+
+// Compile turns a configuration into what a pooler obeys, or reports every mistake
+// as setting.Problems. It reads the files that the configuration names, and is
+// otherwise pure.
+func Compile(cfg Config) (*policy, error) {
+	var ps setting.Problems
+	cfg.Validate(&ps)
+	if err := ps.Err(); err != nil {
+		return nil, err
+	}
+	p := &policy{config: cfg, accounts: map[string]account{}, targets: map[string]*upstream.Target{}, pools: map[string]*pool{}}
+	for name, secret := range cfg.Users {
+		c, err := credential.New(name, secret.Reveal(), credential.Human)
+		switch {
+		case err != nil:
+			ps.Add(setting.Join("users", name), err.Error(), "")
+		case cfg.Auth == authSCRAM && !c.SCRAM():
+			ps.Add(setting.Join("users", name), "is an md5 hash, which scram-sha-256 cannot check", "give the password or a SCRAM verifier, or write auth: md5")
+		case cfg.Auth == authMD5 && !c.MD5():
+			ps.Add(setting.Join("users", name), "is a SCRAM verifier, which md5 cannot check", "give the password or an md5 hash, or write auth: scram-sha-256")
+		}
+		p.accounts[name] = account{credential: c, color: telemetry.ColorUnknown}
+	}
+	for name, d := range cfg.Databases {
+		t, err := upstream.Parse(d.Upstream.Reveal())
+		if err != nil {
+			ps.Add(setting.Join("databases", name)+".upstream", err.Error(), "")
+		}
+		p.targets[name] = t
+	}
+	var err error
+	if p.tls, err = cfg.TLS.load(); err != nil {
+		ps.Add("tls", err.Error(), "")
+	}
+	return p, ps.Err()
+}
+
+// admitGrants adds the credentials of the app's colors.
+func (p *policy) admitGrants(grants []Grant) error {
+	for _, g := range grants {
+		if _, taken := p.accounts[g.User]; taken {
+			return fmt.Errorf("grant: two credentials for user %q", g.User)
+		}
+		full, err1 := credential.New(g.User, g.Secret.Reveal(), credential.Human)
+		quick, err2 := credential.New(g.User, g.Secret.Reveal(), credential.Generated)
+		if err := errors.Join(err1, err2); err != nil {
+			return fmt.Errorf("grant for user %q: %w", g.User, err)
+		}
+		p.accounts[g.User] = account{full, quick, g.Database, g.Color}
+	}
+	return nil
+}
+
+// New validates and wires; it starts nothing. An error is a setting.Problems if the
+// configuration is at fault.
+func New(cfg Config, deps Deps) (*Server, error) {
+	deps.setDefaults()
+	if deps.Listener == nil {
+		return nil, errors.New("pooler: needs a listener")
+	}
+	p := &Server{deps: deps, listen: cfg.Listen, doom: make([]byte, 32), sessions: map[uint32]*session{}}
+	if _, err := rand.Read(p.doom); err != nil {
+		return nil, err
+	}
+	commit, err := p.Prepare(cfg)
+	if err != nil {
+		return nil, err
+	}
+	commit()
+	return p, nil
+}
+
+// Prepare compiles another configuration. Nothing changes until commit is called,
+// which cannot fail: from then on new logins and claims obey it. A pool whose
+// upstream stays the same stays, with its connections; others are replaced, and
+// their sessions move on at the end of their transactions. One call at a time.
+func (p *Server) Prepare(cfg Config) (commit func(), err error) {
+	next, err := Compile(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Listen != p.listen {
+		var ps setting.Problems
+		ps.Add("listen", "cannot change while Mainstay runs", "restart it")
+		return nil, ps
+	}
+	if err := next.admitGrants(p.deps.Grants); err != nil {
+		return nil, err
+	}
+	old := p.policy.Load()
+	kept := map[*pool]*Database{}
+	for name, d := range cfg.Databases {
+		if old != nil && old.pools[name] != nil && samePool(old.config.Databases[name], d) {
+			next.pools[name] = old.pools[name]
+			kept[old.pools[name]] = &d
+			continue
+		}
+		next.pools[name] = newPool(name, &d, next.targets[name], p.deps)
+	}
+	return func() { p.commit(old, next, kept) }, nil
+}
+
+// samePool reports whether a pool can go on with another configuration.
+func samePool(a, b Database) bool { return a.Upstream == b.Upstream && a.Mode == b.Mode }
+
+func (p *Server) commit(old, next *policy, kept map[*pool]*Database) {
+	for pool, d := range kept {
+		pool.config.Store(d)
+	}
+	p.mu.Lock()
+	ctx := p.ctx
+	p.policy.Store(next)
+	var gone []*pool
+	if old != nil {
+		for _, pool := range old.pools {
+			if kept[pool] == nil {
+				gone = append(gone, pool)
+			}
+		}
+	}
+	p.retired = append(p.retired, gone...)
+	p.mu.Unlock()
+	for _, pool := range gone {
+		pool.retire()
+	}
+	if ctx != nil {
+		for _, pool := range next.pools {
+			pool.start(ctx)
+		}
+	}
+}
+
+// Run serves until ctx ends. Then idle clients are told SQLSTATE 57P01, open
+// transactions may finish for as long as the configuration's drain says, and Run
+// returns when every connection is closed and everything it started has ended.
+func (p *Server) Run(ctx context.Context) error {
+	// The pools outlive ctx: open transactions may need them.
+	poolCtx, endPools := context.WithCancel(context.WithoutCancel(ctx))
+	defer endPools()
+	p.mu.Lock()
+	p.ctx = poolCtx
+	pools := p.policy.Load().pools
+	p.mu.Unlock()
+	for _, pool := range pools {
+		pool.start(poolCtx)
+	}
+	var background sync.WaitGroup
+	background.Go(func() { p.sweep(poolCtx) })
+
+	stopAccepting := context.AfterFunc(ctx, func() { p.deps.Listener.Close() })
+	err := p.accept(ctx)
+	stopAccepting()
+	p.deps.Listener.Close()
+	p.drain()
+
+	endPools()
+	background.Wait()
+	for _, pool := range p.allPools() {
+		pool.retire()
+		pool.opening.Wait()
+	}
+	return err
+}
+
+// allPools lists the pools of the policy and those that it replaced.
+func (p *Server) allPools() []*pool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := append([]*pool(nil), p.retired...)
+	for _, pool := range p.policy.Load().pools {
+		all = append(all, pool)
+	}
+	return all
+}
+
+// sweep looks every pool over, until ctx ends.
+func (p *Server) sweep(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		stall := p.policy.Load().config.StallTimeout
+		for _, pool := range p.allPools() {
+			pool.sweep(stall)
+		}
+		p.mu.Lock()
+		keep := p.retired[:0]
+		for _, pool := range p.retired {
+			if !pool.gone() {
+				keep = append(keep, pool)
+			}
+		}
+		clear(p.retired[len(keep):])
+		p.retired = keep
+		p.mu.Unlock()
+	}
+}
+
+// spare is how many connections beyond max_clients are read from, so that they can
+// be told why they are refused, and so that cancel requests get through.
+const spare = 64
+
+// accept starts a session for each connection, until the listener is closed.
+func (p *Server) accept(ctx context.Context) error {
+	pause := time.Duration(0)
+	for {
+		conn, err := p.deps.Listener.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			// Out of file descriptors, most likely: it passes.
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			p.deps.Log.Error("accept a client", "err", err, "pause", pause)
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
+			}
+			continue
+		}
+		pause = 0
+		s := p.enter(conn)
+		if s == nil {
+			conn.Close()
+			continue
+		}
+		go func() {
+			defer p.ended.Done()
+			defer p.leave(s)
+			s.serve()
+		}()
+	}
+}
+
+// enter registers a session under a key of its own; nil if there are too many.
+func (p *Server) enter(conn net.Conn) *session {
+	s := newSession(p, conn)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopping || len(p.sessions) >= p.policy.Load().config.MaxClients+spare {
+		return nil
+	}
+	for {
+		p.lastID++
+		if _, taken := p.sessions[p.lastID]; !taken && p.lastID != 0 {
+			break
+		}
+	}
+	s.id = p.lastID
+	p.sessions[s.id] = s
+	p.ended.Add(1)
+	return s
+}
+
+func (p *Server) leave(s *session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.sessions, s.id)
+}
+
+// drain ends the sessions: the idle ones now, the others when their transaction
+// ends or the configuration's patience does.
+func (p *Server) drain() {
+	p.tell(draining)
+	limit := time.AfterFunc(p.policy.Load().config.Drain, func() { p.tell(killed) })
+	defer limit.Stop()
+	p.ended.Wait()
+}
+
+func (p *Server) tell(what stage) {
+	p.mu.Lock()
+	p.stopping = true
+	all := make([]*session, 0, len(p.sessions))
+	for _, s := range p.sessions {
+		all = append(all, s)
+	}
+	p.mu.Unlock()
+	for _, s := range all {
+		s.tell(what)
+	}
+}

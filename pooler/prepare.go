@@ -1,0 +1,311 @@
+package pooler
+
+import (
+	"strconv"
+	"strings"
+	"sync"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/state"
+)
+
+// Prepared statements of the protocol (Parse with a name) outlive transactions, but
+// in transaction mode a client's connection changes. So a name is the client's own:
+// it stands for a statement, which each server connection knows under a name of
+// ours, and learns on demand, when the client uses it there.
+
+// A statement is a text with its parameters' types, under the settings that decide
+// what it means. It is immutable, and shared by all clients that prepare the same.
+type statement struct {
+	name string // on the servers
+	body []byte // of the Parse message, after the name
+	left state.Traces
+}
+
+// Names on the servers begin with namePrefix; the bare prefix never exists.
+const namePrefix = "_ms"
+
+// Bounds of what is kept for clients' prepared statements. A statement may be as
+// long as PostgreSQL's own limit for a query that is worth preparing ever is.
+const (
+	maxStatement    = 1 << 20  // one statement's bytes
+	maxNames        = 10_000   // statements of one client
+	maxNameBytes    = 64 << 20 // of one client's statements
+	maxRegistry     = 4096     // statements that new clients find again
+	maxUnnamedBytes = 64 << 10 // of a client's unnamed statement that is remembered
+)
+
+// A registry knows the statements that several clients may share.
+type registry struct {
+	mu   sync.Mutex
+	by   map[string]*statement
+	last uint64
+}
+
+// intern returns the statement with this body.
+func (r *registry) intern(settings *state.Settings, body []byte) *statement {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := settings.Key() + string(body)
+	if st := r.by[key]; st != nil {
+		return st
+	}
+	if r.by == nil {
+		r.by = map[string]*statement{}
+	}
+	for k := range r.by { // any: who holds it keeps it
+		if len(r.by) < maxRegistry {
+			break
+		}
+		delete(r.by, k)
+	}
+	r.last++
+	text, _, _ := pgwire.String(body)
+	st := &statement{namePrefix + strconv.FormatUint(r.last, 36), append([]byte(nil), body...), state.OfText(text)}
+	r.by[key] = st
+	return st
+}
+
+// unnamed is a session's unnamed statement. Servers have one each, which every
+// client overwrites.
+type unnamed struct {
+	version uint64 // 0: there is none
+	last    uint64
+	body    []byte // of its Parse, if it was short enough to keep
+	kept    bool
+	left    state.Traces
+}
+
+// rewrite puts the next message's header, and as much of its body as needs to be
+// changed, to what is ready for the server, and returns how many bytes are to
+// follow as they are. The lock is held.
+func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, err error) {
+	b := s.backend
+	if !b.pool.sessions() {
+		switch typ {
+		case pgwire.Parse:
+			return s.rewriteParse(n, text, whole)
+		case pgwire.Bind:
+			return s.rewriteBind(n)
+		case pgwire.Describe, pgwire.Close:
+			return s.rewriteNamed(typ, n)
+		case pgwire.Query:
+			b.unnamed, s.unnamed.version = ticket{}, 0 // PostgreSQL drops it
+			b.left |= traces(text, whole)
+		}
+	}
+	b.out = pgwire.AppendHeader(b.out, typ, n)
+	s.in.Skip(pgwire.HeaderSize)
+	return n, nil
+}
+
+// head is as much of the next message's body as is buffered.
+func (s *session) head(n int) []byte {
+	return s.in.Peek(min(pgwire.HeaderSize+n, s.in.Buffered()))[pgwire.HeaderSize:]
+}
+
+func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
+	b := s.backend
+	name, _, ok := pgwire.String(s.head(n))
+	if !ok {
+		return 0, protocolError("invalid Parse message")
+	}
+	if len(name) == 0 {
+		left := traces(text, whole)
+		u := &s.unnamed
+		u.last++
+		u.version, u.left, u.kept = u.last, left, whole && n <= maxUnnamedBytes
+		if u.kept {
+			u.body = append(u.body[:0], s.head(n)[1:]...)
+		}
+		b.left |= left
+		b.unnamed = ticket{s.id, u.version}
+		s.owe(debt{kind: owesParse})
+		b.out = pgwire.AppendHeader(b.out, pgwire.Parse, n)
+		s.in.Skip(pgwire.HeaderSize)
+		return n, nil
+	}
+	err := s.parseNamed(string(name), s.head(n)[len(name)+1:])
+	s.in.Skip(pgwire.HeaderSize + n)
+	return 0, err
+}
+
+// parseNamed lets the client's name stand for the statement with this body.
+func (s *session) parseNamed(name string, body []byte) error {
+	b := s.backend
+	if old := s.names[name]; old != nil {
+		// Let the server refuse it, as it would have: by a name that is taken.
+		s.ensure(old)
+		s.owe(debt{kind: owesParse})
+		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(old.name), nul, body)
+		return nil
+	}
+	if len(s.names) >= maxNames || s.nameBytes+len(body) > maxNameBytes {
+		return end(Unsupported, "too many prepared statements in one session", "close those that are not needed")
+	}
+	st := b.pool.statements.intern(s.settings, body)
+	if s.names == nil {
+		s.names = map[string]*statement{}
+	}
+	s.names[name] = st
+	s.nameBytes += len(st.body)
+	d := debt{kind: owesParse, statement: st, name: name}
+	if _, known := b.prepared[st]; known {
+		// The client is owed a ParseComplete, in its place: an empty statement gets one.
+		d.statement = nil
+		b.out = pgwire.Append(b.out, pgwire.Parse, nul, nul, nul, nul)
+		b.unnamed = ticket{}
+	} else {
+		s.learn(st)
+		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(st.name), nul, st.body)
+	}
+	s.owe(d)
+	return nil
+}
+
+var nul = []byte{0}
+
+func (s *session) rewriteBind(n int) (int, error) {
+	portal, name, _, ok := pgwire.Strings(s.head(n))
+	if !ok {
+		return 0, protocolError("invalid Bind message: its names are missing or too long")
+	}
+	as := s.resolve(name)
+	b := s.backend
+	b.out = pgwire.AppendHeader(b.out, pgwire.Bind, n-len(name)+len(as))
+	b.out = append(append(b.out, portal...), 0)
+	b.out = append(append(b.out, as...), 0)
+	taken := len(portal) + len(name) + 2
+	s.in.Skip(pgwire.HeaderSize + taken)
+	return n - taken, nil
+}
+
+// rewriteNamed handles Describe and Close, of which only those of a statement are
+// changed.
+func (s *session) rewriteNamed(typ byte, n int) (int, error) {
+	b := s.backend
+	head := s.head(n)
+	if typ == pgwire.Close {
+		s.owe(debt{kind: owesClose})
+	}
+	if len(head) == 0 || head[0] != 'S' {
+		b.out = pgwire.AppendHeader(b.out, typ, n)
+		s.in.Skip(pgwire.HeaderSize)
+		return n, nil
+	}
+	name, rest, ok := pgwire.String(head[1:])
+	if !ok || len(rest) != 0 {
+		return 0, protocolError("invalid Describe or Close message: its name is missing or too long")
+	}
+	as := ""
+	switch {
+	case typ == pgwire.Describe:
+		as = s.resolve(name)
+	case len(name) == 0:
+		b.unnamed, s.unnamed.version = ticket{}, 0
+	default:
+		// Others may use it: for the server, close one that does not exist.
+		as = namePrefix
+		s.unname(string(name))
+	}
+	b.out = pgwire.AppendHeader(b.out, typ, len(as)+2)
+	b.out = append(append(append(b.out, 'S'), as...), 0)
+	s.in.Skip(pgwire.HeaderSize + n)
+	return 0, nil
+}
+
+// resolve returns the name that the server knows the client's statement by, after
+// making sure that it does. A name that means nothing becomes one that the server
+// will refuse.
+func (s *session) resolve(name []byte) string {
+	b := s.backend
+	if len(name) == 0 {
+		return s.resolveUnnamed()
+	}
+	st := s.names[string(name)]
+	if st == nil {
+		if strings.HasPrefix(string(name), namePrefix) {
+			return namePrefix
+		}
+		return string(name)
+	}
+	s.ensure(st)
+	b.left |= st.left
+	return st.name
+}
+
+func (s *session) resolveUnnamed() string {
+	b, u := s.backend, &s.unnamed
+	switch {
+	case u.version != 0 && b.unnamed == ticket{s.id, u.version}:
+	case u.version != 0 && u.kept:
+		b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.body)
+		b.unnamed = ticket{s.id, u.version}
+		s.owe(debt{kind: owesOurParse})
+	default:
+		return namePrefix // never somebody else's
+	}
+	b.left |= u.left
+	return ""
+}
+
+// ensure makes sure that the server knows a statement, or will by the time it gets
+// the next message.
+func (s *session) ensure(st *statement) {
+	b := s.backend
+	b.uses++
+	if _, known := b.prepared[st]; known {
+		b.prepared[st] = b.uses
+		return
+	}
+	s.learn(st)
+	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(st.name), nul, st.body)
+	s.owe(debt{kind: owesOurParse, statement: st})
+}
+
+// learn notes that the server is about to know a statement; it forgets another if it
+// knows too many.
+func (s *session) learn(st *statement) {
+	b := s.backend
+	for len(b.prepared) >= b.pool.limits().Statements {
+		var oldest *statement
+		for other, used := range b.prepared {
+			if oldest == nil || used < b.prepared[oldest] {
+				oldest = other
+			}
+		}
+		delete(b.prepared, oldest)
+		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(oldest.name), nul)
+		s.owe(debt{kind: owesOurClose, statement: oldest})
+	}
+	b.uses++
+	b.prepared[st] = b.uses
+}
+
+// unname forgets what a name stands for.
+func (s *session) unname(name string) {
+	if st := s.names[name]; st != nil {
+		s.nameBytes -= len(st.body)
+		delete(s.names, name)
+	}
+}
+
+// forget notes that the server has dropped all its statements at the client's wish.
+// Those that it was told to prepare since are still to come.
+func (s *session) forget() {
+	b := s.backend
+	clear(b.prepared)
+	clear(s.names)
+	s.nameBytes = 0
+	for _, d := range s.debts.list[s.debts.head:] {
+		if d.statement == nil || d.kind == owesOurClose {
+			continue
+		}
+		b.uses++
+		b.prepared[d.statement] = b.uses
+		if d.name != "" {
+			s.names[d.name] = d.statement
+			s.nameBytes += len(d.statement.body)
+		}
+	}
+}

@@ -1,0 +1,152 @@
+package pooler
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"time"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/upstream"
+)
+
+// route finds the pool of the session's database.
+func (s *session) route() (*pool, error) {
+	p := s.pooler.policy.Load().pools[s.database]
+	if p == nil {
+		return nil, end(NoDatabase, fmt.Sprintf("database %q does not exist", s.database),
+			"name it under pooler.databases, or connect to one that stands there")
+	}
+	s.mu.Lock()
+	s.pool = p
+	s.mu.Unlock()
+	return p, nil
+}
+
+// claim takes a server from the session's pool and makes it ready for this client.
+func (s *session) claim() error {
+	for {
+		p, err := s.route()
+		if err != nil {
+			return err
+		}
+		b, err := p.claim(s)
+		if errors.Is(err, errRetired) {
+			continue // a reload has replaced the pool
+		}
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.backend = b
+		s.mu.Unlock()
+		if err := b.suit(s.settings, s.conn); err != nil {
+			return unsuited(err)
+		}
+		return nil
+	}
+}
+
+// unsuited explains why a server could not be made ready for a client.
+func unsuited(err error) error {
+	if refused, ok := errors.AsType[*upstream.Refused](err); ok {
+		return &ending{code: SQLError, fault: pgwire.Fault{SQLState: refused.SQLState, Message: refused.Message}}
+	}
+	return end(Lost, "the server closed the connection", "try again").because(err)
+}
+
+// release gives the server back at the end of a transaction.
+func (s *session) release() {
+	b := s.backend
+	if b.status != pgwire.Idle {
+		return
+	}
+	s.part()
+	if err := b.clean(s.conn); err != nil {
+		s.pooler.deps.Log.Debug("drop a server connection", "database", b.pool.name, "err", err)
+	}
+	b.pool.release(b)
+}
+
+// part ends the lease and waits until no cancel request is under way that was meant
+// for it: the next client must not be hit.
+func (s *session) part() {
+	s.mu.Lock()
+	b := s.backend
+	s.backend = nil
+	s.mu.Unlock()
+	b.cancels.Wait()
+	b.calm()
+}
+
+// surrender gives the server back at the end of the session, in whatever state it
+// is. A query that still runs for nobody is canceled.
+func (s *session) surrender() {
+	b := s.backend
+	if b == nil {
+		return
+	}
+	s.mu.Lock()
+	quiet := s.quiet() && len(b.out) == 0
+	s.mu.Unlock()
+	if !quiet && !b.broken {
+		s.cancel()
+	}
+	s.part()
+	if !quiet || b.broken {
+		b.pool.drop(b)
+		return
+	}
+	tidy := func() error { return b.clean(nil) }
+	if b.pool.sessions() {
+		tidy = b.discard
+	}
+	if err := tidy(); err != nil {
+		b.broken = true
+		s.pooler.deps.Log.Debug("drop a server connection", "database", b.pool.name, "err", err)
+	}
+	b.pool.release(b)
+}
+
+// quiet reports whether the server owes nothing and was sent nothing that it has not
+// answered. The lock is held.
+func (s *session) quiet() bool { return s.debts.none() && !s.open && !s.copying && !s.midway }
+
+// cancelLimit bounds how long a cancel request may be under way; the server is not
+// given to anybody else meanwhile.
+const cancelLimit = 5 * time.Second
+
+// cancel passes a cancel request on to the server that the session has now. A
+// session that waits for one waits no more.
+func (s *session) cancel() {
+	s.mu.Lock()
+	b, p := s.backend, s.pool
+	if b != nil {
+		b.cancels.Add(1)
+	}
+	s.mu.Unlock()
+	if b == nil {
+		if p != nil {
+			p.withdraw(&s.waiter, end(Canceled, "canceling statement due to user request while it waited for a server connection", ""))
+		}
+		return
+	}
+	defer b.cancels.Done()
+	ctx, done := context.WithTimeout(context.Background(), cancelLimit)
+	defer done()
+	if err := b.pool.target.Cancel(ctx, b.pool.dial, b.Conn); err != nil {
+		s.pooler.deps.Log.Warn("pass a cancel request on", "database", b.pool.name, "err", err)
+	}
+}
+
+// cancelFor finds the session that a cancel request is for. As in PostgreSQL, who
+// asks learns nothing, not even whether there is one.
+func (p *Server) cancelFor(start pgwire.Startup) {
+	p.mu.Lock()
+	s := p.sessions[start.PID]
+	p.mu.Unlock()
+	if s != nil && s.admitted() && subtle.ConstantTimeCompare(s.secret[:], start.Key) == 1 {
+		s.cancel()
+	}
+}

@@ -1,0 +1,306 @@
+package pooler
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/socket"
+	"mainstay.dev/mainstay/pooler/internal/state"
+	"mainstay.dev/mainstay/telemetry"
+)
+
+// clientBuffer is a session's read buffer. A cycle of messages that fits is sent on
+// with one write, by the session's only goroutine; it must hold a startup packet.
+const clientBuffer = 10 << 10
+
+// A session is one client's connection, from its first byte to its last.
+//
+// One goroutine tells its life (serve). While an answer is awaited that takes long,
+// and whenever client and server talk at the same time, a second one, the uplink,
+// reads the client (watch, pump); it has always ended before the first reads the
+// client again.
+type session struct {
+	pooler *Server
+	id     uint32
+	secret [4]byte  // of the cancel key
+	raw    net.Conn // below TLS
+	conn   net.Conn // the same as raw without TLS
+	in     *pgwire.Reader
+	probe  *socket.Probe // for those who look at the client while it waits; nil: no socket
+
+	// Known after admit.
+	user, database, application, color string
+	settings                           *state.Settings
+
+	exchange telemetry.Exchange
+	busy     bool // the exchange has begun and is not recorded
+	waiter   waiter
+	mute     bool // the client takes no more answers
+	fatal    bool // the server's own last words have been passed on
+
+	excess int // bytes from the client that go nowhere; of whoever reads the client
+
+	turn    atomic.Uint64 // counts cycles, so that a slow one is seen from outside
+	moved   atomic.Uint64 // counts what was read from and written to the client
+	clogged atomic.Bool   // waits for the client in the middle of a message
+	dead    atomic.Bool   // killed: must not queue for a server
+
+	// What the sweep knows; only it uses these.
+	lastMoved uint64
+	lastMove  time.Time
+
+	mu        sync.Mutex // over what the uplink shares with serve, and others look at
+	pool      *pool
+	backend   *backend // claimed
+	stage     stage
+	entered   bool // logged in
+	resting   bool // serve waits for the client's next cycle
+	answering bool // serve relays the server's answers
+	uplink    chan struct{}
+	closing   bool  // the uplink must end before the next message
+	lost      error // why the uplink ended by itself
+	debts     debts // what the server owes
+	cycles    queue[cycle]
+	next      cycle // being sent
+	open      bool  // messages were sent after the last that ends a cycle
+	copying   bool  // the server takes COPY data
+	midway    bool  // a message has been sent in part
+	names     map[string]*statement
+	nameBytes int // of the statements that have names
+	unnamed   unnamed
+}
+
+// A stage is how near its end a session is.
+type stage uint8
+
+const (
+	running  stage = iota
+	draining       // must end as soon as it holds no transaction
+	killed         // must end
+)
+
+func newSession(p *Server, conn net.Conn) *session {
+	s := &session{
+		pooler: p, raw: conn, conn: conn, in: pgwire.NewReader(conn, clientBuffer),
+		probe: socket.NewProbe(conn), color: telemetry.ColorUnknown, settings: state.None,
+	}
+	s.waiter.owner = s
+	return s
+}
+
+// errGone is the end of a client that hung up; errLeft that of one that said
+// goodbye, or never spoke.
+var (
+	errGone = end(ClientGone, "the client hung up", "")
+	errLeft = errors.New("the client left")
+)
+
+// serve tells a session's whole life.
+func (s *session) serve() {
+	defer s.raw.Close()
+	defer func() {
+		if v := recover(); v != nil { // one session's bug must not end the others
+			s.pooler.deps.Log.Error("panic in a session", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+			s.depart(end(Internal, "internal error of Mainstay", "see Mainstay's log"))
+		}
+	}()
+	s.depart(s.live())
+}
+
+func (s *session) live() error {
+	if err := s.admit(); err != nil {
+		return err
+	}
+	for {
+		extent, err := s.await()
+		if err != nil {
+			return err
+		}
+		s.begin()
+		if s.backend == nil {
+			if err := s.claim(); err != nil {
+				return err
+			}
+		}
+		if err := s.forward(extent); err != nil {
+			return err
+		}
+		if err := s.answer(); err != nil {
+			return err
+		}
+		s.release()
+	}
+}
+
+// begin starts the next exchange.
+func (s *session) begin() {
+	s.exchange.Reset(plane)
+	s.busy = true
+	s.turn.Add(1)
+}
+
+// await waits for the client's next cycle of messages: until it is whole, or as much
+// of it as fits.
+func (s *session) await() (pgwire.Extent, error) {
+	for {
+		typ, n, ok, err := s.in.Header()
+		switch {
+		case !s.dropExcess():
+		case err != nil:
+			return 0, protocolError(err.Error())
+		case !ok:
+		case typ == pgwire.Terminate:
+			return 0, errLeft
+		case !clientType(typ):
+			return 0, protocolError(fmt.Sprintf("invalid frontend message type %d", typ))
+		case s.backend == nil && straggler(typ):
+			s.excess = pgwire.HeaderSize + n
+			continue
+		default:
+			if extent := s.in.Cycle(); extent != pgwire.Open || s.in.Full() {
+				return extent, nil
+			}
+		}
+		if err := s.rest(); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// rest reads from a client that holds everybody up for nothing: it may take its time.
+func (s *session) rest() error {
+	s.mu.Lock()
+	if s.stage == killed || s.stage == draining && s.backend == nil {
+		s.mu.Unlock()
+		return errStopping()
+	}
+	s.resting = true
+	s.mu.Unlock()
+	err := s.in.Fill()
+	s.mu.Lock()
+	s.resting = false
+	stage := s.stage
+	s.mu.Unlock()
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded) && stage != running:
+		return errStopping()
+	case s.backend == nil && (errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed)):
+		return errLeft // without a goodbye, but nothing is lost
+	}
+	return errGone
+}
+
+func errStopping() error {
+	return end(Stopping, "terminating connection: Mainstay is stopping", "connect again")
+}
+
+func protocolError(message string) error { return end(ProtocolError, message, "") }
+
+// clientType reports whether a client may send messages of this type after login.
+func clientType(typ byte) bool {
+	switch typ {
+	case pgwire.Query, pgwire.Parse, pgwire.Bind, pgwire.Describe, pgwire.Execute, pgwire.Close, pgwire.Sync,
+		pgwire.Flush, pgwire.FunctionCall, pgwire.CopyData, pgwire.CopyDone, pgwire.CopyFail, pgwire.Terminate:
+		return true
+	}
+	return false
+}
+
+// straggler reports whether a message means nothing between two cycles: a Flush, or
+// what is left of a COPY that failed on the server, which PostgreSQL ignores too.
+func straggler(typ byte) bool {
+	switch typ {
+	case pgwire.Flush, pgwire.CopyData, pgwire.CopyDone, pgwire.CopyFail:
+		return true
+	}
+	return false
+}
+
+// tell makes a session end: now if it is idle, or told that it is killed.
+func (s *session) tell(what stage) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stage = what
+	switch {
+	case what == killed:
+		s.dead.Store(true)
+		_ = s.conn.SetDeadline(longAgo) // a closed connection is as good, here and below
+		if s.backend != nil {
+			s.backend.interrupt(0)
+		}
+		if s.pool != nil {
+			s.pool.withdraw(&s.waiter, errStopping())
+		}
+	case s.backend == nil && s.resting:
+		_ = s.conn.SetReadDeadline(longAgo)
+	case s.backend != nil && s.answering && s.quiet() && s.backend.status == pgwire.Idle:
+		s.backend.interrupt(0) // a session that has its server to itself
+	}
+}
+
+// left reports whether a client that waits has hung up. Only the sweep asks.
+func (s *session) left() bool {
+	if s.probe == nil {
+		return false
+	}
+	_, ended := s.probe.Look()
+	return ended
+}
+
+// depart ends the session: the client learns why, the server goes back, and what
+// was under way is recorded.
+func (s *session) depart(err error) {
+	s.join(true)
+	e := endingOf(err)
+	if errors.Is(err, errLeft) {
+		e = errGone
+	}
+	if s.busy {
+		s.recordEnd(e)
+	}
+	told := s.farewell(err, e)
+	s.surrender()
+	if told {
+		s.linger()
+	}
+}
+
+// farewell sends the client the reason for the end, unless it is gone or knows.
+func (s *session) farewell(err error, e *ending) bool {
+	if errors.Is(err, errLeft) || e.code == ClientGone || s.mute || s.fatal {
+		return s.fatal && !s.mute
+	}
+	if s.backend != nil && s.backend.In.Partial() {
+		return false // in the middle of a message, an error would be taken for data
+	}
+	if s.conn.SetDeadline(time.Now().Add(time.Second)) != nil {
+		return false
+	}
+	_, werr := s.conn.Write(e.fault.AppendFatal(nil))
+	return werr == nil
+}
+
+// lingerFor bounds how long a client's last words are listened to.
+const lingerFor = time.Second
+
+// linger reads what the client still sends, so that closing does not make its
+// kernel throw away the reason that it has not read yet.
+func (s *session) linger() {
+	if c, ok := s.raw.(interface{ CloseWrite() error }); ok && c.CloseWrite() != nil {
+		return
+	}
+	if s.raw.SetReadDeadline(time.Now().Add(lingerFor)) != nil {
+		return
+	}
+	_, _ = io.CopyN(io.Discard, s.raw, 1<<20)
+}
