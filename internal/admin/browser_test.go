@@ -25,7 +25,8 @@ func busy(requests *atomic.Int64) func(*Config, *Deps) {
 		d.Planes = func() []Plane {
 			return []Plane{
 				{Name: "edge", State: "on", Listen: "http://127.0.0.1:8080", Upstream: "green, http://127.0.0.1:41234"},
-				{Name: "pooler", State: "on", Listen: "127.0.0.1:6432", Upstream: "db.example:5432/app"},
+				{Name: "pooler", State: "on", Listen: "127.0.0.1:6432", Upstream: "db.example:5432/app",
+					Stats: map[string]any{"databases": []map[string]any{{"database": "app", "outage": "connection refused"}}}},
 				{Name: "claude", State: "off", Note: "no claude section in the file"},
 			}
 		}
@@ -78,7 +79,7 @@ func TestTheDashboardLivesInARealBrowser(t *testing.T) {
 	b.open(link)
 	for _, want := range []string{
 		"unite-hub", "test", "Mainstay 1.2.3", "serving, with errors in edge", // the head
-		"req/s", "p95", "target_broke 5", "ok 95", "4 busy, 3 idle", "no claude section in the file", // the planes
+		"req/s", "p95", "target_broke 5", "ok 95", "4 busy, 3 idle", "database down", "app: connection refused", "no claude section in the file", // the planes
 		"green-2", "live", "healthy", "127.0.0.1:41234", "4711", // the app
 		"#2, took 8.2 s", "<b>faster</b>", "blue-1 was not healthy", // the deploys
 		`<img src=x onerror=`, "A browser opened the dashboard", // the events, as text

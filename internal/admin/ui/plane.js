@@ -56,7 +56,7 @@ export class PlaneCard {
     else this.tone("good", f.count ? "serving" : "idle");
     this.codes(f);
     if (this.name === "edge") this.edge(f, levels);
-    if (this.name === "pooler") this.pooler(f, levels);
+    if (this.name === "pooler") this.pooler(f, levels, plane.stats);
     if (this.name === "claude") this.claude(f, levels);
   }
 
@@ -124,10 +124,13 @@ export class PlaneCard {
     this.waits(f);
   }
 
-  pooler(f, levels) {
+  pooler(f, levels, stats) {
+    const down = ((stats && stats.databases) || []).filter((d) => d.outage);
+    if (down.length) this.tone("bad", "database down");
+    this.fact("no connection to", down.map((d) => `${d.database}: ${d.outage}`).join("\n"));
     const pool = poolOf(levels);
     this.fact("connections", pool ? JSON.stringify(pool) : "", () => [
-      el("span", {}, `${pool.busy} busy, ${pool.open - pool.busy} idle${pool.max ? ` of ${pool.max}` : ""}`),
+      el("span", {}, `${pool.busy} busy, ${pool.idle} idle${pool.max ? ` of ${pool.max}` : ""}`),
     ]);
     if (pool) this.bar(pool);
     if (pool) this.fact("clients", pool.clients === null ? "" : count(pool.clients));
@@ -140,10 +143,10 @@ export class PlaneCard {
       this.pool = el("div", { class: "bar", role: "img" }, el("span", { class: "busy" }), el("span", { class: "open" }));
       this.facts.prepend(this.pool);
     }
-    const of = Math.max(pool.max || pool.open, 1);
+    const of = Math.max(pool.max || pool.busy + pool.idle, 1);
     const [busy, open] = this.pool.children;
     busy.style.width = `${100 * pool.busy / of}%`;
-    open.style.width = `${100 * (pool.open - pool.busy) / of}%`;
+    open.style.width = `${100 * pool.idle / of}%`;
     set(this.pool, { "data-tone": pool.waiting ? "bad" : null, "aria-label": `${pool.busy} of ${of} connections busy, ${pool.waiting || 0} waiting` });
   }
 
@@ -173,11 +176,10 @@ export function level(levels, name, labels = {}) {
 
 // poolOf reads the pool out of the levels: server connections by state.
 function poolOf(levels) {
-  const open = level(levels, "mainstay_pooler_servers");
-  if (open === null) return null;
-  const idle = level(levels, "mainstay_pooler_servers", { state: "idle" }) || 0;
+  const busy = level(levels, "mainstay_pooler_servers", { state: "active" });
+  if (busy === null) return null;
   return {
-    open, busy: open - idle,
+    busy, idle: level(levels, "mainstay_pooler_servers", { state: "idle" }) || 0,
     max: level(levels, "mainstay_pooler_servers_max"),
     clients: level(levels, "mainstay_pooler_clients"),
     waiting: level(levels, "mainstay_pooler_waiting"),
