@@ -95,7 +95,8 @@ func (h *house) mainstaySide(edge, pooler, claude, admin, claudePort int) (*side
 
 // configuration is all that Mainstay is told beside its defaults: where to listen,
 // because the demo must not collide with anything, and how to ask the app's health.
-// The upstreams come from the environment that the bare app has too.
+// The upstreams are those of the environment that the bare app has too; DATABASE_URL
+// needs no word.
 const configuration = `service: unitehub
 environment: demo
 data: %q
@@ -103,7 +104,7 @@ app:
   health: {path: /api/health}
 edge: {listen: "127.0.0.1:%d"}
 pooler: {listen: "127.0.0.1:%d"}
-claude: {listen: "127.0.0.1:%d"}
+claude: {listen: "127.0.0.1:%d", upstream: "${ANTHROPIC_BASE_URL}"}
 admin: {listen: "127.0.0.1:%d"}
 `
 
