@@ -99,7 +99,7 @@ func (m *measurement) report() report {
 		rep.Detail[r.side.key] = map[string]any{
 			"failed_by_cause": all.Causes, "deploy_failed_by_cause": r.deploys.Summary(nil).Causes,
 			"claude_requests": claude.Requests, "claude_p50_ms": milliseconds(claude.P50), "claude_p95_ms": milliseconds(claude.P95),
-			"deploy_seconds": deploys, "not_sent": all.Saturated, "generator_lag_p99_ms": milliseconds(all.LagP99),
+			"deploy_seconds": deploys, "deploys_undone": len(r.undone), "not_sent": all.Saturated, "generator_lag_p99_ms": milliseconds(all.LagP99),
 		}
 	}
 	return rep

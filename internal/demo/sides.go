@@ -76,7 +76,7 @@ func (h *house) mainstaySide(edge, pooler, claude, admin, claudePort int) (*side
 		return nil, err
 	}
 	h.config = filepath.Join(h.dir, "mainstay.yaml")
-	if err := os.WriteFile(h.config, fmt.Appendf(nil, configuration, filepath.Join(h.dir, "data"), edge, pooler, claude, admin), 0o600); err != nil {
+	if err := os.WriteFile(h.config, fmt.Appendf(nil, configuration, filepath.Join(h.dir, "data"), edge, pooler, claude, fake.URL(), admin), 0o600); err != nil {
 		return nil, err
 	}
 	s := &side{key: "after", title: "unitehub, behind Mainstay", base: "http://" + address(edge), claude: fake}
@@ -95,8 +95,8 @@ func (h *house) mainstaySide(edge, pooler, claude, admin, claudePort int) (*side
 
 // configuration is all that Mainstay is told beside its defaults: where to listen,
 // because the demo must not collide with anything, and how to ask the app's health.
-// The upstreams are those of the environment that the bare app has too; DATABASE_URL
-// needs no word.
+// Claude's upstream is the one that the bare app has; the database's comes from
+// DATABASE_URL in the environment.
 const configuration = `service: unitehub
 environment: demo
 data: %q
@@ -104,7 +104,7 @@ app:
   health: {path: /api/health}
 edge: {listen: "127.0.0.1:%d"}
 pooler: {listen: "127.0.0.1:%d"}
-claude: {listen: "127.0.0.1:%d", upstream: "${ANTHROPIC_BASE_URL}"}
+claude: {listen: "127.0.0.1:%d", upstream: %q}
 admin: {listen: "127.0.0.1:%d"}
 `
 

@@ -91,7 +91,7 @@ func (s *screen) table(m *measurement) {
 	row("API p99", shortMS(b.P99), shortMS(a.P99), s.ratio(b.P99, a.P99))
 	row("failed requests", percent(b.ErrorRate), percent(a.ErrorRate), s.verdict(b.ErrorRate, a.ErrorRate))
 	row("failed Claude calls", percent(b.ClaudeErrorRate), percent(a.ClaudeErrorRate), s.verdict(b.ClaudeErrorRate, a.ClaudeErrorRate))
-	row("failed in "+several(m.opts.Slices, "deploy"), fmt.Sprint(b.DeployFailed), fmt.Sprint(a.DeployFailed),
+	row("failed in deploys", before.inDeploys(), after.inDeploys(),
 		s.verdict(float64(b.DeployFailed), float64(a.DeployFailed)))
 	row("answered well", fmt.Sprintf("%.1f/s", b.RPS), fmt.Sprintf("%.1f/s", a.RPS), "")
 	row("requests", fmt.Sprint(b.Requests), fmt.Sprint(a.Requests), "")
@@ -107,6 +107,17 @@ func (s *screen) table(m *measurement) {
 		}
 	}
 	s.say("")
+}
+
+// inDeploys says how many requests failed in how many deploys, and whether some of
+// those came to no end.
+func (r *result) inDeploys() string {
+	all := len(r.windows)
+	text := fmt.Sprintf("%d in %d", r.figures().DeployFailed, all-len(r.undone))
+	if len(r.undone) > 0 {
+		text += fmt.Sprintf(" of %d", all)
+	}
+	return text
 }
 
 // notes say how the figures came about, a paragraph each.

@@ -97,7 +97,7 @@ func TestATableInAFileIsPlainAndAligned(t *testing.T) {
 		"                                  before            after\n",
 		"  API p95                        20.0 ms          10.0 ms   2.0 times faster\n",
 		"  failed requests                 1.35 %           0.00 %   none left\n",
-		"  failed in 3 deploys                 10                0   none left\n",
+		"  failed in deploys              10 in 3           0 in 3   none left\n",
 		"    before  1.00 s, 2.00 s, 3.00 s (failed: 10 refused)\n",
 	} {
 		if !strings.Contains(got, want) {
