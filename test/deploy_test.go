@@ -110,7 +110,7 @@ func TestADeployThatDoesNotBecomeHealthyLeavesTheOldColorServing(t *testing.T) {
 	for _, tc := range []struct{ name, command, want string }{
 		{"it ends at once", "echo no such module >&2; exit 3", "no such module"},
 		{"it cannot be found", "exec /no/such/program", "/no/such/program"},
-		{"it is never healthy", "exec sleep 300", "did not become healthy"},
+		{"it is never healthy", "exec sleep 300", "was not healthy within 2s"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if tc.name == "it is never healthy" {

@@ -1,6 +1,7 @@
 package test
 
 import (
+	"compress/gzip"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -24,7 +25,15 @@ type spans struct {
 type span struct{ name, who, trace, id, parent string }
 
 func (s *spans) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(io.LimitReader(r.Body, 10<<20))
+	var in io.Reader = r.Body
+	var err error
+	if r.Header.Get("Content-Encoding") == "gzip" {
+		in, err = gzip.NewReader(r.Body)
+	}
+	var body []byte
+	if err == nil {
+		body, err = io.ReadAll(io.LimitReader(in, 10<<20))
+	}
 	var req collector.ExportTraceServiceRequest
 	if err == nil {
 		err = proto.Unmarshal(body, &req)

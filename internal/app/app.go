@@ -304,6 +304,9 @@ func (a *App) levels() []telemetry.Level {
 	if a.claude != nil {
 		ls = append(ls, a.claude.Levels()...)
 	}
+	if a.export != nil {
+		ls = append(ls, a.export.Levels()...)
+	}
 	ready := 0.0
 	if a.Ready() == nil {
 		ready = 1
