@@ -23,12 +23,49 @@ type Target struct {
 	Color   string
 	Version string // what runs there, for people; may be empty
 	Weight  int    // share of new requests among the targets; 0: none but those that ask for it
+	// Backup makes a target of weight 0 the one that takes what the weighted
+	// targets cannot: the old color, kept running after a switch.
+	Backup bool
+}
+
+// Sticky keeps a client with a color while several have weight.
+type Sticky struct {
+	By   string // "": not at all; "cookie", "header" or "address"
+	Name string // of the cookie or header
+}
+
+// The words of Sticky.By.
+const (
+	StickyCookie  = "cookie"
+	StickyHeader  = "header"
+	StickyAddress = "address"
+)
+
+// Preview lets chosen requests see a color that has no weight yet: those with the
+// header, whose value is the secret, or those for the host.
+type Preview struct {
+	Color  string // "": no preview
+	Header string
+	Secret setting.Secret
+	Host   string
+}
+
+// Mirror sends copies of the next GET and HEAD requests to a color and throws its
+// answers away, to warm it up.
+type Mirror struct {
+	Color    string // "": none
+	Requests int    // how many, in all
 }
 
 // A Plan is immutable once applied: to change anything, apply another.
 type Plan struct {
 	Mode    Mode
 	Targets []Target
+	Sticky  Sticky
+	Preview Preview
+	Mirror  Mirror
+	// Page is the HTML that Maintenance answers to browsers; empty: a plain one.
+	Page string
 }
 
 // Problems reports what is wrong with the plan.
