@@ -20,7 +20,7 @@ import (
 // Options say what to run. The zero value of a field means its default.
 type Options struct {
 	Once bool   // end after the table, instead of serving until the end of the context
-	JSON string // also write the table to this file
+	JSON string // also write the figures to this file: before, after, detail and setup
 
 	Mainstay string // path of the mainstay binary; default: this program
 	App      string // path of the unitehub binary; default: unitehub beside Mainstay

@@ -70,7 +70,7 @@ func (d *database) keep(ctx context.Context) {
 
 // watch holds one idle session until it breaks; false means that none can be had.
 func (d *database) watch(ctx context.Context) bool {
-	for deadline := time.Now().Add(3 * time.Second); ; {
+	for deadline := time.Now().Add(time.Second); ; {
 		dialing, cancel := context.WithTimeout(ctx, time.Second)
 		conn, err := pgconn.Connect(dialing, d.server.URL())
 		cancel()
