@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -39,13 +39,20 @@ func (b *book) Emit(telemetry.Event) {}
 // last returns the newest exchange once there are n of them.
 func (b *book) last(t *testing.T, n int) *telemetry.Exchange {
 	t.Helper()
+	return b.pages(t, n)[n-1]
+}
+
+// pages returns the exchanges once there are n of them: a call is written down after
+// its client has its answer.
+func (b *book) pages(t *testing.T, n int) []*telemetry.Exchange {
+	t.Helper()
 	waitFor(t, func() bool { return b.len() >= n })
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.all) != n {
 		t.Fatalf("%d exchanges, want %d", len(b.all), n)
 	}
-	return b.all[n-1]
+	return slices.Clone(b.all)
 }
 
 func (b *book) len() int {
@@ -54,14 +61,13 @@ func (b *book) len() int {
 	return len(b.all)
 }
 
-// waitFor gives other goroutines the time that they need, however long.
+// waitFor gives other goroutines the time that they need; a minute is for ever.
 func waitFor(t *testing.T, done func() bool) {
 	t.Helper()
-	for ctx := t.Context(); !done(); runtime.Gosched() {
-		if ctx.Err() != nil {
+	for end := time.Now().Add(time.Minute); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
 			t.Fatal("waited in vain")
 		}
-		time.Sleep(time.Millisecond) // not for how long: for the CPU
 	}
 }
 

@@ -3,11 +3,11 @@ package claude
 import (
 	"bytes"
 	"compress/gzip"
-	"encoding/json"
 	"io"
 	"net/http"
 	"strings"
 
+	"mainstay.dev/mainstay/claude/internal/peek"
 	"mainstay.dev/mainstay/claude/internal/sse"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -67,55 +67,6 @@ func (o *observer) end() {
 // be told.
 func (o *observer) unfinished() bool { return o.started && !o.stopped && !o.failed }
 
-// usage is the API's, with the names of this house.
-type usage struct {
-	Input      *int64 `json:"input_tokens"`
-	CacheWrite *int64 `json:"cache_creation_input_tokens"`
-	CacheRead  *int64 `json:"cache_read_input_tokens"`
-	Output     *int64 `json:"output_tokens"`
-}
-
-// told is what a message, an event or an error may hold of interest.
-type told struct {
-	Model      string `json:"model"`
-	StopReason string `json:"stop_reason"`
-	Usage      usage  `json:"usage"`
-	Error      struct {
-		Type string `json:"type"`
-	} `json:"error"`
-	Message *told `json:"message"`
-	Delta   struct {
-		StopReason string `json:"stop_reason"`
-	} `json:"delta"`
-}
-
-// into notes what was told. Counts in a stream are cumulative, so that the last one
-// told is right and one not told stays as it was.
-func (t *told) into(gen *telemetry.GenAI) {
-	t.Usage = usage{&gen.InputTokens, &gen.CacheWriteTokens, &gen.CacheReadTokens, &gen.OutputTokens}
-}
-
-// take moves the words over; the counts are in place already.
-func (t *told) take(gen *telemetry.GenAI) {
-	for _, m := range []*told{t, t.Message} {
-		if m == nil {
-			continue
-		}
-		if m.Model != "" {
-			gen.Model = m.Model
-		}
-		if m.StopReason != "" {
-			gen.StopReason = m.StopReason
-		}
-	}
-	if t.Delta.StopReason != "" {
-		gen.StopReason = t.Delta.StopReason
-	}
-	if t.Error.Type != "" {
-		gen.ErrorType = t.Error.Type
-	}
-}
-
 func (o *observer) event(e sse.Event) {
 	switch string(e.Name) {
 	case "message_start":
@@ -133,13 +84,57 @@ func (o *observer) event(e sse.Event) {
 	o.read(e.Data)
 }
 
-// read notes what a JSON value tells.
-func (o *observer) read(data []byte) {
-	t := told{Message: &told{}}
-	t.into(o.gen)
-	t.Message.into(o.gen)
-	if json.Unmarshal(data, &t) == nil {
-		t.take(o.gen)
+// read notes what a message, an event or an error tells. Counts in a stream are
+// cumulative: the last one told is right, and one not told stays as it was.
+func (o *observer) read(object []byte) {
+	peek.Members(object, func(key, value []byte) {
+		switch string(key) {
+		case "message", "delta": // of message_start, of message_delta
+			o.read(value)
+		case "usage":
+			o.usage(value)
+		case "error":
+			o.failure(value)
+		case "model":
+			o.word(&o.gen.Model, value)
+		case "stop_reason":
+			o.word(&o.gen.StopReason, value)
+		}
+	})
+}
+
+func (o *observer) usage(object []byte) {
+	peek.Members(object, func(key, value []byte) {
+		n, ok := peek.Count(value)
+		if !ok {
+			return // null, or something new
+		}
+		switch string(key) {
+		case "input_tokens":
+			o.gen.InputTokens = n
+		case "cache_creation_input_tokens":
+			o.gen.CacheWriteTokens = n
+		case "cache_read_input_tokens":
+			o.gen.CacheReadTokens = n
+		case "output_tokens":
+			o.gen.OutputTokens = n
+		}
+	})
+}
+
+func (o *observer) failure(object []byte) {
+	peek.Members(object, func(key, value []byte) {
+		if string(key) == "type" {
+			o.word(&o.gen.ErrorType, value)
+		}
+	})
+}
+
+// word notes a name, if it is one.
+func (o *observer) word(to *string, value []byte) {
+	const most = 128
+	if s := peek.Text(value); s != "" && len(s) <= most {
+		*to = s
 	}
 }
 

@@ -223,14 +223,15 @@ func TestTheKeyIsNeverWrittenDown(t *testing.T) {
 	for _, r := range replies {
 		fmt.Fprintln(&all, r.head, r.body)
 	}
-	for i := range st.book.all {
-		fmt.Fprintf(&all, "%+v\n", *st.book.all[i])
+	pages := st.book.pages(t, len(replies))
+	for _, x := range pages {
+		fmt.Fprintf(&all, "%+v\n", *x)
 	}
 	fmt.Fprintf(&all, "%+v %s", st.Stats(), st.logs)
 	if strings.Contains(all.String(), key) {
 		t.Errorf("the key stands in:\n%s", all.String())
 	}
-	if a, b := st.book.all[0].Caller, st.book.all[1].Caller; a != b || !strings.HasPrefix(a, "key:") || len(a) != 16 {
+	if a, b := pages[0].Caller, pages[1].Caller; a != b || !strings.HasPrefix(a, "key:") || len(a) != 16 {
 		t.Errorf("fingerprints %q and %q", a, b)
 	}
 	if len(replies) != 4 || replies[1].status != 200 || replies[3].status != 502 {

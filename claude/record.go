@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/peek"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -95,7 +96,7 @@ func (c *call) refuse(w http.ResponseWriter, v verdict) {
 	c.x.BytesOut += int64(n)
 }
 
-// record writes the call down, once, whatever came of it.
+// record ends the call and writes it down, once, whatever came of it.
 func (c *call) record() {
 	x := c.x
 	if c.end.code == "" {
@@ -106,8 +107,11 @@ func (c *call) record() {
 	if c.upload != nil {
 		x.BytesIn = c.upload.taken.Load()
 	}
-	if x.GenAI.Model == "" && c.body != nil {
-		x.GenAI.Model = c.body.model()
+	if c.body != nil {
+		if x.GenAI.Model == "" {
+			x.GenAI.Model = c.body.model()
+		}
+		c.body.release()
 	}
 	n := &c.engine.counts
 	n.inFlight.Add(-1)
@@ -122,7 +126,7 @@ func (c *call) record() {
 
 // model reads the model's name from a request; only calls that brought no answer
 // with it need that.
-func (b *body) model() string {
+func (b *body) model() (name string) {
 	const most = 1 << 20 // beyond it, reading costs more than the name is worth
 	if !b.replayable() || b.size <= 0 || b.size > most {
 		return ""
@@ -132,13 +136,16 @@ func (b *body) model() string {
 		return ""
 	}
 	defer r.Close()
-	var ask struct {
-		Model string `json:"model"`
-	}
-	if json.NewDecoder(io.LimitReader(r, most)).Decode(&ask) != nil || len(ask.Model) > 128 {
+	text, err := io.ReadAll(io.LimitReader(r, most))
+	if err != nil {
 		return ""
 	}
-	return ask.Model
+	peek.Members(text, func(key, value []byte) {
+		if string(key) == "model" && len(value) <= 128 {
+			name = peek.Text(value)
+		}
+	})
+	return name
 }
 
 // firstByte notes when the answer began.

@@ -202,7 +202,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !c.route(w, r, s.colors) || !c.admit(w, r) {
 		return
 	}
-	defer c.body.release()
 	a, v := c.settle()
 	if a == nil {
 		c.refuse(w, v)

@@ -82,7 +82,6 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	a, v := c.settle()
 	if a == nil {
 		c.end = v
-		c.body.release()
 		c.record()
 		return nil, fmt.Errorf("call Claude at %s: %w", r.URL.Host, v.err)
 	}
@@ -113,7 +112,7 @@ func (t *Transport) begin(r *http.Request) *call {
 func (c *call) takeOver(r *http.Request) (err error) {
 	memory := &c.engine.counts.replay
 	if r.Body == nil || r.Body == http.NoBody {
-		c.body = &body{memory: memory}
+		c.body = newBody(0, memory)
 		return nil
 	}
 	size := r.ContentLength
@@ -121,7 +120,8 @@ func (c *call) takeOver(r *http.Request) (err error) {
 		size = -1 // there is a body, but nobody said how long it is
 	}
 	if r.GetBody != nil {
-		c.body = &body{memory: memory, size: size, open: r.GetBody}
+		c.body = newBody(size, memory)
+		c.body.open = r.GetBody
 		c.x.BytesIn = max(size, 0)
 		return r.Body.Close()
 	}
@@ -207,6 +207,5 @@ func (b *reading) unread() verdict {
 func (b *reading) leave() {
 	b.done = true
 	b.a.close()
-	b.c.body.release()
 	b.c.record()
 }
