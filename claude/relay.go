@@ -22,9 +22,9 @@ func (c *call) relay(w http.ResponseWriter, a *answer) (end verdict, broken bool
 	var err error
 	switch {
 	case a.whole:
-		out.flush = http.NewResponseController(w).Flush // the client first, then our own reading
-		_, err = out.Write(a.ahead)
+		out.flush = nil
 		c.watch.whole(a.ahead, a.res.Header)
+		_, err = out.Write(a.ahead)
 	case a.events && c.watch.plain:
 		err = c.relayEvents(out, a)
 	default:

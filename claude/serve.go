@@ -33,8 +33,8 @@ type Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 // Deps are what a [Server] needs from outside.
 type Deps struct {
 	Listener net.Listener
-	// Dial opens connections to the upstream; nil: over TCP. It must bound its own
-	// time.
+	// Dial opens connections to the upstream and must bound its own time; nil: over
+	// TCP, through the proxy that HTTPS_PROXY names if there is one.
 	Dial Dial
 	Log  *slog.Logger   // nil: none
 	Sink telemetry.Sink // nil: none
@@ -98,7 +98,6 @@ func orDiscard(log *slog.Logger) *slog.Logger {
 func newWire(dial Dial) *http.Transport {
 	const most = 512
 	t := &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
 		DialContext:            dial,
 		ForceAttemptHTTP2:      true,
 		MaxIdleConns:           most,
@@ -112,6 +111,7 @@ func newWire(dial Dial) *http.Transport {
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
 	}
 	if dial == nil {
+		t.Proxy = http.ProxyFromEnvironment
 		t.DialContext = (&net.Dialer{Timeout: 10 * time.Second, KeepAliveConfig: net.KeepAliveConfig{
 			Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 4,
 		}}).DialContext
