@@ -163,7 +163,7 @@ func syntaxMistake(name string, err error) string {
 // not judged again.
 func validate(v reflect.Value, known setting.Problems) (ps setting.Problems) {
 	walk(v, "", func(path string, v reflect.Value) {
-		if val, ok := v.Addr().Interface().(interface{ Validate(*setting.Problems) }); ok {
+		if val, ok := reflect.TypeAssert[interface{ Validate(*setting.Problems) }](v.Addr()); ok {
 			var found setting.Problems
 			val.Validate(&found)
 			ps.Below(path, found)

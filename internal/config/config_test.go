@@ -67,7 +67,7 @@ func TestReferencesAreExpandedInsideValues(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "pw"), []byte("s3cret\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c, err := Parse([]byte(`
+	_, err := Parse([]byte(`
 service: ${NAME}-${SUFFIX:-web}
 environment: "${EMPTY:-staging}"
 edge: {drain: "${DRAIN}", listen: "file:listen"}
@@ -83,7 +83,7 @@ telemetry: {headers: {x: "$${literal}"}}
 	if err := os.WriteFile(filepath.Join(dir, "listen"), []byte(":9"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c, err = Parse([]byte(`
+	c, err := Parse([]byte(`
 service: ${NAME}-${SUFFIX:-web}
 environment: "${EMPTY:-staging}"
 edge: {drain: "${DRAIN}", listen: "file:listen"}

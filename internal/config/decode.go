@@ -117,7 +117,7 @@ func (d *decoder) table(n *yaml.Node, v reflect.Value, path string, depth int) {
 type scalarDecoder interface{ DecodeScalar(s string) error }
 
 func (d *decoder) list(n *yaml.Node, v reflect.Value, path string, depth int) {
-	if sd, ok := v.Addr().Interface().(scalarDecoder); ok && n.Kind == yaml.ScalarNode {
+	if sd, ok := reflect.TypeAssert[scalarDecoder](v.Addr()); ok && n.Kind == yaml.ScalarNode {
 		s, ok := d.text(n, path)
 		if !ok {
 			return
@@ -252,7 +252,7 @@ func setDefaults(v reflect.Value) {
 	if v.Kind() != reflect.Struct {
 		return
 	}
-	if s, ok := v.Addr().Interface().(interface{ SetDefaults() }); ok {
+	if s, ok := reflect.TypeAssert[interface{ SetDefaults() }](v.Addr()); ok {
 		s.SetDefaults()
 	}
 	for _, f := range fieldsOf(v.Type()) {

@@ -45,7 +45,7 @@ func render(v reflect.Value) *yaml.Node {
 
 func scalarNode(v reflect.Value) *yaml.Node {
 	if v.Kind() == reflect.String {
-		if s, ok := v.Interface().(setting.Secret); ok {
+		if s, ok := reflect.TypeAssert[setting.Secret](v); ok {
 			return text(s.String())
 		}
 		return text(v.String())

@@ -140,16 +140,17 @@ func (h heights) Collect(out chan<- prometheus.Metric) {
 	seen, help := map[string]bool{}, map[string]string{}
 	for _, l := range h.levels() {
 		names, values := make([]string, len(l.Labels)), make([]string, len(l.Labels))
-		id := l.Name
+		var id strings.Builder
+		id.WriteString(l.Name)
 		for i, label := range l.Labels {
 			names[i], values[i] = label.Name, clean(label.Value)
-			id += "\x00" + label.Name + "\x00" + values[i]
+			id.WriteString("\x00" + label.Name + "\x00" + values[i])
 		}
 		// One level told twice, or in two wordings, would cost the whole scrape.
-		if seen[id] {
+		if seen[id.String()] {
 			continue
 		}
-		seen[id] = true
+		seen[id.String()] = true
 		if _, ok := help[l.Name]; !ok {
 			help[l.Name] = l.Help
 		}

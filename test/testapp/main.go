@@ -51,7 +51,7 @@ func run(ctx context.Context) error {
 			return err
 		}
 		a.db.SetMaxOpenConns(10)
-		defer a.db.Close()
+		defer func() { _ = a.db.Close() }()
 	}
 	a.claude = anthropic.NewClient(option.WithMaxRetries(0), option.WithHTTPClient(&http.Client{Transport: otelhttp.NewTransport(http.DefaultTransport)}))
 
