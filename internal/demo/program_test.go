@@ -2,6 +2,8 @@ package demo
 
 import (
 	"bufio"
+	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -28,7 +30,7 @@ func startScript(t *testing.T, script string) *probe {
 	}
 	t.Cleanup(func() { ln.Close() })
 	_, port, _ := net.SplitHostPort(ln.Addr().String())
-	tell := `tell() { exec 3>/dev/tcp/127.0.0.1/` + port + `; echo "$@" >&3; exec 3>&-; }` + "\n"
+	tell := "port=" + port + `; tell() { exec 3>/dev/tcp/127.0.0.1/$port; echo "$@" >&3; exec 3>&-; }` + "\n"
 	p := &program{
 		name: "the script", path: "/bin/bash", args: []string{"-c", tell + script}, env: os.Environ(),
 		log: filepath.Join(t.TempDir(), "log"), grace: 200 * time.Millisecond,
@@ -75,26 +77,25 @@ func TestAProgramThatCrashesIsStartedAgain(t *testing.T) {
 }
 
 func TestStopEndsAProgramThatIgnoresSIGTERMAndItsChildren(t *testing.T) {
-	p := startScript(t, `trap '' TERM; sleep 1000 & tell $$ $!; while true; do wait; done`)
-	pids := p.hear(t)
+	// Parent and child both hold the connection open as long as they live.
+	p := startScript(t, `trap '' TERM; exec 4>/dev/tcp/127.0.0.1/$port; sleep 1000 & echo ready >&4; while true; do wait; done`)
+	conn, err := p.ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	r := bufio.NewReader(conn)
+	if line, err := r.ReadString('\n'); err != nil || line != "ready\n" {
+		t.Fatalf("heard %q, %v", line, err)
+	}
 	p.program.stop()
 	p.program.stop() // twice is once
-	for _, text := range pids {
-		pid, _ := strconv.Atoi(text)
-		if alive(pid) {
-			t.Errorf("process %d of %v lives on", pid, pids)
-		}
+	if err := conn.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
 	}
-}
-
-// alive tells whether a process is there and no zombie that waits for init.
-func alive(pid int) bool {
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return false
+	if _, err := r.ReadByte(); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a process lives on: %v", err)
 	}
-	_, state, _ := strings.Cut(string(text), ") ")
-	return !strings.HasPrefix(state, "Z")
 }
 
 func TestAStoppedProgramStartsAnew(t *testing.T) {
