@@ -236,7 +236,9 @@ func (s *session) send(typ byte, n int) (ends bool, err error) {
 		return false, errClosing
 	}
 	copies := typ == pgwire.CopyData || typ == pgwire.CopyDone || typ == pgwire.CopyFail
-	if copies && !s.copying { // the server has ended the COPY, and ignores what is left of it
+	// A client may send COPY data before it knows that the server takes it. What
+	// comes when the server has answered is left of a COPY that failed.
+	if copies && s.debts.none() && !s.open {
 		s.mu.Unlock()
 		s.excess = pgwire.HeaderSize + n
 		s.dropExcess()

@@ -190,8 +190,8 @@ func value(t testing.TB, conn *pgx.Conn, sql string, args ...any) string {
 	return s
 }
 
-// exec runs a statement.
-func exec(t testing.TB, conn *pgx.Conn, sql string, args ...any) {
+// do runs a statement.
+func do(t testing.TB, conn *pgx.Conn, sql string, args ...any) {
 	t.Helper()
 	if _, err := conn.Exec(t.Context(), sql, args...); err != nil {
 		t.Fatalf("%s: %v", sql, err)
@@ -204,7 +204,7 @@ func TestAQueryIsAnsweredAndRecorded(t *testing.T) {
 	if got := value(t, conn, "select $1::text || ' world'", "hello"); got != "hello world" {
 		t.Fatalf("got %q", got)
 	}
-	exec(t, conn, "create table if not exists t1 (n int)")
+	do(t, conn, "create table if not exists t1 (n int)")
 	for _, x := range h.ledger.all() {
 		t.Logf("%+v", x)
 	}

@@ -151,9 +151,10 @@ func (s *session) begin() {
 // of it as fits.
 func (s *session) await() (pgwire.Extent, error) {
 	for {
+		dropped := s.dropExcess()
 		typ, n, ok, err := s.in.Header()
 		switch {
-		case !s.dropExcess():
+		case !dropped:
 		case err != nil:
 			return 0, protocolError(err.Error())
 		case !ok:
@@ -161,7 +162,7 @@ func (s *session) await() (pgwire.Extent, error) {
 			return 0, errLeft
 		case !clientType(typ):
 			return 0, protocolError(fmt.Sprintf("invalid frontend message type %d", typ))
-		case s.backend == nil && straggler(typ):
+		case straggler(typ):
 			s.excess = pgwire.HeaderSize + n
 			continue
 		default:
