@@ -7,50 +7,61 @@ import "mainstay.dev/mainstay/telemetry"
 // and in the docs.
 type Code string
 
+// The codes, by the side that broke.
 const (
-	OK              Code = "ok"               // Claude answered well, and the client has all of it.
-	BadRequest      Code = "bad_request"      // The client's request could not be read.
-	TooLarge        Code = "too_large"        // The client's request is larger than the limit.
-	UploadTimeout   Code = "upload_timeout"   // The client stopped sending its request.
-	ClientGone      Code = "client_gone"      // The client left before it had its answer, or stopped reading it.
-	Rejected        Code = "rejected"         // Claude refused the request as wrong: a 4xx that another try can't mend.
-	RateLimited     Code = "rate_limited"     // Claude still answered 429 to the last try.
-	Overloaded      Code = "overloaded"       // Claude still answered 529 to the last try.
-	UpstreamError   Code = "upstream_error"   // Claude still answered 408, 409 or 5xx to the last try.
-	Unreachable     Code = "unreachable"      // No try got an answer: no connection, or it broke.
-	UpstreamTimeout Code = "upstream_timeout" // The last try got no answer within the time limit.
-	StreamError     Code = "stream_error"     // Claude's stream began well and then carried an error.
-	UpstreamCut     Code = "upstream_cut"     // Claude's answer broke off after part of it had gone to the client.
-	UpstreamStalled Code = "upstream_stalled" // Claude's answer stopped coming after part of it had gone to the client.
-	Stopping        Code = "stopping"         // Mainstay stopped before the call had ended.
-	Internal        Code = "internal"         // A bug of ours ended the call.
+	OK              Code = "ok"
+	BadRequest      Code = "bad_request"
+	TooLarge        Code = "too_large"
+	UploadTimeout   Code = "upload_timeout"
+	ClientGone      Code = "client_gone"
+	Rejected        Code = "rejected"
+	RateLimited     Code = "rate_limited"
+	Overloaded      Code = "overloaded"
+	UpstreamError   Code = "upstream_error"
+	Unreachable     Code = "unreachable"
+	UpstreamTimeout Code = "upstream_timeout"
+	StreamError     Code = "stream_error"
+	UpstreamCut     Code = "upstream_cut"
+	UpstreamStalled Code = "upstream_stalled"
+	Stopping        Code = "stopping"
+	Internal        Code = "internal"
 )
 
-// blames maps every code to the side that broke.
-var blames = map[Code]telemetry.Blame{
-	OK:              telemetry.BlameNone,
-	BadRequest:      telemetry.BlameClient,
-	TooLarge:        telemetry.BlameClient,
-	UploadTimeout:   telemetry.BlameClient,
-	ClientGone:      telemetry.BlameClient,
-	Rejected:        telemetry.BlameClient,
-	RateLimited:     telemetry.BlameUpstream,
-	Overloaded:      telemetry.BlameUpstream,
-	UpstreamError:   telemetry.BlameUpstream,
-	Unreachable:     telemetry.BlameUpstream,
-	UpstreamTimeout: telemetry.BlameUpstream,
-	StreamError:     telemetry.BlameUpstream,
-	UpstreamCut:     telemetry.BlameUpstream,
-	UpstreamStalled: telemetry.BlameUpstream,
-	Stopping:        telemetry.BlameMainstay,
-	Internal:        telemetry.BlameMainstay,
+// A Meaning explains a code.
+type Meaning struct {
+	Code  Code
+	Blame telemetry.Blame
+	Text  string // for the log's reader and the docs
 }
+
+// Meanings lists every code, in the order of the docs.
+var Meanings = []Meaning{
+	{OK, telemetry.BlameNone, "Claude answered well, and the client has all of it."},
+	{BadRequest, telemetry.BlameClient, "The client's request could not be read."},
+	{TooLarge, telemetry.BlameClient, "The client's request is larger than the limit."},
+	{UploadTimeout, telemetry.BlameClient, "The client stopped sending its request."},
+	{ClientGone, telemetry.BlameClient, "The client left before it had its answer, or stopped reading it."},
+	{Rejected, telemetry.BlameClient, "Claude refused the request as wrong: a 4xx that another try can't mend."},
+	{RateLimited, telemetry.BlameUpstream, "Claude still answered 429 to the last try."},
+	{Overloaded, telemetry.BlameUpstream, "Claude still answered 529 to the last try."},
+	{UpstreamError, telemetry.BlameUpstream, "Claude still answered 408, 409 or 5xx to the last try."},
+	{Unreachable, telemetry.BlameUpstream, "No try got an answer: no connection, or it broke."},
+	{UpstreamTimeout, telemetry.BlameUpstream, "The last try got no answer within the time limit."},
+	{StreamError, telemetry.BlameUpstream, "Claude's stream began well and then carried an error."},
+	{UpstreamCut, telemetry.BlameUpstream, "Claude's answer broke off after part of it had gone to the client."},
+	{UpstreamStalled, telemetry.BlameUpstream, "Claude's answer stopped coming after part of it had gone to the client."},
+	{Stopping, telemetry.BlameMainstay, "Mainstay stopped before the call had ended."},
+	{Internal, telemetry.BlameMainstay, "A bug of ours ended the call."},
+}
+
+// blames maps every code to the side that broke.
+var blames = Codes()
 
 // Codes returns every code there is with the side it blames.
 func Codes() map[Code]telemetry.Blame {
-	all := make(map[Code]telemetry.Blame, len(blames))
-	for c, b := range blames {
-		all[c] = b
+	all := make(map[Code]telemetry.Blame, len(Meanings))
+	for _, m := range Meanings {
+		all[m.Code] = m.Blame
 	}
 	return all
 }
