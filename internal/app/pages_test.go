@@ -68,12 +68,18 @@ func codesPage() string {
 		"Mainstay's own, in the metric label `code`, in the log line and on the span. *Blame* names the side that broke; error\n" +
 		"rates count `mainstay` and `upstream`. Generated from the code by `make docs`; do not edit.\n")
 	plane := func(name, extra string, rows func(row func(code, extra string, blame telemetry.Blame, text string))) {
-		fmt.Fprintf(&b, "\n## %s\n\n| code | %s | blame | meaning |\n|---|---|---|---|\n", name, extra)
-		rows(func(code, extra string, blame telemetry.Blame, text string) {
-			if extra == "" || extra == "0" {
-				extra = "–"
+		column := func(s string) string {
+			if extra == "" {
+				return ""
 			}
-			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", code, extra, blame, text)
+			return " " + s + " |"
+		}
+		fmt.Fprintf(&b, "\n## %s\n\n| code |%s blame | meaning |\n|---|%s---|---|\n", name, column(extra), strings.TrimSpace(column("---")))
+		rows(func(code, value string, blame telemetry.Blame, text string) {
+			if value == "" || value == "0" {
+				value = "–"
+			}
+			fmt.Fprintf(&b, "| `%s` |%s %s | %s |\n", code, column(value), blame, text)
 		})
 	}
 	plane("edge", "status", func(row func(string, string, telemetry.Blame, string)) {
@@ -86,7 +92,7 @@ func codesPage() string {
 			row(string(m.Code), m.SQLState, m.Blame, m.Text)
 		}
 	})
-	plane("claude", "status", func(row func(string, string, telemetry.Blame, string)) {
+	plane("claude", "", func(row func(string, string, telemetry.Blame, string)) {
 		for _, m := range claude.Meanings {
 			row(string(m.Code), "", m.Blame, m.Text)
 		}
