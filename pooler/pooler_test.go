@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -24,7 +25,7 @@ var pg = pgtest.Shared{Options: pgtest.Options{Database: "app", TLS: true, Setti
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if err := pg.Stop(); err != nil {
+	if err := errors.Join(pg.Stop(), methods.Stop()); err != nil {
 		fmt.Fprintln(os.Stderr, "stop postgres:", err)
 	}
 	os.Exit(code)
@@ -208,4 +209,23 @@ func TestAQueryIsAnsweredAndRecorded(t *testing.T) {
 	for _, x := range h.ledger.all() {
 		t.Logf("%+v", x)
 	}
+}
+
+// methods is a server whose users log in by different methods.
+var methods = pgtest.Shared{Options: pgtest.Options{
+	HBA: []string{
+		"host all u_scram all scram-sha-256", "host all u_md5 all md5", "host all u_plain all password", "host all u_trust all trust",
+	},
+	Settings: map[string]string{"max_connections": "20"},
+}}
+
+func pgStartWithMethods(t *testing.T) *pgtest.Server {
+	t.Helper()
+	s := methods.Start(t)
+	for user, encryption := range map[string]string{"u_scram": "scram-sha-256", "u_md5": "md5", "u_plain": "scram-sha-256", "u_trust": "md5"} {
+		if err := s.Exec(t.Context(), fmt.Sprintf("drop role if exists %[1]s; set password_encryption = '%[2]s'; create role %[1]s login password 'pw of %[1]s'", user, encryption)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
 }
