@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"mainstay.dev/mainstay/claude"
 	"mainstay.dev/mainstay/claude/claudetest"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -29,74 +28,68 @@ func parseError(t *testing.T, body string) (e apiError) {
 	return e
 }
 
+// matrix is every fault and what becomes of it under the default policy.
+var matrix = []struct {
+	faults []claudetest.Fault
+	stream bool
+	code   string
+	tries  int
+	broken bool // the connection is broken off
+	event  bool // an error event ends what came
+}{
+	{faults: []claudetest.Fault{claudetest.Overloaded}, code: "ok", tries: 2},
+	{faults: []claudetest.Fault{claudetest.Overloaded, claudetest.Overloaded, claudetest.Overloaded}, code: "ok", tries: 4},
+	{faults: []claudetest.Fault{claudetest.RateLimited}, code: "ok", tries: 2},
+	{faults: []claudetest.Fault{claudetest.Internal}, code: "ok", tries: 2},
+	{faults: []claudetest.Fault{claudetest.BadGateway}, code: "ok", tries: 2},
+	{faults: []claudetest.Fault{claudetest.GatewayTimeout}, code: "ok", tries: 2},
+	{faults: []claudetest.Fault{claudetest.Conflict}, code: "ok", tries: 2},
+	{faults: []claudetest.Fault{claudetest.RequestTimeout}, code: "ok", tries: 2},
+	{faults: []claudetest.Fault{claudetest.Reset}, code: "ok", tries: 2},
+	{faults: []claudetest.Fault{claudetest.Truncated}, code: "ok", tries: 2},
+	{faults: []claudetest.Fault{claudetest.Hang}, code: "ok", tries: 2},
+	{faults: []claudetest.Fault{claudetest.Overloaded, claudetest.Reset}, stream: true, code: "ok", tries: 3},
+	{faults: []claudetest.Fault{claudetest.ErrorFirst}, stream: true, code: "stream_error", tries: 1, event: true},
+	{faults: []claudetest.Fault{claudetest.ErrorAfterStart}, stream: true, code: "stream_error", tries: 1, event: true},
+	{faults: []claudetest.Fault{claudetest.ErrorMiddle}, stream: true, code: "stream_error", tries: 1, event: true},
+	{faults: []claudetest.Fault{claudetest.Cut}, stream: true, code: "upstream_cut", tries: 1, broken: true, event: true},
+	{faults: []claudetest.Fault{claudetest.CutBetween}, stream: true, code: "upstream_cut", tries: 1, broken: true, event: true},
+	{faults: []claudetest.Fault{claudetest.EndEarly}, stream: true, code: "upstream_cut", tries: 1, broken: true, event: true},
+	{faults: []claudetest.Fault{claudetest.Stall}, stream: true, code: "upstream_stalled", tries: 1, broken: true, event: true},
+}
+
 func TestEveryFaultEndsInAWholeAnswerOrInOneClearError(t *testing.T) {
-	for _, c := range []struct {
-		faults []claudetest.Fault
-		stream bool
-		code   string
-		tries  int
-		broken bool // the connection is broken off
-		event  bool // an error event ends what came
-	}{
-		{faults: []claudetest.Fault{claudetest.Overloaded}, code: "ok", tries: 2},
-		{faults: []claudetest.Fault{claudetest.Overloaded, claudetest.Overloaded, claudetest.Overloaded}, code: "ok", tries: 4},
-		{faults: []claudetest.Fault{claudetest.RateLimited}, code: "ok", tries: 2},
-		{faults: []claudetest.Fault{claudetest.Internal}, code: "ok", tries: 2},
-		{faults: []claudetest.Fault{claudetest.BadGateway}, code: "ok", tries: 2},
-		{faults: []claudetest.Fault{claudetest.GatewayTimeout}, code: "ok", tries: 2},
-		{faults: []claudetest.Fault{claudetest.Conflict}, code: "ok", tries: 2},
-		{faults: []claudetest.Fault{claudetest.RequestTimeout}, code: "ok", tries: 2},
-		{faults: []claudetest.Fault{claudetest.Reset}, code: "ok", tries: 2},
-		{faults: []claudetest.Fault{claudetest.Truncated}, code: "ok", tries: 2},
-		{faults: []claudetest.Fault{claudetest.Hang}, code: "ok", tries: 2},
-		{faults: []claudetest.Fault{claudetest.Overloaded, claudetest.Reset}, stream: true, code: "ok", tries: 3},
-		{faults: []claudetest.Fault{claudetest.ErrorFirst}, stream: true, code: "stream_error", tries: 1, event: true},
-		{faults: []claudetest.Fault{claudetest.ErrorAfterStart}, stream: true, code: "stream_error", tries: 1, event: true},
-		{faults: []claudetest.Fault{claudetest.ErrorMiddle}, stream: true, code: "stream_error", tries: 1, event: true},
-		{faults: []claudetest.Fault{claudetest.Cut}, stream: true, code: "upstream_cut", tries: 1, broken: true, event: true},
-		{faults: []claudetest.Fault{claudetest.CutBetween}, stream: true, code: "upstream_cut", tries: 1, broken: true, event: true},
-		{faults: []claudetest.Fault{claudetest.EndEarly}, stream: true, code: "upstream_cut", tries: 1, broken: true, event: true},
-		{faults: []claudetest.Fault{claudetest.Stall}, stream: true, code: "upstream_stalled", tries: 1, broken: true, event: true},
-	} {
+	for _, c := range matrix {
 		t.Run(fmt.Sprint(c.faults, c.stream), func(t *testing.T) {
-			st, fake := over(t, claudetest.Options{RetryAfter: "0.001"}, func(cfg *claude.Config) {
-				cfg.Timeouts.FirstByte, cfg.Timeouts.Idle = 3*time.Second, 3*time.Second
-				for _, f := range c.faults {
-					if f == claudetest.Hang || f == claudetest.Stall { // these wait for the limit: let it be short
-						cfg.Timeouts.FirstByte, cfg.Timeouts.Idle = 250*time.Millisecond, 250*time.Millisecond
-					}
+			fake := claudetest.New(claudetest.Options{})
+			fake.Next(c.faults...)
+			inBubble(t, fake, nil, func(t *testing.T, st *stage) {
+				body := hello
+				if c.stream {
+					body = helloS
+				}
+				r := st.post(body)
+				if r.status != 200 || (r.err != nil) != c.broken {
+					t.Fatalf("%d, %v: %s", r.status, r.err, r.body)
+				}
+				if whole := strings.Contains(r.body, "message_stop") || strings.Contains(r.body, `"stop_reason":"end_turn"`); whole != (c.code == "ok") {
+					t.Errorf("whole: %v: %s", whole, r.body)
+				}
+				events := strings.Split(strings.TrimSuffix(r.body, "\n\n"), "\n\n")
+				last, isError := strings.CutPrefix(events[len(events)-1], "event: error\ndata: ")
+				if isError != c.event || strings.Count(r.body, "event: error") > 1 {
+					t.Errorf("ends in %q", events[len(events)-1])
+				} else if isError {
+					parseError(t, last)
+				}
+				x := st.book.last(t, 1)
+				if x.Code != c.code || x.Tries != c.tries || x.GenAI.Stream != c.stream || x.HTTP.Stream != c.stream {
+					t.Errorf("%+v", x)
+				}
+				if (x.Blame == telemetry.BlameUpstream) != (c.code != "ok") || (x.GenAI.ErrorType == "overloaded_error") != (c.code == "stream_error") {
+					t.Errorf("blame %s, error type %q", x.Blame, x.GenAI.ErrorType)
 				}
 			})
-			fake.Next(c.faults...)
-			body := hello
-			if c.stream {
-				body = helloS
-			}
-			r := st.post(body)
-			if r.status != 200 || (r.err != nil) != c.broken {
-				t.Fatalf("%d, %v: %s", r.status, r.err, r.body)
-			}
-			if whole := strings.Contains(r.body, "message_stop") || strings.Contains(r.body, `"stop_reason":"end_turn"`); whole != (c.code == "ok") {
-				t.Errorf("whole: %v: %s", whole, r.body)
-			}
-			events := strings.Split(strings.TrimSuffix(r.body, "\n\n"), "\n\n")
-			last, isError := strings.CutPrefix(events[len(events)-1], "event: error\ndata: ")
-			if isError != c.event || strings.Count(r.body, "event: error") > 1 {
-				t.Errorf("ends in %q", events[len(events)-1])
-			} else if isError {
-				parseError(t, last)
-			}
-			x := st.book.last(t, 1)
-			blame := telemetry.BlameUpstream
-			if c.code == "ok" {
-				blame = telemetry.BlameNone
-			}
-			if x.Code != c.code || x.Tries != c.tries || x.Blame != blame || x.GenAI.Stream != c.stream || x.HTTP.Stream != c.stream {
-				t.Errorf("%+v", x)
-			}
-			if c.code == "stream_error" && x.GenAI.ErrorType != "overloaded_error" {
-				t.Errorf("error type %q", x.GenAI.ErrorType)
-			}
 		})
 	}
 }
