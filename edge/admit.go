@@ -3,6 +3,7 @@ package edge
 import (
 	"encoding/hex"
 	"math/rand/v2"
+	"strings"
 )
 
 // maxID bounds a request id that comes with a request.
@@ -24,12 +25,20 @@ func (p *policy) admit(r *Request) Code {
 	switch {
 	case r.HeaderSize > int(p.cfg.Header):
 		return HeaderTooBig
-	case r.Host == "" || r.Method == "CONNECT":
+	case r.Host == "" || r.Method == "CONNECT" || !validPath(r.Path) || !printable(r.Header("Upgrade")):
 		return BadRequest
 	case p.cfg.Body > 0 && r.Length > int64(p.cfg.Body):
 		return TooLarge
 	}
 	return OK
+}
+
+// validPath reports whether path is one (empty: the root of an absolute URL) or
+// the * of OPTIONS.
+func validPath(path string) bool { return path == "" || path[0] == '/' || path == "*" }
+
+func printable(s string) bool {
+	return !strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c > '~' })
 }
 
 // validID keeps ids that are safe in a header, a log line and a URL.

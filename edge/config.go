@@ -140,13 +140,16 @@ func Compile(cfg Config, who identity.Config) (*policy, error) {
 	return p, ps.Err()
 }
 
+// maxPEM bounds a certificate or key file.
+const maxPEM = 1 << 20
+
 // certificate reads the pair, naming the file that is at fault.
 func certificate(cfg TLS, ps *setting.Problems) *tls.Certificate {
-	cert, err := os.ReadFile(cfg.Cert)
+	cert, err := readPEM(cfg.Cert)
 	if err != nil {
 		ps.Add("tls.cert", "cannot be read: "+reason(err), "give a PEM file that Mainstay may read")
 	}
-	key, err2 := os.ReadFile(cfg.Key)
+	key, err2 := readPEM(cfg.Key)
 	if err2 != nil {
 		ps.Add("tls.key", "cannot be read: "+reason(err2), "give a PEM file that Mainstay may read")
 	}
@@ -155,10 +158,24 @@ func certificate(cfg TLS, ps *setting.Problems) *tls.Certificate {
 	}
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
-		ps.Add("tls.key", "does not fit the certificate: "+reason(err), "give the key that belongs to "+cfg.Cert)
+		ps.Add("tls", "the pair of "+cfg.Cert+" and "+cfg.Key+" cannot be used: "+reason(err), "give a certificate and the key that belongs to it")
 		return nil
 	}
 	return &pair
+}
+
+// readPEM reads a regular file: a device or a pipe might never end.
+func readPEM(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, errors.New(path + ": not a regular file")
+	case info.Size() > maxPEM:
+		return nil, errors.New(path + ": larger than 1 MiB")
+	}
+	return os.ReadFile(path)
 }
 
 // reason shortens an error to its cause where the path is already said.

@@ -48,20 +48,24 @@ func (s *Server) adapt(w http.ResponseWriter, hr *http.Request, x *telemetry.Exc
 	l.hr = hr
 	l.target, l.code, l.err, l.cause, l.up = nil, OK, nil, nil, nil
 	cfg := &s.policy.Load().cfg
-	l.out = reply{w: w, rc: http.NewResponseController(w), patience: cfg.Timeouts.Write, x: x}
+	l.out = reply{w: w, rc: http.NewResponseController(w), patience: cfg.Timeouts.Write, x: x, h2: hr.ProtoMajor > 1}
 	r := &l.Request
 	r.Method, r.Host, r.Path, r.Proto = hr.Method, hr.Host, hr.URL.Path, hr.Proto
+	if hr.URL.Opaque != "" {
+		r.Path = hr.URL.Opaque // GET a:b, which admit refuses
+	}
 	r.Secure, r.Length, r.ID, r.x = hr.TLS != nil, hr.ContentLength, "", x
 	r.Client, r.Trusted = netip.Addr{}, false
 	peer, _ := netip.ParseAddrPort(hr.RemoteAddr)
-	r.Peer = peer.Addr().Unmap()
+	r.Peer = peer.Addr().Unmap().WithZone("")
 	r.HeaderSize = headerSize(hr)
 	x.HTTP.Method, x.HTTP.Host, x.HTTP.Path, x.HTTP.Proto = r.Method, r.Host, r.Path, r.Proto
 	if x.HTTP.Scheme = "http"; r.Secure {
 		x.HTTP.Scheme = "https"
 	}
-	if hr.Body != nil && hr.Body != http.NoBody {
-		l.up = &upload{src: hr.Body, rc: l.out.rc, patience: cfg.Timeouts.Read, limit: int64(cfg.Body)}
+	if hr.Body != nil && hr.ContentLength != 0 { // HTTP/2 has a Body where there is none
+		l.up = &upload{src: hr.Body, rc: l.out.rc, patience: cfg.Timeouts.Read, limit: int64(cfg.Body), h1: hr.ProtoMajor == 1, trailer: hr.Trailer}
+		l.out.up = l.up
 		if hr.ProtoMajor == 1 {
 			// Lets an app answer while it still reads; without it net/http/1.1 would
 			// swallow the rest of the body before the first byte of the answer.
@@ -115,9 +119,12 @@ type reply struct {
 	rc       *http.ResponseController
 	patience time.Duration
 	x        *telemetry.Exchange
+	up       *upload
 	moved    time.Time // when the deadline was last moved
 	began    bool      // a final header was written
 	lost     bool      // a write failed: the client is gone or too slow
+	h2       bool
+	pending  bool // written, but not flushed
 }
 
 // Unwrap lets http.ResponseController reach hijacking.
@@ -126,19 +133,30 @@ func (o *reply) Unwrap() http.ResponseWriter { return o.w }
 func (o *reply) Header() http.Header { return o.w.Header() }
 
 func (o *reply) WriteHeader(status int) {
-	if status >= 200 || status == http.StatusSwitchingProtocols {
-		o.began = true
-		o.x.HTTP.Status = status
+	if status < 200 {
+		if o.x.HTTP.Proto != "HTTP/1.0" { // RFC 9110, 15.2: which knows none of them
+			o.w.WriteHeader(status)
+		}
+		return
 	}
-	o.move()
+	o.x.HTTP.Status = status
+	if !o.h2 {
+		o.move()
+		if o.up.rest() {
+			// Its rest must not be taken for the next request.
+			set(o.w.Header(), "Connection", "close")
+		}
+	}
 	o.w.WriteHeader(status)
+	o.began = true
 }
 
 func (o *reply) Write(b []byte) (int, error) {
 	o.move()
 	n, err := o.w.Write(b)
 	o.x.BytesOut += int64(n)
-	o.lost = o.lost || err != nil
+	o.pending = true
+	o.settle(err)
 	return n, err
 }
 
@@ -146,7 +164,8 @@ func (o *reply) Write(b []byte) (int, error) {
 func (o *reply) FlushError() error {
 	o.move()
 	err := o.rc.Flush()
-	o.lost = o.lost || err != nil
+	o.pending = false
+	o.settle(err)
 	return err
 }
 
@@ -154,9 +173,26 @@ func (o *reply) FlushError() error {
 // every small piece: a deadline that is a quarter used is good enough.
 func (o *reply) move() {
 	now := time.Now()
-	if now.Sub(o.moved) < o.patience/4 {
+	if !o.h2 && now.Sub(o.moved) < o.patience/4 {
 		return
 	}
 	o.moved = now
 	_ = o.rc.SetWriteDeadline(now.Add(o.patience)) // a writer without deadlines (a test's) has none to move
+}
+
+// settle ends a write. HTTP/2 resets a stream when its deadline passes, also one
+// on which nothing is being written, so none may stand while the app is silent.
+func (o *reply) settle(err error) {
+	o.lost = o.lost || err != nil
+	if o.h2 {
+		_ = o.rc.SetWriteDeadline(time.Time{})
+	}
+}
+
+// end sends what HTTP/2 has kept back while there is a deadline: net/http would
+// wait for the client's window without one.
+func (o *reply) end() {
+	if o.h2 && o.pending {
+		_ = o.FlushError()
+	}
 }

@@ -21,11 +21,13 @@ func (s *Server) server(base context.Context, secure bool) *http.Server {
 		protocols.SetUnencryptedHTTP2(true)
 	}
 	srv := &http.Server{
-		Handler:           s,
-		Protocols:         protocols,
-		BaseContext:       func(net.Listener) context.Context { return base },
-		ReadHeaderTimeout: c.Timeouts.Header,
-		IdleTimeout:       c.Timeouts.Idle,
+		Handler:   s,
+		Protocols: protocols,
+		// OPTIONS * is the app's to answer, as every request is.
+		DisableGeneralOptionsHandler: true,
+		BaseContext:                  func(net.Listener) context.Context { return base },
+		ReadHeaderTimeout:            c.Timeouts.Header,
+		IdleTimeout:                  c.Timeouts.Idle,
 		// net/http answers beyond this on its own, without our code and id; twice
 		// the limit leaves admit to answer what is only somewhat too large.
 		MaxHeaderBytes: 2 * int(c.Header),

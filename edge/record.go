@@ -3,17 +3,31 @@ package edge
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+	"runtime/debug"
 	"strconv"
 	"strings"
 )
 
-// record writes the request down, once, whatever the outcome; a panic that ends
-// the request goes on afterwards.
+// record writes the request down, once, whatever the outcome; the panic that cuts
+// an answer short goes on afterwards.
 func (s *Server) record(l *lane) {
 	crash := recover()
 	x := l.x
-	if l.code == OK || crash != nil {
+	switch {
+	case crash == nil:
+		l.out.end()
+	case !isAbort(crash):
+		l.err = fmt.Errorf("panic: %v", crash)
+		s.deps.Log.Error("a request crashed; this is a bug", "request_id", l.ID, "err", l.err, "stack", string(debug.Stack()))
+		l.code, crash = Internal, http.ErrAbortHandler
+		if !l.out.began {
+			l.refuse(Internal, l.err)
+			crash = nil
+		}
+	}
+	if l.code == OK {
 		l.code = l.outcome(crash)
 	}
 	x.Code, x.Blame = string(l.code), meaning[l.code].Blame
@@ -21,6 +35,7 @@ func (s *Server) record(l *lane) {
 		x.Err = l.cause
 	}
 	x.BytesIn, _ = l.up.result()
+	l.up.end()
 	l.release()
 	s.requests.Add(-1)
 	x.End(s.deps.Sink)
@@ -33,8 +48,6 @@ func (s *Server) record(l *lane) {
 // with ErrAbortHandler when it cannot finish one.
 func (l *lane) outcome(crash any) Code {
 	switch {
-	case crash != nil && !isAbort(crash):
-		return Internal
 	case l.out.lost || crash != nil && l.hr.Context().Err() != nil:
 		return ClientGone
 	case crash != nil:
@@ -58,8 +71,10 @@ func (l *lane) refuse(code Code, err error) {
 	l.code, l.err = code, err
 	m := meaning[code]
 	if code == ClientGone {
+		// Nobody is left to read an answer; returning would give one all the same,
+		// 200, to a client that closed no more than its sending side.
 		l.x.HTTP.Status = m.Status
-		return // nobody is left to read an answer
+		panic(http.ErrAbortHandler)
 	}
 	h := l.out.Header()
 	set(h, "Mainstay-Code", string(code))
@@ -67,9 +82,6 @@ func (l *lane) refuse(code Code, err error) {
 	set(h, "Cache-Control", "no-store")
 	if m.Status == http.StatusServiceUnavailable {
 		set(h, "Retry-After", "1")
-	}
-	if l.up != nil {
-		set(h, "Connection", "close") // the rest of the body is not wanted
 	}
 	body, kind := plain(m, l.ID), "text/plain; charset=utf-8"
 	if strings.Contains(l.header("Accept"), "json") {

@@ -32,16 +32,17 @@ type Deps struct {
 	Sink     telemetry.Sink
 }
 
-// dialWithin bounds the time a connection may take to come about.
-func (d Deps) dialWithin(limit time.Duration) func(context.Context, string, string) (net.Conn, error) {
+// dialWithin bounds the time a connection may take to come about, and then how
+// long the target may take nothing of what is sent.
+func (d Deps) dialWithin(limits Timeouts) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(ctx, limit)
+		ctx, cancel := context.WithTimeout(ctx, limits.Dial)
 		defer cancel()
 		c, err := d.Dial(ctx, network, addr)
 		if err != nil {
 			return nil, &dialError{addr, err}
 		}
-		return c, nil
+		return &patient{Conn: c, limit: limits.Response}, nil
 	}
 }
 
@@ -98,6 +99,9 @@ func (s *Server) Prepare(cfg Config, who identity.Config) (commit func(), err er
 	}
 	if cfg.TLS.Listen != old.TLS.Listen {
 		ps.Add("tls.listen", "cannot change while running", "restart Mainstay")
+	}
+	if cfg.Header != old.Header { // net/http has its limit from it
+		ps.Add("max_header", "cannot change while running", "restart Mainstay")
 	}
 	if cfg.Timeouts != old.Timeouts {
 		ps.Add("timeouts", "cannot change while running", "restart Mainstay")

@@ -2,8 +2,12 @@ package edge
 
 import (
 	"context"
+	"errors"
+	"io"
 	"math"
+	"net"
 	"net/http"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -30,7 +34,7 @@ func newTarget(t traffic.Target, d Deps, c Timeouts) *target {
 		id: t.ID, address: t.Address, color: t.Color, version: t.Version,
 		drained: make(chan struct{}),
 		transport: &http.Transport{
-			DialContext:           d.dialWithin(c.Dial),
+			DialContext:           d.dialWithin(c),
 			MaxIdleConns:          0,
 			MaxIdleConnsPerHost:   1024,
 			IdleConnTimeout:       c.Upstream,
@@ -94,4 +98,49 @@ func (t *target) wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// patient is a connection to a target that gives up when the target takes nothing
+// of what is sent for limit: the deadline for the answer begins only when the
+// request is sent.
+type patient struct {
+	net.Conn
+	limit time.Duration
+	moved time.Time // when the deadline was last moved; of the one goroutine that writes
+}
+
+func (c *patient) Write(b []byte) (int, error) {
+	if now := time.Now(); now.Sub(c.moved) >= c.limit/4 {
+		c.moved = now
+		if err := c.SetWriteDeadline(now.Add(c.limit)); err != nil {
+			return 0, err
+		}
+	}
+	return c.Conn.Write(b)
+}
+
+// CloseWrite lets a tunnel pass on that one side has finished.
+func (c *patient) CloseWrite() error { return closeWrite(c.Conn) }
+
+// tunnel is the target's end of an upgraded connection. How long it may take its
+// time is between the app and the client.
+type tunnel struct{ io.ReadWriteCloser }
+
+func (t tunnel) Write(b []byte) (sent int, _ error) {
+	for {
+		n, err := t.ReadWriteCloser.Write(b[sent:])
+		if sent += n; !errors.Is(err, os.ErrDeadlineExceeded) {
+			return sent, err
+		}
+	}
+}
+
+// CloseWrite ends what goes to the target.
+func (t tunnel) CloseWrite() error { return closeWrite(t.ReadWriteCloser) }
+
+func closeWrite(c any) error {
+	if half, ok := c.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return http.ErrNotSupported // which ends both directions
 }

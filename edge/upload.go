@@ -3,78 +3,115 @@ package edge
 import (
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"sync"
 	"time"
 )
 
+// lingering is how long a client that has had its answer may still send what is
+// left of its body, so that it reads the answer and not a reset.
+const lingering = 5 * time.Second
+
 // upload is a request body on its way to a target: bounded in size and in the
-// client's silence. It outlives the lane, since net/http's transport may go on
-// reading for a moment after it has returned an answer.
+// client's silence. It outlives the lane and the request, since net/http's
+// transport may go on reading for a moment after it has returned an answer.
 type upload struct {
 	src      io.ReadCloser
 	rc       *http.ResponseController
 	patience time.Duration
 	limit    int64 // 0: none
+	h1       bool  // HTTP/1: the body stands in the way of the next request
+	trailer  http.Header
 
-	mu   sync.Mutex
-	n    int64
-	code Code // why reading failed; empty if it did not
+	// mu is never held while src is read: that takes as long as the client likes.
+	mu    sync.Mutex
+	n     int64
+	code  Code // why reading failed; empty if it did not
+	whole bool // its end was seen
+	over  bool // the request is done: reader and deadlines are net/http's again
 }
 
 var (
 	errTooLarge = errors.New("request body is larger than edge.max_body")
-	errClosed   = errors.New("request body read after the try ended")
+	errOver     = errors.New("request body read after the request ended")
 )
 
-// try is the upload as one try at a target sees it: closing it ends the try's
-// reading and leaves the body for another.
-type try struct {
-	*upload
-	closed bool
-}
-
-func (t *try) Read(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return 0, errClosed
-	}
-	return t.read(p)
-}
-
-// Close waits for a Read in progress, so that none touches the connection after
-// the request is done.
-func (t *try) Close() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.closed = true
-	return nil
-}
-
-// read moves the read deadline for each piece and takes it away afterwards: one
+// Read moves the read deadline for each piece and takes it away afterwards: one
 // left standing would end the connection under a long answer.
-func (u *upload) read(p []byte) (int, error) {
+func (u *upload) Read(p []byte) (int, error) {
+	u.mu.Lock()
+	if u.over {
+		u.mu.Unlock()
+		return 0, errOver
+	}
 	if u.limit > 0 && u.n >= u.limit {
 		var probe [1]byte // at the limit: the end may still come
 		p = probe[:]
 	}
 	_ = u.rc.SetReadDeadline(time.Now().Add(u.patience))
+	u.mu.Unlock()
+
 	n, err := u.src.Read(p)
-	_ = u.rc.SetReadDeadline(time.Time{})
+
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !u.over { // else rc belongs to nobody, or to the next request
+		_ = u.rc.SetReadDeadline(time.Time{})
+	}
 	u.n += int64(n)
-	switch {
-	case u.limit > 0 && u.n > u.limit:
+	if err == io.EOF {
+		u.whole = true
+		cleanseTrailer(u.trailer)
+	}
+	if u.limit > 0 && u.n > u.limit {
 		u.code = TooLarge
 		return 0, errTooLarge
-	case err == nil || err == io.EOF:
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		u.code = ClientTimeout
-	default:
-		u.code = ClientGone
+	}
+	if err != nil && err != io.EOF {
+		u.code = u.blame(err)
 	}
 	return n, err
+}
+
+func (u *upload) blame(err error) Code {
+	_, network := errors.AsType[net.Error](err)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return ClientTimeout
+	case !u.h1 || network || errors.Is(err, io.ErrUnexpectedEOF):
+		return ClientGone
+	}
+	return BadRequest // it came, and is not framed as HTTP/1.1 has it
+}
+
+// Close does nothing: a try that failed leaves the body for the next, and net/http
+// closes it in the end.
+func (u *upload) Close() error { return nil }
+
+// end gives the body back to net/http, which reads and drops a little of what is
+// left before it closes the connection; the deadline bounds that.
+func (u *upload) end() {
+	if u == nil {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.over = true
+	if u.h1 && !u.whole {
+		_ = u.rc.SetReadDeadline(time.Now().Add(min(u.patience, lingering)))
+	}
+}
+
+// rest reports whether a part of the body is still to come.
+func (u *upload) rest() bool {
+	if u == nil {
+		return false
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return !u.whole
 }
 
 // result tells how much was read and why reading failed, if it did.
