@@ -176,7 +176,7 @@ func (p *pool) withdraw(w *waiter, err error) {
 func (p *pool) exhausted(w *waiter) error {
 	limits := p.limits()
 	waited := time.Since(w.since).Round(time.Millisecond)
-	message := fmt.Sprintf("pool %q gave no server connection within %v: %d of %d are open, %d in use, %d clients wait",
+	message := fmt.Sprintf("pool %q gave no server connection within %v: %d of %d are open, %d in use, %d waiting",
 		p.name, waited, len(p.all), limits.Max, len(p.all)-len(p.idle), p.waiting)
 	var longest *backend
 	for b := range p.all {

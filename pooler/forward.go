@@ -342,7 +342,12 @@ func (s *session) text(typ byte, n int) (text []byte, whole bool) {
 func (s *session) seekTrace(tail []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if end := bytes.LastIndex(tail, []byte("*/\x00")); end >= 0 && !s.next.traced {
+	end := bytes.LastIndex(tail, []byte("*/"))
+	if end < 0 || s.next.traced {
+		return
+	}
+	// The text ends with a null; in a Parse, the parameters' types follow it.
+	if behind := bytes.TrimLeft(tail[end+2:], "; \t\n\v\f\r"); len(behind) > 0 && behind[0] == 0 {
 		s.next.trace, s.next.traced = pgwire.FindTraceparent(tail[:end+2])
 	}
 }

@@ -21,7 +21,7 @@ import (
 	"mainstay.dev/mainstay/telemetry"
 )
 
-var pg = pgtest.Shared{Options: pgtest.Options{Database: "app", TLS: true, Settings: map[string]string{"max_connections": "60"}}}
+var pg = pgtest.Shared{Options: pgtest.Options{Database: "app", TLS: true, Settings: map[string]string{"max_connections": "60", "timezone": "UTC"}}}
 
 func TestMain(m *testing.M) {
 	code := m.Run()
@@ -166,7 +166,7 @@ func (h *house) url(user, password string, params ...string) string {
 		k, v, _ := strings.Cut(p, "=")
 		q.Set(k, v)
 	}
-	u.RawQuery = q.Encode()
+	u.RawQuery = strings.ReplaceAll(q.Encode(), "+", "%20") // libpq and pgx take + for itself
 	return u.String()
 }
 

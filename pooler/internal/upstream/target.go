@@ -83,7 +83,8 @@ func Parse(raw string) (*Target, error) {
 	if u.Scheme != "postgres" && u.Scheme != "postgresql" {
 		return nil, errors.New("must begin with postgres:// or postgresql://")
 	}
-	query, err := url.ParseQuery(u.RawQuery)
+	// To libpq a plus sign is itself, not a space.
+	query, err := url.ParseQuery(strings.ReplaceAll(u.RawQuery, "+", "%2B"))
 	if err != nil {
 		return nil, errors.New("malformed parameters after the question mark")
 	}

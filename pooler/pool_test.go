@@ -1,0 +1,505 @@
+package pooler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"mainstay.dev/mainstay/internal/setting"
+	"mainstay.dev/mainstay/pooler/pgtest"
+)
+
+func TestAWaitInVainSaysWhoHasTheServer(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one, func(d *Database) { d.Pool.AcquireTimeout = 200 * time.Millisecond })), func(d *Deps) {
+		d.Grants = []Grant{{User: "blue", Secret: "a-generated-secret", Color: "blue"}}
+	})
+	holder, err := pgx.Connect(t.Context(), h.url("blue", "a-generated-secret", "application_name=nightly report"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close(context.Background())
+	do(t, holder, "begin")
+	_, err = pgx.Connect(t.Context(), h.url("ann", "", "application_name=other"))
+	e := refusedWith(t, err, "53300")
+	for _, want := range []string{`pool "app"`, "within 2", "1 of 1 are open", "1 in use, 1 waiting", `user "blue"`, `application "nightly report"`, "color blue"} {
+		if !strings.Contains(e.Message, want) {
+			t.Errorf("%q is not in: %s", want, e.Message)
+		}
+	}
+	if !strings.Contains(e.Hint, "pooler.databases.app.pool.max") {
+		t.Errorf("hint: %s", e.Hint)
+	}
+	do(t, holder, "commit")
+	value(t, h.connect(t), "select 'free'")
+	if h.ledger.codes()[string(QueueTimeout)] != 1 {
+		t.Errorf("codes: %v", h.ledger.codes())
+	}
+}
+
+func TestTheQueueIsFirstComeFirstServed(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	holder := h.connect(t)
+	conns := make([]*pgx.Conn, 10)
+	for i := range conns {
+		conns[i] = h.connect(t)
+	}
+	do(t, holder, "begin")
+	var mu sync.Mutex
+	var order []int
+	var all sync.WaitGroup
+	for i, conn := range conns {
+		all.Go(func() {
+			tx, err := conn.Begin(t.Context())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock() // the only server is ours
+			order = append(order, i)
+			mu.Unlock()
+			if err := tx.Commit(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+		await(t, "it waits", func() bool { return h.Stats().Databases[0].Waiting == i+1 })
+	}
+	do(t, holder, "commit")
+	all.Wait()
+	if !slices.IsSorted(order) || len(order) != 10 {
+		t.Errorf("served in the order %v", order)
+	}
+	waited := 0
+	for _, x := range h.ledger.all() {
+		if x.Waited > 0 && x.Waited <= x.Took {
+			waited++
+		}
+	}
+	if waited < 10 {
+		t.Errorf("%d exchanges have a time in the queue", waited)
+	}
+}
+
+func TestAClientThatHangsUpInTheQueueLeavesIt(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	holder := h.connect(t)
+	impatient, canceled := newFrontend(t, h), newFrontend(t, h)
+	do(t, holder, "begin")
+	impatient.send(frame('Q', "select 1\x00"))
+	await(t, "it waits", func() bool { return h.Stats().Databases[0].Waiting == 1 })
+	canceled.send(frame('Q', "select 1\x00"))
+	await(t, "both wait", func() bool { return h.Stats().Databases[0].Waiting == 2 })
+	impatient.conn.Close()
+	await(t, "one has left", func() bool { return h.Stats().Databases[0].Waiting == 1 })
+	h.cancelFor(startCancel(canceled))
+	if got := lastWords(t, canceled.in); got != "57014" {
+		t.Errorf("SQLSTATE %q", got)
+	}
+	do(t, holder, "commit")
+}
+
+func TestThePoolKeepsItsBounds(t *testing.T) {
+	s := pg.Start(t)
+	h := run(t, config(database(s.URL(), func(d *Database) {
+		d.Pool.Min, d.Pool.Max, d.Pool.IdleTimeout = 2, 5, 300*time.Millisecond
+	})))
+	await(t, "the minimum is open", func() bool { return h.Stats().Databases[0].Idle == 2 })
+	var conns []*pgx.Conn
+	for range 5 {
+		conns = append(conns, h.connect(t))
+		do(t, conns[len(conns)-1], "begin")
+	}
+	if st := h.Stats().Databases[0]; st.Active != 5 {
+		t.Errorf("%+v", st)
+	}
+	for _, c := range conns {
+		do(t, c, "commit")
+	}
+	await(t, "it shrinks to the minimum", func() bool { return h.Stats().Databases[0].Idle == 2 })
+	if n, err := s.Value(t.Context(), "select count(*) from pg_stat_activity where usename = 'postgres' and pid <> pg_backend_pid() and backend_type = 'client backend'"); err != nil || n != "2" {
+		t.Errorf("PostgreSQL has %s connections, %v", n, err)
+	}
+}
+
+func TestAnOldServerIsReplacedBetweenTwoUses(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one, func(d *Database) { d.Pool.Lifetime = 200 * time.Millisecond })))
+	conn := h.connect(t)
+	do(t, conn, "begin")
+	pid := value(t, conn, "select pg_backend_pid()::text")
+	await(t, "it is too old", func() bool { return h.Stats().Databases[0].LongestUse > 300*time.Millisecond })
+	if now := value(t, conn, "select pg_backend_pid()::text"); now != pid {
+		t.Error("replaced in the middle of a transaction")
+	}
+	do(t, conn, "commit")
+	if now := value(t, conn, "select pg_backend_pid()::text"); now == pid {
+		t.Error("not replaced")
+	}
+}
+
+func TestAServerThatDiedWhileIdleIsNeverHandedOut(t *testing.T) {
+	s := pg.Start(t)
+	h := run(t, config(database(s.URL(), func(d *Database) { d.Pool.Max = 4 })))
+	conn := h.connect(t)
+	for i := range 30 {
+		pid := value(t, conn, "select pg_backend_pid()::text")
+		if err := s.Exec(t.Context(), "select pg_terminate_backend("+pid+", 5000)"); err != nil {
+			t.Fatal(err)
+		}
+		if now := value(t, conn, "select pg_backend_pid()::text"); now == pid {
+			t.Fatalf("%d: handed out again", i)
+		}
+	}
+}
+
+func TestAServerThatDiesInUseEndsItsClientAlone(t *testing.T) {
+	s := pg.Start(t)
+	h := run(t, config(database(s.URL(), func(d *Database) { d.Pool.Max = 4 })))
+	victim, other := h.connect(t), h.connect(t)
+	do(t, victim, "begin")
+	pid := value(t, victim, "select pg_backend_pid()::text")
+	do(t, other, "begin")
+	if err := s.Exec(t.Context(), "select pg_terminate_backend("+pid+", 5000)"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := victim.Exec(t.Context(), "select 1")
+	refusedWith(t, err, "57P01") // PostgreSQL's own words
+	do(t, other, "commit")
+	value(t, h.connect(t), "select 'alive'")
+	await(t, "it is recorded", func() bool { return h.ledger.codes()[string(Lost)] == 1 })
+}
+
+func TestPostgreSQLMayBeKilledAndComeBack(t *testing.T) {
+	s := pgtest.Start(t, pgtest.Options{Database: "app"})
+	h := run(t, config(database(s.URL(), func(d *Database) { d.Pool.Max, d.Pool.Min, d.Pool.OutageWait = 4, 2, 0 })))
+	idle, busy := h.connect(t), h.connect(t)
+	do(t, busy, "begin")
+	sleeping := make(chan error, 1)
+	go func() {
+		_, err := idle.Exec(context.Background(), "select pg_sleep(600)")
+		sleeping <- err
+	}()
+	await(t, "both are busy", func() bool { return h.Stats().Databases[0].Active == 2 })
+	if err := s.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if e, ok := errors.AsType[*pgconn.PgError](<-sleeping); !ok || e.Code != "08006" && e.Code != "57P01" { // the latter is PostgreSQL's own
+		t.Errorf("the query that ran: %v", e)
+	}
+	_, err := busy.Exec(t.Context(), "select 1")
+	refusedWith(t, err, "08006")
+	// While it is down: a clear refusal, at once.
+	await(t, "the outage is known", func() bool { return h.Stats().Databases[0].Outage != "" })
+	for range 3 {
+		conn, err := pgx.Connect(t.Context(), h.url("ann", ""))
+		if err == nil { // what the server is like is known, so the login itself may succeed
+			_, err = conn.Exec(t.Context(), "select 1")
+			conn.Close(t.Context())
+		}
+		e := refusedWith(t, err, "08001")
+		if !strings.Contains(e.Message, `database "app" cannot be reached`) || strings.Contains(e.Message+e.Hint, s.Password()) {
+			t.Errorf("message %q, hint %q", e.Message, e.Hint)
+		}
+	}
+	if err := s.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "it serves again", func() bool {
+		conn, err := pgx.Connect(t.Context(), h.url("ann", ""))
+		if err != nil {
+			return false
+		}
+		defer conn.Close(t.Context())
+		_, err = conn.Exec(t.Context(), "select 1")
+		return err == nil
+	})
+	var names []string
+	for _, e := range h.ledger.events {
+		names = append(names, e.Name)
+	}
+	if !slices.Contains(names, "upstream_unreachable") || !slices.Contains(names, "upstream_back") {
+		t.Errorf("events: %v", names)
+	}
+}
+
+func TestARestartIsWaitedOut(t *testing.T) {
+	s := pgtest.Start(t, pgtest.Options{Database: "app"})
+	h := run(t, config(database(s.URL(), func(d *Database) { d.Pool.Max, d.Pool.OutageWait = 4, 30*time.Second })))
+	var stop atomic.Bool
+	var all sync.WaitGroup
+	var good atomic.Int64
+	for i := range 6 {
+		all.Go(func() {
+			for n := 0; !stop.Load(); n++ {
+				// A connection for each query, as the app behind it does: none is
+				// in use when the server goes, but for a few queries in flight.
+				conn, err := pgx.Connect(context.Background(), h.url("ann", ""))
+				if err != nil {
+					t.Errorf("%d: login %d: %v", i, n, err)
+					return
+				}
+				_, err = conn.Exec(context.Background(), "select 1")
+				conn.Close(context.Background())
+				if e, ok := errors.AsType[*pgconn.PgError](err); ok && (e.Code == "57P01" || e.Code == "08006") {
+					continue // it was under way
+				}
+				if err != nil {
+					t.Errorf("%d: query %d: %v", i, n, err)
+					return
+				}
+				good.Add(1)
+			}
+		})
+	}
+	for range 2 {
+		before := good.Load()
+		await(t, "queries flow", func() bool { return good.Load() > before+50 })
+		if err := s.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := good.Load()
+	await(t, "queries flow again", func() bool { return good.Load() > before+50 })
+	stop.Store(true)
+	all.Wait()
+}
+
+func TestAnUnreachableServerIsAClearRefusal(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := ln.Addr().String()
+	ln.Close()
+	h := run(t, config(database("postgres://u:secret-pw@"+dead+"/x", func(d *Database) { d.Pool.OutageWait = 0 })))
+	_, err = pgx.Connect(t.Context(), h.url("ann", ""))
+	e := refusedWith(t, err, "08001")
+	if !strings.Contains(e.Message, dead) || strings.Contains(e.Message, "secret-pw") {
+		t.Error(e.Message)
+	}
+}
+
+func TestASilentServerIsGivenUp(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close() // accepts in the kernel, and never answers
+	h := run(t, config(database("postgres://u:p@"+ln.Addr().String()+"/x?sslmode=disable", func(d *Database) {
+		d.Pool.OutageWait, d.Pool.ConnectTimeout = 0, 200*time.Millisecond
+	})))
+	_, err = pgx.Connect(t.Context(), h.url("ann", ""))
+	refusedWith(t, err, "08001")
+}
+
+func TestStoppingLetsTransactionsFinishAndTellsTheIdle(t *testing.T) {
+	for _, mode := range []string{modeTransaction, modeSession} {
+		t.Run(mode, func(t *testing.T) {
+			h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Mode = mode })))
+			idle, busy := newFrontend(t, h), h.connect(t)
+			idle.send(frame('Q', "select 1\x00"))
+			idle.expect("TDCZ")
+			do(t, busy, "begin")
+			done := make(chan error, 1)
+			go func() { done <- h.stop() }()
+			if got := lastWords(t, idle.in); got != "57P01" {
+				t.Errorf("the idle client is told %q", got)
+			}
+			value(t, busy, "select 'still working'")
+			do(t, busy, "commit")
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			if _, err := pgx.Connect(t.Context(), h.url("ann", "")); err == nil {
+				t.Error("still accepts")
+			}
+		})
+	}
+}
+
+func TestStoppingHasALimit(t *testing.T) {
+	for _, mode := range []string{modeTransaction, modeSession} {
+		t.Run(mode, func(t *testing.T) {
+			h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Mode, d.Pool.Max = mode, 3 }), func(c *Config) { c.Drain = 100 * time.Millisecond }))
+			resting, running, copying, queued := newFrontend(t, h), newFrontend(t, h), newFrontend(t, h), newFrontend(t, h)
+			resting.send(frame('Q', "begin\x00"))
+			resting.expect("CZ")
+			running.send(frame('Q', "select pg_sleep(600)\x00"))
+			copying.send(frame('Q', "begin; create temp table cs (n int); copy cs from stdin\x00"))
+			copying.expect("CCG")
+			queued.send(frame('Q', "select 1\x00"))
+			await(t, "all is set", func() bool { st := h.Stats().Databases[0]; return st.Active == 3 && st.Waiting == 1 })
+			if err := h.stop(); err != nil {
+				t.Fatal(err)
+			}
+			for i, f := range []*frontend{resting, running, copying, queued} {
+				if got := lastWords(t, f.in); got != "57P01" {
+					t.Errorf("client %d is told %q", i, got)
+				}
+			}
+		})
+	}
+}
+
+func TestSessionModeKeepsTheServerAndItsState(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Mode = modeSession; d.Pool.Max = 2 })))
+	a, b := h.connect(t), h.connect(t)
+	pid := value(t, a, "select pg_backend_pid()::text")
+	do(t, a, "set work_mem = '7MB'")
+	do(t, a, "create temp table mine as select 1 as n")
+	do(t, a, "listen news")
+	value(t, b, "select pg_backend_pid()::text")
+	for range 3 {
+		if got := value(t, a, "select current_setting('work_mem') || ' ' || n::text || ' ' || pg_backend_pid()::text from mine"); got != "7MB 1 "+pid {
+			t.Fatalf("got %s, want backend %s", got, pid)
+		}
+	}
+	do(t, b, "notify news, 'hello'") // while a is idle
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	n, err := a.WaitForNotification(ctx)
+	if err != nil || n.Payload != "hello" {
+		t.Fatalf("%v, %v", n, err)
+	}
+	a.Close(t.Context())
+	c := h.connect(t)
+	await(t, "the server is free", func() bool { return h.Stats().Databases[0].Active <= 1 })
+	if got := value(t, c, "select current_setting('work_mem') || ' ' || coalesce(to_regclass('pg_temp.mine')::text, 'none')"); got != "4MB none" {
+		t.Errorf("the next client sees %s", got)
+	}
+	if st := h.Stats().Databases[0]; st.Active != 2 {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestAReloadTakesAllOrNothing(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "drop database if exists second"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Exec(t.Context(), "create database second"); err != nil {
+		t.Fatal(err)
+	}
+	cfg := config(database(s.URL(), one))
+	h := run(t, cfg)
+	conn := h.connect(t)
+	do(t, conn, "begin")
+	// Wrong: nothing changes.
+	bad := cfg
+	bad.MaxClients, bad.Listen = 0, "127.0.0.1:1"
+	if _, err := h.Prepare(bad); len(setting.Of(err)) != 1 {
+		t.Fatalf("got %v", err)
+	}
+	bad.MaxClients = 1
+	if _, err := h.Prepare(bad); err == nil || setting.Of(err)[0].Path != "listen" {
+		t.Fatalf("got %v", err)
+	}
+	// More room in the same pool: a client that waits gets it.
+	next := cfg
+	next.Databases = map[string]Database{"app": database(s.URL(), func(d *Database) { d.Pool.Max = 3 })}
+	commit, err := h.Prepare(next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	commit()
+	if got := value(t, h.connect(t), "select current_database()::text"); got != "app" {
+		t.Error(got)
+	}
+	// Another server: open transactions stay on the old one, then move.
+	other := cfg
+	other.Databases = map[string]Database{"app": database(strings.Replace(s.URL(), "/app?", "/second?", 1), one)}
+	other.Users = map[string]setting.Secret{"ann": "pw"}
+	if commit, err = h.Prepare(other); err != nil {
+		t.Fatal(err)
+	}
+	commit()
+	if got := value(t, conn, "select current_database()::text"); got != "app" {
+		t.Errorf("moved in the middle of a transaction, to %s", got)
+	}
+	do(t, conn, "commit")
+	if got := value(t, conn, "select current_database()::text"); got != "second" {
+		t.Errorf("still on %s", got)
+	}
+	_, err = pgx.Connect(t.Context(), h.url("ann", ""))
+	refusedWith(t, err, "28P01")
+	// And gone.
+	none := cfg
+	none.Databases = nil
+	if commit, err = h.Prepare(none); err != nil {
+		t.Fatal(err)
+	}
+	commit()
+	_, err = conn.Exec(t.Context(), "select 1")
+	refusedWith(t, err, "3D000")
+	await(t, "the old pools are empty", func() bool {
+		n, err := s.Value(context.Background(), "select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()")
+		return err == nil && n == "0"
+	})
+}
+
+func TestACycleIsOneExchangeWithItsTrace(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	conn := h.connect(t, "application_name=x")
+	const comment = "/*action='%2Fcontacts',traceparent='00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'*/"
+	do(t, conn, "drop table if exists traced")
+	do(t, conn, "create table traced (n int)")
+	start := len(h.ledger.all())
+	do(t, conn, "insert into traced select generate_series(1, 7) "+comment, pgx.QueryExecModeSimpleProtocol)
+	do(t, conn, "select n from traced where n > $1 "+comment, pgx.QueryExecModeExec, 2)
+	do(t, conn, "insert into traced values (length('"+strings.Repeat("x", 50_000)+"')) "+comment+";  ", pgx.QueryExecModeSimpleProtocol)
+	do(t, conn, "select 1", pgx.QueryExecModeSimpleProtocol)
+	if _, err := conn.Exec(t.Context(), "select 1/0", pgx.QueryExecModeSimpleProtocol); err == nil {
+		t.Fatal("no error")
+	}
+	for i, want := range []struct {
+		command, code, state string
+		rows                 int64
+		traced               bool
+	}{
+		{"INSERT", "ok", "", 7, true}, {"SELECT", "ok", "", 5, true}, {"INSERT", "ok", "", 1, true},
+		{"SELECT", "ok", "", 1, false}, {"", "sql_error", "22012", 0, false},
+	} {
+		x := h.ledger.all()[start+i]
+		traced := fmt.Sprintf("%x %x", x.Trace.TraceID, x.Trace.Parent) == "4bf92f3577b34da6a3ce929d0e0e4736 00f067aa0ba902b7"
+		if x.DB.Command != want.command || x.Code != want.code || x.DB.SQLState != want.state || x.DB.Rows != want.rows || traced != want.traced || x.Trace.Sampled() != want.traced {
+			t.Errorf("%d: %s %s %q %d rows, traced %v, sampled %v", i, x.DB.Command, x.Code, x.DB.SQLState, x.DB.Rows, traced, x.Trace.Sampled())
+		}
+		if x.BytesIn == 0 || x.BytesOut == 0 || x.FirstByte <= 0 || x.Took < x.FirstByte || x.Caller != "ann" || x.Route != "app" || x.DB.Queries != 1 {
+			t.Errorf("%d: %+v", i, x)
+		}
+	}
+}
+
+func TestLevelsTellHowThePoolStands(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	conn := h.connect(t)
+	do(t, conn, "begin")
+	got := map[string]float64{}
+	for _, l := range h.Levels() {
+		key := l.Name
+		for _, label := range l.Labels {
+			key += " " + label.Value
+		}
+		if _, twice := got[key]; twice || l.Help == "" {
+			t.Errorf("%s: twice, or without help", key)
+		}
+		got[key] = l.Value
+	}
+	for key, want := range map[string]float64{
+		"mainstay_pooler_servers app active": 1, "mainstay_pooler_servers app idle": 0, "mainstay_pooler_clients": 1,
+		"mainstay_pooler_waiting app": 0, "mainstay_pooler_servers_max app": 1, "mainstay_pooler_upstream_down app": 0,
+	} {
+		if got[key] != want {
+			t.Errorf("%s is %v, want %v", key, got[key], want)
+		}
+	}
+	do(t, conn, "commit")
+}
