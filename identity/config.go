@@ -88,11 +88,15 @@ func Compile(c Config) (*Proxies, error) {
 func parseRange(s string) (netip.Prefix, error) {
 	if strings.Contains(s, "/") {
 		p, err := netip.ParsePrefix(s)
+		if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 { // peers are compared unmapped
+			p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+		}
 		return p.Masked(), err
 	}
 	a, err := netip.ParseAddr(s)
 	if err != nil {
 		return netip.Prefix{}, err
 	}
-	return a.Unmap().Prefix(a.Unmap().BitLen())
+	a = a.Unmap().WithZone("")
+	return a.Prefix(a.BitLen())
 }

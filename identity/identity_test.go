@@ -75,3 +75,19 @@ func FuzzClient(f *testing.F) {
 		}
 	})
 }
+
+func TestAZoneOrAMappedRangeHidesNobody(t *testing.T) {
+	p, err := Compile(Config{TrustedProxies: []string{"private", "::ffff:203.0.113.0/120", "fe80::9%eth0"}, ClientHeader: XForwardedFor})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, peer := range []string{"fe80::1%eth0", "203.0.113.7", "::ffff:203.0.113.7"} {
+		if !p.Trusted(netip.MustParseAddr(peer)) {
+			t.Errorf("%s is not trusted", peer)
+		}
+	}
+	got := p.Client(netip.MustParseAddr("10.0.0.1"), func(string) string { return `2001:db8::1%"evil` })
+	if got != netip.MustParseAddr("2001:db8::1") {
+		t.Errorf("client %s", got)
+	}
+}

@@ -17,7 +17,7 @@ type Proxies struct {
 
 // Trusted reports whether forwarding headers from peer are believed.
 func (p *Proxies) Trusted(peer netip.Addr) bool {
-	peer = peer.Unmap()
+	peer = peer.Unmap().WithZone("") // a range contains no address with a zone
 	for _, r := range p.ranges {
 		if r.Contains(peer) {
 			return true
@@ -31,14 +31,14 @@ func (p *Proxies) Trusted(peer netip.Addr) bool {
 // not a trusted proxy too. Anything left of that may be forged and is not read.
 // header returns all values of a header, joined by commas.
 func (p *Proxies) Client(peer netip.Addr, header func(name string) string) netip.Addr {
-	peer = peer.Unmap()
+	peer = peer.Unmap().WithZone("")
 	if len(p.ranges) == 0 || !p.Trusted(peer) {
 		return peer
 	}
 	switch p.header {
 	case CFConnectingIP:
-		if a, err := netip.ParseAddr(strings.TrimSpace(header("Cf-Connecting-Ip"))); err == nil {
-			return a.Unmap()
+		if a, ok := hostOnly(strings.TrimSpace(header("Cf-Connecting-Ip"))); ok {
+			return a
 		}
 		return peer
 	case Forwarded:
@@ -72,13 +72,14 @@ func (p *Proxies) nearest(peer netip.Addr, chain string, addr func(string) (neti
 	return client
 }
 
-// hostOnly reads an address that may carry a port or brackets.
+// hostOnly reads an address that may carry a port or brackets. A zone means
+// nothing to anyone but who wrote it, and could be any text; it is dropped.
 func hostOnly(s string) (netip.Addr, bool) {
 	if a, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
-		return a.Unmap(), true
+		return a.Unmap().WithZone(""), true
 	}
 	if ap, err := netip.ParseAddrPort(s); err == nil {
-		return ap.Addr().Unmap(), true
+		return ap.Addr().Unmap().WithZone(""), true
 	}
 	return netip.Addr{}, false
 }

@@ -39,6 +39,9 @@ func (s Secret) String() string {
 // GoString keeps %#v from showing the value.
 func (s Secret) GoString() string { return s.String() }
 
+// Format keeps every verb from showing the value, %d too.
+func (s Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(s.String())) }
+
 // MarshalJSON keeps encoding/json from showing the value.
 func (s Secret) MarshalJSON() ([]byte, error) { return json.Marshal(s.String()) }
 
@@ -70,7 +73,7 @@ func ParseBytes(s string) (Bytes, error) {
 		}
 	}
 	f, err := strconv.ParseFloat(num, 64)
-	if err != nil || f < 0 || f*float64(mul) > 1<<62 {
+	if err != nil || !(f >= 0 && f*float64(mul) <= 1<<62) || f > 0 && f*float64(mul) < 1 { // NaN is neither; less than a byte is not none
 		return 0, fmt.Errorf("%q is not a size; write it as 64KB, 32MB or 1GiB", s)
 	}
 	return Bytes(f * float64(mul)), nil
@@ -97,7 +100,7 @@ func ParsePercent(s string) (Percent, error) {
 	if pct {
 		f /= 100
 	}
-	if err != nil || f < 0 || f > 1 {
+	if err != nil || !(f >= 0 && f <= 1) { // NaN is neither
 		return 0, fmt.Errorf("%q is not a share; write it as 5%% or 0.05", s)
 	}
 	return Percent(f), nil
