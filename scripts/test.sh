@@ -1,11 +1,8 @@
 #!/usr/bin/env bash
 # All tests, with the race detector. The packages that start real servers share
-# two cores, so they do not run beside one another.
+# two cores, so no more than two run beside one another. The example app is a module
+# of its own; internal/demo runs its tests on a PostgreSQL.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-echo "== unit and component tests"
 go test -race -timeout 12m ./...
-
-echo "== the example app, a module of its own"
-(cd examples/unitehub && go test -race -timeout 5m ./...)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os/signal"
 	"syscall"
 
@@ -21,8 +22,9 @@ Then it keeps serving, so that you can look at the dashboard.`,
 		Example: "  mainstay demo\n  mainstay demo --once --json demo.json",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 			defer stop()
+			context.AfterFunc(ctx, stop) // a second signal ends it at once
 			o.Out = cmd.OutOrStdout()
 			return demo.Run(ctx, o)
 		},

@@ -121,13 +121,22 @@ func (c *cli) resolve(command []string) (*app.Resolved, error) {
 	return app.Resolve(cfg, deploy.Command(command), os.LookupEnv)
 }
 
-// client reaches the Mainstay that runs with the same configuration.
+// client reaches the Mainstay that runs with the same file. Of the file it needs
+// the data folder alone, so it works without the environment of that Mainstay.
 func (c *cli) client() (*admin.Client, error) {
-	res, err := c.resolve(nil)
+	file, err := c.source()
 	if err != nil {
 		return nil, err
 	}
-	return admin.NewClient(res.Data), nil
+	given, err := config.DataFolder(file, os.LookupEnv)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := app.DataFolder(given, os.LookupEnv)
+	if err != nil {
+		return nil, err
+	}
+	return admin.NewClient(dir), nil
 }
 
 // terminal tells whether a person reads f.

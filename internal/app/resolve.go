@@ -43,19 +43,26 @@ func Resolve(c *config.Config, command deploy.Command, env config.Env) (*Resolve
 	if len(command) > 0 {
 		r.App.Run = command
 	}
-	if r.Data == "" {
-		r.Data = defaultData(env)
+	data, err := DataFolder(r.Data, env)
+	if err != nil {
+		ps.Add("data", err.Error(), "write an absolute path")
 	}
-	if !filepath.IsAbs(r.Data) {
-		abs, err := filepath.Abs(r.Data)
-		if err != nil {
-			ps.Add("data", "cannot be made absolute: "+err.Error(), "write an absolute path")
-		}
-		r.Data = abs
-	}
+	r.Data = data
 	r.resolveDatabase(env, &ps)
 	r.resolveClaude(env, &ps)
 	return r, c.Locate(ps)
+}
+
+// DataFolder is the folder for state when the file says given, which may be empty.
+func DataFolder(given string, env config.Env) (string, error) {
+	if given == "" {
+		given = defaultData(env)
+	}
+	abs, err := filepath.Abs(given)
+	if err != nil {
+		return "", fmt.Errorf("cannot be made absolute: %w", err)
+	}
+	return abs, nil
 }
 
 // defaultData is where state goes when the file does not say, after the XDG base
@@ -124,28 +131,25 @@ func databaseName(raw string) string {
 	return "app"
 }
 
+// resolveClaude switches the plane on if the file has its section, or if the app
+// would have called Claude: it has a key or a base URL.
 func (r *Resolved) resolveClaude(env config.Env, ps *setting.Problems) {
-	if r.Given("claude") {
-		r.ClaudeOn = true
+	r.ClaudeOn = r.Given("claude")
+	for _, name := range claudeVariables {
+		if v, ok := env(name); ok && v != "" && !r.ClaudeOn {
+			r.ClaudeOn, r.ClaudeFromEnv = true, true
+		}
+	}
+	base, ok := env("ANTHROPIC_BASE_URL")
+	if !ok || base == "" || r.Given("claude.upstream") {
 		return
 	}
-	for _, name := range claudeVariables {
-		v, ok := env(name)
-		if !ok || v == "" {
-			continue
+	r.Claude.Upstream = base
+	var found setting.Problems
+	r.Claude.Validate(&found)
+	for _, p := range found {
+		if p.Path == "upstream" {
+			ps.Add("", "ANTHROPIC_BASE_URL in the environment "+p.What, p.Mend)
 		}
-		r.ClaudeOn, r.ClaudeFromEnv = true, true
-		if name != "ANTHROPIC_BASE_URL" {
-			return
-		}
-		r.Claude.Upstream = v
-		var found setting.Problems
-		r.Claude.Validate(&found)
-		for _, p := range found {
-			if p.Path == "upstream" {
-				ps.Add("", "ANTHROPIC_BASE_URL in the environment "+p.What, p.Mend)
-			}
-		}
-		return
 	}
 }

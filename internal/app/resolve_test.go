@@ -36,6 +36,7 @@ func TestTheEnvironmentFillsWhatTheFileLeavesOut(t *testing.T) {
 		{"of several, the one named after the service", "service: b\npooler: {databases: {a: {upstream: \"postgres://u:p@h/x\"}, b: {upstream: \"postgres://u:p@h/y\"}}}", nil, "b", ""},
 		{"a key switches Claude on", "", []string{"ANTHROPIC_API_KEY=k"}, "", "https://api.anthropic.com"},
 		{"a base URL is the upstream", "", []string{"ANTHROPIC_BASE_URL=http://127.0.0.1:1", "ANTHROPIC_API_KEY=k"}, "", "http://127.0.0.1:1"},
+		{"a section without an upstream leaves it to the environment", "claude: {drain: 5s}", []string{"ANTHROPIC_BASE_URL=http://127.0.0.1:1"}, "", "http://127.0.0.1:1"},
 		{"the section switches Claude on and wins", "claude: {upstream: \"https://other.example\"}", []string{"ANTHROPIC_BASE_URL=http://127.0.0.1:1"}, "", "https://other.example"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -80,6 +80,8 @@ func (c *Config) Given(path string) bool { _, ok := c.given[path]; return ok }
 type Mistakes struct {
 	File  string
 	Lines []string
+	// config is what could be read all the same; nil if it was no YAML.
+	config *Config
 }
 
 func (m *Mistakes) Error() string { return strings.Join(m.Lines, "\n") }
@@ -125,9 +127,29 @@ func Parse(text []byte, name string, env Env) (*Config, error) {
 	c.given = d.lines
 	ps := append(d.problems, validate(root, d.problems)...)
 	if len(ps) > 0 {
-		return nil, mistakes(name, ps, d.lines)
+		m := mistakes(name, ps, d.lines)
+		m.config = c
+		return nil, m
 	}
 	return c, nil
+}
+
+// DataFolder reads from the file at path where Mainstay keeps its state, and
+// nothing else: the verbs that talk to a running Mainstay need not have the
+// environment that it was started in.
+func DataFolder(path string, env Env) (string, error) {
+	blank := func(name string) (string, bool) {
+		v, _ := env(name)
+		return v, true
+	}
+	c, err := Load(path, blank)
+	if m, wrong := errors.AsType[*Mistakes](err); wrong && m.config != nil {
+		c, err = m.config, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return c.Data, nil
 }
 
 // document decodes the one document that text holds.

@@ -239,6 +239,24 @@ func TestAWrongValueFromAReferenceIsNotRepeated(t *testing.T) {
 	}
 }
 
+// A verb that only wants to find the running Mainstay must not need its secrets.
+func TestTheDataFolderIsFoundWithoutTheRestOfTheEnvironment(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "m.yaml")
+	text := "data: ${WHERE}/x\npooler: {databases: {app: {upstream: \"${DATABASE_URL}\"}}}\nnonsense: 1\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if dir, err := DataFolder(path, env("WHERE", "/srv")); err != nil || dir != "/srv/x" {
+		t.Errorf("got %q, %v", dir, err)
+	}
+	if err := os.WriteFile(path, []byte("["), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := DataFolder(path, env()); err == nil {
+		t.Error("a broken file was accepted")
+	}
+}
+
 func TestEveryKeyIsDocumented(t *testing.T) {
 	var visit func(reflect.Type, string)
 	visit = func(rt reflect.Type, path string) {
