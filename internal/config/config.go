@@ -125,7 +125,8 @@ func Parse(text []byte, name string, env Env) (*Config, error) {
 	}
 	delete(d.lines, "")
 	c.given = d.lines
-	ps := append(d.problems, validate(root, d.problems)...)
+	found := d.verdict()
+	ps := append(found, validate(root, found)...)
 	if len(ps) > 0 {
 		m := mistakes(name, ps, d.lines)
 		m.config = c
@@ -175,6 +176,8 @@ func syntaxMistake(name string, err error) string {
 	switch {
 	case m == nil:
 		return name + ": " + err.Error()
+	case strings.HasPrefix(m[2], "unknown anchor"): // its name may be a secret
+		return name + ": refers to an anchor that is nowhere in it; put a value that begins with * in quotes"
 	case m[1] == "":
 		return name + ": is not YAML: " + m[2]
 	}
@@ -191,9 +194,11 @@ func validate(v reflect.Value, known setting.Problems) (ps setting.Problems) {
 			ps.Below(path, found)
 		}
 	})
-	ps = slices.DeleteFunc(ps, func(p setting.Problem) bool {
-		return slices.ContainsFunc(known, func(k setting.Problem) bool { return k.Path == p.Path })
-	})
+	judged := map[string]bool{}
+	for _, k := range known {
+		judged[k.Path] = true
+	}
+	ps = slices.DeleteFunc(ps, func(p setting.Problem) bool { return judged[p.Path] })
 	seen := map[setting.Problem]bool{}
 	return slices.DeleteFunc(ps, func(p setting.Problem) bool {
 		twice := seen[p]

@@ -154,7 +154,7 @@ func TestTextThatIsNotYAMLIsNamedWithItsLine(t *testing.T) {
 		"- a\n":                          "is a list where a group of settings is expected",
 		"edge: &a {timeouts: *a}\n":      "",
 		"x: &x [*x]\n":                   "",
-		"<<: {service: a}\n":             "unknown key",
+		"<<: {service: a}\n":             "a merge key",
 		"? [a]\n: b\n":                   "a key that is not text",
 		"service: \"\\xff\"\n":           "",
 		strings.Repeat("[", 20000):       "",

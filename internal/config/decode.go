@@ -17,6 +17,13 @@ import (
 // the decoder run away.
 const maxDepth = 32
 
+// maxValues bounds what aliases may make of a file, and maxMistakes what is
+// worth reading about it.
+const (
+	maxValues   = 100_000
+	maxMistakes = 200
+)
+
 // decoder fills structs from a YAML tree. It never stops at a mistake: it notes
 // it and goes on, so that all are reported at once.
 type decoder struct {
@@ -24,9 +31,27 @@ type decoder struct {
 	lines    map[string]int // every path that the file mentions
 	problems setting.Problems
 	unbuilt  bool // inside a section whose feature does not exist yet
+	values   int  // decoded so far, those under an alias each time
 }
 
 func (d *decoder) mistake(path, what, mend string) { d.problems.Add(path, what, mend) }
+
+// enough counts a value and reports whether to stop.
+func (d *decoder) enough() bool {
+	d.values++
+	return d.values > maxValues || len(d.problems) >= maxMistakes
+}
+
+// verdict is every mistake, with a word on what was not looked at.
+func (d *decoder) verdict() setting.Problems {
+	switch {
+	case d.values > maxValues:
+		d.mistake("", "holds more than "+strconv.Itoa(maxValues)+" values once its aliases are written out", "use fewer aliases")
+	case len(d.problems) >= maxMistakes:
+		d.mistake("", "has more mistakes than these", "mend them and check again")
+	}
+	return d.problems
+}
 
 // value decodes n into v, which stands at path.
 func (d *decoder) value(n *yaml.Node, v reflect.Value, path string, depth int) {
@@ -61,6 +86,9 @@ func (d *decoder) mapping(n *yaml.Node, path, wanted string, each func(key strin
 	}
 	first := map[string]int{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
+		if d.enough() {
+			return
+		}
 		key, val := n.Content[i], n.Content[i+1]
 		at := setting.Join(path, key.Value)
 		if key.Kind != yaml.ScalarNode {
@@ -73,6 +101,11 @@ func (d *decoder) mapping(n *yaml.Node, path, wanted string, each func(key strin
 			continue
 		}
 		first[key.Value] = key.Line
+		if key.Tag == "!!merge" {
+			d.lines[at] = key.Line
+			d.mistake(at, "is a merge key, which is not supported", "write the settings out")
+			continue
+		}
 		each(key.Value, val, key.Line)
 		d.lines[at] = key.Line
 	}
@@ -133,6 +166,9 @@ func (d *decoder) list(n *yaml.Node, v reflect.Value, path string, depth int) {
 	}
 	list := reflect.MakeSlice(v.Type(), 0, len(n.Content))
 	for i, item := range n.Content {
+		if d.enough() {
+			return
+		}
 		elem := fresh(v.Type().Elem())
 		d.value(item, elem, fmt.Sprintf("%s[%d]", path, i), depth+1)
 		list = reflect.Append(list, elem)
@@ -160,7 +196,11 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 		return
 	}
 	if v.Kind() == reflect.String && n.Tag != "!!str" && n.Style == 0 {
-		d.mistake(path, "is "+describe(n)+" where text is expected", fmt.Sprintf("put it in quotes: %q", n.Value))
+		mend := "put it in quotes"
+		if _, secret := v.Interface().(setting.Secret); !secret {
+			mend += fmt.Sprintf(": %q", n.Value)
+		}
+		d.mistake(path, "is "+describe(n)+" where text is expected", mend)
 		return
 	}
 	if err := setScalar(v, s); err != nil {

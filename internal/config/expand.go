@@ -53,7 +53,8 @@ func (e expander) expand(s string) (string, error) {
 func (e expander) env(ref string) (string, error) {
 	name, fallback, hasFallback := strings.Cut(ref, ":-")
 	if !validName(name) {
-		return "", fmt.Errorf("${%s} does not name an environment variable; write it as ${NAME} or ${NAME:-default}", ref)
+		// The rest of ref is not repeated: a default may be a secret.
+		return "", fmt.Errorf("${%s} does not name an environment variable; write it as ${NAME} or ${NAME:-default}", name)
 	}
 	if v, ok := e.lookup(name); ok && (v != "" || !hasFallback) {
 		return v, nil
@@ -78,6 +79,10 @@ func validName(s string) bool {
 func (e expander) file(path string) (string, error) {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(e.dir, path)
+	}
+	// A pipe or a device might keep the reader waiting for good.
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return "", fmt.Errorf("%s, to which it refers, is not a regular file", path)
 	}
 	f, err := os.Open(path)
 	if err != nil {
