@@ -77,11 +77,13 @@ func (r *Refusal) Error() string { return r.Message }
 func refuse(sqlstate, message string) error { return &Refusal{sqlstate, message} }
 
 func choose(chosen map[string]string, name, value string) error {
+	ok := name != ""
 	for i, c := range []byte(name) {
 		letter := 'a' <= c && c <= 'z' || c == '_'
-		if !letter && (i == 0 || c != '.' && (c < '0' || c > '9')) {
-			return refuse("42704", fmt.Sprintf("unrecognized configuration parameter %q", name))
-		}
+		ok = ok && (letter || i > 0 && (c == '.' || '0' <= c && c <= '9'))
+	}
+	if !ok {
+		return refuse("42704", fmt.Sprintf("unrecognized configuration parameter %q", name))
 	}
 	chosen[name] = value
 	return nil

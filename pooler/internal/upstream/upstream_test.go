@@ -1,0 +1,162 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+)
+
+func TestAURLIsReadAsLibpqReadsIt(t *testing.T) {
+	for raw, want := range map[string]Target{
+		"postgres://ann:p%40w@db.example.com:6543/app?sslmode=require&connect_timeout=7": {
+			Network: "tcp", Address: "db.example.com:6543", Host: "db.example.com", User: "ann", password: "p@w",
+			Database: "app", SSL: Require, ConnectTimeout: 7 * time.Second,
+		},
+		"postgresql://ann@[::1]": {Network: "tcp", Address: "[::1]:5432", Host: "::1", User: "ann", Database: "ann", SSL: Prefer},
+		"postgres:///app?host=/run/postgresql&port=5433&user=ann&password=x+y": {
+			Network: "unix", Address: "/run/postgresql/.s.PGSQL.5433", Host: "/run/postgresql", User: "ann", password: "x+y", Database: "app", SSL: Disable,
+		},
+		"postgres://ann@h/app?schema=public&pgbouncer=true&connection_limit=5&application_name=web&statement_timeout=5s": {
+			Network: "tcp", Address: "h:5432", Host: "h", User: "ann", Database: "app", SSL: Prefer,
+			Settings: []pgwire.Param{{Name: "application_name", Value: "web"}, {Name: "statement_timeout", Value: "5s"}},
+		},
+		"postgres://ann@h/app?sslmode=no-verify": {Network: "tcp", Address: "h:5432", Host: "h", User: "ann", Database: "app", SSL: Require},
+	} {
+		got, err := Parse(raw)
+		if err != nil {
+			t.Errorf("%s: %v", raw, err)
+			continue
+		}
+		if diff := cmp.Diff(want, *got, cmp.AllowUnexported(Target{})); diff != "" {
+			t.Errorf("%s: %s", raw, diff)
+		}
+	}
+}
+
+func TestAMistakeInAURLIsNamedWithoutThePassword(t *testing.T) {
+	for raw, want := range map[string]string{
+		"mysql://a:hunter2@h/db":                         "postgres://",
+		"host=h user=a password=hunter2":                 "postgres://",
+		"postgres://a:hunter2@h:port/db":                 "not a URL",
+		"postgres://a:hunter2@h:0/db":                    "port",
+		"postgres://:hunter2@h/db":                       "user",
+		"postgres://a:hunter2@h/db?sslmode=maybe":        "sslmode",
+		"postgres://a:hunter2@h/db?connect_timeout=soon": "connect_timeout",
+		"postgres://a:hunter2@h1,h2/db":                  "several hosts",
+		"postgres://a:hunter2@h/db?host=h1,h2":           "several hosts",
+		"postgres://a:hunter2@h/db?sslrootcert=/no/file": "sslrootcert",
+		"postgres://a:hunter2@h/db?sslcert=/no/file":     "sslcert",
+		"postgres://a:hunter2@h/db?replication=database": "replication",
+		"postgres://a:hunter2@h/db?x=%00":                "cannot be used",
+		"postgres://a:hun%ter2@h/db":                     "not a URL",
+	} {
+		_, err := Parse(raw)
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v, want it to name %q and not the password", raw, err, want)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("postgres://ann:pw@h:5432/db?sslmode=require&options=-c%20x%3D1")
+	f.Add("postgres:///?host=/tmp&user=u")
+	f.Fuzz(func(t *testing.T, raw string) {
+		if strings.Contains(raw, "sslrootcert") || strings.Contains(raw, "sslcert") || strings.Contains(raw, "sslkey") {
+			return // names files
+		}
+		target, err := Parse(raw)
+		if err != nil {
+			return
+		}
+		if target.User == "" || target.Database == "" || target.Address == "" || strings.ContainsRune(target.User+target.Database, 0) {
+			t.Fatalf("%q: %+v", raw, target)
+		}
+		packet := pgwire.AppendStartup(nil, append([]pgwire.Param{{Name: "user", Value: target.User}}, target.Settings...))
+		if start, err := pgwire.ParseStartup(packet[4:]); err != nil || start.Parameters[0].Value != target.User {
+			t.Fatalf("%q makes a startup packet that cannot be read: %v", raw, err)
+		}
+	})
+}
+
+// script plays a server that answers the startup packet with fixed bytes.
+func script(t *testing.T, answer string) (*Target, Dial) {
+	t.Helper()
+	target, err := Parse("postgres://ann:pw@h/db?sslmode=disable")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return target, func(context.Context, string, string) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		go func() {
+			defer theirs.Close()
+			if _, err := pgwire.NewReader(theirs, 1<<14).ReadStartup(); err != nil {
+				return
+			}
+			go io.Copy(io.Discard, theirs)
+			_, _ = io.WriteString(theirs, answer)
+		}()
+		return ours, nil
+	}
+}
+
+func message(typ byte, body string) string { return string(pgwire.Append(nil, typ, []byte(body))) }
+
+func TestAServerThatDoesNotKeepToTheProtocolIsRefused(t *testing.T) {
+	ready, ok := message('Z', "I"), message('R', "\x00\x00\x00\x00")
+	for name, answer := range map[string]string{
+		"nothing":                       "",
+		"ready without authentication":  ready,
+		"an unknown method":             message('R', "\x00\x00\x00\x07"),
+		"a short request":               message('R', "\x00"),
+		"md5 without salt":              message('R', "\x00\x00\x00\x05\x01"),
+		"SCRAM that was never begun":    message('R', "\x00\x00\x00\x0bx"),
+		"no mechanism we know":          message('R', "\x00\x00\x00\x0aX-OAUTH\x00\x00"),
+		"PLUS without TLS":              message('R', "\x00\x00\x00\x0aSCRAM-SHA-256-PLUS\x00\x00"),
+		"SCRAM and no proof":            message('R', "\x00\x00\x00\x0aSCRAM-SHA-256\x00\x00") + ok + ready,
+		"a short key":                   ok + message('K', "x"),
+		"a parameter without end":       ok + message('S', "x"),
+		"an unknown message":            ok + message('!', ""),
+		"a length of 4 GB":              "R\xff\xff\xff\xff",
+		"a message longer than a login": "R\x00\x10\x00\x00",
+	} {
+		target, dial := script(t, answer)
+		if c, err := target.Connect(t.Context(), dial); err == nil {
+			c.Close()
+			t.Errorf("%s: accepted", name)
+		} else if strings.Contains(err.Error(), "pw") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestARefusalKeepsItsSQLStateAndItsHope(t *testing.T) {
+	for state, passing := range map[string]bool{"57P03": true, "53300": true, "28P01": false, "3D000": false} {
+		target, dial := script(t, message('E', "SFATAL\x00C"+state+"\x00Mno\x00\x00"))
+		_, err := target.Connect(t.Context(), dial)
+		refused, ok := errors.AsType[*Refused](err)
+		if !ok || refused.SQLState != state || Passing(err) != passing {
+			t.Errorf("%s: %v, passing %v", state, err, Passing(err))
+		}
+	}
+	if !Passing(errors.New("connection refused")) {
+		t.Error("a dial error does not pass")
+	}
+}
+
+func TestALoginEndsWithItsContext(t *testing.T) {
+	target, dial := script(t, message('R', "\x00\x00\x00\x00")) // and never ready
+	ctx, cancel := context.WithCancelCause(t.Context())
+	because := errors.New("enough")
+	cancel(because)
+	if _, err := target.Connect(ctx, dial); err == nil {
+		t.Error("logged in")
+	}
+}
