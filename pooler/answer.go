@@ -84,9 +84,9 @@ func (s *session) pass() {
 		return
 	}
 	if !s.mute {
-		s.clogged.Store(true)
+		s.writing.Store(true)
 		_, err := s.conn.Write(run)
-		s.clogged.Store(false)
+		s.writing.Store(false)
 		s.moved.Add(1)
 		if err != nil {
 			s.mute = true

@@ -137,7 +137,7 @@ func (s *backend) note(body []byte) {
 }
 
 // execLimit is how long a statement of the pooler's own may take.
-const execLimit = 10 * time.Second
+const execLimit = 5 * time.Second
 
 // exec runs a statement of the pooler's own on a connection that is ready for one.
 // Settings that change thereby are told to the client, if there is one, as

@@ -18,6 +18,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	_ "github.com/jackc/pgx/v5/stdlib"
+
+	"mainstay.dev/mainstay/internal/setting"
 )
 
 // tool runs a client program against the pooler and returns what it printed.
@@ -277,4 +279,41 @@ func TestALongPipelineDoesNotBlock(t *testing.T) {
 	if got := value(t, conn, "select 'still'"); got != "still" {
 		t.Fatal(got)
 	}
+}
+
+func TestNodePostgresAndPostgresJSWork(t *testing.T) {
+	const folder = "../test/clients/pg-node"
+	for _, program := range []string{"node", "npm"} {
+		if _, err := exec.LookPath(program); err != nil {
+			if os.Getenv("CI") == "true" {
+				t.Fatal(err)
+			}
+			t.Skipf("%s is not installed", program)
+		}
+	}
+	if _, err := os.Stat(folder + "/node_modules"); err != nil {
+		install := exec.Command("npm", "ci", "--no-audit", "--no-fund")
+		install.Dir = folder
+		if out, err := install.CombinedOutput(); err != nil {
+			if os.Getenv("CI") == "true" {
+				t.Fatalf("npm ci: %v\n%s", err, out)
+			}
+			t.Skipf("npm ci: %v\n%s", err, out)
+		}
+	}
+	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 3 }), func(c *Config) {
+		c.Users = map[string]setting.Secret{"ann": "a password"}
+	}), func(d *Deps) { d.Grants = []Grant{{User: "green", Secret: "a-generated-secret", Color: "green"}} })
+	for _, url := range []string{h.url("ann", "a password"), h.url("green", "a-generated-secret")} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		cmd := exec.CommandContext(ctx, "node", "client.mjs")
+		cmd.Dir, cmd.Env = folder, append(os.Environ(), "DATABASE_URL="+url)
+		out, err := cmd.CombinedOutput()
+		cancel()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		t.Logf("%s", out)
+	}
+	await(t, "every server is back", func() bool { return h.Stats().Databases[0].Active == 0 })
 }

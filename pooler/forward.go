@@ -80,9 +80,9 @@ func (s *session) split() {
 // client that has kept the session waiting in the middle of something for longer
 // than stall (0: forever) is disconnected.
 func (s *session) watch(stall time.Duration) {
-	moved, now := s.moved.Load(), time.Now()
-	if moved != s.lastMoved || !s.clogged.Load() {
-		s.lastMoved, s.lastMove = moved, now
+	now, turn, moved := time.Now(), s.turn.Load(), s.moved.Load()
+	if !s.writing.Load() && !s.wanting.Load() || turn != s.lastTurn || moved != s.lastMoved {
+		s.lastTurn, s.lastMoved, s.lastMove = turn, moved, now
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -186,10 +186,10 @@ func (s *session) fill() error {
 		s.mu.Unlock()
 		return errClosing
 	}
-	s.clogged.Store(s.midway || s.in.Buffered() > 0)
+	s.wanting.Store(s.midway || s.in.Buffered() > 0)
 	s.mu.Unlock()
 	err := s.in.Fill()
-	s.clogged.Store(false)
+	s.wanting.Store(false)
 	s.moved.Add(1)
 	if err == nil {
 		return nil

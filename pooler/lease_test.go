@@ -495,6 +495,27 @@ func TestAClientThatHangsUpFreesItsServer(t *testing.T) {
 	}
 }
 
+func TestAClientThatStallsIsDisconnected(t *testing.T) {
+	for what, send := range map[string]string{
+		"reads nothing":           frame('Q', "select repeat('x', 1000) from generate_series(1, 1000000)\x00"),
+		"leaves a message undone": frame('P', "x\x00select 1\x00\x00\x00") + frame('H', "") + "Q\x00\x00\x01\x00select",
+	} {
+		t.Run(what, func(t *testing.T) {
+			h := run(t, config(database(pg.Start(t).URL(), one), func(c *Config) { c.StallTimeout = 300 * time.Millisecond }))
+			patient := h.connect(t)
+			do(t, patient, "select pg_sleep(0.6)") // slow is not stalled
+			do(t, patient, "begin")
+			c := newFrontend(t, h)
+			c.send(send)
+			await(t, "it waits", func() bool { return h.Stats().Databases[0].Waiting == 1 })
+			time.Sleep(600 * time.Millisecond) // idle in a transaction: no stall either
+			do(t, patient, "commit")
+			await(t, "it is gone", func() bool { return h.ledger.codes()[string(ClientStalled)] == 1 })
+			await(t, "the server is free", func() bool { return h.Stats().Databases[0].Active == 0 })
+		})
+	}
+}
+
 func TestAGoodbyeBeforeTheAnswerLetsTheWorkFinish(t *testing.T) {
 	s := pg.Start(t)
 	if err := s.Exec(t.Context(), "drop table if exists parting; create table parting (n int)"); err != nil {

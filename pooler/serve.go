@@ -50,12 +50,13 @@ type session struct {
 
 	turn    atomic.Uint64 // counts cycles, so that a slow one is seen from outside
 	moved   atomic.Uint64 // counts what was read from and written to the client
-	clogged atomic.Bool   // waits for the client in the middle of a message
+	writing atomic.Bool   // serve waits for the client to take an answer
+	wanting atomic.Bool   // the uplink waits for the rest of a message
 	dead    atomic.Bool   // killed: must not queue for a server
 
 	// What the sweep knows; only it uses these.
-	lastMoved uint64
-	lastMove  time.Time
+	lastTurn, lastMoved uint64
+	lastMove            time.Time
 
 	mu        sync.Mutex // over what the uplink shares with serve, and others look at
 	pool      *pool
