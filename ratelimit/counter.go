@@ -33,6 +33,29 @@ func (c *counter) settle(l *Limit, now int64) {
 		}
 	case Concurrency:
 		c.end(func(s stamp) bool { return s.at <= now }, now)
+	case GCRA:
+		// A limit that has become tighter makes nobody wait longer than it says.
+		c.level = min(c.level, now+l.emission()*l.Burst)
+	}
+}
+
+// restore makes up for a debt. c is settled.
+func (c *counter) restore(l *Limit, d Debt, now int64) {
+	reset := int64(d.Reset / time.Microsecond)
+	switch l.Family() {
+	case Concurrency:
+		return
+	case GCRA:
+		if d.Used > 0 && reset > 0 {
+			c.level = max(c.level, now+min(reset, l.emission()*l.Burst))
+		}
+	default:
+		if missing := min(d.Used, l.Max) - c.level; missing > 0 && reset > 0 {
+			c.stamp(min(now+reset-l.window(), countsAt(l, now)), missing)
+		}
+	}
+	if add := min(d.Add, capacity(l)-c.used(l, now)); add > 0 {
+		c.charge(l, add, now, 0)
 	}
 }
 

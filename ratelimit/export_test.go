@@ -16,3 +16,7 @@ func (v Virtual) RefundAt(now int64, d Decision, checks []Check) error {
 func (v Virtual) ChargeAt(now int64, checks []Check) error { return v.overcharge(now, checks) }
 
 func (v Virtual) ResetAt(_ int64, checks []Check) error { return v.Reset(context.Background(), checks) }
+
+func (v Virtual) RestoreAt(now int64, checks []Check, debts []Debt) error {
+	return v.restore(now, checks, debts)
+}

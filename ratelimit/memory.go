@@ -2,6 +2,7 @@ package ratelimit
 
 import (
 	"context"
+	"fmt"
 	"hash/maphash"
 	"math/bits"
 	"sync/atomic"
@@ -201,6 +202,31 @@ func (m *Memory) overcharge(now int64, checks []Check) error {
 		if c.Cost = min(c.Cost, left); c.Cost > 0 && c.Limit.Algorithm != Concurrency {
 			m.charge(&c, b, i, now, 0)
 		}
+	})
+}
+
+// Restore implements [Store].
+func (m *Memory) Restore(_ context.Context, checks []Check, debts []Debt) error {
+	return m.restore(m.now(), checks, debts)
+}
+
+func (m *Memory) restore(now int64, checks []Check, debts []Debt) error {
+	if len(debts) != len(checks) {
+		return fmt.Errorf("%w: %d debts for %d checks", ErrInvalid, len(debts), len(checks))
+	}
+	return m.each(checks, func(b *batch, i int) {
+		c, h := &checks[i], b.hash[i]
+		if c.Limit.Algorithm == Concurrency || debts[i].Used <= 0 && debts[i].Add <= 0 {
+			return
+		}
+		t := &m.shards[h%shards]
+		if m.ask(c, b, i, now); b.cell[i] == nil {
+			b.cell[i] = t.insert(h, c.Key, c.kind(), now)
+		}
+		v := &b.cell[i].value
+		v.restore(&c.Limit, debts[i], now)
+		b.cell[i].until = v.over(&c.Limit)
+		t.grow(b.cell[i], int64(cap(v.stamps))*stampSize, now)
 	})
 }
 

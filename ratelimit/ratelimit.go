@@ -179,6 +179,13 @@ type Decision struct {
 	Lease   uint64 // of the Concurrency checks; 0: none was taken
 }
 
+// A Debt is what a counter should know and may have forgotten or never heard of.
+type Debt struct {
+	Used  int64         // at least so many units are taken …
+	Reset time.Duration // … and all of them free again after this
+	Add   int64         // so many more were taken meanwhile; they count as taken now
+}
+
 // ErrInvalid is wrapped by errors about the checks themselves: nothing was decided.
 var ErrInvalid = errors.New("ratelimit: invalid check")
 
@@ -198,6 +205,9 @@ type Store interface {
 	// Charge takes the costs without asking, at most down to nothing left: for work
 	// whose cost is known only afterwards.
 	Charge(ctx context.Context, checks []Check) error
+	// Restore makes up for what a store has missed: debts[i] belongs to checks[i],
+	// whose Cost means nothing here. Leases are not restored.
+	Restore(ctx context.Context, checks []Check, debts []Debt) error
 	// Reset forgets the counters.
 	Reset(ctx context.Context, checks []Check) error
 }

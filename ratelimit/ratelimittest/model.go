@@ -54,6 +54,9 @@ func (m *Model) at(c ratelimit.Check, now int64) *state {
 	}
 	s.units = left
 	s.level, s.since = max(s.level-(now-s.since), 0), now
+	if c.Limit.Algorithm == ratelimit.GCRA {
+		s.level = min(s.level, emission(c.Limit)*c.Limit.Burst)
+	}
 	return s
 }
 
@@ -207,6 +210,27 @@ func (m *Model) Charge(now int64, checks []ratelimit.Check) {
 		if cost := min(c.Cost, r.Remaining); cost > 0 && c.Limit.Algorithm != ratelimit.Concurrency {
 			s.take(c, cost, now, 0)
 		}
+	}
+}
+
+// Restore is as [ratelimit.Store.Restore] says.
+func (m *Model) Restore(now int64, checks []ratelimit.Check, debts []ratelimit.Debt) {
+	for i, c := range checks {
+		s, d, l := m.at(c, now), debts[i], c.Limit
+		reset := d.Reset.Microseconds()
+		switch {
+		case l.Algorithm == ratelimit.Concurrency || d.Used > 0 && reset <= 0:
+		case l.Algorithm == ratelimit.GCRA && d.Used > 0:
+			s.level = max(s.level, min(reset, emission(l)*l.Burst))
+		case l.Algorithm != ratelimit.GCRA && min(d.Used, l.Max) > s.sum():
+			at := now + reset - l.Window.Microseconds()
+			if len(s.units) > 0 {
+				at = max(at, s.units[len(s.units)-1].at)
+			}
+			s.units = append(s.units, unit{at: at, n: min(d.Used, l.Max) - s.sum()})
+		}
+		c.Cost = d.Add
+		m.Charge(now, []ratelimit.Check{c})
 	}
 }
 

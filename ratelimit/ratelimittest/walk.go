@@ -18,6 +18,7 @@ type Virtual interface {
 	RefundAt(now int64, d ratelimit.Decision, checks []ratelimit.Check) error
 	ChargeAt(now int64, checks []ratelimit.Check) error
 	ResetAt(now int64, checks []ratelimit.Check) error
+	RestoreAt(now int64, checks []ratelimit.Check, debts []ratelimit.Debt) error
 }
 
 // Limits are one of each kind, in two sizes where a caller may move between them.
@@ -72,6 +73,15 @@ func (w *Walk) checks() []ratelimit.Check {
 	return checks
 }
 
+func (w *Walk) debts(checks []ratelimit.Check) []ratelimit.Debt {
+	debts := make([]ratelimit.Debt, len(checks))
+	for i, c := range checks {
+		reset := w.rnd.Int64N(c.Limit.Window.Microseconds())
+		debts[i] = ratelimit.Debt{Used: w.rnd.Int64N(c.Limit.Max), Reset: time.Duration(reset) * time.Microsecond, Add: w.rnd.Int64N(3)}
+	}
+	return debts
+}
+
 // pass lets time go by: often none, mostly little, at times a whole window.
 func (w *Walk) pass() {
 	switch n := w.rnd.IntN(100); {
@@ -108,6 +118,10 @@ func (w *Walk) Run(t testing.TB, store Virtual, model *Model, steps int) {
 			g := w.given[len(w.given)-1-w.rnd.IntN(min(len(w.given), 20))]
 			err = store.RefundAt(w.now, g.store, g.checks)
 			model.Refund(w.now, g.ours, g.checks)
+		case n < 96:
+			debts := w.debts(checks)
+			err = store.RestoreAt(w.now, checks, debts)
+			model.Restore(w.now, checks, debts)
 		case n < 99:
 			err = store.ChargeAt(w.now, checks)
 			model.Charge(w.now, checks)
