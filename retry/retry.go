@@ -30,6 +30,12 @@ type Policy struct {
 	// AskedCap bounds a wait that the other side asked for, before jitter; 0: no
 	// bound.
 	AskedCap time.Duration
+	// Decorrelated draws each wait of a [Loop] from between Base and three times the
+	// one before it, instead of doubling and spreading it; Cap is then needed. A wait
+	// that was asked for has such a draw added to it, so that those who were sent away
+	// together do not come back together. (The term and the bounds: M. Brooker,
+	// "Exponential Backoff and Jitter", AWS Architecture Blog, 2015.)
+	Decorrelated bool
 }
 
 // forever is the longest wait there is; it leaves room for jitter to be added.
@@ -73,6 +79,7 @@ func scale(d time.Duration, by float64) time.Duration {
 type Loop struct {
 	policy  Policy
 	retries int
+	last    time.Duration // the last decorrelated wait
 }
 
 // Begin starts a loop; its first try is free.
@@ -85,7 +92,25 @@ func (l *Loop) Next(asked time.Duration) (wait time.Duration, ok bool) {
 		return 0, false
 	}
 	l.retries++
+	if l.policy.Decorrelated {
+		return l.decorrelated(asked, rand.Float64()), true
+	}
 	return l.policy.Wait(l.retries, asked), true
+}
+
+// decorrelated is the next wait with the random share u, in [0, 1), given.
+func (l *Loop) decorrelated(asked time.Duration, u float64) time.Duration {
+	p := l.policy
+	low := bounded(max(p.Base, 0), p.Cap)
+	high := bounded(max(double(l.last, 1)+min(l.last, forever), low), p.Cap) // 3 times, without overflow
+	if l.last == 0 {
+		high = bounded(3*min(low, forever/3), p.Cap)
+	}
+	l.last = low + scale(high-low, u)
+	if asked > 0 {
+		return bounded(asked, p.AskedCap) + l.last
+	}
+	return l.last
 }
 
 // Retries returns how many tries after the first were claimed.
