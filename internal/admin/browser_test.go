@@ -35,8 +35,8 @@ func busy(requests *atomic.Int64) func(*Config, *Deps) {
 				Live: &deploy.Copy{ID: "green-2", Color: "green", Version: "1.4.2", Address: "127.0.0.1:41234", PID: 4711, State: deploy.Healthy, Began: time.Now().Add(-time.Hour), Restarts: 1, LastExit: "exit code 1"},
 			},
 			history: []deploy.Record{
-				{Number: 2, Color: "green", Target: "green-2", Version: "1.4.2", Why: "<b>faster</b>", Began: time.Now(), TookMS: 8200, Outcome: deploy.StepDone},
-				{Number: 1, Color: "blue", Target: "blue-1", Began: time.Now(), Outcome: deploy.StepFailed, Error: "blue-1 was not healthy"},
+				{Number: 2, Color: "green", Target: "green-2", Version: "1.4.2", Why: "<b>faster</b>", Began: time.Now(), TookMS: 8200, Phase: deploy.Settled},
+				{Number: 1, Color: "blue", Target: "blue-1", Began: time.Now(), Phase: deploy.Failed, Error: "blue-1 was not healthy"},
 			},
 		}
 		d.Levels = func() []telemetry.Level {

@@ -75,7 +75,7 @@ func TestADeployStreamsItsProgressAndEndsWithItsRecord(t *testing.T) {
 			progress(deploy.Progress{Step: deploy.StepStarting, Color: "green", Text: "starting green-2"})
 			<-proceed // which the client only allows when it has seen the first step
 			progress(deploy.Progress{Step: deploy.StepHealthy, Color: "green", Text: "green-2 is healthy"})
-			return deploy.Record{Number: 2, Color: "green", Outcome: deploy.StepDone}, nil
+			return deploy.Record{Number: 2, Color: "green", Phase: deploy.Settled}, nil
 		}}
 	})
 	run(t, s)
@@ -85,7 +85,7 @@ func TestADeployStreamsItsProgressAndEndsWithItsRecord(t *testing.T) {
 			close(proceed)
 		}
 	})
-	if err != nil || record.Number != 2 || record.Outcome != deploy.StepDone {
+	if err != nil || record.Number != 2 || record.Phase != deploy.Settled {
 		t.Errorf("%+v, %v", record, err)
 	}
 	if diff := cmp.Diff([]deploy.Step{deploy.StepStarting, deploy.StepHealthy}, steps); diff != "" {
@@ -116,7 +116,7 @@ func TestADeployThatFailsTellsWhy(t *testing.T) {
 				return deploy.Record{}, test.err
 			}
 			progress(deploy.Progress{Step: deploy.StepWaiting})
-			return deploy.Record{Number: 7, Outcome: deploy.StepFailed}, test.err
+			return deploy.Record{Number: 7, Phase: deploy.Failed}, test.err
 		}
 		record, err := c.Deploy(t.Context(), deploy.Request{}, nil)
 		p, ok := errors.AsType[*Problem](err)
@@ -133,7 +133,7 @@ func TestAClientThatHangsUpGivesTheDeployUp(t *testing.T) {
 			progress(deploy.Progress{Step: deploy.StepStarting})
 			<-ctx.Done()
 			gaveUp <- ctx.Err()
-			return deploy.Record{Number: 1, Outcome: deploy.StepFailed}, ctx.Err()
+			return deploy.Record{Number: 1, Phase: deploy.Failed}, ctx.Err()
 		}}
 	})
 	run(t, s)

@@ -75,6 +75,10 @@ func (s *Server) current(window time.Duration) Status {
 		if u := st.App.Deploying; u != nil {
 			u.Text = hide(u.Text)
 		}
+		if f := st.App.Frozen; f != nil {
+			r := shown(*f)
+			st.App.Frozen = &r
+		}
 	}
 	if s.deps.Levels != nil {
 		for _, l := range s.deps.Levels() {
@@ -110,6 +114,14 @@ func shown(r deploy.Record) deploy.Record {
 		r.Command[i] = hide(r.Command[i])
 	}
 	r.Error, r.Why = hide(r.Error), hide(r.Why)
+	r.Hooks = slices.Clone(r.Hooks)
+	for i := range r.Hooks {
+		r.Hooks[i].Name, r.Hooks[i].Output = hide(r.Hooks[i].Name), hide(r.Hooks[i].Output)
+	}
+	r.Evidence = slices.Clone(r.Evidence)
+	for i := range r.Evidence {
+		r.Evidence[i] = hide(r.Evidence[i])
+	}
 	r.Steps = slices.Clone(r.Steps)
 	for i := range r.Steps {
 		r.Steps[i].Text = hide(r.Steps[i].Text)

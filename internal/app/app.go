@@ -266,11 +266,15 @@ func (a *App) Ready() error {
 	if !a.ready.Load() {
 		return errors.New("starting")
 	}
-	live := a.deploy.Status().Live
+	st := a.deploy.Status()
+	live := st.Live
 	if live == nil {
 		return errors.New("no copy of the app is live")
 	}
-	if live.State != deploy.Healthy {
+	if st.Maintenance {
+		return errors.New("maintenance mode is on; mainstay maintenance off ends it")
+	}
+	if live.State != deploy.Healthy && (st.Old == nil || st.Old.Share == 0 || st.Old.State != deploy.Healthy) {
 		return fmt.Errorf("the live copy of the app (%s) is %s: %s", live.ID, live.State, live.Reason)
 	}
 	return nil

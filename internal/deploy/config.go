@@ -2,45 +2,146 @@ package deploy
 
 import (
 	"errors"
+	"fmt"
+	"math"
+	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"mainstay.dev/mainstay/internal/setting"
+	"mainstay.dev/mainstay/internal/traffic"
 )
 
 // Config is the app section: what runs behind the edge and how its copies are
 // brought up, judged and taken down.
 type Config struct {
-	Run    Command       `yaml:"run" doc:"The command that starts the app: a shell line, or a list of words that no shell sees. It must serve HTTP on 127.0.0.1, on the port that the environment variable PORT names, and stay in the foreground."`
-	Dir    string        `yaml:"dir" doc:"The folder in which the command runs; absent, the folder in which mainstay was started."`
-	Health Health        `yaml:"health" doc:"How to tell that the app is fit to serve."`
-	Drain  time.Duration `yaml:"drain" doc:"How long the old color may finish its requests after a switch, before it is told to stop."`
-	Grace  time.Duration `yaml:"grace" doc:"How long the app may take to end after SIGTERM, before SIGKILL."`
+	Run     Command       `yaml:"run" doc:"The command that starts the app: a shell line, or a list of words that no shell sees. It must serve HTTP on 127.0.0.1, on the port that the environment variable PORT names, and stay in the foreground."`
+	Targets []string      `yaml:"targets" doc:"Addresses of copies that somebody else runs, as host:port, instead of a command. They are probed, and never started or stopped." planned:"the targets driver"`
+	Dir     string        `yaml:"dir" doc:"The folder in which the command runs; absent, the folder in which mainstay was started."`
+	Health  Health        `yaml:"health" doc:"How to tell that the app is fit to serve."`
+	Drain   time.Duration `yaml:"drain" doc:"How long a color that is taken down may finish its requests before it is told to stop."`
+	Grace   time.Duration `yaml:"grace" doc:"How long the app may take to end after SIGTERM, before SIGKILL."`
 
-	Image   string   `yaml:"image" doc:"A container image to run instead of a command." planned:"the docker driver"`
-	Targets []string `yaml:"targets" doc:"Addresses of copies that somebody else runs." planned:"the targets driver"`
-	Watch   Watch    `yaml:"watch" doc:"How a new color is compared with the old one after the switch." planned:"watching a deploy and rolling back"`
+	Warm        Warm        `yaml:"warm" doc:"How a new color is warmed up before it is verified."`
+	Smoke       []Smoke     `yaml:"smoke" doc:"Requests that a new color must answer as expected before it gets any traffic."`
+	Hooks       []Hook      `yaml:"hooks" doc:"Commands and webhooks that are run, or told, as a deploy goes on."`
+	Switch      Switch      `yaml:"switch" doc:"How the traffic moves to a new color."`
+	Preview     Preview     `yaml:"preview" doc:"How chosen requests see the new color of a deploy at work before, and while, it gets traffic."`
+	Watch       Watch       `yaml:"watch" doc:"How a new color is compared with the old one after the switch. What is worse is rolled back."`
+	Settle      Settle      `yaml:"settle" doc:"What becomes of the old color once a deploy has settled."`
+	Maintenance Maintenance `yaml:"maintenance" doc:"What mainstay maintenance on answers."`
+
+	Image string `yaml:"image" doc:"A container image to run instead of a command." planned:"the docker driver"`
 }
 
 // Health says how a copy of the app is probed, from its start to its end.
 type Health struct {
-	Path         string        `yaml:"path" doc:"The path to GET: fit is an answer of 200 to 399. Absent, the app is fit when GET / gets any HTTP answer below 500."`
+	Path         string        `yaml:"path" doc:"The path to GET. Absent, the app is fit when GET / gets any HTTP answer below 500."`
+	Status       string        `yaml:"status" doc:"The statuses that are good, as 200 or 200-299; absent, 200-399. It counts only with a path."`
+	Contains     string        `yaml:"contains" doc:"Text that the first 64 KiB of the answer must hold."`
+	Header       string        `yaml:"header" doc:"A header that the answer must have, as X-Ready or X-Ready: yes."`
 	Interval     time.Duration `yaml:"interval" doc:"The time between two probes; a copy that is starting is probed at least five times a second."`
 	Timeout      time.Duration `yaml:"timeout" doc:"How long one probe may take."`
 	HealthyAfter int           `yaml:"healthy_after" doc:"How many good probes in a row make a copy healthy."`
-	// UnhealthyAfter is about saying so: the traffic stays where it is, since
-	// the copy is the only one there is.
+	// With two colors the traffic goes to the other one; with one it stays.
 	UnhealthyAfter int           `yaml:"unhealthy_after" doc:"How many bad probes in a row make a healthy copy unhealthy."`
 	StartWithin    time.Duration `yaml:"start_within" doc:"How long a copy may take from its start until it is healthy."`
 }
 
+// Warm says how a color is warmed up.
+type Warm struct {
+	Paths    []string      `yaml:"paths" doc:"Paths to GET from the new color, one after the other; their answers count for nothing."`
+	Requests int           `yaml:"requests" doc:"How many such requests in all."`
+	Mirror   int           `yaml:"mirror" doc:"How many real GET and HEAD requests are sent to the new color, too, its answers thrown away."`
+	Within   time.Duration `yaml:"within" doc:"How long warming up by requests may take, and how long requests are mirrored."`
+}
+
+// Smoke is a request that a new color must answer as expected.
+type Smoke struct {
+	Path     string            `yaml:"path" doc:"The path to ask for, with its query."`
+	Method   string            `yaml:"method" doc:"The method; absent, GET."`
+	Headers  map[string]string `yaml:"headers" doc:"Headers to send."`
+	Body     string            `yaml:"body" doc:"The body to send."`
+	Status   string            `yaml:"status" doc:"The statuses that are good, as 200 or 200-299; absent, 200-399."`
+	Contains string            `yaml:"contains" doc:"Text that the first 1 MiB of the answer must hold."`
+	Header   string            `yaml:"header" doc:"A header that the answer must have, as Content-Type or Content-Type: text/html."`
+	Timeout  time.Duration     `yaml:"timeout" doc:"How long the answer may take."`
+}
+
+// SetDefaults fills s before the file is read into it.
+func (s *Smoke) SetDefaults() { s.Timeout = 10 * time.Second }
+
+// Hook is a command or a webhook.
+type Hook struct {
+	Name    string         `yaml:"name" doc:"What it is called in the record; absent, on and what it runs."`
+	On      string         `yaml:"on" doc:"When: verifying, settled, rolled_back, frozen or failed. One on verifying can fail the deploy; the others are told only."`
+	Run     Command        `yaml:"run" doc:"A command, run in app.dir with the environment of the new color and MAINSTAY_PHASE, _COLOR, _TARGET, _ADDRESS, _VERSION and _NUMBER. Its exit code must be 0."`
+	URL     setting.Secret `yaml:"url" doc:"Or an address that gets a POST with the deploy as JSON, and must answer 200 to 299."`
+	Timeout time.Duration  `yaml:"timeout" doc:"How long it may take."`
+}
+
+// SetDefaults fills h before the file is read into it.
+func (h *Hook) SetDefaults() { h.Timeout = 30 * time.Second }
+
+func (h Hook) name() string {
+	switch {
+	case h.Name != "":
+		return h.Name
+	case len(h.Run) > 0:
+		return h.On + ": " + h.Run.String()
+	}
+	return h.On + ": webhook"
+}
+
+// Switch says how the traffic moves.
+type Switch struct {
+	Steps  []setting.Percent `yaml:"steps" doc:"The shares of the traffic that the new color gets one after the other, as [10%, 50%]; the last, 100%, need not be written. Absent, everything at once."`
+	Every  time.Duration     `yaml:"every" doc:"How long each step but the last is watched."`
+	Sticky Sticky            `yaml:"sticky" doc:"What keeps a client with its color while both have traffic."`
+}
+
+// Sticky keeps a client with a color.
+type Sticky struct {
+	By   string `yaml:"by" doc:"cookie, header or address; absent, nothing does."`
+	Name string `yaml:"name" doc:"Of the cookie, or of the header."`
+}
+
+// Preview lets chosen requests see a color before others do.
+type Preview struct {
+	Header string         `yaml:"header" doc:"A request header that asks for the new color."`
+	Secret setting.Secret `yaml:"secret" doc:"The value that it must have."`
+	Host   string         `yaml:"host" doc:"A host name whose requests all go to the new color."`
+}
+
+func (p Preview) on() bool { return p.Host != "" || p.Header != "" }
+
 // Watch compares colors after a switch.
 type Watch struct {
-	For          time.Duration   `yaml:"for" doc:"How long the new color is watched." planned:"watching a deploy and rolling back"`
-	Control      setting.Percent `yaml:"control" doc:"The share of traffic that stays on the old color meanwhile." planned:"watching a deploy and rolling back"`
-	MaxErrorRate setting.Percent `yaml:"max_error_rate" doc:"The error rate above which the switch is undone." planned:"watching a deploy and rolling back"`
-	MaxP95       time.Duration   `yaml:"max_p95" doc:"The 95th percentile above which the switch is undone." planned:"watching a deploy and rolling back"`
+	For          time.Duration   `yaml:"for" doc:"How long the new color is watched after the last step; 0: it is not."`
+	Control      setting.Percent `yaml:"control" doc:"The share of traffic that stays on the old color meanwhile. At 0% the new color is compared with the last minutes of the old one before the switch."`
+	MinSamples   int             `yaml:"min_samples" doc:"How many requests the new color must have had before it is judged by their number."`
+	MaxErrorRate setting.Percent `yaml:"max_error_rate" doc:"The error rate above which the switch is undone whatever the old color does; 0%: only the comparison counts."`
+	MaxP95       time.Duration   `yaml:"max_p95" doc:"The 95th percentile above which the switch is undone whatever the old color does; 0s: only the comparison counts."`
+}
+
+// Settle says what becomes of the old color.
+type Settle struct {
+	Old   string        `yaml:"old" doc:"keep: it runs on, probed, takes over if the new one fails, and makes a rollback one pointer swap; that costs the memory of a second copy, until the next deploy or mainstay settle. stop: it is stopped. update: it is replaced by a copy of the new release, which stands by."`
+	After time.Duration `yaml:"after" doc:"How long after the deploy has settled the old color is stopped or updated."`
+}
+
+// The words of Settle.Old.
+const (
+	settleKeep   = "keep"
+	settleStop   = "stop"
+	settleUpdate = "update"
+)
+
+// Maintenance is the mode in which nobody is served.
+type Maintenance struct {
+	Page string `yaml:"page" doc:"An HTML file to answer browsers with, at most 1 MiB; absent, a plain page."`
 }
 
 // SetDefaults fills c before the file is read into it.
@@ -54,6 +155,10 @@ func (c *Config) SetDefaults() {
 	}
 	c.Drain = 30 * time.Second
 	c.Grace = 10 * time.Second
+	c.Warm.Within = 10 * time.Second
+	c.Switch.Every = 30 * time.Second
+	c.Watch.MinSamples = 50
+	c.Settle.Old = settleKeep
 }
 
 // Validate reports every mistake in c. An empty Run is none: the command may come
@@ -69,20 +174,143 @@ func (c Config) Validate(ps *setting.Problems) {
 	if c.Grace < 0 {
 		ps.Add("grace", "must not be negative", "try 10s")
 	}
+	c.Warm.validate(ps)
+	for i, s := range c.Smoke {
+		s.validate(fmt.Sprintf("smoke[%d]", i), ps)
+	}
+	for i, h := range c.Hooks {
+		h.validate(fmt.Sprintf("hooks[%d]", i), ps)
+	}
+	c.Switch.validate(ps)
+	if (c.Preview.Header == "") != (c.Preview.Secret == "") {
+		ps.Add("preview", "needs a header and a secret together", "give both, or a host")
+	}
+	if c.Watch.Control > 0.9 {
+		ps.Add("watch.control", "must not be above 90%", "try 10%")
+	}
+	atLeastOne(ps, "watch.min_samples", c.Watch.MinSamples, "50")
+	oneOf(ps, "settle.old", c.Settle.Old, settleKeep, settleStop, settleUpdate)
 }
 
 func (h Health) validate(ps *setting.Problems) {
-	if h.Path != "" && !strings.HasPrefix(h.Path, "/") {
-		ps.Add("health.path", "must start with a slash", "write /"+h.Path)
+	if h.Path != "" {
+		checkPath("health.path", h.Path, ps)
 	}
-	if strings.ContainsFunc(h.Path, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '#' }) {
-		ps.Add("health.path", "must not hold spaces, control characters or a #", "escape them, as %20")
-	}
+	checkStatus("health.status", h.Status, ps)
 	positive(ps, "health.interval", h.Interval, "1s")
 	positive(ps, "health.timeout", h.Timeout, "2s")
 	positive(ps, "health.start_within", h.StartWithin, "60s")
 	atLeastOne(ps, "health.healthy_after", h.HealthyAfter, "2")
 	atLeastOne(ps, "health.unhealthy_after", h.UnhealthyAfter, "3")
+}
+
+func (w Warm) validate(ps *setting.Problems) {
+	for i, p := range w.Paths {
+		checkPath(fmt.Sprintf("warm.paths[%d]", i), p, ps)
+	}
+	if w.Requests > 0 && len(w.Paths) == 0 {
+		ps.Add("warm.paths", "must name what to ask for", "try [/]")
+	}
+	if w.Requests < 0 || w.Requests > 100_000 {
+		ps.Add("warm.requests", "must be 0 to 100000", "try 20")
+	}
+	if w.Mirror < 0 {
+		ps.Add("warm.mirror", "must not be negative", "try 100")
+	}
+	positive(ps, "warm.within", w.Within, "10s")
+}
+
+func (s Smoke) validate(at string, ps *setting.Problems) {
+	checkPath(setting.Join(at, "path"), s.Path, ps)
+	checkStatus(setting.Join(at, "status"), s.Status, ps)
+	positive(ps, setting.Join(at, "timeout"), s.Timeout, "10s")
+}
+
+func (h Hook) validate(at string, ps *setting.Problems) {
+	oneOf(ps, setting.Join(at, "on"), h.On, string(Verifying), string(Settled), string(RolledBack), string(Frozen), string(Failed))
+	switch {
+	case (len(h.Run) > 0) == (h.URL != ""):
+		ps.Add(at, "needs either run or url", "try run: ./smoke.sh")
+	case len(h.Run) > 0:
+		h.Run.validate(setting.Join(at, "run"), ps)
+	default:
+		if u, err := url.Parse(h.URL.Reveal()); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			ps.Add(setting.Join(at, "url"), "must be an http or https address", "write it as https://hooks.example.com/deploys")
+		}
+	}
+	positive(ps, setting.Join(at, "timeout"), h.Timeout, "30s")
+}
+
+func (s Switch) validate(ps *setting.Problems) {
+	if _, err := shares(s.Steps); err != nil {
+		ps.Add("switch.steps", err.Error(), "try [10%, 50%]")
+	}
+	switch s.Sticky.By {
+	case traffic.StickyCookie, traffic.StickyHeader:
+		if s.Sticky.Name == "" {
+			ps.Add("switch.sticky.name", "must name the "+s.Sticky.By, "try mainstay-color")
+		}
+	default:
+		oneOf(ps, "switch.sticky.by", s.Sticky.By, "", traffic.StickyCookie, traffic.StickyHeader, traffic.StickyAddress)
+	}
+}
+
+// shares turns steps into whole percents that grow up to 100.
+func shares(steps []setting.Percent) ([]int, error) {
+	var out []int
+	for _, s := range steps {
+		n := int(math.Round(float64(s) * 100))
+		if n < 1 || n > 100 || len(out) > 0 && n <= out[len(out)-1] {
+			return nil, errors.New("must be shares from 1% to 100% that grow")
+		}
+		out = append(out, n)
+	}
+	if len(out) == 0 || out[len(out)-1] != 100 {
+		out = append(out, 100)
+	}
+	if len(out) > 20 {
+		return nil, errors.New("must not be more than 20")
+	}
+	return out, nil
+}
+
+func checkPath(at, path string, ps *setting.Problems) {
+	if !strings.HasPrefix(path, "/") {
+		ps.Add(at, "must start with a slash", "write /"+path)
+	}
+	if strings.ContainsFunc(path, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '#' }) {
+		ps.Add(at, "must not hold spaces, control characters or a #", "escape them, as %20")
+	}
+}
+
+func checkStatus(at, s string, ps *setting.Problems) {
+	if _, _, err := statuses(s); err != nil {
+		ps.Add(at, err.Error(), "write it as 200 or 200-299")
+	}
+}
+
+// statuses reads a range of HTTP statuses; empty is 200 to 399.
+func statuses(s string) (low, high int, err error) {
+	if s == "" {
+		return 200, 399, nil
+	}
+	from, to, ranged := strings.Cut(s, "-")
+	if !ranged {
+		to = from
+	}
+	low, e1 := strconv.Atoi(strings.TrimSpace(from))
+	high, e2 := strconv.Atoi(strings.TrimSpace(to))
+	if e1 != nil || e2 != nil || low < 100 || high > 599 || low > high {
+		return 0, 0, errors.New("must be one status, or a range of them")
+	}
+	return low, high, nil
+}
+
+func oneOf(ps *setting.Problems, at, v string, words ...string) {
+	if !slices.Contains(words, v) {
+		words = slices.DeleteFunc(words, func(w string) bool { return w == "" })
+		ps.Add(at, fmt.Sprintf("must not be %q", v), "try "+strings.Join(words, ", "))
+	}
 }
 
 func positive(ps *setting.Problems, path string, d time.Duration, try string) {

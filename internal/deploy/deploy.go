@@ -10,12 +10,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/internal/traffic"
@@ -35,10 +36,13 @@ type Deps struct {
 	Driver Driver
 	// Env returns the whole environment of a color but PORT. It is asked anew
 	// for every copy that is started.
-	Env  func(color string) ([]string, error)
-	Dir  string // state folder, made if it is missing; one Mainstay at a time works in it
-	Log  *slog.Logger
-	Sink telemetry.Sink
+	Env func(color string) ([]string, error)
+	// Evidence is what the watch judges by. If it is nil, or has nothing to
+	// tell, only probes and crashes count.
+	Evidence Evidence
+	Dir      string // state folder, made if it is missing; one Mainstay at a time works in it
+	Log      *slog.Logger
+	Sink     telemetry.Sink
 }
 
 // ErrBusy is returned by Deploy while another deploy is at work; its text names
@@ -48,27 +52,52 @@ var ErrBusy = errors.New("another deploy is at work")
 // ErrNotRunning is returned by Deploy before Run is ready and after it ended.
 var ErrNotRunning = errors.New("the app is not up yet, or no longer; try again when mainstay is ready")
 
+// ErrRefused is returned by an order that makes no sense as things stand; its text
+// says why, and the mend.
+var ErrRefused = errors.New("not as things stand")
+
+// ErrRolledBack is returned by Deploy when the switch was undone: the old color
+// serves as before.
+var ErrRolledBack = errors.New("the deploy was rolled back")
+
+// ErrFrozen is returned by Deploy when the traffic was left as it is until a
+// person decides.
+var ErrFrozen = errors.New("the deploy is frozen")
+
 // Deployer supervises the app. Its methods may be called from several goroutines
 // at once.
 type Deployer struct {
 	deps   Deps
-	policy atomic.Pointer[Config]
+	policy atomic.Pointer[policy]
 	timing timing
 	probe  func(ctx context.Context, address string, h Health) error
+	warmer warmer
+	nudge  chan struct{} // wakes the one who settles the old color
 
-	routing sync.Mutex // held while the edge is told where to send requests
-	saving  sync.Mutex // held while the state file is written
+	routing sync.Mutex   // held while the edge is told where to send requests; taken before mu
+	applied traffic.Plan // what the edge was told last; guarded by routing
+	saving  sync.Mutex   // held while the state file is written
 
-	mu         sync.Mutex
-	life       context.Context // of Run; nil before and after
-	live       *slot           // gets the traffic
-	next       *slot           // is being brought up
-	old        *slot           // is being taken down
-	others     []savedCopy     // left over from an earlier life, or would not end
-	underway   *Underway
-	history    []Record // oldest first
-	nextID     int
-	nextRecord int
+	mu          sync.Mutex
+	life        context.Context // of Run; nil before and after
+	live        *slot           // the release that was deployed last; gets share
+	old         *slot           // the color before; gets the rest of the traffic, or stands by
+	next        *slot           // is being brought up
+	leaving     *slot           // is being taken down
+	share       int             // percent, 1 to 100
+	mirror      int             // how many requests next is shown
+	maintenance bool
+	diverted    bool          // old has what is live's, since live is not fit
+	retireAt    time.Time     // when old is settled; zero: not by itself
+	answers     answers       // see there
+	others      []savedCopy   // left over from an earlier life, or would not end
+	underway    *Underway     // whoever changes colors now
+	freed       chan struct{} // closed when nobody does any more
+	current     *transition   // the deploy at work
+	frozen      *Record       // the deploy that waits for a decision
+	history     []Record      // oldest first
+	nextID      int
+	nextRecord  int
 
 	work sync.WaitGroup // deploys, and the removal of others
 }
@@ -85,38 +114,73 @@ func New(cfg Config, d Deps) (*Deployer, error) {
 	if d.Sink == nil {
 		d.Sink = telemetry.Discard
 	}
-	dep := &Deployer{deps: d, timing: usual, probe: newProber().probe, nextID: 1, nextRecord: 1}
+	dep := &Deployer{deps: d, timing: usual, probe: newProber().probe, warmer: newWarmer(), nudge: make(chan struct{}, 1), share: 100, nextID: 1, nextRecord: 1}
 	dep.policy.Store(compiled)
 	return dep, nil
 }
 
-// compile checks cfg and makes its folder absolute.
-func compile(cfg Config) (*Config, error) {
+// policy is a Config that was found good, with what its paths name.
+type policy struct {
+	Config
+	page string // of maintenance
+}
+
+const maxPage = 1 << 20
+
+// compile checks cfg, makes its folder absolute and reads its page.
+func compile(cfg Config) (*policy, error) {
 	var ps setting.Problems
 	cfg.Validate(&ps)
-	if len(cfg.Run) == 0 {
+	switch {
+	case len(cfg.Run) == 0 && len(cfg.Targets) == 0:
 		ps.Add("run", "there is nothing to run", "give app.run in the file, or a command: mainstay run -- npm start")
+	case len(cfg.Run) > 0 && len(cfg.Targets) > 0:
+		ps.Add("targets", "cannot be given together with a command to run", "remove one of them")
 	}
 	dir, err := filepath.Abs(cfg.Dir)
 	if err != nil {
 		ps.Add("dir", err.Error(), "write it as an absolute path")
 	}
 	cfg.Dir = dir
+	p := &policy{Config: cfg}
+	if cfg.Maintenance.Page != "" {
+		page, err := readPage(cfg.Maintenance.Page)
+		if err != nil {
+			ps.Add("maintenance.page", err.Error(), "name an HTML file")
+		}
+		p.page = page
+	}
 	if err := ps.Err(); err != nil {
 		return nil, err
 	}
-	return &cfg, nil
+	return p, nil
+}
+
+func readPage(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxPage+1))
+	if err == nil && len(b) > maxPage {
+		err = fmt.Errorf("%s is larger than 1 MiB", path)
+	}
+	return string(b), err
 }
 
 // Prepare checks cfg and returns what puts it to work; nothing changes before.
-// health, drain and grace count at once; run and dir are what the next deploy or
-// the next start of Mainstay runs.
+// run, targets and dir are what the next deploy or the next start of Mainstay
+// runs; all else counts at once, also for a deploy at work.
 func (d *Deployer) Prepare(cfg Config) (commit func(), err error) {
 	compiled, err := compile(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return func() { d.policy.Store(compiled) }, nil
+	return func() {
+		d.policy.Store(compiled)
+		d.steerOrSay() // a page, a preview or a stickiness may have changed
+	}, nil
 }
 
 // Run brings the app up, calls ready once it serves, and supervises it until ctx
@@ -139,7 +203,7 @@ func (d *Deployer) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	live, err := d.bringUp(ctx, was)
+	resumed, err := d.bringUp(ctx, was)
 	if ctx.Err() != nil && err != nil {
 		return nil // called off, not failed
 	}
@@ -148,144 +212,44 @@ func (d *Deployer) Run(ctx context.Context, ready func()) error {
 	}
 	d.mu.Lock()
 	d.life = ctx
+	live, old := d.live, d.old
 	d.mu.Unlock()
-	if cfg := d.policy.Load(); live.adopted && !live.release.follows(cfg) {
-		d.work.Go(func() { d.followFile(ctx) })
-	}
-	d.work.Go(func() { d.clearOthers(ctx) })
 	d.supervise(live)
+	if old != nil {
+		d.supervise(old)
+	}
+	d.resume(ctx, resumed)
+	d.work.Go(func() { d.clearOthers(ctx) })
+	d.work.Go(func() { d.housekeep(ctx) })
 	ready()
 	<-ctx.Done()
+	d.end(ctx)
+	return nil
+}
 
+// end waits for what is at work and stops every copy.
+func (d *Deployer) end(ctx context.Context) {
 	d.mu.Lock()
 	d.life = nil
 	d.mu.Unlock()
 	d.work.Wait()
 	d.mu.Lock()
-	live = d.live
+	live, old := d.live, d.old
 	d.mu.Unlock()
-	d.unsupervise(live)
-	d.discard(ctx, live, "mainstay stops")
-	return nil
-}
-
-// recall reads what the life before wrote down.
-func (d *Deployer) recall() (state, error) {
-	was, err := loadState(d.deps.Dir)
-	if err != nil {
-		return state{}, err
-	}
-	past, err := loadHistory(d.deps.Dir)
-	if err != nil {
-		d.deps.Log.Warn("deploys before this start are not listed", "err", err)
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.nextID, d.nextRecord, d.others, d.history = was.NextID, was.NextRecord, was.Others, past
-	return was, nil
-}
-
-// bringUp makes a color live: the one that outlived the Mainstay before, or a new
-// copy of the release that is wanted.
-func (d *Deployer) bringUp(ctx context.Context, was state) (*slot, error) {
-	s := &slot{color: blue, state: Down}
-	if was.Live != nil {
-		s.color, s.release = was.Live.Color, was.Live.Release
-		d.setLive(s)
-		adopted, err := d.adopt(ctx, s, was.Live.Copy)
-		if err != nil {
-			return nil, err
-		}
-		if adopted {
-			return s, nil
+	var stops sync.WaitGroup
+	for _, s := range []*slot{live, old} {
+		if s != nil {
+			stops.Go(func() {
+				d.unsupervise(s)
+				d.discard(ctx, s, "mainstay stops")
+			})
 		}
 	}
-	cfg := d.policy.Load()
-	if was.Live == nil || !s.release.follows(cfg) {
-		s = &slot{color: s.color, release: d.wanted(Request{Who: "mainstay"}), state: Down}
-	}
-	d.setLive(s)
-	if !s.release.Command.equal(cfg.Run) || s.release.Dir != cfg.Dir {
-		d.deps.Log.Info("starting what was deployed last, not app.run", "command", s.release.Command.String(), "dir", s.release.Dir, "deployed_by", s.release.Who)
-	}
-	if err := d.start(ctx, s, func(Step, string) {}); err != nil {
-		return nil, err
-	}
-	if _, err := d.route(s); err != nil {
-		d.discard(ctx, s, err.Error())
-		return nil, err
-	}
-	id, inst := d.instance(s)
-	d.emit(slog.LevelInfo, "app_started", s.color, fmt.Sprintf("%s serves on %s", id, inst.Handle().Address), slog.String("target", id))
-	return s, nil
-}
-
-func (d *Deployer) setLive(s *slot) {
+	stops.Wait()
 	d.mu.Lock()
-	d.live = s
+	if d.frozen == nil { // a frozen deploy stays one, with the release that it may go back to
+		d.old, d.share, d.retireAt = nil, 100, time.Time{}
+	}
 	d.mu.Unlock()
-}
-
-// adopt takes back the copy that was live when the Mainstay before was killed,
-// and routes to it. False means that there is none that serves.
-func (d *Deployer) adopt(ctx context.Context, s *slot, was *savedCopy) (bool, error) {
-	if was == nil {
-		return false, nil
-	}
-	inst, err := d.deps.Driver.Adopt(ctx, Spec{ID: was.ID, Color: s.color, Command: s.release.Command, Dir: s.release.Dir}, was.Handle)
-	if errors.Is(err, ErrGone) {
-		d.emit(slog.LevelWarn, "app_gone", s.color, was.ID+" ended while no mainstay was running", slog.String("target", was.ID))
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("adopt %s, which an earlier mainstay left running: %w", was.ID, err)
-	}
-	d.occupy(s, was.ID, inst, true)
-	if err := d.settle(ctx, s, func(Step, string) {}); err != nil {
-		if ctx.Err() != nil {
-			return false, err
-		}
-		d.emit(slog.LevelWarn, "app_replaced", s.color, was.ID+" outlived the mainstay before, but does not serve: "+err.Error(), slog.String("target", was.ID))
-		return false, nil
-	}
-	if _, err := d.route(s); err != nil {
-		d.discard(ctx, s, err.Error())
-		return false, err
-	}
-	d.emit(slog.LevelInfo, "app_adopted", s.color, fmt.Sprintf("%s served on while no mainstay was running; it is adopted", was.ID), slog.String("target", was.ID))
-	return true, nil
-}
-
-// followFile deploys app.run over an adopted copy that runs something older: what
-// the file says now was meant for this start.
-func (d *Deployer) followFile(ctx context.Context) {
-	_, err := d.Deploy(ctx, Request{Who: "mainstay", Why: "app.run or app.dir changed while the app ran on by itself"}, nil)
-	if err != nil && ctx.Err() == nil {
-		d.deps.Log.Warn("what app.run says now could not be deployed; what ran before serves on", "err", err)
-	}
-}
-
-// clearOthers stops what earlier lives left behind: the unfinished color of a
-// deploy that a kill -9 cut short, or an old one that was still draining.
-func (d *Deployer) clearOthers(ctx context.Context) {
-	d.mu.Lock()
-	others := d.others
-	d.mu.Unlock()
-	for _, c := range others {
-		inst, err := d.deps.Driver.Adopt(ctx, Spec{ID: c.ID, Color: c.Color}, c.Handle)
-		if err == nil {
-			d.deps.Log.Info("stopping a copy that an earlier mainstay left behind", "target", c.ID)
-			err = inst.Stop(ctx, d.policy.Load().Grace)
-		}
-		if err != nil && !errors.Is(err, ErrGone) {
-			d.deps.Log.Error("a copy of an earlier mainstay could not be stopped", "target", c.ID, "pid", c.Handle.PID, "err", err)
-			continue
-		}
-		d.mu.Lock()
-		d.others = slices.DeleteFunc(slices.Clone(d.others), func(o savedCopy) bool { return o.ID == c.ID })
-		d.mu.Unlock()
-	}
-	if len(others) > 0 {
-		d.saveOrSay()
-	}
+	d.saveOrSay()
 }

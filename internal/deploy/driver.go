@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -30,7 +32,9 @@ var ErrGone = errors.New("the copy is no more")
 type Spec struct {
 	ID      string // unique in the life of the state folder: "green-7"
 	Color   string
+	Image   string // what to run, for a driver of images; Command is then optional, and Dir means nothing
 	Command Command
+	Targets []string // addresses of copies that somebody else runs; then there is no command
 	Dir     string   // absolute
 	Env     []string // the whole environment, as KEY=value; the driver adds PORT
 }
@@ -39,6 +43,7 @@ type Spec struct {
 // Mainstay. It is persisted, so it holds no secret.
 type Handle struct {
 	Address string          `json:"address"`           // host:port where the copy serves, or should
+	Also    []string        `json:"also,omitempty"`    // more addresses that the same color serves on
 	PID     int             `json:"pid,omitempty"`     // of the copy's first process, for people
 	Log     string          `json:"log,omitempty"`     // the file with its output, for people
 	Private json.RawMessage `json:"private,omitempty"` // the driver's own
@@ -68,7 +73,63 @@ type Instance interface {
 type Exit struct {
 	Code   int    // exit code; -1 if a signal ended it or nobody knows
 	Signal string // "SIGKILL"; empty if none
+	// OutOfMemory is set if a process of the copy was killed for taking more
+	// memory than it was given, where the driver can tell.
+	OutOfMemory bool
 	// Unknown is set for an adopted copy, whose exit code the kernel gave to
 	// somebody else.
 	Unknown bool
+}
+
+// A StartError tells why a copy could not be brought up.
+type StartError struct {
+	Target string   // "green-7"
+	What   string   // what happened to it
+	Mend   string   // may be empty
+	Lines  []string // its last output, oldest first
+}
+
+func (e *StartError) Error() string {
+	var b strings.Builder
+	b.WriteString(e.brief())
+	if len(e.Lines) == 0 {
+		b.WriteString("; it wrote nothing")
+		return b.String()
+	}
+	b.WriteString("; its last lines:")
+	for _, l := range e.Lines {
+		b.WriteString("\n    " + l)
+	}
+	return b.String()
+}
+
+func (e *StartError) brief() string {
+	s := e.Target + " " + e.What
+	if e.Mend != "" {
+		s += "; " + e.Mend
+	}
+	return s
+}
+
+// brief is err in one line, without the app's output.
+func brief(err error) string {
+	if e, ok := errors.AsType[*StartError](err); ok {
+		return e.brief()
+	}
+	return err.Error()
+}
+
+// String says in words how the copy ended.
+func (e Exit) String() string {
+	switch {
+	case e.OutOfMemory:
+		return "killed because it took more memory than it was given"
+	case e.Signal == "SIGKILL":
+		return "killed by SIGKILL (by hand, or because memory ran out)"
+	case e.Signal != "":
+		return "ended by " + e.Signal
+	case e.Unknown:
+		return "ended (its exit code is unknown: it was started by an earlier mainstay)"
+	}
+	return fmt.Sprintf("exit code %d", e.Code)
 }

@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -132,7 +135,7 @@ func (w *world) Apply(p traffic.Plan) (func(context.Context) error, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.note("apply %s", p.Targets[0].ID)
+	w.note("apply %s", spoken(p))
 	return func(ctx context.Context) error {
 		w.note("drain")
 		if drain == nil {
@@ -140,6 +143,28 @@ func (w *world) Apply(p traffic.Plan) (func(context.Context) error, error) {
 		}
 		return drain(ctx)
 	}, nil
+}
+
+// spoken is a plan in a few words: "green-2", "green-2:10 blue-1:90", "green-2
+// (blue-1)" with a backup, "hold".
+func spoken(p traffic.Plan) string {
+	var all, spare []string
+	for _, t := range p.Targets {
+		switch {
+		case t.Weight == 100:
+			all = append(all, t.ID)
+		case t.Weight > 0:
+			all = append(all, fmt.Sprintf("%s:%d", t.ID, t.Weight))
+		case t.Backup:
+			spare = append(spare, "("+t.ID+")")
+		default:
+			spare = append(spare, "["+t.ID+"]")
+		}
+	}
+	if p.Mode != traffic.Serve {
+		all = append([]string{string(p.Mode)}, all...)
+	}
+	return strings.Join(append(all, spare...), " ")
 }
 
 // The Driver.
@@ -270,6 +295,7 @@ func configured() Config {
 	c.Run = Command{"app"}
 	c.Dir = "/"
 	c.Health.Path = "/up"
+	c.Settle.Old = settleStop
 	return c
 }
 
@@ -324,7 +350,11 @@ func (h *house) close() {
 // moment, and the copies live on.
 func (h *house) kill() {
 	h.t.Helper()
-	was, err := loadState(h.deps.Dir)
+	was, err := loadState(h.deps.Dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	past, err := loadHistory(h.deps.Dir)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -342,7 +372,12 @@ func (h *house) kill() {
 	h.w.mu.Lock()
 	h.w.copies, h.w.journal, h.w.plans, h.w.events = alive, nil, nil, nil
 	h.w.mu.Unlock()
-	if err := writeFile(h.deps.Dir, stateFile, was); err != nil {
+	for _, name := range []string{stateFile, twinFile} {
+		if err := writeFile(h.deps.Dir, name, was); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	if err := writeFile(h.deps.Dir, historyFile, past); err != nil {
 		h.t.Fatal(err)
 	}
 }
@@ -352,4 +387,22 @@ func bubble(t *testing.T, f func(t *testing.T, w *world, dir string)) {
 	t.Helper()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) { f(t, newWorld(), dir) })
+}
+
+// slow gives webhooks ten seconds of a fake network to be answered in.
+func slow(h *house) *house {
+	h.warmer = lagging(10 * time.Second)
+	return h
+}
+
+// lagging answers every request with 200 after a while.
+type lagging time.Duration
+
+func (l lagging) Do(r *http.Request) (*http.Response, error) {
+	select {
+	case <-time.After(time.Duration(l)):
+		return &http.Response{StatusCode: 200, Status: "200 OK", Body: http.NoBody, Header: http.Header{}}, nil
+	case <-r.Context().Done():
+		return nil, &url.Error{Op: "Post", Err: r.Context().Err()}
+	}
 }

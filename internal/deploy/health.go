@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -29,7 +31,7 @@ func newProber() *prober {
 }
 
 // maxProbeBody is how much of an answer's body is read before the connection is
-// dropped; the body itself is not judged.
+// dropped.
 const maxProbeBody = 64 << 10
 
 // probe returns nil if the copy at address is fit, or an error that says what was
@@ -55,12 +57,47 @@ func (p *prober) probe(ctx context.Context, address string, h Health) error {
 	case err != nil:
 		return fmt.Errorf("GET %s got no HTTP answer: %w", path, bare(err))
 	}
-	_, _ = io.CopyN(io.Discard, resp.Body, maxProbeBody) // lets the app finish its answer; whether it can is not judged
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxProbeBody)) // lets the app finish its answer; whether it can is not judged
 	_ = resp.Body.Close()
-	if s := resp.StatusCode; s >= 500 || h.Path != "" && (s < 200 || s > 399) {
-		return fmt.Errorf("GET %s answered %s", path, strings.TrimSpace(fmt.Sprint(s, " ", http.StatusText(s))))
+	want := expectation{h.Status, h.Contains, h.Header}
+	if h.Path == "" {
+		want.status = "100-499"
+	}
+	if why := want.unmet(resp, body); why != "" {
+		return fmt.Errorf("GET %s %s", path, why)
 	}
 	return nil
+}
+
+// An expectation is what an answer must be like.
+type expectation struct{ status, contains, header string }
+
+// unmet says in words what is not as expected; empty if all is.
+func (e expectation) unmet(resp *http.Response, body []byte) string {
+	low, high, err := statuses(e.status)
+	if s := resp.StatusCode; err != nil || s < low || s > high {
+		why := "answered " + strings.TrimSpace(fmt.Sprint(s, " ", http.StatusText(s)))
+		if e.status != "" && s < 500 {
+			why += ", not " + e.status
+		}
+		return why
+	}
+	if !bytes.Contains(body, []byte(e.contains)) {
+		return fmt.Sprintf("answered without the text %q", e.contains)
+	}
+	if e.header == "" {
+		return ""
+	}
+	name, want, valued := strings.Cut(e.header, ":")
+	got := resp.Header.Values(strings.TrimSpace(name))
+	want = strings.TrimSpace(want)
+	matches := func(v string) bool {
+		return strings.EqualFold(v, want) || strings.HasPrefix(strings.ToLower(v), strings.ToLower(want)+";")
+	}
+	if len(got) == 0 || valued && !slices.ContainsFunc(got, matches) {
+		return fmt.Sprintf("answered without the header %q (it has %q)", e.header, strings.Join(got, ", "))
+	}
+	return ""
 }
 
 // bare strips what net/http puts around an error: method and address are in the

@@ -166,7 +166,9 @@ func TestACommandIsALineOrWords(t *testing.T) {
 }
 
 func TestConfigReportsEveryMistake(t *testing.T) {
-	c := Config{Run: Command{"a", "b\x00"}, Drain: -1, Grace: -1, Health: Health{Path: "up it"}}
+	c := Config{Run: Command{"a", "b\x00"}, Drain: -1, Grace: -1, Health: Health{Path: "up it"},
+		Smoke: []Smoke{{Path: "", Status: "abc"}}, Hooks: []Hook{{On: "never"}}, Preview: Preview{Header: "X-Preview"},
+		Switch: Switch{Steps: []setting.Percent{0.5, 0.1}, Sticky: Sticky{By: "cookie"}}}
 	var ps setting.Problems
 	c.Validate(&ps)
 	var paths []string
@@ -176,7 +178,8 @@ func TestConfigReportsEveryMistake(t *testing.T) {
 			t.Errorf("%s says nothing", p.Path)
 		}
 	}
-	if got := strings.Join(paths, " "); got != "run health.path health.path health.interval health.timeout health.start_within health.healthy_after health.unhealthy_after drain grace" {
+	if got := strings.Join(paths, " "); got != "run health.path health.path health.interval health.timeout health.start_within health.healthy_after health.unhealthy_after drain grace warm.within "+
+		"smoke[0].path smoke[0].status smoke[0].timeout hooks[0].on hooks[0] hooks[0].timeout switch.steps switch.sticky.name preview watch.min_samples settle.old" {
 		t.Error(got)
 	}
 	good := configured()

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"mainstay.dev/mainstay/internal/traffic"
 )
 
 func TestTheAppServesBeforeReadyIsCalledAndIsStoppedAtTheEnd(t *testing.T) {
@@ -39,7 +41,7 @@ func TestTheAppServesBeforeReadyIsCalledAndIsStoppedAtTheEnd(t *testing.T) {
 		if len(w.running()) != 0 {
 			t.Errorf("running %v", w.running())
 		}
-		if was, err := loadState(dir); err != nil || was.Live.Copy != nil || was.NextID != 2 {
+		if was, err := loadState(dir, slog.New(slog.DiscardHandler)); err != nil || was.Live.Copy != nil || was.NextID != 2 {
 			t.Errorf("state %+v, %v", was, err)
 		}
 	})
@@ -140,7 +142,7 @@ func TestANewLifeStopsTheUnfinishedColorOfADeploy(t *testing.T) {
 		if got := w.running(); !slices.Equal(got, []string{"blue-1"}) {
 			t.Errorf("running %v", got)
 		}
-		if was, err := loadState(dir); err != nil || len(was.Others) != 0 {
+		if was, err := loadState(dir, slog.New(slog.DiscardHandler)); err != nil || len(was.Others) != 0 {
 			t.Errorf("others %v, %v", was.Others, err)
 		}
 		h.close()
@@ -178,7 +180,7 @@ func TestASurvivorOfAnOlderFileServesUntilTheNewCommandIsDeployed(t *testing.T) 
 		cfg.Run = Command{"other"}
 		h = open(t, w, dir, cfg)
 		time.Sleep(time.Second)
-		want := []string{"adopt blue-1", "apply blue-1", "start green-2", "apply green-2", "drain", "stop blue-1"}
+		want := []string{"adopt blue-1", "apply blue-1", "start green-2", "apply green-2 (blue-1)", "apply green-2", "drain", "stop blue-1"}
 		if diff := cmp.Diff(want, w.journalled()); diff != "" {
 			t.Error(diff)
 		}
@@ -238,10 +240,12 @@ func TestPrepareReportsEveryMistakeAndChangesNothing(t *testing.T) {
 
 func TestADamagedStateIsRefusedWithTheMend(t *testing.T) {
 	for name, text := range map[string]string{
-		"cut off":  `{"format": 1, "live": {"co`,
-		"no color": `{"format": 1, "live": {}}`,
-		"newer":    `{"format": 7}`,
-		"empty":    ``,
+		"cut off":               `{"format": 1, "live": {"co`,
+		"no color":              `{"format": 1, "live": {}}`,
+		"newer":                 `{"format": 7}`,
+		"a phase of no machine": `{"format": 2, "share": 100, "deploy": {"phase": "flying"}}`,
+		"no share":              `{"format": 2, "share": 0}`,
+		"empty":                 ``,
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -249,7 +253,7 @@ func TestADamagedStateIsRefusedWithTheMend(t *testing.T) {
 				t.Fatal(err)
 			}
 			err := build(t, newWorld(), dir, configured()).Run(t.Context(), func() { t.Error("ready") })
-			if err == nil || !strings.Contains(err.Error(), "remove the file") || !strings.Contains(err.Error(), stateFile) {
+			if err == nil || !strings.Contains(err.Error(), "remove ") || !strings.Contains(err.Error(), stateFile) {
 				t.Errorf("got %v", err)
 			}
 		})
@@ -334,7 +338,7 @@ func TestACopyThatServedForAWhileIsRestartedSoonAgain(t *testing.T) {
 			t.Errorf("live %+v", st)
 		}
 		last := w.applied()[len(w.applied())-1]
-		if len(w.applied()) != 6 || last.Targets[0].ID != "blue-6" || last.Targets[0].Address != h.Status().Live.Address {
+		if len(w.applied()) != 11 || w.applied()[9].Mode != traffic.Hold || last.Targets[0].ID != "blue-6" || last.Targets[0].Address != h.Status().Live.Address {
 			t.Errorf("plans %+v", w.applied())
 		}
 		h.close()
@@ -386,7 +390,7 @@ func TestLevelsTellHealthAndRestarts(t *testing.T) {
 		for _, l := range h.Levels() {
 			got[l.Name] = l.Value
 		}
-		want := map[string]float64{"mainstay_app_healthy": 1, "mainstay_app_restarts": 0, "mainstay_deploy_underway": 0}
+		want := map[string]float64{"mainstay_app_healthy": 1, "mainstay_app_share": 100, "mainstay_maintenance": 0, "mainstay_app_restarts": 0, "mainstay_deploy_underway": 0}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
 		}

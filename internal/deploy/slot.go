@@ -3,9 +3,8 @@ package deploy
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
-
-	"mainstay.dev/mainstay/internal/traffic"
 )
 
 const (
@@ -91,19 +90,20 @@ func (d *Deployer) start(ctx context.Context, s *slot, tell func(Step, string)) 
 	id := d.claimID(s)
 	tell(StepStarting, fmt.Sprintf("starting %s: %s", id, s.release.Command))
 	inst, err := d.deps.Driver.Start(ctx, Spec{
-		ID: id, Color: s.color, Command: s.release.Command, Dir: s.release.Dir,
-		Env: append(env[:len(env):len(env)], s.release.Env...),
+		ID: id, Color: s.color, Command: s.release.Command, Dir: s.release.Dir, Targets: s.release.Targets,
+		Env: append(slices.Clip(env), s.release.Env...),
 	})
 	if err != nil {
 		return err
 	}
 	d.occupy(s, id, inst, false)
 	d.saveOrSay()
-	return d.settle(ctx, s, tell)
+	return d.bringHealthy(ctx, s, tell)
 }
 
-// settle waits until the copy in s is healthy, and gets rid of it if it will not.
-func (d *Deployer) settle(ctx context.Context, s *slot, tell func(Step, string)) error {
+// bringHealthy waits until the copy in s is healthy, and gets rid of it if it will
+// not.
+func (d *Deployer) bringHealthy(ctx context.Context, s *slot, tell func(Step, string)) error {
 	id, inst := d.instance(s)
 	err := d.awaitHealthy(ctx, id, inst, func(st Step, text string) {
 		d.enter(s, Starting, text)
@@ -135,22 +135,8 @@ func (d *Deployer) discard(ctx context.Context, s *slot, why string) {
 	d.saveOrSay()
 }
 
-// route sends the traffic to the copy in s, if s is (still) the live slot.
-func (d *Deployer) route(s *slot) (drain func(context.Context) error, err error) {
-	d.routing.Lock()
-	defer d.routing.Unlock()
-	d.mu.Lock()
-	if d.live != s || s.inst == nil {
-		d.mu.Unlock()
-		return nil, fmt.Errorf("route to %s: it is no longer the live color", s.id)
-	}
-	p := traffic.Plan{Mode: traffic.Serve, Targets: []traffic.Target{{
-		ID: s.id, Address: s.inst.Handle().Address, Color: s.color, Version: s.release.Version, Weight: 100,
-	}}}
-	d.mu.Unlock()
-	drain, err = d.deps.Edge.Apply(p)
-	if err != nil {
-		return nil, fmt.Errorf("route to %s: %w", p.Targets[0].ID, err)
-	}
-	return drain, nil
+// addresses are where the copy in s serves. Deployer.mu is held.
+func (s *slot) addresses() []string {
+	h := s.inst.Handle()
+	return append([]string{h.Address}, h.Also...)
 }

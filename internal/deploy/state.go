@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -16,16 +17,71 @@ import (
 // A release is what runs in a color, and how it came to be.
 type release struct {
 	Command Command   `json:"command"`
+	Targets []string  `json:"targets,omitempty"`
 	Dir     string    `json:"dir"`
 	Env     []string  `json:"env,omitempty"` // may hold secrets: the state file is for its owner alone
 	Version string    `json:"version,omitempty"`
 	Who     string    `json:"who,omitempty"`
 	Began   time.Time `json:"began"`
-	// ConfigRun and ConfigDir are app.run and app.dir as they were when the
-	// release was made: if they differ later, the file has changed its mind and
-	// wins.
-	ConfigRun Command `json:"config_run"`
-	ConfigDir string  `json:"config_dir"`
+	// ConfigRun and the like are app.run and app.dir as they were when the release
+	// was made: if they differ later, the file has changed its mind and wins.
+	ConfigRun     Command  `json:"config_run"`
+	ConfigDir     string   `json:"config_dir"`
+	ConfigTargets []string `json:"config_targets,omitempty"`
+}
+
+// wanted is the release that r asks for, completed by what runs now and by the
+// file.
+func (d *Deployer) wanted(r Request) release {
+	cfg := d.policy.Load()
+	rel := release{
+		Command: r.Command, Dir: r.Dir, Env: r.Env, Version: r.Version, Who: r.Who, Began: time.Now(),
+		ConfigRun: cfg.Run, ConfigDir: cfg.Dir, ConfigTargets: cfg.Targets,
+	}
+	d.mu.Lock()
+	live, answered := d.live, d.answers.match(cfg)
+	d.mu.Unlock()
+	base := release{Command: cfg.Run, Dir: cfg.Dir}
+	if live != nil && (live.release.follows(cfg) || answered) {
+		base = live.release
+	}
+	if len(rel.Command) == 0 {
+		rel.Command = base.Command
+		if rel.Dir == "" {
+			rel.Dir = base.Dir
+		}
+		if rel.Env == nil {
+			rel.Env = base.Env
+		}
+		if rel.Version == "" {
+			rel.Version = base.Version
+		}
+	}
+	if rel.Dir == "" {
+		rel.Dir = cfg.Dir
+	}
+	return rel
+}
+
+// follows reports whether the release was made from the file as it is now.
+func (r release) follows(cfg *policy) bool {
+	return r.ConfigRun.equal(cfg.Run) && r.ConfigDir == cfg.Dir && slices.Equal(r.ConfigTargets, cfg.Targets)
+}
+
+// what says for people what runs.
+func (r release) what() string {
+	if len(r.Targets) > 0 {
+		return strings.Join(r.Targets, ", ")
+	}
+	return r.Command.String()
+}
+
+// command is what the record shows.
+func (r release) command() Command {
+	if len(r.Targets) > 0 {
+		return Command(r.Targets)
+	}
+	return r.Command
 }
 
 // state is what outlives a kill -9.
@@ -34,7 +90,25 @@ type state struct {
 	NextID     int         `json:"next_id"`
 	NextRecord int         `json:"next_record"`
 	Live       *savedSlot  `json:"live,omitempty"`
-	Others     []savedCopy `json:"others,omitempty"` // not live: to be stopped by the next life
+	Old        *savedSlot  `json:"old,omitempty"`    // runs on beside the live one, as its rollback
+	Share      int         `json:"share"`            // percent of the traffic that live gets, the rest is old's
+	Retire     time.Time   `json:"retire,omitzero"`  // when old is settled; zero: when somebody says so
+	Deploy     *Record     `json:"deploy,omitempty"` // at work, or frozen
+	Answers    answers     `json:"answers,omitzero"`
+	Closed     bool        `json:"maintenance,omitempty"`
+	Others     []savedCopy `json:"others,omitempty"` // to be stopped by the next life
+}
+
+// answers is what the file said when a person chose to go back to a release that
+// was made from another file: that file must not be followed again by itself.
+type answers struct {
+	Run     Command  `json:"run,omitempty"`
+	Dir     string   `json:"dir,omitempty"`
+	Targets []string `json:"targets,omitempty"`
+}
+
+func (a answers) match(cfg *policy) bool {
+	return (len(a.Run) > 0 || len(a.Targets) > 0) && a.Run.equal(cfg.Run) && a.Dir == cfg.Dir && slices.Equal(a.Targets, cfg.Targets)
 }
 
 type savedSlot struct {
@@ -50,35 +124,84 @@ type savedCopy struct {
 }
 
 const (
-	stateFormat = 1
+	stateFormat = 2
 	stateFile   = "state.json"
+	twinFile    = "state.twin.json" // the same, for when the first is damaged
 	historyFile = "history.json"
 	lockFile    = "lock"
 	maxHistory  = 100
 )
 
+// errDamaged marks a state file that cannot be understood.
+var errDamaged = errors.New("is damaged")
+
 // loadState reads the state of the life before; a missing file is an empty state.
-func loadState(dir string) (state, error) {
+// Of a damaged file the twin is read instead, and the damage is told; if both are
+// damaged nothing is guessed.
+func loadState(dir string, log *slog.Logger) (state, error) {
 	path := filepath.Join(dir, stateFile)
-	raw, err := os.ReadFile(path)
+	s, err := readState(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return state{Format: stateFormat, NextID: 1, NextRecord: 1}, nil
+		if s, terr := readState(filepath.Join(dir, twinFile)); terr == nil {
+			log.Warn("the state file was gone; its twin is used", "path", path)
+			return s, nil
+		}
+		return state{Format: stateFormat, NextID: 1, NextRecord: 1, Share: 100}, nil
 	}
+	if !errors.Is(err, errDamaged) {
+		return s, err
+	}
+	s, terr := readState(filepath.Join(dir, twinFile))
+	if terr != nil {
+		return state{}, fmt.Errorf("%w; its twin %s cannot be used either (%w); the app runs on as it is: stop it if it still runs, then remove both files", err, twinFile, terr)
+	}
+	aside := path + ".damaged"
+	if rerr := os.Rename(path, aside); rerr != nil {
+		return state{}, fmt.Errorf("%w; it could not be put aside: %w", err, rerr)
+	}
+	log.Error("the state file was damaged and was put aside; its twin is used", "path", aside, "err", err)
+	return s, nil
+}
+
+// readState reads one file, of this format or the one before.
+func readState(path string) (state, error) {
+	raw, err := os.ReadFile(path)
 	if err != nil {
 		return state{}, fmt.Errorf("read the state of the app: %w", err)
 	}
-	var s state
+	s := state{Share: 100} // the format before had no shares
 	if err := json.Unmarshal(raw, &s); err != nil {
-		return state{}, fmt.Errorf("%s is damaged (%w); stop the app if a copy of it still runs, then remove the file", path, err)
+		return state{}, fmt.Errorf("%s %w (%w)", path, errDamaged, err)
 	}
-	if s.Format != stateFormat {
-		return state{}, fmt.Errorf("%s has format %d, this mainstay knows %d; run the mainstay that wrote it, or stop the app and remove the file", path, s.Format, stateFormat)
+	if s.Format < 1 || s.Format > stateFormat {
+		return state{}, fmt.Errorf("%s has format %d, this mainstay knows 1 to %d; run the mainstay that wrote it, or stop the app and remove the file and %s", path, s.Format, stateFormat, twinFile)
 	}
-	if l := s.Live; l != nil && (l.Color == "" || len(l.Release.Command) == 0) {
-		return state{}, fmt.Errorf("%s is damaged (the live color has no name or no command); stop the app if a copy of it still runs, then remove the file", path)
+	if what := s.contradiction(); what != "" {
+		return state{}, fmt.Errorf("%s %w (%s)", path, errDamaged, what)
 	}
 	s.NextID, s.NextRecord = max(s.NextID, 1), max(s.NextRecord, 1)
 	return s, nil
+}
+
+// contradiction says what in s cannot be, in words; empty if all may be.
+func (s state) contradiction() string {
+	for _, of := range []struct {
+		name string
+		slot *savedSlot
+	}{{"live", s.Live}, {"old", s.Old}} {
+		if l := of.slot; l != nil && (l.Color != blue && l.Color != green || len(l.Release.Command) == 0 && len(l.Release.Targets) == 0) {
+			return "the " + of.name + " color has no name or no command"
+		}
+	}
+	switch {
+	case s.Old != nil && (s.Live == nil || s.Old.Color == s.Live.Color):
+		return "the old color is also the live one"
+	case s.Share < 1 || s.Share > 100:
+		return fmt.Sprintf("the live color has a share of %d", s.Share)
+	case s.Deploy != nil && !slices.Contains(phases, s.Deploy.Phase):
+		return fmt.Sprintf("the deploy is in an unknown phase %q", s.Deploy.Phase)
+	}
+	return ""
 }
 
 // loadHistory reads the deploys of earlier lives. History is not worth refusing
@@ -92,6 +215,21 @@ func loadHistory(dir string) ([]Record, error) {
 	var rs []Record
 	if err == nil {
 		err = json.Unmarshal(raw, &rs)
+	}
+	var former []struct{ Outcome Step } // of the format before
+	if err == nil && json.Unmarshal(raw, &former) == nil {
+		for i := range rs {
+			switch {
+			case rs[i].Phase != "":
+			case former[i].Outcome == "done":
+				rs[i].Phase = Settled
+			default:
+				rs[i].Phase = Failed
+			}
+			if rs[i].Kind == "" {
+				rs[i].Kind = KindDeploy
+			}
+		}
 	}
 	if err != nil {
 		aside := path + ".damaged"
@@ -158,7 +296,11 @@ func lockFolder(dir string) (unlock func(), err error) {
 func (d *Deployer) save() error {
 	d.saving.Lock()
 	defer d.saving.Unlock()
-	return writeFile(d.deps.Dir, stateFile, d.snapshot())
+	now := d.snapshot()
+	if err := writeFile(d.deps.Dir, stateFile, now); err != nil {
+		return err
+	}
+	return writeFile(d.deps.Dir, twinFile, now)
 }
 
 // saveOrSay saves where going on without is better than not going on.
@@ -171,17 +313,32 @@ func (d *Deployer) saveOrSay() {
 func (d *Deployer) snapshot() state {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	st := state{Format: stateFormat, NextID: d.nextID, NextRecord: d.nextRecord}
-	if d.live != nil {
-		st.Live = &savedSlot{Color: d.live.color, Release: d.live.release, Copy: d.live.saved()}
+	st := state{
+		Format: stateFormat, NextID: d.nextID, NextRecord: d.nextRecord, Live: d.live.savedSlot(), Old: d.old.savedSlot(),
+		Share: d.share, Retire: d.retireAt, Answers: d.answers, Closed: d.maintenance,
 	}
-	for _, s := range []*slot{d.next, d.old} {
+	switch {
+	case d.current != nil && d.current.record.Kind == KindDeploy:
+		r := d.current.record.clone()
+		st.Deploy = &r
+	case d.frozen != nil:
+		r := d.frozen.clone()
+		st.Deploy = &r
+	}
+	for _, s := range []*slot{d.next, d.leaving} {
 		if c := s.saved(); c != nil {
 			st.Others = append(st.Others, *c)
 		}
 	}
 	st.Others = append(st.Others, d.others...)
 	return st
+}
+
+func (s *slot) savedSlot() *savedSlot {
+	if s == nil {
+		return nil
+	}
+	return &savedSlot{Color: s.color, Release: s.release, Copy: s.saved()}
 }
 
 // saved is what is written down of the copy in s, nil if there is none.

@@ -22,16 +22,20 @@ const (
 
 // Status is how things stand now.
 type Status struct {
-	Live      *Copy     `json:"live,omitempty"`      // gets the traffic
-	Next      *Copy     `json:"next,omitempty"`      // is being brought up
-	Old       *Copy     `json:"old,omitempty"`       // is being taken down
-	Deploying *Underway `json:"deploying,omitempty"` // the deploy at work, if there is one
+	Live        *Copy     `json:"live,omitempty"`       // the release that was deployed last, and its share of the traffic
+	Next        *Copy     `json:"next,omitempty"`       // is being brought up
+	Old         *Copy     `json:"old,omitempty"`        // the color before: stands by as the rollback, or is being taken down
+	Deploying   *Underway `json:"deploying,omitempty"`  // the deploy at work, if there is one
+	Frozen      *Record   `json:"frozen,omitempty"`     // the deploy that waits for promote or rollback
+	SettlesAt   time.Time `json:"settles_at,omitzero"`  // when the old color is stopped or updated by itself
+	Maintenance bool      `json:"maintenance,omitzero"` // nobody is served
 }
 
 // A Copy is one running copy of the app.
 type Copy struct {
 	ID       string    `json:"id"` // "green-7", as in traffic.Target
 	Color    string    `json:"color"`
+	Share    int       `json:"share"` // percent of the new requests that it gets
 	Version  string    `json:"version,omitempty"`
 	Command  string    `json:"command"`
 	Dir      string    `json:"dir"`
@@ -51,6 +55,7 @@ type Copy struct {
 type Underway struct {
 	Who   string    `json:"who,omitempty"`
 	Since time.Time `json:"since"`
+	Phase Phase     `json:"phase,omitempty"`
 	Step  Step      `json:"step"`
 	Text  string    `json:"text"`
 }
@@ -59,10 +64,29 @@ type Underway struct {
 func (d *Deployer) Status() Status {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	st := Status{Live: d.live.copy(), Next: d.next.copy(), Old: d.old.copy()}
+	old := d.old
+	if old == nil {
+		old = d.leaving
+	}
+	st := Status{Live: d.live.copy(), Next: d.next.copy(), Old: old.copy(), SettlesAt: d.retireAt, Maintenance: d.maintenance}
+	for _, c := range []*Copy{st.Live, st.Old} {
+		if c != nil && !d.maintenance {
+			l, o := d.weights()
+			if c.Share = l; c == st.Old {
+				c.Share = o
+			}
+		}
+	}
 	if u := d.underway; u != nil {
 		c := *u
+		if d.current != nil {
+			c.Phase = d.current.record.Phase
+		}
 		st.Deploying = &c
+	}
+	if d.frozen != nil {
+		r := d.frozen.clone()
+		st.Frozen = &r
 	}
 	return st
 }
@@ -72,7 +96,7 @@ func (s *slot) copy() *Copy {
 		return nil
 	}
 	c := &Copy{
-		ID: s.id, Color: s.color, Version: s.release.Version, Command: s.release.Command.String(), Dir: s.release.Dir,
+		ID: s.id, Color: s.color, Version: s.release.Version, Command: s.release.what(), Dir: s.release.Dir,
 		State: s.state, Reason: s.reason, Since: s.since, Began: s.began, Adopted: s.adopted,
 		Restarts: s.restarts, LastExit: s.lastExit,
 	}
@@ -87,8 +111,10 @@ func (s *slot) copy() *Copy {
 func (d *Deployer) History() []Record {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	rs := slices.Clone(d.history)
-	slices.Reverse(rs)
+	rs := make([]Record, 0, len(d.history))
+	for _, r := range slices.Backward(d.history) {
+		rs = append(rs, r.clone())
+	}
 	return rs
 }
 
@@ -111,12 +137,18 @@ func (d *Deployer) Levels() []telemetry.Level {
 		}
 		ls = append(ls,
 			telemetry.Level{Name: "mainstay_app_healthy", Help: "1 if the copy of the app in this color passes its probes.", Labels: labels, Value: healthy},
+			telemetry.Level{Name: "mainstay_app_share", Help: "Percent of the new requests that this color gets.", Labels: labels, Value: float64(c.Share)},
 			telemetry.Level{Name: "mainstay_app_restarts", Help: "Restarts after crashes since this color was deployed.", Labels: labels, Value: float64(c.Restarts)})
 	}
 	busy := 0.0
 	if st.Deploying != nil {
 		busy = 1
 	}
+	closed := 0.0
+	if st.Maintenance {
+		closed = 1
+	}
+	ls = append(ls, telemetry.Level{Name: "mainstay_maintenance", Help: "1 while maintenance mode is on.", Value: closed})
 	return append(ls, telemetry.Level{Name: "mainstay_deploy_underway", Help: "1 while a deploy is at work.", Value: busy})
 }
 

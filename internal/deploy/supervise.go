@@ -46,7 +46,14 @@ func (d *Deployer) unsupervise(s *slot) {
 }
 
 func (d *Deployer) keep(ctx context.Context, s *slot) {
-	for crashes := 0; ; {
+	crashes := 0
+	if _, inst := d.instance(s); inst == nil { // it ended while no mainstay was running
+		crashes = 1
+		if !d.revive(ctx, s, &crashes) {
+			return
+		}
+	}
+	for {
 		lived, ended := d.tend(ctx, s)
 		if !ended {
 			return
@@ -109,6 +116,7 @@ func (p *pulse) beat(ctx context.Context, h Health) {
 		if p.ill && p.good >= h.HealthyAfter {
 			p.ill = false
 			p.d.enter(p.s, Healthy, "")
+			p.d.steerOrSay()
 			p.d.emit(slog.LevelInfo, "app_healthy", p.s.color, p.id+" is healthy again", slog.String("target", p.id))
 		}
 		return
@@ -126,6 +134,8 @@ func (p *pulse) beat(ctx context.Context, h Health) {
 		p.d.enter(p.s, Unhealthy, why)
 		p.d.emit(slog.LevelWarn, "app_unhealthy", p.s.color,
 			fmt.Sprintf("%s failed %d probes in a row: %s", p.id, p.bad, why), slog.String("target", p.id), slog.String("reason", why))
+		p.d.steerOrSay()
+		p.d.alarm(p.s, fmt.Sprintf("%s failed %d probes in a row: %s", p.id, p.bad, why))
 	}
 }
 
@@ -136,6 +146,8 @@ func (d *Deployer) crashed(s *slot, id string, inst Instance) {
 	d.mu.Lock()
 	s.lastExit = how
 	d.mu.Unlock()
+	d.steerOrSay() // first of all: requests go where they can be served
+	d.alarm(s, id+" crashed: "+how)
 	d.saveOrSay()
 	d.emit(slog.LevelWarn, "app_crashed", s.color, id+" crashed: "+how,
 		slog.String("target", id), slog.String("exit", how), slog.String("last_lines", strings.Join(inst.LastLines(), "\n")))
@@ -175,9 +187,9 @@ func (d *Deployer) revive(ctx context.Context, s *slot, crashes *int) bool {
 	}
 }
 
-// restarted puts the traffic on the fresh copy in s.
+// restarted lets the fresh copy in s have its part of the traffic.
 func (d *Deployer) restarted(s *slot, after int) error {
-	if _, err := d.route(s); err != nil {
+	if _, err := d.steer(); err != nil {
 		d.discard(context.Background(), s, err.Error())
 		return err
 	}

@@ -4,22 +4,30 @@ import { clock, el, milliseconds, rate, replace, set, share, span, text } from "
 import { level } from "./plane.js";
 
 const tones = { healthy: "good", draining: "good", starting: "warn", stopping: "warn", unhealthy: "bad", down: "bad" };
-const roles = { live: "live", next: "coming up", old: "going down" };
+const roles = { live: "live", next: "coming up" };
+
+// what the old color is for: it stands by until it is taken down.
+const role = (name, c) => roles[name] || (c.state === "draining" || c.state === "stopping" ? "going down" : "standing by");
 
 const ms = (v) => milliseconds(v).join(" ").trim();
 
 export function showCopies(status) {
   const app = status.app || {};
   const note = document.getElementById("app-note");
-  text(note, app.deploying ? `deploying: ${app.deploying.text || app.deploying.step}` : "");
-  const copies = ["live", "next", "old"].filter((role) => app[role]).map((role) => [role, app[role]]);
+  const notes = [
+    app.maintenance ? "maintenance: nobody is served" : "",
+    app.frozen ? `deploy #${app.frozen.number} is frozen: mainstay promote or mainstay rollback decides` : "",
+    app.deploying ? `${app.deploying.phase || "deploying"}: ${app.deploying.text || app.deploying.step}` : "",
+  ];
+  text(note, notes.filter(Boolean).join(" · "));
+  const copies = ["live", "next", "old"].filter((r) => app[r]).map((r) => [r, app[r]]);
   const now = Date.parse(status.now);
   const edge = (status.planes || []).find((p) => p.name === "edge");
-  const rows = copies.map(([role, c]) => {
+  const rows = copies.map(([name, c]) => {
     const f = edge && edge.figures && edge.figures.colors ? edge.figures.colors[c.color] : null;
     const inFlight = level(status.levels || [], "mainstay_edge_color_in_flight", { color: c.color });
     return {
-      role, c, f, inFlight: inFlight === null ? "–" : String(inFlight),
+      name, c, f, inFlight: inFlight === null ? "–" : String(inFlight),
       up: span((now - Date.parse(c.began)) / 1000),
     };
   });
@@ -28,16 +36,17 @@ export function showCopies(status) {
 }
 
 function copyTable(rows) {
-  const head = ["color", "copy", "version", "state", "req/s", "p95", "errors", "in flight", "address", "pid", "up", "restarts"];
-  const numbers = new Set(["req/s", "p95", "errors", "in flight", "pid", "restarts"]);
+  const head = ["color", "copy", "version", "state", "share", "req/s", "p95", "errors", "in flight", "address", "pid", "up", "restarts"];
+  const numbers = new Set(["share", "req/s", "p95", "errors", "in flight", "pid", "restarts"]);
   const cell = (name, ...content) => el("td", { class: numbers.has(name) ? "num" : null, "data-label": name }, el("div", {}, ...content));
   return el("table", {},
     el("thead", {}, el("tr", {}, ...head.map((h) => el("th", { scope: "col", class: numbers.has(h) ? "num" : null }, h)))),
-    el("tbody", {}, ...rows.map(({ role, c, f, inFlight, up }) => el("tr", {},
+    el("tbody", {}, ...rows.map(({ name, c, f, inFlight, up }) => el("tr", {},
       cell("color", el("span", { class: "color", "data-color": c.color }, c.color)),
-      cell("copy", c.id || "–", " ", el("span", { class: "badge", "data-tone": role === "live" ? "good" : null }, roles[role])),
+      cell("copy", c.id || "–", " ", el("span", { class: "badge", "data-tone": name === "live" ? "good" : null }, role(name, c))),
       cell("version", c.version || "–"),
       cell("state", el("span", { class: "badge", "data-tone": tones[c.state] || null, title: c.reason || null }, c.state || "?"), c.reason ? el("div", { class: "quiet why" }, c.reason.slice(0, 160)) : null),
+      cell("share", `${c.share || 0} %`),
       cell("req/s", f ? rate(f.rate) : "0"),
       cell("p95", f ? ms(f.p95_ms) : "–"),
       cell("errors", f ? `${share(f.error_rate)} %` : "–"),
@@ -56,17 +65,19 @@ export function showDeploys(deploys, now) {
 }
 
 function deployItem(d) {
-  const good = d.outcome === "done";
+  const words = { settled: ["good", "settled"], rolled_back: ["bad", "rolled back"], frozen: ["warn", "frozen"], failed: ["bad", "failed"] };
+  const [tone, word] = words[d.phase] || [null, d.phase || "?"];
   return el("li", {},
     el("time", { datetime: d.began, title: new Date(d.began).toLocaleString() }, d.ago),
     el("div", {},
       el("p", { class: "title" },
         el("span", { class: "color", "data-color": d.color }, d.target || d.color),
         d.version ? el("span", {}, d.version) : null,
-        el("span", { class: "badge", "data-tone": good ? "good" : "bad" }, good ? "done" : "failed"),
+        el("span", { class: "badge", "data-tone": tone }, d.kind === "rollback" ? "rollback" : word),
         el("span", { class: "quiet" }, `#${d.number}, took ${ms(d.took_ms)}${d.who ? `, by ${d.who}` : ""}`)),
       d.why ? el("p", { class: "quiet text" }, d.why) : null,
-      d.error ? el("p", { class: "text", "data-tone": "bad" }, d.error) : null));
+      d.error ? el("p", { class: "text", "data-tone": "bad" }, d.error) : null,
+      ...(d.evidence || []).map((line) => el("p", { class: "quiet text" }, line))));
 }
 
 export function showEvents(events) {

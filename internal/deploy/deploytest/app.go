@@ -77,8 +77,8 @@ func behave(words []string) error {
 		}
 		return serve("127.0.0.1:"+os.Getenv("PORT"), false)
 	case "junk":
-		os.Stdout.Write(bytes.Repeat([]byte("x"), 100<<10))
-		os.Stdout.Write([]byte("\n\xff\xfe\x00binary\x1b[31mred\x1b[0m\x07\r\n"))
+		_, _ = os.Stdout.Write(bytes.Repeat([]byte("x"), 100<<10))
+		_, _ = os.Stdout.Write([]byte("\n\xff\xfe\x00binary\x1b[31mred\x1b[0m\x07\r\n"))
 		return serve("127.0.0.1:"+os.Getenv("PORT"), false)
 	}
 	return fmt.Errorf("unknown behaviour %q", strings.Join(words, " "))

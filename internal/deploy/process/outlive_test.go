@@ -198,7 +198,7 @@ func TestACrashedAppIsRestartedOnAFreshPort(t *testing.T) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if len(e.plans) != 2 || e.plans[1].Targets[0].Address != now.Address {
+	if len(e.plans) != 3 || e.plans[1].Mode != traffic.Hold || e.plans[2].Targets[0].Address != now.Address {
 		t.Errorf("plans %+v", e.plans)
 	}
 }
@@ -207,8 +207,14 @@ func TestARealDeployLeavesOnlyTheNewColor(t *testing.T) {
 	d, _, _ := open(t, t.TempDir(), config("parent", "serve"))
 	was := d.Status().Live.PID
 	r, err := d.Deploy(t.Context(), deploy.Request{Command: deploytest.App("serve")}, nil)
-	if err != nil || r.Outcome != deploy.StepDone {
+	if err != nil || r.Phase != deploy.Settled {
 		t.Fatalf("%+v, %v", r, err)
+	}
+	if st := d.Status(); st.Old == nil || st.Old.PID != was || st.Old.State != deploy.Healthy {
+		t.Errorf("the old color does not stand by: %+v", st.Old)
+	}
+	if err := d.Settle(t.Context(), deploy.Order{Who: "ann"}); err != nil {
+		t.Fatal(err)
 	}
 	if left := members(was); len(left) != 0 {
 		t.Errorf("left of the old color: %v", left)
@@ -228,7 +234,7 @@ func TestARealAppThatIgnoresPortIsToldTheMendLongBeforeItsDeadline(t *testing.T)
 			cancel() // heard
 		}
 	})
-	if !errors.Is(err, context.Canceled) || r.Outcome != deploy.StepFailed {
+	if !errors.Is(err, context.Canceled) || r.Phase != deploy.Failed {
 		t.Errorf("got %v, told %q", err, told)
 	}
 	if st := d.Status().Live; st.ID != "blue-1" || st.State != deploy.Healthy {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,18 +34,18 @@ func TestADeployStartsSwitchesDrainsAndStopsInThisOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.close()
-		want := []string{"start blue-1", "apply blue-1", "start green-2", "apply green-2", "drain", "stop blue-1", "stop green-2"}
+		want := []string{"start blue-1", "apply blue-1", "start green-2", "apply green-2 (blue-1)", "apply green-2", "drain", "stop blue-1", "stop green-2"}
 		if diff := cmp.Diff(want, w.journalled()); diff != "" {
 			t.Error(diff)
 		}
-		life := []Step{StepStarting, StepHealthy, StepSwitched, StepDraining, StepStopping, StepDone}
+		life := []Step{StepStarting, StepHealthy, StepSwitched, StepDraining, StepStopping, StepSettled}
 		if diff := cmp.Diff(life, told); diff != "" {
 			t.Error(diff)
 		}
 		if diff := cmp.Diff(life, steps(r)); diff != "" {
 			t.Error(diff)
 		}
-		if r.Outcome != StepDone || r.Target != "green-2" || r.From != blue || r.Number != 1 || r.Who != "ann" || r.TookMS < 7000 {
+		if r.Phase != Settled || r.Target != "green-2" || r.From != blue || r.Number != 1 || r.Who != "ann" || r.TookMS < 7000 {
 			t.Errorf("record %+v", r)
 		}
 		if p := w.applied()[1].Targets[0]; p.Color != green || p.Version != "1.2" || p.Address != w.copy("green-2").address {
@@ -79,7 +80,7 @@ func TestAColorThatDoesNotBecomeHealthyIsStoppedAndTheOldServesOn(t *testing.T) 
 		if took := time.Since(began); took != time.Minute {
 			t.Errorf("gave up after %v", took)
 		}
-		if r.Outcome != StepFailed || r.Error != err.Error() || len(told) != 3 || told[1] != "waiting: "+errSick.Error() {
+		if r.Phase != Failed || r.Error != err.Error() || len(told) != 3 || told[1] != "waiting: "+errSick.Error() {
 			t.Errorf("record %+v, told %q", r, told)
 		}
 		if got := w.running(); !slices.Equal(got, []string{"blue-1"}) || len(w.applied()) != 1 {
@@ -144,7 +145,7 @@ func TestWhoHearsThatADeployIsDoneMayDeployAgainAtOnce(t *testing.T) {
 		h := open(t, w, dir, configured())
 		again := errors.New("not tried")
 		_, err := h.Deploy(t.Context(), Request{}, func(p Progress) {
-			if p.Step == StepDone {
+			if p.Step == StepSettled {
 				_, again = h.Deploy(t.Context(), Request{}, nil)
 			}
 		})
@@ -162,7 +163,7 @@ func TestADeployThatIsCalledOffStopsTheNewColor(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		r, err := h.Deploy(ctx, Request{}, nil)
-		if !errors.Is(err, context.DeadlineExceeded) || r.Outcome != StepFailed {
+		if !errors.Is(err, context.DeadlineExceeded) || r.Phase != Failed {
 			t.Errorf("got %v, %+v", err, r)
 		}
 		if got := w.running(); !slices.Equal(got, []string{"blue-1"}) {
@@ -193,7 +194,7 @@ func TestAfterTheSwitchTheDeployIsFinishedThoughItsCallerLeft(t *testing.T) {
 				cancel()
 			}
 		})
-		if err != nil || r.Outcome != StepDone || !drained {
+		if err != nil || r.Phase != Settled || !drained {
 			t.Errorf("got %v, %+v, drained %v", err, r, drained)
 		}
 		h.close()
@@ -255,7 +256,7 @@ func TestStoppingMainstayCutsADrainShort(t *testing.T) {
 		time.Sleep(time.Second)
 		began := time.Now()
 		h.close()
-		if r := <-done; r.Outcome != StepDone || time.Since(began) != 0 || len(w.running()) != 0 {
+		if r := <-done; r.Phase != Settled || time.Since(began) != 0 || len(w.running()) != 0 {
 			t.Errorf("record %+v, %v later, running %v", r, time.Since(began), w.running())
 		}
 	})
@@ -266,13 +267,13 @@ func TestAnEdgeThatRefusesThePlanLeavesTheOldColorLive(t *testing.T) {
 		h := open(t, w, dir, configured())
 		w.let(func() { w.applyErr = errors.New("no such listener") })
 		_, err := h.Deploy(t.Context(), Request{}, nil)
-		if err == nil || !strings.Contains(err.Error(), "switch to green: route to green-2: no such listener") {
+		if err == nil || !strings.Contains(err.Error(), "switch to green: tell the edge where requests go: no such listener") {
 			t.Errorf("got %v", err)
 		}
 		if got := w.running(); !slices.Equal(got, []string{"blue-1"}) || h.Status().Live.ID != "blue-1" {
 			t.Errorf("running %v, live %+v", got, h.Status().Live)
 		}
-		was, err := loadState(dir)
+		was, err := loadState(dir, slog.New(slog.DiscardHandler))
 		if err != nil || was.Live.Copy.ID != "blue-1" || len(was.Others) != 0 {
 			t.Errorf("state %+v, %v", was, err)
 		}
@@ -352,7 +353,7 @@ func TestACopyThatWillNotEndIsTriedAgainByTheNextLife(t *testing.T) {
 		stuck.stuck = nil
 		h = open(t, w, dir, configured())
 		synctest.Wait()
-		was, err := loadState(dir)
+		was, err := loadState(dir, slog.New(slog.DiscardHandler))
 		if err != nil || stuck.alive() || len(was.Others) != 0 {
 			t.Errorf("alive %v, others %v, %v", stuck.alive(), was.Others, err)
 		}
