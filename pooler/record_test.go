@@ -1,0 +1,68 @@
+package pooler
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+)
+
+func TestACycleIsOneExchangeWithItsTrace(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	conn := h.connect(t, "application_name=x")
+	const comment = "/*action='%2Fcontacts',traceparent='00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'*/"
+	do(t, conn, "drop table if exists traced")
+	do(t, conn, "create table traced (n int)")
+	start := len(h.ledger.all())
+	do(t, conn, "insert into traced select generate_series(1, 7) "+comment, pgx.QueryExecModeSimpleProtocol)
+	do(t, conn, "select n from traced where n > $1 "+comment, pgx.QueryExecModeExec, 2)
+	do(t, conn, "insert into traced values (length('"+strings.Repeat("x", 50_000)+"')) "+comment+";  ", pgx.QueryExecModeSimpleProtocol)
+	do(t, conn, "select 1", pgx.QueryExecModeSimpleProtocol)
+	if _, err := conn.Exec(t.Context(), "select 1/0", pgx.QueryExecModeSimpleProtocol); err == nil {
+		t.Fatal("no error")
+	}
+	for i, want := range []struct {
+		command, code, state string
+		rows                 int64
+		traced               bool
+	}{
+		{"INSERT", "ok", "", 7, true}, {"SELECT", "ok", "", 5, true}, {"INSERT", "ok", "", 1, true},
+		{"SELECT", "ok", "", 1, false}, {"", "sql_error", "22012", 0, false},
+	} {
+		x := h.ledger.all()[start+i]
+		traced := fmt.Sprintf("%x %x", x.Trace.TraceID, x.Trace.Parent) == "4bf92f3577b34da6a3ce929d0e0e4736 00f067aa0ba902b7"
+		if x.DB.Command != want.command || x.Code != want.code || x.DB.SQLState != want.state || x.DB.Rows != want.rows || traced != want.traced || x.Trace.Sampled() != want.traced {
+			t.Errorf("%d: %s %s %q %d rows, traced %v, sampled %v", i, x.DB.Command, x.Code, x.DB.SQLState, x.DB.Rows, traced, x.Trace.Sampled())
+		}
+		if x.BytesIn == 0 || x.BytesOut == 0 || x.FirstByte <= 0 || x.Took < x.FirstByte || x.Caller != "ann" || x.Route != "app" || x.DB.Queries != 1 {
+			t.Errorf("%d: %+v", i, x)
+		}
+	}
+}
+
+func TestLevelsTellHowThePoolStands(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	conn := h.connect(t)
+	do(t, conn, "begin")
+	got := map[string]float64{}
+	for _, l := range h.Levels() {
+		key := l.Name
+		for _, label := range l.Labels {
+			key += " " + label.Value
+		}
+		if _, twice := got[key]; twice || l.Help == "" {
+			t.Errorf("%s: twice, or without help", key)
+		}
+		got[key] = l.Value
+	}
+	for key, want := range map[string]float64{
+		"mainstay_pooler_servers app active": 1, "mainstay_pooler_servers app idle": 0, "mainstay_pooler_clients": 1,
+		"mainstay_pooler_waiting app": 0, "mainstay_pooler_servers_max app": 1, "mainstay_pooler_upstream_down app": 0,
+	} {
+		if got[key] != want {
+			t.Errorf("%s is %v, want %v", key, got[key], want)
+		}
+	}
+	do(t, conn, "commit")
+}
