@@ -33,6 +33,9 @@ const appWord = "deploytest-app"
 //	parent WORDS…      starts itself with WORDS as a child and waits; dies of SIGTERM itself
 //	write N            writes N numbered lines, then serves
 //	junk               writes a line of 100 KB, binary bytes and an escape sequence, then serves
+//	hog                takes memory until it is killed
+//
+// It serves on the address that LISTEN_HOST names; absent, on 127.0.0.1.
 func App(words ...string) deploy.Command {
 	return append(deploy.Command{os.Args[0], appWord}, words...)
 }
@@ -56,7 +59,7 @@ func behave(words []string) error {
 	}
 	switch words[0] {
 	case "serve":
-		return serve("127.0.0.1:"+os.Getenv("PORT"), len(words) > 1)
+		return serve(onPort(), len(words) > 1)
 	case "elsewhere":
 		return serve("127.0.0.1:0", false)
 	case "silent":
@@ -75,13 +78,25 @@ func behave(words []string) error {
 		for i := range number() {
 			fmt.Printf("line %d\n", i)
 		}
-		return serve("127.0.0.1:"+os.Getenv("PORT"), false)
+		return serve(onPort(), false)
 	case "junk":
 		_, _ = os.Stdout.Write(bytes.Repeat([]byte("x"), 100<<10))
 		_, _ = os.Stdout.Write([]byte("\n\xff\xfe\x00binary\x1b[31mred\x1b[0m\x07\r\n"))
-		return serve("127.0.0.1:"+os.Getenv("PORT"), false)
+		return serve(onPort(), false)
+	case "hog":
+		for kept := [][]byte{}; ; time.Sleep(time.Millisecond) {
+			kept = append(kept, bytes.Repeat([]byte("x"), 1<<20))
+		}
 	}
 	return fmt.Errorf("unknown behaviour %q", strings.Join(words, " "))
+}
+
+func onPort() string {
+	host := os.Getenv("LISTEN_HOST")
+	if host == "" {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, os.Getenv("PORT"))
 }
 
 func serve(address string, deaf bool) error {
