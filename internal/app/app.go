@@ -203,7 +203,7 @@ func (a *App) wirePlanes(res *Resolved, ls listeners, creds credentials) error {
 	if err != nil {
 		return fmt.Errorf("set up the process driver: %w", err)
 	}
-	a.deploy, err = deploy.New(res.App, deploy.Deps{Edge: a.edge, Driver: driver, Env: env.of, Dir: filepath.Join(res.Data, "app"), Log: a.part("deploy"), Sink: a.sink})
+	a.deploy, err = deploy.New(res.App, deploy.Deps{Edge: a.edge, Driver: driver, Env: env.of, Evidence: evidence{a.monitor}, Dir: filepath.Join(res.Data, "app"), Log: a.part("deploy"), Sink: a.sink})
 	ps.Below("app", setting.Of(err))
 	if len(ps) > 0 {
 		return res.Locate(ps)

@@ -206,6 +206,7 @@ const (
 	slowness  = 1.2    // likewise a ratio of percentiles
 	alike     = 0.05   // above it the old color does as it did before the switch
 	minCalls  = 20     // of Claude and of the database
+	fewest    = 20     // of the old color at the same time, below which it says nothing of itself
 )
 
 // judge compares the colors and says in words what is worse; empty if nothing is.
@@ -261,7 +262,7 @@ func (l look) judge() string {
 // the old one beyond the old one's 95th percentile, and those by far.
 func (l look) slow() string {
 	old := l.now
-	if mark := l.then.p95(); mark > 0 && (l.now.slower(-1).Of == 0 || compare.Above(l.now.slower(mark), l.then.slower(mark)) > alike) {
+	if mark := l.then.p95(); mark > 0 && (l.now.slower(-1).Of < fewest || compare.Above(l.now.slower(mark), l.then.slower(mark)) > alike) {
 		old = l.then.plus(l.now)
 	}
 	mark := old.p95()
@@ -278,7 +279,7 @@ func (l look) slow() string {
 // pool adds what the old color did before the switch to what it did since, unless
 // it has become worse itself meanwhile: then only the same time counts.
 func pool(then, now Ratio) Ratio {
-	if now.Of > 0 && compare.Above(now, then) <= alike {
+	if now.Of >= fewest && compare.Above(now, then) <= alike {
 		return now
 	}
 	return then.Plus(now)
