@@ -19,6 +19,7 @@ have go || { echo "Go is missing: install Go 1.26 or later from https://go.dev/d
 need postgresql server
 if [ "${1:-all}" = all ]; then
 	need gcc have gcc # the race detector is built with cgo
+	need libc6-dev test -e /usr/include/stdlib.h
 	need nodejs have node
 	need npm have npm
 	need chromium have chromium
@@ -35,4 +36,10 @@ apt-get update -qq
 # The server is started by Mainstay's own scripts; Debian's cluster is not wanted.
 mkdir -p /etc/postgresql-common
 [ -e /etc/postgresql-common/createcluster.conf ] || echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
-apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+log=$(mktemp)
+if ! apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
+	cat "$log" >&2
+	echo "apt-get could not install ${missing[*]}; see above." >&2
+	exit 1
+fi
+rm -f "$log"
