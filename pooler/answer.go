@@ -30,10 +30,25 @@ func (s *session) answer() error {
 			if done {
 				return s.join(false)
 			}
-		} else if s.exchange.FirstByte == 0 {
+		}
+		if s.busy && s.exchange.FirstByte == 0 {
 			s.exchange.FirstByte = time.Since(s.exchange.Start)
 		}
 	}
+}
+
+// beginNext starts the exchange of a cycle that the uplink has sent, when the server
+// begins to answer it. What the server says by itself belongs to none.
+func (s *session) beginNext() {
+	s.mu.Lock()
+	c, ok := s.cycles.first()
+	s.mu.Unlock()
+	if !ok {
+		return
+	}
+	s.begin()
+	s.exchange.Start = c.start
+	s.exchange.FirstByte = time.Since(c.start)
 }
 
 // lookInto is how much of a message's body is looked at, of those that are.
@@ -50,6 +65,9 @@ func (s *session) scan() (done bool, err error) {
 		}
 		if !ok {
 			return false, nil
+		}
+		if !s.busy {
+			s.beginNext()
 		}
 		keep := true
 		if typ != pgwire.DataRow && typ != pgwire.CopyData {
@@ -134,14 +152,14 @@ func (s *session) settled() bool {
 // serverLost ends a session whose server has gone: nobody knows how far it came, so
 // that the client has to find out on a new connection.
 func (s *session) serverLost(err error) error {
-	s.backend.broken = true
+	s.backend.broken.Store(true)
 	return end(Lost, "the server closed the connection unexpectedly",
 		"connect again; look into PostgreSQL's log for the reason").because(err)
 }
 
 // confused ends a session whose server did not answer as the protocol says.
 func (s *session) confused(err error) error {
-	s.backend.broken = true
+	s.backend.broken.Store(true)
 	return end(Internal, "lost track of the server's answers", "connect again").because(err)
 }
 
@@ -280,13 +298,9 @@ func (s *session) ready(status byte) (done bool, err error) {
 	}
 	b.status, s.copying = status, false
 	c, _ := s.cycles.pop()
-	more := !s.debts.none()
 	done = s.settled()
 	s.mu.Unlock()
 	s.record(&c)
-	if more {
-		s.begin()
-	}
 	return done, nil
 }
 
@@ -311,7 +325,7 @@ func (s *session) join(failed bool) error {
 	s.uplink, s.closing = nil, false
 	if failed {
 		if b != nil && uplink != nil && len(b.out) > 0 {
-			b.broken = true // a message may have been cut
+			b.broken.Store(true) // a message may have been cut
 		}
 		return nil
 	}

@@ -29,7 +29,7 @@ type backend struct {
 	out      []byte
 	settings *state.Settings // of the client that it was last made ready for
 	left     state.Traces    // what must be wiped before another client may have it
-	broken   bool            // must not be used again
+	broken   atomic.Bool     // must not be used again
 	params   map[string]string
 
 	prepared map[*statement]uint64 // statements that exist there, and when each was last used
@@ -186,7 +186,7 @@ func (s *backend) suit(want *state.Settings, client io.Writer) error {
 		return nil
 	}
 	if err := s.exec(s.settings.Change(want), client); err != nil {
-		s.broken = true // some of the settings may be applied
+		s.broken.Store(true) // some of the settings may be applied
 		return err
 	}
 	s.settings = want
@@ -197,17 +197,17 @@ func (s *backend) suit(want *state.Settings, client io.Writer) error {
 // behind. client hears of settings that change thereby; it may be nil. A server
 // that cannot be cleaned is broken.
 func (s *backend) clean(client io.Writer) error {
-	if s.broken {
+	if s.broken.Load() {
 		return errors.New("the connection is broken")
 	}
 	if s.left&state.Wreck != 0 {
-		s.broken = true
+		s.broken.Store(true)
 		return errors.New("LOAD cannot be undone")
 	}
 	if s.status != pgwire.Idle {
 		// By itself: what wipes must run outside of the transaction.
 		if err := s.exec("ROLLBACK", nil); err != nil {
-			s.broken = true
+			s.broken.Store(true)
 			return fmt.Errorf("roll back: %w", err)
 		}
 	}
@@ -225,7 +225,7 @@ func (s *backend) clean(client io.Writer) error {
 		clear(s.prepared)
 	}
 	if err := s.exec(sql, client); err != nil || s.status != pgwire.Idle {
-		s.broken = true
+		s.broken.Store(true)
 		return fmt.Errorf("reset: %w", err)
 	}
 	s.left = 0
@@ -234,17 +234,17 @@ func (s *backend) clean(client io.Writer) error {
 
 // discard wipes everything at the end of a session that had the server to itself.
 func (s *backend) discard() error {
-	if s.broken {
+	if s.broken.Load() {
 		return errors.New("the connection is broken")
 	}
 	if s.status != pgwire.Idle {
 		if err := s.exec("ROLLBACK", nil); err != nil {
-			s.broken = true
+			s.broken.Store(true)
 			return err
 		}
 	}
 	if err := s.exec("DISCARD ALL", nil); err != nil {
-		s.broken = true
+		s.broken.Store(true)
 		return err
 	}
 	s.settings, s.left = state.None, 0
@@ -275,6 +275,6 @@ func (s *backend) interruptWrite() {
 // calm undoes interrupts.
 func (s *backend) calm() {
 	if s.hurried.Swap(false) && s.SetDeadline(time.Time{}) != nil {
-		s.broken = true
+		s.broken.Store(true)
 	}
 }

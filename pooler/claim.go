@@ -211,7 +211,7 @@ func (p *pool) unreachable(err error) error {
 
 // release gives a server back that is clean, or drops it.
 func (p *pool) release(b *backend) {
-	if b.broken || b.status != pgwire.Idle || b.In.Buffered() > 0 {
+	if b.broken.Load() || b.status != pgwire.Idle || b.In.Buffered() > 0 {
 		p.drop(b)
 		return
 	}

@@ -78,6 +78,13 @@ func (q *queue[T]) pop() (v T, ok bool) {
 	return v, true
 }
 
+func (q *queue[T]) first() (v T, ok bool) {
+	if q.len() == 0 {
+		return v, false
+	}
+	return q.list[q.head], true
+}
+
 func (q *queue[T]) clear() {
 	clear(q.list)
 	q.list, q.head = q.list[:0], 0

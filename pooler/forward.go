@@ -410,7 +410,7 @@ func (s *session) sent(typ byte) (ends bool) {
 		if s.copying {
 			// PostgreSQL ignores a Sync while it takes COPY data, unless the COPY has
 			// failed meanwhile. What it owes is uncertain from here on.
-			s.backend.broken = true
+			s.backend.broken.Store(true)
 			return true
 		}
 		s.owe(debt{kind: owesSync})

@@ -41,6 +41,32 @@ func TestACycleIsOneExchangeWithItsTrace(t *testing.T) {
 	}
 }
 
+func TestEachCycleOfASessionIsAnExchangeOfItsOwn(t *testing.T) {
+	for _, mode := range []string{modeTransaction, modeSession} {
+		t.Run(mode, func(t *testing.T) {
+			h := run(t, config(database(pg.Start(t).URL(), one, func(d *Database) { d.Mode = mode })))
+			c := newFrontend(t, h)
+			three := frame('Q', "select generate_series(1, 3)\x00")
+			c.send(three)
+			c.expect("TDDDCZ")
+			c.send(three + frame('Q', "select 1/0\x00") + three)
+			c.expect("TDDDCZEZTDDDCZ")
+			c.send(three)
+			c.expect("TDDDCZ")
+			c.send(frame('Q', "select pg_sleep(60)\x00"))
+			await(t, "it runs", func() bool { return h.Stats().Databases[0].Active == 1 })
+			c.conn.Close()
+			await(t, "all are recorded", func() bool { return len(h.ledger.all()) == 6 })
+			for i, want := range []string{"ok 3 1", "ok 3 1", "sql_error 0 1", "ok 3 1", "ok 3 1", "client_gone 0 0"} {
+				x := h.ledger.all()[i]
+				if got := fmt.Sprintf("%s %d %d", x.Code, x.DB.Rows, x.DB.Queries); got != want || x.FirstByte > x.Took || x.BytesIn == 0 {
+					t.Errorf("%d: %s, want %s: %+v", i, got, want, x)
+				}
+			}
+		})
+	}
+}
+
 func TestLevelsTellHowThePoolStands(t *testing.T) {
 	h := run(t, config(database(pg.Start(t).URL(), one)))
 	conn := h.connect(t)

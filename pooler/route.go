@@ -90,11 +90,11 @@ func (s *session) surrender() {
 	s.mu.Lock()
 	quiet := s.quiet() && len(b.out) == 0
 	s.mu.Unlock()
-	if !quiet && !b.broken {
+	if !quiet && !b.broken.Load() {
 		s.cancel()
 	}
 	s.part()
-	if !quiet || b.broken {
+	if !quiet || b.broken.Load() {
 		b.pool.drop(b)
 		return
 	}
@@ -103,7 +103,7 @@ func (s *session) surrender() {
 		tidy = b.discard
 	}
 	if err := tidy(); err != nil {
-		b.broken = true
+		b.broken.Store(true)
 		s.pooler.deps.Log.Debug("drop a server connection", "database", b.pool.name, "err", err)
 	}
 	b.pool.release(b)

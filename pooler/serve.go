@@ -267,6 +267,9 @@ func (s *session) depart(err error) {
 	if errors.Is(err, errLeft) {
 		e = errGone
 	}
+	if !s.busy {
+		s.beginNext() // sent, and not answered at all
+	}
 	if s.busy {
 		s.recordEnd(e)
 	}
