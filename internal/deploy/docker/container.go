@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"mainstay.dev/mainstay/internal/deploy"
+	"mainstay.dev/mainstay/internal/deploy/internal/containers"
 )
 
 // The labels that a container of ours carries.
@@ -46,7 +47,7 @@ func plain(s string) string {
 }
 
 // inner is the port on which the app serves inside its container.
-func (c *Config) inner(port int) int {
+func inner(c *Config, port int) int {
 	if c.Port != 0 {
 		return c.Port
 	}
@@ -56,7 +57,7 @@ func (c *Config) inner(port int) int {
 // options describe the container of a copy that is reached on port.
 func (d *Driver) options(c *Config, s deploy.Spec, image string, port int) client.ContainerCreateOptions {
 	cfg := &container.Config{
-		Image: image, User: c.User, Env: c.environ(s, port),
+		Image: image, User: c.User, Env: environ(c, s, port),
 		Labels: map[string]string{
 			labelService: d.service, labelOwner: d.owner, labelID: s.ID, labelColor: s.Color, labelImage: s.Image,
 			labelStart: time.Now().UTC().Format(time.RFC3339Nano), labelPort: strconv.Itoa(port),
@@ -73,7 +74,7 @@ func (d *Driver) options(c *Config, s deploy.Spec, image string, port int) clien
 		LogConfig:     container.LogConfig{Type: "json-file", Config: map[string]string{"max-size": "4m", "max-file": "4"}},
 		SecurityOpt:   []string{"no-new-privileges"},
 		Init:          &c.Init,
-		Resources:     c.limits(),
+		Resources:     limits(c),
 	}
 	for _, m := range c.Mounts {
 		kind := mount.TypeVolume
@@ -82,17 +83,17 @@ func (d *Driver) options(c *Config, s deploy.Spec, image string, port int) clien
 		}
 		host.Mounts = append(host.Mounts, mount.Mount{Type: kind, Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly})
 	}
-	if c.Network != networkHost {
-		inner, _ := network.PortFrom(uint16(c.inner(port)), network.TCP)
-		cfg.ExposedPorts = network.PortSet{inner: {}}
-		host.PortBindings = network.PortMap{inner: {{HostIP: loopback, HostPort: strconv.Itoa(port)}}}
-		host.ExtraHosts = []string{hostAlias + ":host-gateway"}
+	if !c.Shared() {
+		served, _ := network.PortFrom(uint16(inner(c, port)), network.TCP)
+		cfg.ExposedPorts = network.PortSet{served: {}}
+		host.PortBindings = network.PortMap{served: {{HostIP: loopback, HostPort: strconv.Itoa(port)}}}
+		host.ExtraHosts = []string{containers.HostAlias + ":host-gateway"}
 	}
 	return client.ContainerCreateOptions{Config: cfg, HostConfig: host, Name: d.name(s.ID)}
 }
 
 // limits are of one copy: during a deploy there are two.
-func (c *Config) limits() container.Resources {
+func limits(c *Config) container.Resources {
 	r := container.Resources{
 		Memory: int64(c.Memory), MemorySwap: int64(c.Memory), // the same: no swap on top
 		NanoCPUs: int64(c.CPUs * 1e9),
@@ -106,14 +107,14 @@ func (c *Config) limits() container.Resources {
 // environ is what the app sees: the file's variables, over them the color's, over
 // them PORT. Each name is there once, since which of two counts differs from
 // program to program.
-func (c *Config) environ(s deploy.Spec, port int) []string {
+func environ(c *Config, s deploy.Spec, port int) []string {
 	var env []string
 	for name, value := range c.Env {
 		env = append(env, name+"="+value.Reveal())
 	}
 	slices.Sort(env)
 	env = append(env, s.Env...)
-	env = append(env, fmt.Sprintf("PORT=%d", c.inner(port)))
+	env = append(env, fmt.Sprintf("PORT=%d", inner(c, port)))
 	seen := map[string]bool{}
 	once := env[:0:0]
 	for _, e := range slices.Backward(env) {

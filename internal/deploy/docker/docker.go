@@ -34,9 +34,13 @@ import (
 	"github.com/moby/moby/client"
 
 	"mainstay.dev/mainstay/internal/deploy"
+	"mainstay.dev/mainstay/internal/deploy/internal/containers"
 	"mainstay.dev/mainstay/internal/deploy/internal/sockets"
 	"mainstay.dev/mainstay/internal/setting"
 )
+
+// Config is the app.docker section: how the containers are run.
+type Config = containers.Config
 
 // Options says where and how copies are run.
 type Options struct {
@@ -76,12 +80,11 @@ var _ deploy.Driver = (*Driver)(nil)
 // Engine yet. The account in o.Config is shown to its registry alone.
 func New(o Options) (*Driver, error) {
 	d := &Driver{service: o.Service, byFile: o.Image, log: o.Log, held: map[string]int{}}
-	if err := compile(o.Config, o.Image); err != nil {
+	var err error
+	if d.at, err = compile(o.Config, o.Image); err != nil {
 		return nil, err
 	}
 	d.policy.Store(&o.Config)
-	d.at = o.Config.engine()
-	var err error
 	if d.owner, err = ownerOf(o.Dir); err != nil {
 		return nil, err
 	}
@@ -91,26 +94,32 @@ func New(o Options) (*Driver, error) {
 	return d, nil
 }
 
-func compile(c Config, image string) error {
+// compile reports every mistake, with paths relative to the app section, or where
+// the Engine listens.
+func compile(c Config, image string) (socket string, err error) {
 	var ps, below setting.Problems
 	c.Validate(&below)
+	if socket, err = c.Socket(); err != nil && c.Engine == "" {
+		below = append(below, setting.Of(err)...) // what DOCKER_HOST says
+	}
 	ps.Below("docker", below)
 	if image != "" {
-		if err := CheckImage(image); err != nil {
+		if err := containers.CheckImage(image); err != nil {
 			ps.Add("image", err.Error(), "write it as ghcr.io/acme/app:1.4")
 		}
 	}
-	return ps.Err()
+	return socket, ps.Err()
 }
 
 // Prepare checks what a copy that is started from now on would be run with;
 // nothing changes before commit. The Engine cannot be changed for another.
 // Problems have paths relative to the app section.
 func (d *Driver) Prepare(c Config) (commit func(), err error) {
-	if err := compile(c, ""); err != nil {
+	at, err := compile(c, "")
+	if err != nil {
 		return nil, err
 	}
-	if c.engine() != d.at {
+	if at != d.at {
 		return nil, setting.Problem{Path: "docker.engine", What: "cannot change while Mainstay runs", Mend: "restart it"}
 	}
 	return func() { d.policy.Store(&c) }, nil
@@ -179,7 +188,7 @@ func (d *Driver) launch(ctx context.Context, c *Config, s deploy.Spec, image str
 		d.ports.Release(port)
 		return nil, mend(err, s, c)
 	}
-	i.spec, i.where.Port, i.where.Inner, i.where.Shared = s, port, c.inner(port), c.Network == networkHost
+	i.spec, i.where.Port, i.where.Inner, i.where.Shared = s, port, inner(c, port), c.Shared()
 	i.begin()
 	return i, nil
 }

@@ -19,6 +19,7 @@ import (
 
 	"mainstay.dev/mainstay/internal/deploy"
 	"mainstay.dev/mainstay/internal/deploy/deploytest"
+	"mainstay.dev/mainstay/internal/deploy/internal/containers"
 	"mainstay.dev/mainstay/internal/setting"
 )
 
@@ -61,7 +62,7 @@ func TestTheContainerIsWhatTheFileAsksFor(t *testing.T) {
 	d, _ := e.driver(t, t.TempDir(), func(o *Options) {
 		o.Config.Port = 3000
 		o.Config.Env = map[string]setting.Secret{"STRIPE_KEY": "sk_1"}
-		o.Config.Mounts = []Mount{{Source: data, Target: "/data", ReadOnly: true}, {Source: "cache", Target: "/cache"}}
+		o.Config.Mounts = []containers.Mount{{Source: data, Target: "/data", ReadOnly: true}, {Source: "cache", Target: "/cache"}}
 		o.Config.Memory, o.Config.CPUs, o.Config.Processes, o.Config.User = 256<<20, 0.5, 64, "1000:1000"
 	})
 	in := begin(t, d, "blue-1")
@@ -422,10 +423,10 @@ func TestWhatCannotBeStartedIsNamedWithTheMend(t *testing.T) {
 		{nil, deploy.Spec{Image: "mainstay.test/empty:1"}, "the image does not say what to run; give app.run a command"},
 		{nil, deploy.Spec{Image: "No Image"}, `"No Image" is not the name of an image`},
 		{func(o *Options) { o.Config.Network = "nonesuch" }, deploy.Spec{}, `there is no Docker network "nonesuch"; try docker network create nonesuch`},
-		{func(o *Options) { o.Config.Mounts = []Mount{{Source: "/no/such", Target: "/data"}} }, deploy.Spec{}, "a folder of app.docker.mounts does not exist"},
+		{func(o *Options) { o.Config.Mounts = []containers.Mount{{Source: "/no/such", Target: "/data"}} }, deploy.Spec{}, "a folder of app.docker.mounts does not exist"},
 		{func(o *Options) { o.Config.User = "nobody-here" }, deploy.Spec{}, `the image knows no user "nobody-here"`},
 		{func(o *Options) { o.Config.Engine = "unix:///no/such.sock" }, deploy.Spec{}, "no Docker Engine answers at unix:///no/such.sock; start it"},
-		{func(o *Options) { o.Config.Pull = PullNever }, deploy.Spec{Image: "mainstay.test/none:1"}, "is not on this machine, and app.docker.pull is never"},
+		{func(o *Options) { o.Config.Pull = containers.PullNever }, deploy.Spec{Image: "mainstay.test/none:1"}, "is not on this machine, and app.docker.pull is never"},
 		{nil, deploy.Spec{Image: "sha256:" + strings.Repeat("0", 64)}, "is no longer on this machine; deploy it by its name"},
 	} {
 		d, _ := e.driver(t, t.TempDir(), c.change)

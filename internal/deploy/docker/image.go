@@ -12,6 +12,8 @@ import (
 	"github.com/moby/moby/api/pkg/authconfig"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/client"
+
+	"mainstay.dev/mainstay/internal/deploy/internal/containers"
 )
 
 // Resolve finds an image by its name, pulling it as the policy says, and returns a
@@ -23,7 +25,7 @@ func (d *Driver) Resolve(ctx context.Context, name string) (pinned string, err e
 	if err != nil {
 		return "", err
 	}
-	if isID(name) {
+	if containers.IsID(name) {
 		return got.ID, nil
 	}
 	named, err := reference.ParseNormalizedNamed(name)
@@ -40,13 +42,13 @@ func (d *Driver) Resolve(ctx context.Context, name string) (pinned string, err e
 
 // image looks an image up, and pulls it before or after if it must.
 func (d *Driver) image(ctx context.Context, cfg *Config, name string) (client.ImageInspectResult, error) {
-	if err := CheckImage(name); err != nil {
+	if err := containers.CheckImage(name); err != nil {
 		return client.ImageInspectResult{}, fmt.Errorf("%q %w", name, err)
 	}
-	fixed := isID(name) || strings.Contains(name, "@sha256:") // can only ever be one image
+	fixed := containers.IsID(name) || strings.Contains(name, "@sha256:") // can only ever be one image
 	var got client.ImageInspectResult
 	err := error(errdefs.ErrNotFound)
-	if cfg.Pull != PullAlways || fixed {
+	if cfg.Pull != containers.PullAlways || fixed {
 		if got, err = d.inspectImage(ctx, name); err == nil {
 			return got, nil
 		}
@@ -54,9 +56,9 @@ func (d *Driver) image(ctx context.Context, cfg *Config, name string) (client.Im
 	switch {
 	case !errdefs.IsNotFound(err):
 		return got, d.unreachable(err)
-	case isID(name):
+	case containers.IsID(name):
 		return got, fmt.Errorf("the image %s is no longer on this machine; deploy it by its name", name)
-	case cfg.Pull == PullNever:
+	case cfg.Pull == containers.PullNever:
 		return got, fmt.Errorf("the image %s is not on this machine, and app.docker.pull is never; pull or build it", name)
 	}
 	if err := d.pull(ctx, cfg, name); err != nil {
@@ -75,7 +77,7 @@ func (d *Driver) inspectImage(ctx context.Context, name string) (client.ImageIns
 }
 
 func (d *Driver) pull(ctx context.Context, cfg *Config, name string) error {
-	auth, err := cfg.Registry.account(name)
+	auth, err := account(cfg.Registry, name)
 	if err != nil {
 		return err
 	}
@@ -108,7 +110,7 @@ func (d *Driver) pull(ctx context.Context, cfg *Config, name string) error {
 
 // account is what to show to the registry of an image: nothing to any but the one
 // in the file.
-func (r Registry) account(name string) (string, error) {
+func account(r containers.Registry, name string) (string, error) {
 	named, err := reference.ParseNormalizedNamed(name)
 	if err != nil || r.Server == "" || reference.Domain(named) != r.Server {
 		return "", err

@@ -19,6 +19,7 @@ import (
 
 	"mainstay.dev/mainstay/internal/deploy"
 	"mainstay.dev/mainstay/internal/deploy/deploytest"
+	"mainstay.dev/mainstay/internal/deploy/internal/containers"
 	"mainstay.dev/mainstay/internal/setting"
 )
 
@@ -152,11 +153,11 @@ func answer(t *testing.T, d *Driver, image string) string {
 func TestAnImageIsPulledAsThePolicySays(t *testing.T) {
 	e, h := need(t), newHub(t)
 	name := h.push(t, e, "latest", "one")
-	with := func(p Policy) *Driver {
+	with := func(p containers.Policy) *Driver {
 		d, _ := e.driver(t, t.TempDir(), func(o *Options) { o.Config.Pull = p })
 		return d
 	}
-	missing := with(PullMissing)
+	missing := with(containers.PullMissing)
 	if got := answer(t, missing, name); got != "one" {
 		t.Errorf("missing, not here: %s", got)
 	}
@@ -165,10 +166,10 @@ func TestAnImageIsPulledAsThePolicySays(t *testing.T) {
 	if got := answer(t, missing, name); got != "one" {
 		t.Errorf("missing, here: %s", got)
 	}
-	if got := answer(t, with(PullNever), name); got != "one" || h.asked() != before {
+	if got := answer(t, with(containers.PullNever), name); got != "one" || h.asked() != before {
 		t.Errorf("never: %s, %d pulls", got, h.asked()-before)
 	}
-	if got := answer(t, with(PullAlways), name); got != "two" || h.asked() == before {
+	if got := answer(t, with(containers.PullAlways), name); got != "two" || h.asked() == before {
 		t.Errorf("always: %s, %d pulls", got, h.asked()-before)
 	}
 }
@@ -176,7 +177,7 @@ func TestAnImageIsPulledAsThePolicySays(t *testing.T) {
 func TestAResolvedImageStaysTheSameThoughItsTagMoves(t *testing.T) {
 	e, h := need(t), newHub(t)
 	name := h.push(t, e, "latest", "one")
-	d, _ := e.driver(t, t.TempDir(), func(o *Options) { o.Config.Pull = PullAlways })
+	d, _ := e.driver(t, t.TempDir(), func(o *Options) { o.Config.Pull = containers.PullAlways })
 	pinned, err := d.Resolve(t.Context(), name)
 	if err != nil || !strings.Contains(pinned, "/acme/app@sha256:") {
 		t.Fatalf("%s, %v", pinned, err)
@@ -198,7 +199,7 @@ func TestAResolvedImageStaysTheSameThoughItsTagMoves(t *testing.T) {
 	}
 	built, _ := e.driver(t, t.TempDir(), nil)
 	id, err := built.Resolve(t.Context(), testImage) // no registry has given it a digest
-	if err != nil || !isID(id) {
+	if err != nil || !containers.IsID(id) {
 		t.Errorf("built here: %s, %v", id, err)
 	}
 	if again, err := built.Resolve(t.Context(), id); err != nil || again != id {
@@ -211,18 +212,20 @@ func TestAPrivateImageIsPulledWithTheAccount(t *testing.T) {
 	h.account = "bot:hunter2"
 	name := h.push(t, e, "1", "one")
 	server := strings.TrimPrefix(h.URL, "http://")
-	d, j := e.driver(t, t.TempDir(), func(o *Options) { o.Config.Registry = Registry{server, "bot", "hunter2"} })
+	d, j := e.driver(t, t.TempDir(), func(o *Options) {
+		o.Config.Registry = containers.Registry{Server: server, Username: "bot", Password: "hunter2"}
+	})
 	if got := answer(t, d, name); got != "one" {
 		t.Errorf("answered %s", got)
 	}
 	if strings.Contains(j.String(), "hunter2") {
 		t.Error("the password is in the log")
 	}
-	for want, account := range map[string]Registry{
+	for want, account := range map[string]containers.Registry{
 		"or give app.docker.registry an account": {},
-		"; check its name":                       {server, "bot", setting.Secret("wrong-secret")},
+		"; check its name":                       {Server: server, Username: "bot", Password: setting.Secret("wrong-secret")},
 	} {
-		d, _ := e.driver(t, t.TempDir(), func(o *Options) { o.Config.Registry, o.Config.Pull = account, PullAlways })
+		d, _ := e.driver(t, t.TempDir(), func(o *Options) { o.Config.Registry, o.Config.Pull = account, containers.PullAlways })
 		_, err := d.Start(t.Context(), deploy.Spec{ID: "blue-1", Image: name})
 		if err == nil || !strings.Contains(err.Error(), "pull "+name) || !strings.HasSuffix(err.Error(), want) || strings.Contains(err.Error(), "wrong-secret") {
 			t.Errorf("got %v", err)

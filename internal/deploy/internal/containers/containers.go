@@ -1,4 +1,7 @@
-package docker
+// Package containers is the part of the app section that the docker driver obeys.
+// It is apart from the driver because the section's own package, internal/deploy,
+// holds it too, and must not import its drivers.
+package containers
 
 import (
 	"errors"
@@ -71,14 +74,17 @@ const (
 	defaultEngine = "unix:///var/run/docker.sock"
 )
 
-// hostAlias is the name by which a container reaches the machine it runs on.
-const hostAlias = "host.docker.internal"
+// HostAlias is the name by which a container reaches the machine it runs on.
+const HostAlias = "host.docker.internal"
+
+// Shared reports whether containers have this machine's network as their own.
+func (c Config) Shared() bool { return c.Network == networkHost }
 
 // Reach returns what address, host:port of a listener on this machine, is called
 // from inside a container; false says that containers cannot reach it, because it
 // is on loopback and they have a network of their own.
 func (c Config) Reach(address string) (string, bool) {
-	if c.Network == networkHost {
+	if c.Shared() {
 		return address, true
 	}
 	host, port, err := net.SplitHostPort(address)
@@ -92,11 +98,20 @@ func (c Config) Reach(address string) (string, bool) {
 	case ip != nil && ip.IsLoopback():
 		return "", false
 	}
-	return net.JoinHostPort(hostAlias, port), true
+	return net.JoinHostPort(HostAlias, port), true
 }
 
-// engine is the socket of the Engine, as unix://….
-func (c Config) engine() string {
+// Socket is where the Engine listens, as unix://…. An error says that it is not on
+// this machine.
+func (c Config) Socket() (string, error) {
+	at := c.socket()
+	if socket, ok := strings.CutPrefix(at, "unix://"); !ok || !path.IsAbs(socket) {
+		return "", setting.Problem{Path: "engine", What: fmt.Sprintf("%q is not a socket of this machine", at), Mend: "write it as " + defaultEngine}
+	}
+	return at, nil
+}
+
+func (c Config) socket() string {
 	if c.Engine != "" {
 		return c.Engine
 	}
@@ -108,8 +123,8 @@ func (c Config) engine() string {
 
 // Validate reports every mistake in c.
 func (c Config) Validate(ps *setting.Problems) {
-	if socket, ok := strings.CutPrefix(c.engine(), "unix://"); !ok || !path.IsAbs(socket) {
-		ps.Add("engine", fmt.Sprintf("%q is not a socket of this machine", c.engine()), "write it as "+defaultEngine)
+	if _, err := c.Socket(); err != nil && c.Engine != "" { // what DOCKER_HOST says matters to the driver alone
+		*ps = append(*ps, setting.Of(err)...)
 	}
 	if !slices.Contains([]Policy{PullMissing, PullAlways, PullNever}, c.Pull) {
 		ps.Add("pull", fmt.Sprintf("%q is no policy", c.Pull), "write missing, always or never")
@@ -124,7 +139,7 @@ func (c Config) Validate(ps *setting.Problems) {
 		}
 	}
 	for i, m := range c.Mounts {
-		m.validate(fmt.Sprintf("mounts[%d]", i), c.engine(), ps)
+		m.validate(fmt.Sprintf("mounts[%d]", i), c.socket(), ps)
 	}
 	c.validateLimits(ps)
 	c.validateNetwork(ps)
@@ -147,7 +162,7 @@ func (c Config) validateNetwork(ps *setting.Problems) {
 	switch {
 	case c.Network == "" || c.Network == "none" || strings.HasPrefix(c.Network, "container:"):
 		ps.Add("network", fmt.Sprintf("nobody could reach the app on the network %q", c.Network), "write bridge, host or the name of a network")
-	case c.Network == networkHost && c.Port != 0:
+	case c.Shared() && c.Port != 0:
 		ps.Add("port", "cannot be fixed on the network host, where both colors need one of their own", "make the app read PORT, or use the network bridge")
 	}
 	if c.Port < 0 || c.Port > 65535 {
@@ -210,7 +225,7 @@ func resolved(p string) string {
 
 // CheckImage says what is wrong with the name of an image, or returns nil.
 func CheckImage(name string) error {
-	if isID(name) {
+	if IsID(name) {
 		return nil
 	}
 	if _, err := reference.ParseNormalizedNamed(name); err != nil {
@@ -219,5 +234,5 @@ func CheckImage(name string) error {
 	return nil
 }
 
-// isID reports whether name is the id of an image of this machine.
-func isID(name string) bool { return strings.HasPrefix(name, "sha256:") }
+// IsID reports whether name is the id of an image of this machine.
+func IsID(name string) bool { return strings.HasPrefix(name, "sha256:") }
