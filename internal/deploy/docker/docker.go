@@ -258,6 +258,9 @@ func (d *Driver) removeLeftover(ctx context.Context, name string) error {
 	if !d.ours(got.Container.Config.Labels) {
 		return fmt.Errorf("the container %s is not Mainstay's; rename or remove it", name)
 	}
+	if d.holds(name) > 1 { // once is by the start at work
+		return fmt.Errorf("a copy named %s runs already", got.Container.Config.Labels[labelID])
+	}
 	d.log.Info("removing a container that an earlier mainstay left behind", "container", got.Container.ID[:12], "target", got.Container.Config.Labels[labelID])
 	return d.remove(ctx, got.Container.ID)
 }
@@ -309,7 +312,7 @@ func (d *Driver) Sweep(ctx context.Context) error {
 	}
 	var errs []error
 	for _, left := range list.Items {
-		if d.holds(d.name(left.Labels[labelID])) {
+		if d.holds(d.name(left.Labels[labelID])) > 0 {
 			continue
 		}
 		d.log.Info("removing a container that an earlier mainstay left behind", "container", left.ID[:12], "target", left.Labels[labelID])
@@ -342,10 +345,11 @@ func (d *Driver) hold(name string) {
 	d.held[name]++
 }
 
-func (d *Driver) holds(name string) bool {
+// holds counts how many of this life hold a name.
+func (d *Driver) holds(name string) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.held[name] > 0
+	return d.held[name]
 }
 
 func (d *Driver) release(name string) {

@@ -26,6 +26,7 @@ const testImage = "mainstay.test/app:1"
 var theEngine = engine{}
 
 func TestMain(m *testing.M) {
+	superviseIfTold()
 	code := m.Run()
 	theEngine.stop()
 	os.Exit(code)

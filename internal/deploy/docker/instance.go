@@ -181,8 +181,9 @@ const young = 5 * time.Second
 func (i *instance) Stop(ctx context.Context, grace time.Duration) error {
 	var err error
 	i.ask.Do(func() {
-		err = i.signal(i.stopSignal)
-		_ = i.signal("SIGCONT") // a stopped process cannot obey
+		if err = i.signal(i.stopSignal); err == nil {
+			err = i.signal("SIGCONT") // a stopped process cannot obey
+		}
 	})
 	limit := time.NewTimer(grace)
 	defer limit.Stop()
