@@ -1,0 +1,192 @@
+// Package limits is the policy of rate limits that the planes share: who has how
+// much by tier, what a route adds, who is exempt, and the words of the answer. How
+// units are counted is ratelimit's business.
+//
+// The planes, admin and app import it.
+package limits
+
+import (
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"mainstay.dev/mainstay/internal/setting"
+	"mainstay.dev/mainstay/ratelimit"
+)
+
+// Config is the limits section.
+type Config struct {
+	Tiers       map[string]Tier `yaml:"tiers" doc:"Limits by tier. Without this key: free 100, pro 1000 and enterprise 10000 requests an hour."`
+	DefaultTier string          `yaml:"default_tier" doc:"Tier of callers who have none, or one that is not in tiers."`
+	Per         []string        `yaml:"per" doc:"Who has the tier's number for itself: user, workspace. A caller without a user is counted by address, IPv6 by its /64."`
+	Routes      []Route         `yaml:"routes" doc:"Requests with rules of their own; the first that matches counts."`
+	Ceiling     Tier            `yaml:"ceiling" doc:"A limit over all callers together. Counted in a Redis Cluster, it costs a second round trip."`
+	Overrides   map[string]Tier `yaml:"overrides" doc:"Limits of single callers in place of their tier's, by user:ID, workspace:ID or address:ADDRESS."`
+	Allow       []string        `yaml:"allow" doc:"Callers who are never limited: user:ID, workspace:ID, tier:NAME, address:ADDRESS or address:RANGE."`
+	Deny        []string        `yaml:"deny" doc:"Callers who are always refused, with 403; written as in allow."`
+	Shadow      bool            `yaml:"shadow" doc:"Count and report everything, refuse nobody."`
+	Upgrade     string          `yaml:"upgrade" doc:"Address of a page where a caller can get a higher tier; stands in the answer of a refusal."`
+
+	OnStoreFailure string        `yaml:"on_store_failure" doc:"While Redis does not answer: local (each node gives its share), allow or deny."`
+	StoreTimeout   time.Duration `yaml:"store_timeout" doc:"Longest wait for Redis in one request."`
+}
+
+// Tier is one or several limits that hold together.
+type Tier struct {
+	Requests int           `yaml:"requests" doc:"How many requests."`
+	Window   time.Duration `yaml:"window" doc:"In any window of this length."`
+	Burst    int           `yaml:"burst" doc:"Not 0: the requests are spaced evenly instead of counted, and so many may come at once."`
+	Also     []Window      `yaml:"also" doc:"Further windows that hold at the same time."`
+}
+
+// Window is a further limit of a tier.
+type Window struct {
+	Requests int           `yaml:"requests" doc:"How many requests."`
+	Window   time.Duration `yaml:"window" doc:"In any window of this length."`
+}
+
+// Route is a class of requests.
+type Route struct {
+	Name    string   `yaml:"name" doc:"The class's name in answers, metrics and logs, such as login."`
+	Path    string   `yaml:"path" doc:"Path of the requests; a * at its end matches every continuation."`
+	Methods []string `yaml:"methods" doc:"Methods of the requests; all if empty."`
+	Cost    int      `yaml:"cost" doc:"How many units of the caller's tier a request takes; 0: none, so that the tier does not limit it."`
+	Limit   Tier     `yaml:"limit" doc:"A limit for this class alone, for each caller."`
+	Shadow  bool     `yaml:"shadow" doc:"Count the class's own limit, but refuse nobody for it."`
+
+	OnStoreFailure string `yaml:"on_store_failure" doc:"As limits.on_store_failure, for this class; empty: the same."`
+}
+
+// SetDefaults fills in what the file leaves out.
+func (r *Route) SetDefaults() { *r = Route{Cost: 1} }
+
+// SetDefaults fills in what the file leaves out.
+func (c *Config) SetDefaults() {
+	*c = Config{
+		Tiers: map[string]Tier{
+			"free":       {Requests: 100, Window: time.Hour},
+			"pro":        {Requests: 1000, Window: time.Hour},
+			"enterprise": {Requests: 10000, Window: time.Hour},
+		},
+		DefaultTier: "free", Per: []string{perUser, perWorkspace},
+		OnStoreFailure: "local", StoreTimeout: 5 * time.Millisecond,
+	}
+}
+
+// What a limit can be per.
+const (
+	perUser      = "user"
+	perWorkspace = "workspace"
+)
+
+// Validate reports every mistake.
+func (c *Config) Validate(ps *setting.Problems) {
+	_, err := Compile(*c)
+	*ps = append(*ps, setting.Of(err)...)
+}
+
+// name is what may stand in a header, a metric and a key without quoting.
+var name = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
+
+// compile turns t into limits, reporting its mistakes below path.
+func (t *Tier) compile(ps *setting.Problems, path string) []ratelimit.Limit {
+	first := ratelimit.Limit{Max: int64(t.Requests), Window: t.Window}
+	if t.Burst != 0 {
+		first.Algorithm, first.Burst = ratelimit.GCRA, int64(t.Burst)
+	}
+	limits := []ratelimit.Limit{first}
+	for _, w := range t.Also {
+		limits = append(limits, ratelimit.Limit{Max: int64(w.Requests), Window: w.Window})
+	}
+	if len(limits) > maxWindows {
+		ps.Add(setting.Join(path, "also"), "has more than 3 windows", "keep the ones that matter")
+		return nil
+	}
+	for i, l := range limits {
+		if err := l.Validate(); err != nil {
+			at := path
+			if i > 0 {
+				at = setting.Join(path, "also")
+			}
+			ps.Add(at, strings.TrimPrefix(err.Error(), ratelimit.ErrInvalid.Error()+": "), "try {requests: 1000, window: 1h}")
+			return nil
+		}
+		for _, o := range limits[:i] {
+			if o.Window == l.Window && o.Family() == l.Family() {
+				ps.Add(setting.Join(path, "also"), "has the window "+l.Window.String()+" twice", "keep the smaller number")
+				return nil
+			}
+		}
+	}
+	return limits
+}
+
+// maxWindows bounds the limits of one tier: five of them (user, workspace, class,
+// ceiling and room for one) stay within what one decision may check.
+const maxWindows = 4
+
+// selector is a compiled list of callers.
+type selector struct {
+	names  map[string]bool // "user:7"
+	ranges []netip.Prefix
+}
+
+func (c *Config) selector(ps *setting.Problems, key string, list []string) selector {
+	s := selector{names: map[string]bool{}}
+	for _, entry := range list {
+		kind, value, _ := strings.Cut(entry, ":")
+		switch {
+		case value == "" || !slices.Contains([]string{"user", "workspace", "tier", "address"}, kind):
+			ps.Add(key, entry+" names no caller", "write user:ID, workspace:ID, tier:NAME, address:10.0.0.5 or address:10.0.0.0/8")
+		case kind == "address":
+			prefix, ok := parseRange(value)
+			if !ok {
+				ps.Add(key, value+" is neither an address nor a range", "write address:10.0.0.5 or address:10.0.0.0/8")
+				continue
+			}
+			s.ranges = append(s.ranges, prefix)
+		default:
+			s.names[entry] = true
+		}
+	}
+	return s
+}
+
+func parseRange(s string) (netip.Prefix, bool) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return network(a), true
+	}
+	p, err := netip.ParsePrefix(s)
+	return p.Masked(), err == nil
+}
+
+// network is what a caller's address is counted as: IPv4 by itself, IPv6 by its
+// /64, since one customer has all of that.
+func network(a netip.Addr) netip.Prefix {
+	a = a.Unmap().WithZone("")
+	bits := 32
+	if a.Is6() {
+		bits = 64
+	}
+	p, _ := a.Prefix(bits) // fails for an invalid address only, and is invalid then
+	return p
+}
+
+func (s *selector) matches(a *Ask) bool {
+	if len(s.names) > 0 && (a.User != "" && s.names["user:"+a.User] ||
+		a.Workspace != "" && s.names["workspace:"+a.Workspace] || s.names["tier:"+a.Tier]) {
+		return true
+	}
+	for _, p := range s.ranges {
+		if p.Contains(a.Address.Unmap()) {
+			return true
+		}
+	}
+	return false
+}
+
+var failures = map[string]ratelimit.Failure{
+	"local": ratelimit.FailLocal, "allow": ratelimit.FailAllow, "deny": ratelimit.FailDeny,
+}
