@@ -11,6 +11,9 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"mainstay.dev/mainstay/claude/internal/mend"
+	"mainstay.dev/mainstay/claude/internal/peek"
 )
 
 // fingerprint names the caller by its key without telling the key: the first 48
@@ -48,6 +51,43 @@ func (c *call) admit(w http.ResponseWriter, r *http.Request) bool {
 	c.body = b
 	return true
 }
+
+// A request is what the body of a message's request says of itself.
+type request struct {
+	model   string
+	stream  bool
+	format  bool // its text must follow a schema: a part of it can't be continued
+	recover bool // the caller has nothing against it
+}
+
+// ask reads the request, and finds the gate that it has to pass.
+func (c *call) ask() {
+	if !c.rules.patient || !c.shape.message && c.x.Route != routeCount {
+		return
+	}
+	if text := c.body.text(); text != nil {
+		peek.Members(text, func(key, value []byte) {
+			switch string(key) {
+			case "model":
+				if len(value) <= mostName {
+					c.request.model = peek.Text(value)
+				}
+			case "stream":
+				c.request.stream = string(value) == "true"
+			case "output_format", "output_config":
+				c.request.format = true
+			}
+		})
+	}
+	if c.request.recover && c.request.stream && c.x.Route == routeMessages && c.shape.message {
+		c.mend = &mend.Message{Whole: c.request.format}
+		c.out.Header["Accept-Encoding"] = []string{"identity"} // what is compressed can't be mended
+	}
+	c.gate = c.engine.gates.at(c.out.URL.Host, c.request.model)
+}
+
+// mostName is the length of the longest model name that is looked at.
+const mostName = 128
 
 // uploadCode tells what went wrong on the client's side of an upload.
 func uploadCode(err error) Code {

@@ -1,30 +1,232 @@
 package claude
 
 import (
+	"context"
 	"log/slog"
+	"math"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/health"
 	"mainstay.dev/mainstay/retry"
 	"mainstay.dev/mainstay/telemetry"
 )
 
-// claim takes the upstream for one more attempt, after the wait that its backoff
-// asks for. False means that the call ended during the wait.
-func (c *call) claim(wait time.Duration) bool {
-	if wait > 0 {
-		c.engine.counts.waiting.Add(1)
-		before := time.Now()
-		_ = retry.Sleep(c.ctx, wait) // ended tells what ended it
-		wait = time.Since(before)
-		c.x.Waited += wait
-		c.engine.counts.waiting.Add(-1)
+// promise reads by when the caller wants its answer to begin: the least of the
+// policy's deadline, the SDK's x-stainless-timeout and our own mainstay-deadline,
+// which goes no further. A little of it is kept back, so that an error of ours is
+// there before the caller gives up.
+func (c *call) promise(h http.Header) {
+	own := h.Get(deadlineHeader)
+	delete(h, deadlineHeader)
+	c.request.recover = c.rules.recovers && !c.rules.except[c.x.Caller] && !strings.EqualFold(h.Get(recoveryHeader), "off")
+	delete(h, recoveryHeader)
+	if !c.rules.patient {
+		return
 	}
-	if _, ended := c.ended(); ended {
+	limit := c.rules.deadline
+	for _, asked := range []time.Duration{seconds(own), seconds(h.Get("X-Stainless-Timeout"))} {
+		if asked > 0 {
+			limit = min(limit, asked)
+		}
+	}
+	c.deadline = c.x.Start.Add(limit - min(limit/20, time.Second))
+}
+
+// deadlineHeader is how a caller says by when its answer must begin: "30s", "1m30s",
+// or a number of seconds.
+const deadlineHeader = "Mainstay-Deadline"
+
+// recoveryHeader: off lets a call's stream pass as it comes.
+const recoveryHeader = "Mainstay-Recovery"
+
+func seconds(s string) time.Duration {
+	if s == "" {
+		return 0
+	}
+	if d, err := time.ParseDuration(s); err == nil {
+		return d
+	}
+	f, err := strconv.ParseFloat(s, 64)
+	if err != nil || !(f > 0) {
+		return 0
+	}
+	return time.Duration(min(f*float64(time.Second), math.MaxInt64/2))
+}
+
+// firstByteLimit is how long the attempt that begins now may wait for its first byte.
+func (c *call) firstByteLimit() time.Duration {
+	if !c.rules.patient || c.deadline.IsZero() {
+		return c.rules.firstByte
+	}
+	limit := c.rules.firstByte
+	if c.mend != nil || c.midway {
+		limit = min(limit, 2*c.rules.stall)
+	}
+	until := c.deadline
+	if c.midway { // the call has begun to be answered: only its hold counts
+		until = c.limit()
+	}
+	return min(limit, max(time.Until(until), 0))
+}
+
+// limit is when the patience of a call ends: at its deadline, or with its hold, which
+// begins when something first goes wrong.
+func (c *call) limit() time.Time {
+	if c.until.IsZero() {
+		c.until = time.Now().Add(c.rules.hold)
+		if (c.mend == nil || !c.mend.Given()) && !c.deadline.IsZero() && c.deadline.Before(c.until) {
+			c.until = c.deadline
+		}
+	}
+	return c.until
+}
+
+// next claims another try of the loop, if there is one and its wait is worth it.
+func (c *call) next(asked time.Duration) (wait time.Duration, ok bool) {
+	if wait, ok = c.loop.Next(asked); !ok || !c.rules.patient {
+		return wait, ok
+	}
+	return wait, time.Now().Add(wait).Before(c.limit())
+}
+
+// claim takes the upstream for one more attempt, after the wait that its backoff
+// asks for, and, under the policy deadline, as soon as the budget and the health of
+// the upstream allow. False means that the call ended, or its patience.
+func (c *call) claim(wait time.Duration) bool {
+	before := time.Now()
+	may := c.pause(wait) && c.enter()
+	if waited := time.Since(before); wait > 0 || waited > time.Millisecond {
+		wait = waited
+		c.x.Waited += waited
+	}
+	if _, ended := c.ended(); ended || !may {
 		return false
 	}
 	c.try, c.trying = telemetry.Attempt{Start: time.Now(), Waited: wait, Target: c.out.URL.Host}, true
 	c.engine.counts.attempts.Add(1)
 	return true
+}
+
+// pause sits out a wait before a retry; false: in vain.
+func (c *call) pause(wait time.Duration) bool {
+	budget := c.rules.budget
+	if wait <= 0 {
+		if budget != nil && c.x.Tries == 0 {
+			budget.Earn()
+		}
+		return true
+	}
+	c.engine.counts.waiting.Add(1)
+	defer c.engine.counts.waiting.Add(-1)
+	for {
+		if retry.Sleep(c.ctx, wait) != nil { // ended tells what ended it
+			return false
+		}
+		if budget == nil || c.gate != nil && c.gate.State() != health.Open || budget.Spend() {
+			return true
+		}
+		more := c.rules.retry.Begin()
+		if wait, _ = more.Next(0); time.Now().Add(wait).After(c.limit()) {
+			return false
+		}
+	}
+}
+
+// enter waits at the gate of an upstream that is not fit.
+func (c *call) enter() bool {
+	if c.gate == nil {
+		return true
+	}
+	var ok bool
+	if c.pass, ok = c.gate.TryEnter(); ok {
+		return true
+	}
+	c.engine.counts.waiting.Add(1)
+	defer c.engine.counts.waiting.Add(-1)
+	c.engine.counts.holding.Add(1)
+	defer c.engine.counts.holding.Add(-1)
+	ctx, cancel := context.WithDeadlineCause(c.ctx, c.limit(), errHeld)
+	defer cancel()
+	pass, err := c.gate.Enter(ctx)
+	c.pass = pass
+	return err == nil
+}
+
+// report tells the gate what an attempt came to. While all is well a call counts as
+// one failure however often it is tried, so that no single request can make the
+// others wait; and what is the caller's own (a wrong request, its limit, its
+// deadline) says nothing of Claude's health.
+func (c *call) report(v verdict) {
+	if c.gate == nil {
+		return
+	}
+	o := health.Unknown
+	switch v.cause {
+	case CauseNone:
+		o = health.Good
+	case CauseOverloaded, CauseStatus, CauseConnect, CauseBroken, CauseCut, CauseStalled, CauseStream:
+		o = health.Bad
+	case CauseTimeout:
+		if c.deadline.IsZero() || time.Now().Before(c.deadline) {
+			o = health.Bad
+		}
+	}
+	if o == health.Bad {
+		if c.failed && c.gate.State() == health.Open {
+			o = health.Unknown
+		}
+		c.failed = true
+	}
+	c.pass.Report(o)
+}
+
+// gates are the gates of an engine's upstreams, by host and model.
+type gates struct {
+	mu sync.RWMutex
+	of map[gateKey]*health.Gate
+}
+
+type gateKey struct{ host, model string }
+
+// mostGates bounds how many models have a gate of their own: the caller names them.
+const mostGates = 256
+
+func (g *gates) at(host, model string) *health.Gate {
+	key := gateKey{host, model}
+	g.mu.RLock()
+	gate := g.of[key]
+	g.mu.RUnlock()
+	if gate != nil {
+		return gate
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.of == nil {
+		g.of = map[gateKey]*health.Gate{}
+	}
+	if len(g.of) >= mostGates {
+		key.model = ""
+	}
+	if g.of[key] == nil {
+		g.of[key] = health.NewGate(health.Passive())
+	}
+	return g.of[key]
+}
+
+// shut counts the gates that are not open.
+func (g *gates) shut() (n int64) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	for _, gate := range g.of {
+		if gate.State() != health.Open {
+			n++
+		}
+	}
+	return n
 }
 
 // tried notes the end of the attempt under way.

@@ -18,6 +18,7 @@ const (
 	RateLimited     Code = "rate_limited"
 	Overloaded      Code = "overloaded"
 	UpstreamError   Code = "upstream_error"
+	Held            Code = "held"
 	Unreachable     Code = "unreachable"
 	UpstreamTimeout Code = "upstream_timeout"
 	StreamError     Code = "stream_error"
@@ -45,6 +46,7 @@ var Meanings = []Meaning{
 	{RateLimited, telemetry.BlameUpstream, "Claude still answered 429 to the last try."},
 	{Overloaded, telemetry.BlameUpstream, "Claude still answered 529 to the last try."},
 	{UpstreamError, telemetry.BlameUpstream, "Claude still answered 408, 409 or 5xx to the last try."},
+	{Held, telemetry.BlameUpstream, "Claude was failing for others, and did not come back while the call could wait; it was not sent."},
 	{Unreachable, telemetry.BlameUpstream, "No try got an answer: no connection, or it broke."},
 	{UpstreamTimeout, telemetry.BlameUpstream, "The last try got no answer within the time limit."},
 	{StreamError, telemetry.BlameUpstream, "Claude's stream began well and then carried an error."},

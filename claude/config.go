@@ -12,21 +12,32 @@ import (
 
 // Config is the claude section of the file.
 type Config struct {
-	Listen   string        `yaml:"listen" doc:"Address on which the app finds Claude; its ANTHROPIC_BASE_URL leads here."`
-	Upstream string        `yaml:"upstream" doc:"Base URL of the Claude API, or of what stands in front of it."`
-	Retry    RetryConfig   `yaml:"retry" doc:"When and how often a call that failed is tried again."`
-	Timeouts TimeoutConfig `yaml:"timeouts" doc:"How long each side may keep the other waiting."`
-	Limits   LimitConfig   `yaml:"limits" doc:"How large requests may be, and how much of them is kept for a retry."`
-	Drain    time.Duration `yaml:"drain" doc:"How long calls that are under way get to end when Mainstay stops."`
+	Listen   string         `yaml:"listen" doc:"Address on which the app finds Claude; its ANTHROPIC_BASE_URL leads here."`
+	Upstream string         `yaml:"upstream" doc:"Base URL of the Claude API, or of what stands in front of it."`
+	Retry    RetryConfig    `yaml:"retry" doc:"When and how often a call that failed is tried again."`
+	Recovery RecoveryConfig `yaml:"recovery" doc:"Policy deadline: how streams of messages that break are made whole."`
+	Timeouts TimeoutConfig  `yaml:"timeouts" doc:"How long each side may keep the other waiting."`
+	Limits   LimitConfig    `yaml:"limits" doc:"How large requests may be, and how much of them is kept for a retry."`
+	Drain    time.Duration  `yaml:"drain" doc:"How long calls that are under way get to end when Mainstay stops."`
 }
 
 // RetryConfig says when and how often a call is tried again.
 type RetryConfig struct {
-	Policy        string          `yaml:"policy" doc:"compatible: a few retries with doubling waits, on 408, 409, 429, 5xx and broken connections, until the first byte was relayed."`
-	MaxRetries    int             `yaml:"max_retries" doc:"Retries after the first try; 0 turns them off."`
-	Base          time.Duration   `yaml:"base" doc:"Wait before the first retry; each further wait is twice as long."`
-	Jitter        setting.Percent `yaml:"jitter" doc:"By how much of itself a wait is spread, up or down; on top of a wait that Claude asked for, only up."`
-	MaxRetryAfter time.Duration   `yaml:"max_retry_after" doc:"The longest wait that Claude's Retry-After can ask for; longer ones are cut to it."`
+	Policy        string          `yaml:"policy" doc:"deadline: try again until the caller's deadline, hold calls while Claude is down, and recover broken streams. compatible: a few retries with doubling waits, until the first byte was relayed. Both on 408, 409, 429, 5xx and broken connections."`
+	Deadline      time.Duration   `yaml:"deadline" doc:"Policy deadline: how long a call may take to begin its answer; x-stainless-timeout and mainstay-deadline of the request can shorten it."`
+	Hold          time.Duration   `yaml:"hold" doc:"Policy deadline: how long a call may wait for Claude to come back, retries and all; also for each break of a stream."`
+	Budget        setting.Percent `yaml:"budget" doc:"Policy deadline: retries of all calls together, as a share of the calls; a retry beyond it waits."`
+	MaxRetries    int             `yaml:"max_retries" doc:"Policy compatible: retries after the first try; 0 turns them off."`
+	Base          time.Duration   `yaml:"base" doc:"Wait before the first retry. compatible: each further wait is twice as long; deadline: each is drawn from between this and three times the one before, up to 15s."`
+	Jitter        setting.Percent `yaml:"jitter" doc:"Policy compatible: by how much of itself a wait is spread, up or down; on top of a wait that Claude asked for, only up."`
+	MaxRetryAfter time.Duration   `yaml:"max_retry_after" doc:"compatible: the longest wait that Claude's Retry-After can ask for; longer ones are cut to it. deadline: the longest Retry-After that a final 429 passes on."`
+}
+
+// RecoveryConfig says how broken streams are made whole.
+type RecoveryConfig struct {
+	Streams bool          `yaml:"streams" doc:"Hold the beginning of a stream until it has content, and thinking and tool use until they are whole; replay or continue a stream that breaks. The request header mainstay-recovery: off turns it off for one call."`
+	Except  []string      `yaml:"except" doc:"Callers whose streams pass as they come: fingerprints of their keys, as the log shows them (key:1a2b3c4d5e6f)."`
+	Stall   time.Duration `yaml:"stall" doc:"How long a stream may say nothing, not even a ping, before its rest is asked for anew; its head may take twice as long."`
 }
 
 // TimeoutConfig says how long each side may keep the other waiting.
@@ -48,7 +59,8 @@ func (c *Config) SetDefaults() {
 	*c = Config{
 		Listen:   "127.0.0.1:8700",
 		Upstream: "https://api.anthropic.com",
-		Retry:    RetryConfig{Policy: "compatible", MaxRetries: 3, Base: time.Second, Jitter: 0.25, MaxRetryAfter: time.Minute},
+		Retry:    RetryConfig{Policy: "deadline", Deadline: 10 * time.Minute, Hold: 2 * time.Minute, Budget: 0.2, MaxRetries: 3, Base: time.Second, Jitter: 0.25, MaxRetryAfter: time.Minute},
+		Recovery: RecoveryConfig{Streams: true, Stall: 30 * time.Second},
 		Timeouts: TimeoutConfig{FirstByte: 10 * time.Minute, Idle: 3 * time.Minute, Client: 30 * time.Second},
 		// The API takes 32 MB (which may be MiB) of message and 500 MB of file.
 		Limits: LimitConfig{Body: 600e6, Replay: 34e6, ReplayMemory: 512e6},
@@ -65,6 +77,9 @@ func (c Config) Validate(ps *setting.Problems) {
 	var part setting.Problems
 	c.Retry.validate(&part)
 	ps.Below("retry", part)
+	if c.Recovery.Stall <= 0 {
+		ps.Add("recovery.stall", "must be positive", "try 30s")
+	}
 	part = nil
 	c.Timeouts.validate(&part)
 	ps.Below("timeouts", part)
@@ -90,11 +105,18 @@ func (c Config) validateUpstream(ps *setting.Problems) {
 
 func (c RetryConfig) validate(ps *setting.Problems) {
 	switch c.Policy {
-	case "compatible":
-	case "deadline":
-		ps.Add("policy", "deadline is not built yet", "use compatible")
+	case "compatible", "deadline":
 	default:
-		ps.Add("policy", "must be compatible", "use compatible")
+		ps.Add("policy", "must be deadline or compatible", "use deadline")
+	}
+	if c.Deadline <= 0 {
+		ps.Add("deadline", "must be positive", "try 10m")
+	}
+	if c.Hold < 0 {
+		ps.Add("hold", "must not be negative", "try 2m")
+	}
+	if c.Budget < 0 || c.Budget > 1 {
+		ps.Add("budget", "must be from 0% to 100%", "try 20%")
 	}
 	if c.MaxRetries < 0 || c.MaxRetries > 10 {
 		ps.Add("max_retries", "must be from 0 to 10", "try 3")
@@ -112,7 +134,32 @@ func (c RetryConfig) validate(ps *setting.Problems) {
 
 // policy is the schedule of the retries.
 func (c RetryConfig) policy() retry.Policy {
+	if c.Policy == "deadline" {
+		return retry.Policy{Max: mostRetries, Base: c.Base, Cap: max(longestWait, c.Base), Decorrelated: true}
+	}
 	return retry.Policy{Max: c.MaxRetries, Base: c.Base, Jitter: float64(c.Jitter), AskedCap: c.MaxRetryAfter}
+}
+
+// Under the policy deadline time ends a call's retries; mostRetries bounds what a
+// request that can never succeed may cost all the same.
+const (
+	mostRetries = 15
+	longestWait = 15 * time.Second
+)
+
+// rules compiles what attempts obey.
+func (c Config) rules() rules {
+	r := rules{retry: c.Retry.policy(), firstByte: c.Timeouts.FirstByte, idle: c.Timeouts.Idle}
+	if c.Retry.Policy == "deadline" {
+		const floor = 1 // retries a second, for plants with little traffic
+		r.patient, r.deadline, r.hold, r.retryAfter = true, c.Retry.Deadline, c.Retry.Hold, c.Retry.MaxRetryAfter
+		r.recovers, r.stall, r.except = c.Recovery.Streams, c.Recovery.Stall, map[string]bool{}
+		for _, caller := range c.Recovery.Except {
+			r.except[caller] = true
+		}
+		r.budget = retry.NewBudget(float64(c.Retry.Budget), floor)
+	}
+	return r
 }
 
 func (c TimeoutConfig) validate(ps *setting.Problems) {
@@ -157,6 +204,15 @@ type rules struct {
 	retry     retry.Policy
 	firstByte time.Duration
 	idle      time.Duration
+
+	patient    bool // the policy deadline; what follows is its own
+	deadline   time.Duration
+	hold       time.Duration
+	retryAfter time.Duration
+	budget     *retry.Budget
+	recovers   bool // streams
+	stall      time.Duration
+	except     map[string]bool // callers whose streams are left alone
 }
 
 // target is where calls go.
@@ -180,11 +236,7 @@ func Compile(cfg Config) (*policy, error) {
 		return nil, err
 	}
 	return &policy{
-		rules: rules{
-			retry:     cfg.Retry.policy(),
-			firstByte: cfg.Timeouts.FirstByte,
-			idle:      cfg.Timeouts.Idle,
-		},
+		rules: cfg.rules(),
 		upstream: target{
 			scheme: u.Scheme, host: u.Host, path: strings.TrimRight(u.Path, "/"), base: strings.TrimRight(u.EscapedPath(), "/"), name: u.Scheme + "://" + u.Host,
 		},

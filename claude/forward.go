@@ -42,12 +42,12 @@ type answer struct {
 // forward sends the request once. An answer without a verdict of OK may still be
 // what the client gets; no answer means that nothing usable came.
 func (c *call) forward() (*answer, verdict) {
-	a := &answer{first: c.rules.firstByte, idle: c.rules.idle}
+	a := &answer{first: c.firstByteLimit(), idle: c.rules.idle}
 	a.ctx, a.cancel = context.WithCancelCause(c.ctx)
 	a.timer = time.AfterFunc(a.first, a.tooLate)
 	out := c.out.WithContext(a.ctx)
 	var res *http.Response
-	err := c.body.attach(out, a.progress)
+	err := c.sends.attach(out, a.progress)
 	if err == nil {
 		res, err = c.engine.rt.RoundTrip(out)
 	}
@@ -63,6 +63,9 @@ func (c *call) forward() (*answer, verdict) {
 		if err := a.readAhead(c.shape); err != nil {
 			a.close()
 			return nil, c.broke(a, err)
+		}
+		if a.events && c.mend != nil {
+			return c.mending(a)
 		}
 	}
 	a.arrived()

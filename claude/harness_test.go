@@ -108,8 +108,8 @@ type setup struct {
 	edit     func(*claude.Config)
 }
 
-// start runs a plane whose retries wait for next to nothing, unless edit says
-// otherwise.
+// start runs a plane of the policy compatible whose retries wait for next to
+// nothing, unless edit says otherwise.
 func start(t *testing.T, s setup) *stage {
 	t.Helper()
 	if s.ln == nil {
@@ -121,7 +121,7 @@ func start(t *testing.T, s setup) *stage {
 	}
 	var cfg claude.Config
 	cfg.SetDefaults()
-	cfg.Upstream, cfg.Retry.Base = s.upstream, time.Millisecond
+	cfg.Upstream, cfg.Retry.Policy, cfg.Retry.Base = s.upstream, "compatible", time.Millisecond
 	if s.edit != nil {
 		s.edit(&cfg)
 	}
@@ -234,7 +234,7 @@ func (p *pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 }
 
 // inBubble runs a test in fake time with a plane in front of h. The plane follows
-// the default policy, without jitter.
+// the policy compatible, without jitter, unless edit says otherwise.
 func inBubble(t *testing.T, h http.Handler, edit func(*claude.Config), test func(t *testing.T, st *stage)) {
 	synctest.Test(t, func(t *testing.T) {
 		front, back := newPipes(), newPipes()

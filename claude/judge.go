@@ -28,6 +28,7 @@ var (
 	errIdle      = errors.New("nothing within timeouts.idle")
 	errStopping  = errors.New("mainstay is stopping")
 	errDone      = errors.New("the call has ended")
+	errHeld      = errors.New("claude was failing for as long as the call could wait")
 )
 
 // judge tells from the head of an answer what the attempt came to: another attempt
@@ -124,6 +125,9 @@ func (c *call) ended() (verdict, bool) {
 // lost tells what an answer came to that broke off after some of it was relayed.
 func (c *call) lost(a *answer, err error) verdict {
 	v, ended := c.ended()
+	if given, ok := errors.AsType[*unmended](err); ok && !ended {
+		return given.verdict
+	}
 	switch {
 	case ended:
 		return v

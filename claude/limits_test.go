@@ -227,7 +227,7 @@ func TestAReloadChangesWhatFollowsAndNothingElse(t *testing.T) {
 	inBubble(t, answers(busy, busy, fine, busy, fine), nil, func(t *testing.T, st *stage) {
 		var cfg claude.Config
 		cfg.SetDefaults()
-		cfg.Upstream = "http://claude.test"
+		cfg.Upstream, cfg.Retry.Policy = "http://claude.test", "compatible"
 		cfg.Retry.MaxRetries, cfg.Listen = 0, "127.0.0.1:1"
 		if _, err := st.Prepare(cfg); err == nil || !strings.Contains(err.Error(), "listen: can't change while Mainstay runs") {
 			t.Errorf("%v", err)
@@ -329,7 +329,7 @@ func TestAPlaneNeedsAListenerAndAValidConfig(t *testing.T) {
 	if err := s.Run(t.Context()); !errors.Is(err, broken) {
 		t.Errorf("run: %v", err)
 	}
-	if fmt.Sprint(len(s.Levels())) != "4" {
+	if fmt.Sprint(len(s.Levels())) != "6" {
 		t.Errorf("%v", s.Levels())
 	}
 }

@@ -22,8 +22,13 @@ var replies = map[Code]struct {
 	TooLarge:        {413, "request_too_large"},
 	UploadTimeout:   {408, "timeout_error"},
 	ClientGone:      {499, "api_error"}, // nobody is there to read it
+	Overloaded:      {529, "overloaded_error"},
+	Held:            {529, "overloaded_error"},
 	Unreachable:     {502, "api_error"},
 	UpstreamTimeout: {504, "timeout_error"},
+	StreamError:     {529, "overloaded_error"},
+	UpstreamCut:     {502, "api_error"},
+	UpstreamStalled: {504, "timeout_error"},
 	Stopping:        {503, "api_error"},
 }
 
@@ -41,10 +46,14 @@ func explain(v verdict, target string, attempts int) (kind, message string) {
 		message = "The request did not arrive in time."
 	case BadRequest:
 		message = "The request could not be read."
+	case Overloaded, Held:
+		message = fmt.Sprintf("Claude at %s is overloaded or down, and did not come back in the time that this call could wait.", target)
 	case Unreachable:
 		message = fmt.Sprintf("Mainstay got no answer from %s in %s: the connection failed.", target, tries)
 	case UpstreamTimeout:
 		message = fmt.Sprintf("Mainstay got no answer from %s in time, in %s.", target, tries)
+	case StreamError:
+		message = fmt.Sprintf("The answer from %s carried an error, in %s.", target, tries)
 	case UpstreamCut:
 		message = fmt.Sprintf("The answer from %s broke off.", target)
 	case UpstreamStalled:
@@ -83,6 +92,7 @@ func (c *call) refuse(w http.ResponseWriter, v verdict) {
 	c.end = v
 	reply := replies[v.code]
 	kind, message := explain(v, c.policy.upstream.host, max(c.x.Tries, 1))
+	c.closeRetries(w.Header(), v)
 	body := errorJSON(kind, message, c.x.ID)
 	h := w.Header()
 	h["Content-Type"] = []string{"application/json"}
@@ -107,6 +117,12 @@ func (c *call) record() {
 	if c.upload != nil {
 		x.BytesIn = c.upload.taken.Load()
 	}
+	if c.mend != nil {
+		input, read, written := c.mend.Extra()
+		x.GenAI.InputTokens += input
+		x.GenAI.CacheReadTokens += read
+		x.GenAI.CacheWriteTokens += written
+	}
 	if c.body != nil {
 		if x.GenAI.Model == "" {
 			x.GenAI.Model = c.body.model()
@@ -124,24 +140,35 @@ func (c *call) record() {
 	x.End(c.engine.sink)
 }
 
+// text returns a body that is kept, or can be had again and is not large; else nil.
+func (b *body) text() []byte {
+	switch {
+	case !b.replayable() || b.size <= 0 || b.size > mostReplay:
+		return nil
+	case b.open == nil:
+		return b.kept
+	}
+	r, err := b.open()
+	if err != nil {
+		return nil
+	}
+	defer r.Close()
+	text, err := io.ReadAll(io.LimitReader(r, mostReplay))
+	if err != nil {
+		return nil
+	}
+	return text
+}
+
 // model reads the model's name from a request; only calls that brought no answer
 // with it need that.
 func (b *body) model() (name string) {
 	const most = 1 << 20 // beyond it, reading costs more than the name is worth
-	if !b.replayable() || b.size <= 0 || b.size > most {
+	if b.size > most {
 		return ""
 	}
-	r, err := b.again(func() {})
-	if err != nil {
-		return ""
-	}
-	defer r.Close()
-	text, err := io.ReadAll(io.LimitReader(r, most))
-	if err != nil {
-		return ""
-	}
-	peek.Members(text, func(key, value []byte) {
-		if string(key) == "model" && len(value) <= 128 {
+	peek.Members(b.text(), func(key, value []byte) {
+		if string(key) == "model" && len(value) <= mostName {
 			name = peek.Text(value)
 		}
 	})

@@ -4,8 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math"
+	"math/rand/v2"
 	"net/http"
 	"strconv"
+	"time"
 )
 
 // relay gives the answer to the client and returns what the call came to. broken:
@@ -32,6 +36,9 @@ func (c *call) relay(w http.ResponseWriter, a *answer) (end verdict, broken bool
 	}
 	c.watch.end()
 	end, whole := c.outcome(a, out, err)
+	if c.resumes > 0 {
+		w.Header()[http.TrailerPrefix+"Mainstay-Resumed"] = []string{strconv.Itoa(c.resumes)}
+	}
 	if whole {
 		copyTrailers(w, a.res)
 	} else if out.err == nil && !c.watch.failed && a.events && c.watch.plain && !out.within {
@@ -63,9 +70,7 @@ func (c *call) outcome(a *answer, out *toClient, err error) (v verdict, whole bo
 func (c *call) head(w http.ResponseWriter, a *answer) {
 	h := w.Header()
 	dropHops(a.res.Header)
-	for name, values := range a.res.Header {
-		h[name] = values
-	}
+	maps.Copy(h, a.res.Header)
 	for _, name := range [...]string{"Content-Type", "Date"} {
 		if _, ok := h[name]; !ok {
 			h[name] = nil // or net/http would put in its own
@@ -74,10 +79,28 @@ func (c *call) head(w http.ResponseWriter, a *answer) {
 	if a.whole && a.res.ContentLength < 0 && a.res.StatusCode != http.StatusNoContent {
 		h["Content-Length"] = []string{strconv.Itoa(len(a.ahead))}
 	}
+	c.closeRetries(h, a.verdict)
 	c.sign(h, a.verdict.code)
 	c.x.HTTP.Status = a.res.StatusCode
 	c.patience.write()
 	w.WriteHeader(a.res.StatusCode)
+}
+
+// closeRetries tells the client's SDK that a failure is final: what a retry could do
+// has been done here, and a second owner of retries only multiplies the load. A wait
+// that Claude asked for is passed on within reason, and spread, so that clients do
+// not come back as a herd.
+func (c *call) closeRetries(h http.Header, v verdict) {
+	if !c.rules.patient || v.code == OK || v.code == Rejected {
+		return
+	}
+	h["X-Should-Retry"] = []string{"false"}
+	if v.code == RateLimited {
+		wait := min(max(v.after, time.Second), c.rules.retryAfter)
+		wait += rand.N(wait/4 + 1)
+		delete(h, "Retry-After-Ms")
+		h["Retry-After"] = []string{strconv.FormatInt(int64(math.Ceil(wait.Seconds())), 10)}
+	}
 }
 
 // sign says in the head of an answer what Mainstay did for it.

@@ -23,7 +23,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/mend"
+	"mainstay.dev/mainstay/health"
 	"mainstay.dev/mainstay/internal/setting"
+	"mainstay.dev/mainstay/retry"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -62,6 +65,7 @@ type engine struct {
 	log    *slog.Logger
 	sink   telemetry.Sink
 	counts counters
+	gates  gates
 }
 
 // New checks cfg and wires the plane; it starts nothing.
@@ -151,7 +155,9 @@ func (s *Server) Run(ctx context.Context) error {
 	case err = <-served:
 	case <-ctx.Done():
 		s.drain(ctx, srv)
-		<-served
+		if end := <-served; !errors.Is(end, http.ErrServerClosed) {
+			err = end
+		}
 	}
 	s.stop(errStopping)
 	_ = srv.Close() // what is left is broken off; nobody is told of it
@@ -188,6 +194,17 @@ type call struct {
 	shape    shape
 	out      *http.Request // what goes upstream, but for the body
 	body     *body
+	sends    *body // the one that the attempt under way sends: body, or a continuation
+	request  request
+	mend     *mend.Message // of a stream that is recovered; nil: it passes as it comes
+	resumes  int           // attempts that went on with what the client had
+	midway   bool          // the client has the beginning of an answer
+	loop     retry.Loop
+	gate     *health.Gate // nil: none
+	pass     health.Pass
+	failed   bool              // an attempt has; see report
+	deadline time.Time         // for the first byte; policy deadline only
+	until    time.Time         // no wait may last longer; zero: nothing has gone wrong yet
 	try      telemetry.Attempt // the one under way
 	trying   bool
 	watch    observer
@@ -202,6 +219,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !c.route(w, r, s.colors) || !c.admit(w, r) {
 		return
 	}
+	c.ask()
 	a, v := c.settle()
 	if a == nil {
 		c.refuse(w, v)
@@ -246,6 +264,7 @@ func (c *call) route(w http.ResponseWriter, r *http.Request, colors map[string]b
 		return false
 	}
 	c.shape = shapeOf(r.Method, c.x.Route)
+	c.promise(r.Header)
 	c.out = aim(r, c.policy.upstream, path, escaped)
 	c.x.HTTP.Target = c.out.URL.Host
 	return true
@@ -257,16 +276,20 @@ func (c *call) route(w http.ResponseWriter, r *http.Request, colors map[string]b
 // last attempt.
 func (c *call) settle() (*answer, verdict) {
 	var kept *answer
+	var last verdict
 	wait := time.Duration(0)
-	for loop := c.rules.retry.Begin(); c.claim(wait); {
+	for c.loop = c.rules.retry.Begin(); c.claim(wait); {
+		c.sends = c.body
 		a, v := c.forward()
+		c.report(v)
+		last = v
 		if a != nil && kept != nil {
 			kept.close()
 			kept = nil
 		}
 		more := false
 		if v.again && c.body.replayable() {
-			wait, more = loop.Next(v.after)
+			wait, more = c.next(v.after)
 		}
 		if !more {
 			return c.stands(a, kept, v)
@@ -279,11 +302,16 @@ func (c *call) settle() (*answer, verdict) {
 			a.close()
 		}
 	}
-	if kept != nil {
-		kept.close()
+	if v, ended := c.ended(); ended {
+		if kept != nil {
+			kept.close()
+		}
+		return nil, v
 	}
-	v, _ := c.ended()
-	return nil, v
+	if last.code == "" {
+		last = verdict{code: Held, cause: CauseOverloaded, err: errHeld}
+	}
+	return c.stands(nil, kept, last)
 }
 
 // stands picks the answer that the client gets.

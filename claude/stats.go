@@ -11,6 +11,7 @@ type counters struct {
 	inFlight, waiting, streams       atomic.Int64
 	calls, attempts, retries, failed atomic.Int64
 	replay                           reserve
+	holding, resumed                 atomic.Int64
 }
 
 // Stats is how the plane stands now, and what it has done since it started.
@@ -18,13 +19,16 @@ type Stats struct {
 	Upstream    string `json:"upstream"` // scheme and host
 	Policy      string `json:"policy"`
 	InFlight    int64  `json:"in_flight"`    // calls under way
-	Waiting     int64  `json:"waiting"`      // of these, those in a wait before a retry
+	Waiting     int64  `json:"waiting"`      // of these, those in a wait before a retry, or held
+	Holding     int64  `json:"holding"`      // of these, those that are held until Claude is back
+	Shut        int64  `json:"shut"`         // models whose gate is not open
 	Streams     int64  `json:"streams"`      // of these, those that stream
 	ReplayBytes int64  `json:"replay_bytes"` // memory held for requests that may be sent again
 	Calls       int64  `json:"calls"`
 	Attempts    int64  `json:"attempts"`
 	Retries     int64  `json:"retries"`
-	Failed      int64  `json:"failed"` // calls that Claude or Mainstay failed, after all retries
+	Resumed     int64  `json:"resumed"` // streams that another attempt went on with after the client had a part
+	Failed      int64  `json:"failed"`  // calls that Claude or Mainstay failed, after all retries
 }
 
 // Stats may be called at any time.
@@ -32,8 +36,9 @@ func (s *Server) Stats() Stats {
 	n, p := &s.engine.counts, s.policy.Load()
 	return Stats{
 		Upstream: p.upstream.name, Policy: p.name,
-		InFlight: n.inFlight.Load(), Waiting: n.waiting.Load(), Streams: n.streams.Load(), ReplayBytes: n.replay.used.Load(),
-		Calls: n.calls.Load(), Attempts: n.attempts.Load(), Retries: n.retries.Load(), Failed: n.failed.Load(),
+		InFlight: n.inFlight.Load(), Waiting: n.waiting.Load(), Holding: n.holding.Load(), Shut: s.engine.gates.shut(),
+		Streams: n.streams.Load(), ReplayBytes: n.replay.used.Load(),
+		Calls: n.calls.Load(), Attempts: n.attempts.Load(), Retries: n.retries.Load(), Failed: n.failed.Load(), Resumed: n.resumed.Load(),
 	}
 }
 
@@ -44,6 +49,8 @@ func (s *Server) Levels() []telemetry.Level {
 	return []telemetry.Level{
 		{Name: "mainstay_claude_in_flight", Help: "Claude calls under way.", Value: float64(st.InFlight)},
 		{Name: "mainstay_claude_waiting", Help: "Claude calls that wait before a retry.", Value: float64(st.Waiting)},
+		{Name: "mainstay_claude_holding", Help: "Claude calls held until Claude is back.", Value: float64(st.Holding)},
+		{Name: "mainstay_claude_gates_shut", Help: "Models whose calls are held because Claude fails them.", Value: float64(st.Shut)},
 		{Name: "mainstay_claude_streams", Help: "Claude calls whose answer is streaming.", Value: float64(st.Streams)},
 		{Name: "mainstay_claude_replay_bytes", Help: "Memory held for Claude requests that may be sent again.", Value: float64(st.ReplayBytes)},
 	}

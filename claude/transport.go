@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/retry"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -21,13 +22,14 @@ import (
 //		option.WithMaxRetries(0), // the Transport retries
 //	)
 //
-// The zero value is ready and follows [Compatible]. Fields must not change after
+// The zero value is ready and follows the plane's default policy, deadline. Fields must not change after
 // the first call; RoundTrip may be called from many goroutines.
 type Transport struct {
 	// Base carries the calls; nil: [http.DefaultTransport].
 	Base http.RoundTripper
-	// Policy says when calls are tried again; nil: Compatible(). Its Judge is not
-	// asked: answers are judged as the plane does.
+	// Policy says when calls are tried again, instead of the plane's policy deadline:
+	// without its gate, budget and recovery of streams. Its Judge is not asked:
+	// answers are judged as the plane does.
 	Policy *Policy
 	// FirstByte and Idle bound the waits, as claude.timeouts in the file does; 0: the
 	// same defaults (10m, 3m).
@@ -56,9 +58,9 @@ func (t *Transport) prepare() {
 	if t.Sink == nil {
 		t.engine.sink = telemetry.Discard
 	}
-	t.rules = rules{retry: cfg.Retry.policy(), firstByte: cfg.Timeouts.FirstByte, idle: cfg.Timeouts.Idle}
+	t.rules = cfg.rules()
 	if t.Policy != nil {
-		t.rules.retry = t.Policy.Policy
+		t.rules = rules{retry: t.Policy.Policy, firstByte: cfg.Timeouts.FirstByte, idle: cfg.Timeouts.Idle}
 	}
 	if t.FirstByte > 0 {
 		t.rules.firstByte = t.FirstByte
@@ -79,6 +81,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		c.record()
 		return nil, err
 	}
+	c.ask()
 	a, v := c.settle()
 	if a == nil {
 		c.end = v
@@ -104,6 +107,10 @@ func (t *Transport) begin(r *http.Request) *call {
 	c.x.Route = template(r.URL.Path)
 	c.shape = shapeOf(r.Method, c.x.Route)
 	c.out = r
+	if c.rules.patient {
+		c.out = r.Clone(r.Context())
+		c.promise(c.out.Header)
+	}
 	return c
 }
 
@@ -208,4 +215,55 @@ func (b *reading) leave() {
 	b.done = true
 	b.a.close()
 	b.c.record()
+}
+
+// A Policy says how a Go program's calls are tried again.
+type Policy struct {
+	retry.Policy
+	// Judge says which errors are worth another try; nil: [JudgeError]. Only [Do]
+	// asks it.
+	Judge retry.Judge
+}
+
+// Compatible is the plane's policy compatible: up to 3 retries after 1, 2 and 4
+// seconds, give or take a quarter; a wait that Claude asks for is kept to, up to a
+// minute.
+func Compatible() Policy {
+	var c Config
+	c.SetDefaults()
+	c.Retry.Policy = "compatible"
+	return Policy{Policy: c.Retry.policy()}
+}
+
+// Do calls try, and again while its error is worth that and retries are left, and
+// returns what the last try gave. It returns at once when ctx ends.
+//
+// To judge by status, an error must hold an answer; for the official SDK's:
+//
+//	p := claude.Compatible()
+//	p.Judge = func(err error) (bool, time.Duration) {
+//		if e, ok := errors.AsType[*anthropic.Error](err); ok {
+//			return claude.JudgeResponse(e.Response)
+//		}
+//		return claude.JudgeError(err)
+//	}
+func Do[T any](ctx context.Context, p Policy, try func(context.Context) (T, error)) (T, error) {
+	judge := p.Judge
+	if judge == nil {
+		judge = JudgeError
+	}
+	return retry.Do(ctx, p.Policy, judge, try)
+}
+
+// JudgeError says that connection errors are worth another try, and nothing else.
+func JudgeError(err error) (again bool, after time.Duration) { return connectionError(err), 0 }
+
+// JudgeResponse says whether an answer's status is worth another try, and how long
+// the answer asks to wait before it. It looks at the head only.
+func JudgeResponse(res *http.Response) (again bool, after time.Duration) {
+	if res == nil {
+		return false, 0
+	}
+	v := judge(res)
+	return v.again, v.after
 }

@@ -23,7 +23,7 @@ func TestAllMistakesOfAConfigAreToldAtOnce(t *testing.T) {
 	}
 	bad := Config{
 		Listen: "nowhere", Upstream: "ftp://x", Drain: -1,
-		Retry:  RetryConfig{Policy: "deadline", MaxRetries: 99, Jitter: 2},
+		Retry:  RetryConfig{Policy: "patient", Hold: -1, Budget: 2, MaxRetries: 99, Jitter: 2},
 		Limits: LimitConfig{Replay: 5, ReplayMemory: 4},
 	}
 	_, err := Compile(bad)
@@ -35,13 +35,14 @@ func TestAllMistakesOfAConfigAreToldAtOnce(t *testing.T) {
 		}
 	}
 	want := []string{
-		"listen", "upstream", "retry.policy", "retry.max_retries", "retry.base", "retry.jitter", "retry.max_retry_after",
+		"listen", "upstream", "retry.policy", "retry.deadline", "retry.hold", "retry.budget", "retry.max_retries", "retry.base", "retry.jitter", "retry.max_retry_after",
+		"recovery.stall",
 		"timeouts.first_byte", "timeouts.idle", "timeouts.client", "limits.body", "limits.replay_memory", "drain",
 	}
 	if d := cmp.Diff(want, paths); d != "" {
 		t.Error(d)
 	}
-	if !strings.Contains(err.Error(), "retry.policy: deadline is not built yet; use compatible") {
+	if !strings.Contains(err.Error(), "retry.policy: must be deadline or compatible; use deadline") {
 		t.Error(err)
 	}
 	for upstream, ok := range map[string]bool{

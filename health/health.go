@@ -101,6 +101,16 @@ type Pass struct {
 	epoch int
 }
 
+// TryEnter is Enter for those who can't wait: false means that they would have to.
+func (g *Gate) TryEnter() (Pass, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.waiting.Len() > 0 || g.may(time.Now()) > 0 {
+		return Pass{}, false
+	}
+	return g.let(), true
+}
+
 // Enter waits for the right to pass, first come first served, until ctx ends; it
 // then returns the cause.
 func (g *Gate) Enter(ctx context.Context) (Pass, error) {

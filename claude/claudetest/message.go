@@ -42,7 +42,8 @@ type usage struct {
 // same one, streamed or not.
 func (c *call) compose(p *params) *message {
 	sum := fnv.New64a()
-	_, _ = sum.Write(p.turns) // never fails
+	asked, said, way := p.interrupted()
+	_, _ = sum.Write(asked) // never fails
 	rng := rand.New(rand.NewPCG(c.s.opt.Seed, sum.Sum64()))
 	m := &message{id: "msg_" + token(rand.New(rand.NewPCG(c.s.opt.Seed+2, c.n)), 24), model: p.Model, stop: "end_turn"}
 	if p.Thinking != nil && p.Thinking.Type != "disabled" {
@@ -51,6 +52,13 @@ func (c *call) compose(p *params) *message {
 	text := prose(rng, 24)
 	if c.s.opt.Reply != nil {
 		text = c.s.opt.Reply(p.raw)
+	}
+	switch way {
+	case byPrefill:
+		text = rest(text, said, 0)
+	case byPrompt:
+		text = rest(text, said, c.s.opt.Repeat)
+	case fromStart:
 	}
 	text, m.stop, m.stopAt = p.end(text)
 	if text != "" {
@@ -65,6 +73,65 @@ func (c *call) compose(p *params) *message {
 		m.usage.Output += tokens(len(part.text) + len(part.input))
 	}
 	return m
+}
+
+// How an answer comes about.
+type way int
+
+const (
+	fromStart way = iota
+	byPrefill     // it goes on from a last turn of the assistant's
+	byPrompt      // it was asked to go on
+)
+
+// interruption is how a request to go on begins, as the API's documentation has it.
+const interruption = "Your previous response was interrupted and ended with "
+
+// interrupted takes off a conversation what asks for the rest of an answer: the
+// answer's beginning as the last turn, or that and a turn that says so. It returns
+// the turns before, and what was said.
+func (p *params) interrupted() (asked []byte, said string, by way) {
+	var raw []json.RawMessage
+	if json.Unmarshal(p.turns, &raw) != nil || len(raw) < 2 {
+		return p.turns, "", fromStart
+	}
+	n := len(p.Messages) - 1
+	by = byPrefill
+	if last := p.Messages[n]; last.Role == "user" && len(last.Content) == 1 && strings.HasPrefix(last.Content[0].Text, interruption) {
+		by = byPrompt
+		n--
+	}
+	if p.Messages[n].Role != "assistant" {
+		return p.turns, "", fromStart
+	}
+	for _, b := range p.Messages[n].Content {
+		if b.Type == "text" {
+			said += b.Text
+		}
+	}
+	p.Messages = p.Messages[:n]
+	return append(append([]byte("["), bytes.Join(raws(raw[:n]), []byte(","))...), ']'), said, by
+}
+
+func raws(in []json.RawMessage) (out [][]byte) {
+	for _, r := range in {
+		out = append(out, r)
+	}
+	return out
+}
+
+// rest is what of text is still to be said, and before it the last few bytes of what
+// was said.
+func rest(text, said string, repeat int) string {
+	left, ok := strings.CutPrefix(text, said)
+	if !ok {
+		return text
+	}
+	from := len(said) - min(repeat, len(said))
+	for !utf8.RuneStart(text[min(from, len(text)-1)]) {
+		from++
+	}
+	return said[min(from, len(said)):] + left
 }
 
 // end cuts text where a stop sequence or max_tokens ends it.

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -53,6 +54,9 @@ type Options struct {
 	// Reply gives the text that answers a message with this request body; nil: a
 	// text made by the seed.
 	Reply func(body []byte) string
+	// Repeat is how many bytes of what was said an answer that was asked to go on says
+	// again, as models do at times.
+	Repeat int
 	// Gzip compresses answers for clients that accept it.
 	Gzip bool
 	// Keep is how many requests [Server.Requests] remembers, the last ones; 0: none.
@@ -149,9 +153,7 @@ func (s *Server) Counts() Counts {
 	defer s.mu.Unlock()
 	c := s.counts
 	c.Faults = map[Fault]int{}
-	for f, n := range s.counts.Faults {
-		c.Faults[f] = n
-	}
+	maps.Copy(c.Faults, s.counts.Faults)
 	return c
 }
 
