@@ -40,3 +40,28 @@ func ExampleMemory_Refund() {
 	fmt.Println(first.Allowed, second.Allowed, third.Allowed)
 	// Output: true false true
 }
+
+// A Shield keeps deciding when the shared store does not. The store would be one of
+// redisstore; Run watches over it in the background.
+func ExampleShield() {
+	shared := ratelimit.NewMemory(0)
+	shield := ratelimit.NewShield(shared, ratelimit.ShieldOptions{
+		Changed: func(cause error) { fmt.Println("store changed:", cause) },
+	})
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- shield.Run(ctx) }()
+
+	login := []ratelimit.Check{{Key: "login:ann", Limit: ratelimit.Limit{Max: 1, Window: time.Minute}, Cost: 1}}
+	for range 3 {
+		// A login that cannot be counted is refused; other routes may go on locally.
+		d, err := shield.On(ratelimit.FailDeny).Take(ctx, login, nil)
+		fmt.Println(d.Allowed, d.Mode, err)
+	}
+	stop()
+	<-done
+	// Output:
+	// true exact <nil>
+	// false exact <nil>
+	// false deny <nil>
+}

@@ -198,7 +198,8 @@ type Store interface {
 	// are filled in; results may be nil.
 	Take(ctx context.Context, checks []Check, results []Result) (Decision, error)
 	// Refund gives back the costs that an allowed decision took, and its leases.
-	// What has left the window by itself is not given back a second time. The units
+	// Leave out Shadow checks that did not fit: they took nothing. What has left the
+	// window by itself is not given back a second time. The units
 	// that come back are the oldest, which admits no more than if they were the
 	// very ones.
 	Refund(ctx context.Context, d Decision, checks []Check) error

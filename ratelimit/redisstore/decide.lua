@@ -21,6 +21,8 @@ local W, G, C = 0, 3, 4 -- families, as ratelimit numbers them
 -- load makes a counter ready: what is over is dropped, and a clock that was set
 -- back does not make anybody wait longer than the limit says.
 local function load(c, v)
+  -- What is no counter of ours counts as none, lest one bad key stop all others.
+  if v and (c.family == G and #v ~= 8 or c.family ~= G and (#v < 8 or (#v - 8) % 16 ~= 0)) then v = nil end
   if c.family == G then
     c.level = v and unpack('>d', v) or 0
     local most = now + c.emission * c.burst

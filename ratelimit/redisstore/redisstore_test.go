@@ -221,6 +221,27 @@ func TestWhatMakesNoSenseNeverReachesRedis(t *testing.T) {
 	}
 }
 
+func TestAKeyThatIsNoCounterCountsAsNone(t *testing.T) {
+	c := redistest.Start(t).Client()
+	s, ctx := open(t, c), context.Background()
+	checks := []ratelimit.Check{
+		{Key: "k", Limit: ratelimit.Limit{Max: 3, Window: time.Hour}, Cost: 1},
+		{Key: "k", Limit: ratelimit.Limit{Algorithm: ratelimit.GCRA, Max: 3, Window: time.Hour, Burst: 3}, Cost: 1},
+		{Key: "k", Limit: ratelimit.Limit{Algorithm: ratelimit.Concurrency, Max: 3, Window: time.Hour}, Cost: 1},
+	}
+	for _, junk := range []string{"", "1", "junk", "12345678901", "1234567890123456789012345678"} {
+		for _, kind := range []string{"w", "g", "c"} {
+			if err := c.Do(ctx, c.B().Set().Key("test:k:"+kind+"3600000000").Value(junk).Build()).Error(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var r [3]ratelimit.Result
+		if d, err := s.Take(ctx, checks, r[:]); err != nil || !d.Allowed || r[0].Remaining != 2 || r[1].Remaining != 2 || r[2].Remaining != 2 {
+			t.Errorf("%q: %+v %+v %v", junk, d, r, err)
+		}
+	}
+}
+
 func TestARedisThatIsNotThereIsAnErrorWithinTheCallersTime(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, server.Client())
