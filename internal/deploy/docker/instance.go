@@ -105,8 +105,9 @@ func (i *instance) begin() {
 }
 
 // await returns how the container ended. While the Engine is away, which need not
-// hurt its containers (live-restore), it waits on; so it does when somebody
-// restarted the container by hand.
+// hurt its containers (live-restore), it waits on; so it does if the container runs
+// again by then. As a rule a docker restart by hand is an end like any other, and
+// deploy starts a copy anew.
 func (i *instance) await() deploy.Exit {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 		status, err := i.waitOnce()
