@@ -152,7 +152,10 @@ func TestAHealthyStreamPassesToTheByte(t *testing.T) {
 			on := st.send("POST", "/v1/messages", body, func(r *http.Request) { r.Header.Set("Anthropic-Beta", "any") })
 			a, _ := read(off.body)
 			b, err := read(on.body)
-			ping := "event: ping\ndata: {\"type\":\"ping\"}\n\n" // may come a little earlier, or not at all before there is content
+			ping := "event: ping\ndata: {\"type\":\"ping\"}\n\n" // may pass a thought that is held
+			if !strings.Contains(body, "thinking") {
+				ping = "-"
+			}
 			same := strings.ReplaceAll(strings.ReplaceAll(off.body, a.id, b.id), ping, "") == strings.ReplaceAll(on.body, ping, "")
 			if err != nil || !same {
 				t.Errorf("%v\n%s\n%s", err, off.body, on.body)

@@ -112,7 +112,9 @@ func (m *Message) take(e event) State {
 		m.start(e)
 	case "ping":
 		if m.started {
-			m.out = append(m.out, e.raw...) // the client may see that we are alive
+			m.out = append(m.out, e.raw...) // at once, past what is held: it says that we are alive
+		} else {
+			m.hold(e.raw)
 		}
 	case "error":
 		return m.error(e)
