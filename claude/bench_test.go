@@ -57,7 +57,7 @@ func BenchmarkExchange(b *testing.B) {
 		stream bool
 	}{
 		{"json", hello + strings.Repeat(" ", 1000), false},
-		{"stream", hello + strings.Repeat(" ", 1000), true},
+		{"stream", helloS + strings.Repeat(" ", 1000), true},
 		{"prompt200KB", hello + strings.Repeat(" ", 200_000), false},
 	} {
 		b.Run(size.name+"/direct", func(b *testing.B) { exchange(b, upstream.URL, size.body, size.stream) })
