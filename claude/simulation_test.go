@@ -35,6 +35,10 @@ type world struct {
 	down     func(at time.Duration) bool // whether all fail
 	work     time.Duration               // median length of an answer
 	attempts atomic.Int64
+
+	capacity func(at time.Duration) float64 // answers a second; nil: no bound
+	level    float64                        // of the second's capacity
+	seen     time.Time
 }
 
 // RoundTrip answers a message, or fails in the way that the dice say.
@@ -51,6 +55,9 @@ func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 	if w.down != nil && w.down(time.Since(w.begun)) {
 		fails = true
 	}
+	if w.capacity != nil && !w.take() {
+		fails = true
+	}
 	streams := strings.Contains(string(body), `"stream":true`)
 	if fails && !(within && streams) {
 		return answer(529, `{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}`, nil), nil
@@ -65,6 +72,23 @@ func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 		at = 100
 	}
 	return answer(200, "", &telling{ctx: r.Context(), said: spoken(string(body)), until: at, pause: time.Duration(float64(w.work) * slow / 12)}), nil
+}
+
+// take uses up a part of the capacity: all of what an answer costs, or, without
+// enough for that, what a refusal costs, which is 0.3 of it.
+func (w *world) take() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	rate := w.capacity(now.Sub(w.begun))
+	w.level = min(w.level+rate*now.Sub(w.seen).Seconds(), rate)
+	w.seen = now
+	if w.level >= 1 {
+		w.level--
+		return true
+	}
+	w.level = max(w.level-0.3, -rate)
+	return false
 }
 
 func answer(status int, body string, stream io.Reader) *http.Response {
@@ -153,6 +177,10 @@ func (v verdicts) String() string {
 
 // simulate makes two calls a second, at random, through a [claude.Transport].
 func simulate(t *testing.T, n int, policy *claude.Policy, streams bool, make func(seed uint64) *world) (v verdicts) {
+	return simulateAt(t, 2, n, policy, streams, make)
+}
+
+func simulateAt(t *testing.T, rate float64, n int, policy *claude.Policy, streams bool, make func(seed uint64) *world) (v verdicts) {
 	for seed := range uint64(*seeds) {
 		synctest.Test(t, func(t *testing.T) {
 			w := make(seed)
@@ -166,7 +194,7 @@ func simulate(t *testing.T, n int, policy *claude.Policy, streams bool, make fun
 			var failed atomic.Int64
 			var wg sync.WaitGroup
 			for range n {
-				time.Sleep(time.Duration(arrivals.ExpFloat64() * float64(time.Second) / 2))
+				time.Sleep(time.Duration(arrivals.ExpFloat64() * float64(time.Second) / rate))
 				wg.Go(func() {
 					if err := oneCall(t.Context(), tr, body, streams); err != nil {
 						failed.Add(1)
@@ -245,5 +273,23 @@ func TestSimulatedCallsOfTheDefaultPolicyDoNotFail(t *testing.T) {
 				t.Errorf("%d attempts for %d calls", v.attempts, v.calls)
 			}
 		})
+	}
+}
+
+func TestASimulatedOverloadEndsWithoutAFailedCall(t *testing.T) {
+	compatible := claude.Compatible()
+	overload := func(uint64) *world {
+		return &world{work: time.Second, capacity: func(at time.Duration) float64 {
+			if at > 30*time.Second && at < time.Minute {
+				return 2
+			}
+			return 12
+		}}
+	}
+	v := simulateAt(t, 10, 6000, nil, false, overload)
+	t.Logf("deadline:   %s", v)
+	t.Logf("compatible: %s", simulateAt(t, 10, 6000, &compatible, false, overload))
+	if v.failed > 0 {
+		t.Errorf("%d failed", v.failed)
 	}
 }

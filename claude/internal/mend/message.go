@@ -30,11 +30,12 @@ type Message struct {
 	// continued, but only had again.
 	Whole bool
 
-	in   []byte // of an event that is not all there yet
-	held []byte // not given yet
-	out  []byte // given, to be taken
-	log  []byte // all that was given: what the client has
-	lost bool   // log is too long to be kept
+	in    []byte // of an event that is not all there yet
+	held  []byte // not given yet
+	out   []byte // given, to be taken from taken on
+	log   []byte // all that was given: what the client has
+	taken int
+	lost  bool // log is too long to be kept
 
 	started  bool // message_start was given
 	opening  bool // message_start of this attempt is in held
@@ -72,9 +73,9 @@ func (m *Message) Ready() bool { return len(m.out) > 0 }
 
 // Take moves what was given into p.
 func (m *Message) Take(p []byte) int {
-	n := copy(p, m.out)
-	if m.out = m.out[n:]; len(m.out) == 0 {
-		m.out = nil
+	n := copy(p, m.out[m.taken:])
+	if m.taken += n; m.taken == len(m.out) {
+		m.out, m.taken = m.out[:0], 0
 	}
 	return n
 }
