@@ -17,12 +17,18 @@ type plan struct {
 	mode     traffic.Mode
 	shares   []share
 	replaced chan struct{} // closed when another plan has taken over
+
+	sticky  traffic.Sticky
+	preview traffic.Preview
+	mirror  *mirror // nil: none
+	page    string
 }
 
 // share is a target's part of the traffic.
 type share struct {
 	*target
 	weight int
+	backup bool // takes what those with a weight cannot
 }
 
 // Apply makes p the plan. Every claim that begins after Apply has returned obeys
@@ -43,7 +49,7 @@ func (s *Server) Apply(p traffic.Plan) (drain func(ctx context.Context) error, e
 	for _, sh := range old.shares {
 		live[sh.id] = sh.target
 	}
-	next := &plan{mode: p.Mode, replaced: make(chan struct{})}
+	next := &plan{mode: p.Mode, replaced: make(chan struct{}), sticky: p.Sticky, preview: p.Preview, page: p.Page}
 	for _, spec := range p.Targets {
 		t := live[spec.ID]
 		switch {
@@ -53,8 +59,9 @@ func (s *Server) Apply(p traffic.Plan) (drain func(ctx context.Context) error, e
 			return nil, fmt.Errorf("apply traffic plan: target %s is live as another copy; give the new one an id of its own", spec.ID)
 		}
 		delete(live, spec.ID)
-		next.shares = append(next.shares, share{t, spec.Weight})
+		next.shares = append(next.shares, share{t, spec.Weight, spec.Backup && spec.Weight == 0})
 	}
+	next.mirror = mirrorTo(p.Mirror, next.shares, old.mirror)
 	s.plan.Store(next)
 	close(old.replaced)
 	for _, t := range live {
@@ -71,51 +78,112 @@ func (s *Server) Apply(p traffic.Plan) (drain func(ctx context.Context) error, e
 	}, nil
 }
 
-// pick chooses by weight, leaving out the targets that were tried in vain.
-func (p *plan) pick(tried []*target) *target {
+// pick chooses a target that was not tried yet: one that an ejected target's turn
+// to be probed has come to, else by weight among those that are fit, kept to the
+// client's color if it has one; else the backup; else one that is ejected, since
+// nobody else is left.
+func (p *plan) pick(r *Request, tried []*target) *target {
 	if len(p.shares) == 1 && len(tried) == 0 {
 		return p.shares[0].target
 	}
+	weighted := func(sh share) int { return sh.weight }
+	backup := func(sh share) int {
+		if sh.backup {
+			return 1
+		}
+		return 0
+	}
+	r.spare = false
+	rest := 0
+	for _, sh := range p.shares {
+		if (sh.weight > 0 || sh.backup) && !slices.Contains(tried, sh.target) {
+			rest++
+		}
+	}
+	r.spare = rest > 1
+	for _, sh := range p.shares {
+		if r.spare && sh.weight > 0 && !slices.Contains(tried, sh.target) && sh.due(r) {
+			r.probe = true
+			return sh.target
+		}
+	}
+	color := p.colorFor(r)
+	if t := p.draw(tried, true, func(sh share) int {
+		if sh.color != color {
+			return 0
+		}
+		return sh.weight
+	}); t != nil {
+		return t
+	}
+	for _, fit := range []bool{true, false} {
+		if t := p.draw(tried, fit, weighted); t != nil {
+			return t
+		}
+		if t := p.draw(tried, fit, backup); t != nil {
+			return t
+		}
+	}
+	return nil
+}
+
+// draw chooses by the weight that of gives each target, among those that were not
+// tried and, if fit is wanted, are not ejected.
+func (p *plan) draw(tried []*target, fit bool, of func(share) int) *target {
+	may := func(sh share) int {
+		if slices.Contains(tried, sh.target) || fit && sh.health.out.Load() {
+			return 0
+		}
+		return of(sh)
+	}
 	total := 0
 	for _, sh := range p.shares {
-		if !slices.Contains(tried, sh.target) {
-			total += sh.weight
-		}
+		total += may(sh)
 	}
 	if total == 0 {
 		return nil
 	}
 	n := rand.IntN(total)
 	for _, sh := range p.shares {
-		if slices.Contains(tried, sh.target) {
-			continue
-		}
-		if n -= sh.weight; n < 0 {
+		if n -= may(sh); n < 0 {
 			return sh.target
 		}
 	}
-	return nil
+	return nil // a target was ejected between the two looks
 }
 
 // claim takes a place on a live target that was not tried yet. While the traffic
 // is held it waits, bounded in number and time; a target that begins to drain
-// between the look and the claim has been replaced, so it looks again.
+// between the look and the claim has been replaced, so it looks again. A request
+// for the preview goes to the preview's color whatever the mode, and never to
+// another.
 func (s *Server) claim(ctx context.Context, r *Request, tried []*target) (*target, Code) {
 	var waiting *hold
 	defer func() { waiting.end(r) }()
 	for {
 		p := s.plan.Load()
+		if t, asked := p.previewFor(r, tried); asked && (t != nil || p.mode == traffic.Serve) {
+			switch {
+			case t == nil:
+				return nil, NoTarget
+			case t.enter():
+				return t, OK
+			}
+			continue
+		}
 		switch p.mode {
 		case traffic.Maintenance:
 			return nil, Maintenance
 		case traffic.Serve:
-			t := p.pick(tried)
+			t := p.pick(r, tried)
 			if t == nil {
 				return nil, NoTarget
 			}
 			if t.enter() {
+				p.settle(r, t)
 				return t, OK
 			}
+			r.unprobe(t)
 			continue
 		}
 		if waiting == nil {
@@ -128,8 +196,16 @@ func (s *Server) claim(ctx context.Context, r *Request, tried []*target) (*targe
 		case <-waiting.timer.C:
 			return nil, HoldTimeout
 		case <-ctx.Done():
-			return nil, ClientGone
+			return nil, s.gone()
 		}
+	}
+}
+
+// unprobe gives up the right to find out whether t is back.
+func (r *Request) unprobe(t *target) {
+	if r.probe {
+		r.probe = false
+		t.health.probing.Store(false)
 	}
 }
 

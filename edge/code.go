@@ -25,6 +25,7 @@ const (
 	HoldFull    Code = "hold_full"
 	HoldTimeout Code = "hold_timeout"
 	Maintenance Code = "maintenance"
+	Stopping    Code = "stopping"
 	Internal    Code = "internal"
 
 	AppError          Code = "app_error"
@@ -54,11 +55,12 @@ var Meanings = []Meaning{
 	{HoldFull, http.StatusServiceUnavailable, telemetry.BlameMainstay, "Traffic is held and edge.hold.requests are waiting already."},
 	{HoldTimeout, http.StatusServiceUnavailable, telemetry.BlameMainstay, "Traffic was held for longer than edge.hold.for."},
 	{Maintenance, http.StatusServiceUnavailable, telemetry.BlameMainstay, "The app is in maintenance."},
+	{Stopping, http.StatusServiceUnavailable, telemetry.BlameMainstay, "Mainstay stopped, and the request was not done within edge.drain."},
 	{Internal, http.StatusInternalServerError, telemetry.BlameMainstay, "Mainstay itself failed; this is a bug."},
 	{AppError, 0, telemetry.BlameUpstream, "The app answered with a status of 500 or more, which was passed on."},
 	{TargetUnreachable, http.StatusBadGateway, telemetry.BlameUpstream, "The app does not accept connections."},
 	{TargetBroke, http.StatusBadGateway, telemetry.BlameUpstream, "The app closed the connection before it answered, or its answer was not HTTP."},
-	{TargetTimeout, http.StatusGatewayTimeout, telemetry.BlameUpstream, "The app did not answer within edge.timeouts.response."},
+	{TargetTimeout, http.StatusGatewayTimeout, telemetry.BlameUpstream, "The app did not answer within edge.timeouts.response, or answered nothing at all for edge.timeouts.attempt and no other copy could take the request."},
 	{AnswerCut, 0, telemetry.BlameUpstream, "The app's answer broke off in the middle; the client's connection was broken off too."},
 }
 

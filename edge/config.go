@@ -41,6 +41,7 @@ type Timeouts struct {
 	Idle     time.Duration `yaml:"idle" doc:"How long an idle client connection is kept."`
 	Dial     time.Duration `yaml:"dial" doc:"To connect to the app."`
 	Response time.Duration `yaml:"response" doc:"From the whole request sent to the first byte of the app's answer; then 504."`
+	Attempt  time.Duration `yaml:"attempt" doc:"How long a copy of the app may answer nothing at all, neither this request nor another, before a request that can be repeated is tried on another copy that is ready. Not for event streams and tunnels. 0s: never."`
 	Stall    time.Duration `yaml:"stall" doc:"Longest silence of the app in the middle of an answer that is neither an event stream nor a tunnel."`
 	Upstream time.Duration `yaml:"upstream_idle" doc:"How long an idle connection to the app is kept. Keep it below the app's own limit (Node closes after 5s), or a request may meet a closing connection."`
 }
@@ -73,7 +74,7 @@ func (c *Config) SetDefaults() {
 		Header: 64e3,
 		Timeouts: Timeouts{
 			Header: 10 * time.Second, Read: 30 * time.Second, Write: 30 * time.Second, Idle: 2 * time.Minute,
-			Dial: 5 * time.Second, Response: 2 * time.Minute, Stall: 5 * time.Minute, Upstream: 4 * time.Second,
+			Dial: 5 * time.Second, Response: 2 * time.Minute, Attempt: 10 * time.Second, Stall: 5 * time.Minute, Upstream: 4 * time.Second,
 		},
 		Hold: Hold{For: 30 * time.Second, Requests: 1000},
 	}
@@ -97,6 +98,9 @@ func (c *Config) Validate(ps *setting.Problems) {
 		if d.val <= 0 {
 			ps.Add(d.key, "must be positive", "try "+d.try)
 		}
+	}
+	if c.Timeouts.Attempt < 0 {
+		ps.Add("timeouts.attempt", "must not be negative", "try 10s, or 0s for never")
 	}
 	if c.Body < 0 {
 		ps.Add("max_body", "must not be negative", "try 100MB, or 0 for no limit")

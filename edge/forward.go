@@ -8,6 +8,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"strings"
 	"time"
 
@@ -22,14 +23,15 @@ var discardLog = log.New(io.Discard, "", 0)
 // place on t back, also when the answer breaks off and net/http unwinds the stack.
 func (l *lane) forward(t *target) (Code, error) {
 	defer t.leave()
-	l.target, l.code, l.err = t, OK, nil
+	l.target, l.code, l.err, l.begun, l.conn = t, OK, nil, false, nil
 	l.x.Color, l.x.HTTP.Target = t.color, t.address
 	began := time.Now()
 	defer func() {
+		l.judge(t)
 		l.x.Try(telemetry.Attempt{Start: began, Took: time.Since(began), Target: t.address, Status: l.x.HTTP.Status, Cause: causeOf(l.code)})
 	}()
 	if l.up != nil {
-		l.hr.Body = l.up
+		l.hr.Body = l.up.again()
 		defer func() { l.hr.Body = l.up.src }() // net/http asks it how the request ended
 	}
 	l.proxy.ServeHTTP(&l.out, l.hr)
@@ -43,14 +45,129 @@ func causeOf(c Code) string {
 	return string(c)
 }
 
-// RoundTrip makes the lane the reverse proxy's transport.
+// judge tells the target's fitness what the try came to; an answer has told it
+// already.
+func (l *lane) judge(t *target) {
+	switch l.code {
+	case TargetUnreachable, TargetBroke, TargetTimeout:
+		t.missed(l.code)
+	}
+	l.unprobe(t)
+	if l.cancel != nil {
+		l.cancel(nil)
+		l.cancel = nil
+	}
+}
+
+// again reports whether the request may be tried on another target: nothing was
+// answered, and either it does no harm twice or not a byte of it has left.
+func (l *lane) again(code Code, err error) bool {
+	switch {
+	case l.begun || l.up.spent():
+		return false
+	case code == TargetUnreachable:
+		return true
+	case code == TargetTimeout:
+		return l.replay && errors.Is(err, errSilent)
+	}
+	return code == TargetBroke && (l.replay || l.unsent())
+}
+
+// connected is told by net/http's transport which connection the request takes.
+func (l *lane) connected(info httptrace.GotConnInfo) {
+	if l.conn, _ = info.Conn.(*patient); l.conn != nil {
+		l.sent, l.stale = l.conn.sent.Load(), info.Reused
+	}
+}
+
+// unsent reports whether not a byte of the request has left.
+func (l *lane) unsent() bool { return l.conn == nil || l.conn.sent.Load() == l.sent }
+
+// body is the request's body for another connection.
+func (l *lane) body() (io.ReadCloser, error) {
+	return l.up.again(), nil
+}
+
+// RoundTrip makes the lane the reverse proxy's transport. It goes on with another
+// connection where net/http does not: the one it took was closed by the target
+// before anything was sent.
 func (l *lane) RoundTrip(r *http.Request) (*http.Response, error) {
-	return l.target.transport.RoundTrip(r)
+	if t := httptrace.ContextClientTrace(r.Context()); t != nil { // the reverse proxy's own
+		t.GotConn = l.gotConn
+	}
+	if l.up != nil && l.up.kept != nil {
+		r.GetBody = l.getBody
+	}
+	if l.mirror != nil {
+		l.mirror.send(l.s, r)
+		l.mirror = nil
+	}
+	resp, err := l.attempt(r)
+	if err != nil && l.conn != nil && l.stale && l.unsent() && r.Context().Err() == nil {
+		if l.up.spent() {
+			return nil, err
+		}
+		if l.up != nil {
+			r.Body = l.up.again()
+		}
+		l.conn = nil
+		resp, err = l.attempt(r)
+	}
+	return resp, err
+}
+
+// errSilent ends a try on a target that answers nothing at all.
+var errSilent = errors.New("the target answered nothing for edge.timeouts.attempt, neither this request nor another")
+
+// attempt sends the request. If another target could take it, it gives up on one
+// that has fallen silent.
+func (l *lane) attempt(r *http.Request) (*http.Response, error) {
+	limit := l.s.policy.Load().cfg.Timeouts.Attempt
+	if limit <= 0 || !l.spare || !l.replay || r.Header.Get("Upgrade") != "" || strings.Contains(r.Header.Get("Accept"), "text/event-stream") {
+		return l.target.transport.RoundTrip(r)
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	if l.cancel != nil {
+		l.cancel(nil)
+	}
+	l.cancel = cancel // later: it would end the answer's body too
+	s := &silence{target: l.target, limit: limit, give: cancel, heard: l.target.health.answers.Load()}
+	s.timer = time.AfterFunc(time.Hour, s.over)
+	s.timer.Reset(limit) // now that over can see it
+	resp, err := l.target.transport.RoundTrip(r.WithContext(ctx))
+	s.timer.Stop()
+	if context.Cause(ctx) == errSilent { //nolint:errorlint // the very value that was given
+		if err == nil {
+			resp.Body.Close()
+		}
+		return nil, errSilent
+	}
+	return resp, err
+}
+
+// silence waits for a target to answer anything: one that answers others is slow
+// with this request, and one that answers nobody hangs.
+type silence struct {
+	target *target
+	limit  time.Duration
+	timer  *time.Timer
+	give   context.CancelCauseFunc
+	heard  int64
+}
+
+func (s *silence) over() {
+	if n := s.target.health.answers.Load(); n != s.heard {
+		s.heard = n
+		s.timer.Reset(s.limit)
+		return
+	}
+	s.give(errSilent)
 }
 
 // answered sees the target's answer before its header is passed on.
 func (l *lane) answered(resp *http.Response) error {
 	x := l.x
+	l.target.answered()
 	x.FirstByte = time.Since(x.Start)
 	resp.Header.Del("Mainstay-Code") // ours alone
 	if resp.Header.Get("X-Request-Id") == "" {
@@ -58,9 +175,15 @@ func (l *lane) answered(resp *http.Response) error {
 	}
 	switch {
 	case resp.StatusCode == http.StatusSwitchingProtocols:
-		return l.switched(resp)
+		err := l.switched(resp)
+		l.begun = err == nil
+		return err
 	case resp.StatusCode < 100:
 		return fmt.Errorf("the target answered with status %03d, which HTTP does not have", resp.StatusCode)
+	}
+	l.begun = true
+	if l.pin != "" {
+		l.setCookie(resp)
 	}
 	if x.HTTP.Stream = strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream"); !x.HTTP.Stream {
 		resp.Body = watch(resp.Body, l.s.policy.Load().cfg.Timeouts.Stall)
@@ -95,7 +218,10 @@ func (l *lane) classify(ctx context.Context, err error) Code {
 		return uploaded
 	}
 	if ctx.Err() != nil || uploaded == ClientGone {
-		return ClientGone
+		return l.s.gone()
+	}
+	if errors.Is(err, errSilent) {
+		return TargetTimeout
 	}
 	if _, ok := errors.AsType[*dialError](err); ok {
 		return TargetUnreachable

@@ -41,6 +41,7 @@ func cleanse(h http.Header, trusted bool) {
 		}
 	}
 	delete(h, "Proxy")
+	delete(h, "Mainstay-Mirror") // ours alone
 	delete(h, "Http2-Settings")
 	// HTTP in a tunnel would pass the edge unseen (h2c smuggling).
 	if up := h.Get("Upgrade"); up != "" && carriesHTTP(up) {
@@ -74,6 +75,9 @@ func (l *lane) rewrite(pr *httputil.ProxyRequest) {
 	out.Host = l.Host
 
 	cleanse(h, l.Trusted)
+	if l.secret != "" {
+		delete(h, l.secret)
+	}
 	if l.up != nil {
 		out.Trailer = pr.In.Trailer // filled when the body has been read; the copy never is
 	}

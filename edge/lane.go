@@ -1,7 +1,10 @@
 package edge
 
 import (
+	"context"
+	"io"
 	"net/http"
+	"net/http/httptrace"
 	"net/http/httputil"
 	"net/netip"
 	"strings"
@@ -10,6 +13,40 @@ import (
 
 	"mainstay.dev/mainstay/telemetry"
 )
+
+// A Request is all that the steps know of a request. They read it and nothing
+// else, so that the same steps serve every lane: net/http's today, one of our own
+// for HTTP/1.1 later. Only serve.go's adapter and forward.go know the lane.
+//
+// Its strings are valid until the request is recorded.
+type Request struct {
+	Method string
+	Host   string
+	Path   string
+	Proto  string
+	Secure bool  // it came over TLS
+	Length int64 // of the body; -1: not told, 0: none
+
+	Peer    netip.Addr // the other end of the connection
+	Trusted bool       // Peer is a trusted proxy
+	Client  netip.Addr // who is asking
+	ID      string
+
+	// Header returns a field's values joined by commas, or "".
+	Header func(name string) string
+	// HeaderSize is the size of the request line and all fields.
+	HeaderSize int
+
+	// What claim found out for the steps after it.
+	replay bool   // sending it twice does what sending it once does
+	spare  bool   // another target could take it
+	probe  bool   // it finds out whether an ejected target is back
+	secret string // the header that asked for the preview; the app is not shown it
+	pin    string // the value of the sticky cookie that the answer is to set
+	mirror *mirror
+
+	x *telemetry.Exchange
+}
 
 // lane carries one request through net/http: it shows the request to the steps as
 // a [Request], and is the reverse proxy's transport, error handler and writer.
@@ -23,14 +60,24 @@ type lane struct {
 	proxy httputil.ReverseProxy
 
 	target *target // of the current try
-	code   Code    // what the current try came to
+	begun  bool    // its answer is being passed on
+	conn   *patient
+	sent   int64 // what conn had sent before this request
+	stale  bool  // conn had served others before
+	cancel context.CancelCauseFunc
+	code   Code // what the current try came to
 	err    error
-	cause  error // of the last try that failed
+	why    Code  // what the last try that was given up came to
+	cause  error // of that
+
+	gotConn func(httptrace.GotConnInfo)
+	getBody func() (io.ReadCloser, error)
 }
 
 func newLane(s *Server) *lane {
 	l := &lane{s: s}
 	l.Request.Header = l.header
+	l.gotConn, l.getBody = l.connected, l.body
 	l.proxy = httputil.ReverseProxy{
 		Rewrite:        l.rewrite,
 		Transport:      l,
@@ -46,7 +93,7 @@ func newLane(s *Server) *lane {
 func (s *Server) adapt(w http.ResponseWriter, hr *http.Request, x *telemetry.Exchange) *lane {
 	l := s.lanes.Get().(*lane)
 	l.hr = hr
-	l.target, l.code, l.err, l.cause, l.up = nil, OK, nil, nil, nil
+	l.target, l.code, l.err, l.cause, l.why, l.up = nil, OK, nil, nil, "", nil
 	cfg := &s.policy.Load().cfg
 	l.out = reply{w: w, rc: http.NewResponseController(w), patience: cfg.Timeouts.Write, x: x, h2: hr.ProtoMajor > 1}
 	r := &l.Request
@@ -56,6 +103,7 @@ func (s *Server) adapt(w http.ResponseWriter, hr *http.Request, x *telemetry.Exc
 	}
 	r.Secure, r.Length, r.ID, r.x = hr.TLS != nil, hr.ContentLength, "", x
 	r.Client, r.Trusted = netip.Addr{}, false
+	r.replay, r.spare, r.probe, r.secret, r.pin, r.mirror = false, false, false, "", "", nil
 	peer, _ := netip.ParseAddrPort(hr.RemoteAddr)
 	r.Peer = peer.Addr().Unmap().WithZone("")
 	r.HeaderSize = headerSize(hr)
@@ -73,6 +121,27 @@ func (s *Server) adapt(w http.ResponseWriter, hr *http.Request, x *telemetry.Exc
 		}
 	}
 	return l
+}
+
+// gather finds out whether the request may be sent twice (RFC 9110, 9.2.2), and
+// reads a small body of such a one whole, unless the client waits to be told
+// whether to send it. Other bodies pass as they come, so that the app may answer
+// before their end.
+func (l *lane) gather() Code {
+	switch l.Method {
+	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE":
+		l.replay = true
+	default:
+		l.replay = len(l.hr.Header["Idempotency-Key"]) > 0
+	}
+	if l.up == nil || !l.replay {
+		return OK
+	}
+	if l.Length < 0 || l.Length > maxReplay || len(l.hr.Header["Expect"]) > 0 {
+		l.replay = false
+		return OK
+	}
+	return l.up.gather(l.Length)
 }
 
 func (l *lane) header(name string) string {
@@ -99,7 +168,7 @@ func headerSize(hr *http.Request) int {
 // release returns the lane to the pool. Nothing may refer to it any more: the
 // upload, which net/http's transport may still hold, does not.
 func (l *lane) release() {
-	l.hr, l.up, l.target, l.err, l.cause = nil, nil, nil, nil, nil
+	l.hr, l.up, l.target, l.err, l.cause, l.conn, l.mirror = nil, nil, nil, nil, nil, nil, nil
 	l.out = reply{}
 	l.Request.x = nil
 	l.s.lanes.Put(l)

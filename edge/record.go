@@ -48,8 +48,8 @@ func (s *Server) record(l *lane) {
 // with ErrAbortHandler when it cannot finish one.
 func (l *lane) outcome(crash any) Code {
 	switch {
-	case l.out.lost || crash != nil && l.hr.Context().Err() != nil:
-		return ClientGone
+	case l.out.lost || crash != nil && l.hr.Context().Err() != nil, l.x.HTTP.Upgraded != "" && l.s.cutting.Load():
+		return l.s.gone()
 	case crash != nil:
 		if _, code := l.up.result(); code != "" {
 			return code
@@ -84,7 +84,11 @@ func (l *lane) refuse(code Code, err error) {
 		set(h, "Retry-After", "1")
 	}
 	body, kind := plain(m, l.ID), "text/plain; charset=utf-8"
-	if strings.Contains(l.header("Accept"), "json") {
+	switch accept := l.header("Accept"); {
+	case code == Maintenance && strings.Contains(accept, "html"):
+		body, kind = l.s.plan.Load().maintenance(), "text/html; charset=utf-8"
+		set(h, "Retry-After", "30")
+	case strings.Contains(accept, "json"):
 		body, kind = problem(m, l.ID), "application/problem+json"
 	}
 	set(h, "Content-Type", kind)
@@ -93,6 +97,21 @@ func (l *lane) refuse(code Code, err error) {
 	l.out.WriteHeader(m.Status)
 	_, _ = l.out.Write(body) // a client that is gone by now has lost nothing
 }
+
+// maintenance is the page for browsers. No path is exempt from it, not the health
+// path either: deploy probes the app itself, and a monitor outside is to see what
+// users see.
+func (p *plan) maintenance() []byte {
+	if p.page != "" {
+		return []byte(p.page)
+	}
+	return []byte(plainPage)
+}
+
+// plainPage is for a maintenance without a page of the user's own.
+const plainPage = `<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Maintenance</title>
+<body style="font:18px/1.5 system-ui;margin:20vh auto;max-width:32em;padding:0 1em"><h1>Back in a moment</h1><p>We are working on the site. Please try again shortly.</p></body></html>
+`
 
 func plain(m Meaning, id string) []byte {
 	return []byte(strconv.Itoa(m.Status) + " " + http.StatusText(m.Status) + "\n" + m.Text + "\ncode: " + string(m.Code) + "\nrequest: " + id + "\n")

@@ -63,7 +63,12 @@ type Server struct {
 	applying sync.Mutex
 	holding  atomic.Int64
 	requests atomic.Int64 // in flight, tunnels and streams included
+	cutting  atomic.Bool  // the drain limit was reached
 	lanes    sync.Pool
+
+	mirrors sync.WaitGroup
+	life    context.Context // of the mirrors
+	end     context.CancelFunc
 }
 
 // New checks cfg and wires the edge; it starts nothing.
@@ -82,6 +87,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 		d.Sink = telemetry.Discard
 	}
 	s := &Server{deps: d}
+	s.life, s.end = context.WithCancel(context.Background())
 	s.lanes.New = func() any { return newLane(s) }
 	s.policy.Store(p)
 	s.plan.Store(&plan{replaced: make(chan struct{}), mode: "serve"})
@@ -124,7 +130,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 
 	p := s.policy.Load()
 	p.route(&l.Request)
-	if code := p.admit(&l.Request); code != OK {
+	code := p.admit(&l.Request)
+	if code == OK {
+		code = l.gather()
+	}
+	if code != OK {
 		l.refuse(code, nil)
 		return
 	}
@@ -136,9 +146,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 			return
 		}
 		code, err := l.forward(t)
-		if code == TargetUnreachable && len(tried) < maxTries-1 {
-			// Not a byte has left, so another target may have the request.
-			l.cause, tried = err, append(tried, t)
+		if len(tried) < maxTries-1 && l.again(code, err) {
+			l.cause, l.why, tried = err, code, append(tried, t)
 			continue
 		}
 		if code != OK {
@@ -151,10 +160,19 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 // lastCause keeps "the app does not accept connections" from turning into "no
 // target" when all targets were tried in vain.
 func lastCause(code Code, l *lane) Code {
-	if code == NoTarget && l.cause != nil {
-		return TargetUnreachable
+	if code == NoTarget && l.why != "" {
+		return l.why
 	}
 	return code
+}
+
+// gone is the code of a request whose context has ended: its client hung up, or
+// the edge cut it.
+func (s *Server) gone() Code {
+	if s.cutting.Load() {
+		return Stopping
+	}
+	return ClientGone
 }
 
 // Run serves until ctx ends, then stops accepting, lets requests in flight finish
@@ -194,6 +212,8 @@ func (s *Server) Run(ctx context.Context) error {
 			err = errors.Join(err, e)
 		}
 	}
+	s.end()
+	s.mirrors.Wait()
 	for _, sh := range s.plan.Load().shares {
 		sh.transport.CloseIdleConnections()
 	}
@@ -220,6 +240,7 @@ func (s *Server) drain(ctx context.Context, servers []*http.Server, cut func()) 
 	s.awaitIdle(dctx)
 	if open := s.requests.Load(); open > 0 || late != nil {
 		s.deps.Log.Warn("drain limit reached; cutting what is left", "requests", open, "limit", limit)
+		s.cutting.Store(true)
 		cut()
 		for _, srv := range servers {
 			srv.Close()

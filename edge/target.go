@@ -3,21 +3,26 @@ package edge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"mainstay.dev/mainstay/internal/traffic"
+	"mainstay.dev/mainstay/telemetry"
 )
 
 // target is one running copy of the app: where it is, how to reach it, and how
 // many requests hold a place on it.
 type target struct {
 	id, address, color, version string
+	release                     string // color and version, as the sticky cookie has them
 
 	transport *http.Transport
 
@@ -25,6 +30,8 @@ type target struct {
 	// tells both and no place can be taken after the last one was given back.
 	held    atomic.Int64
 	drained chan struct{} // closed when draining and no place is held
+
+	health fitness
 }
 
 const drainMark = math.MinInt64
@@ -32,7 +39,9 @@ const drainMark = math.MinInt64
 func newTarget(t traffic.Target, d Deps, c Timeouts) *target {
 	return &target{
 		id: t.ID, address: t.Address, color: t.Color, version: t.Version,
+		release: release(t.Color, t.Version),
 		drained: make(chan struct{}),
+		health:  fitness{told: d.Sink},
 		transport: &http.Transport{
 			DialContext:           d.dialWithin(c),
 			MaxIdleConns:          0,
@@ -107,6 +116,7 @@ type patient struct {
 	net.Conn
 	limit time.Duration
 	moved time.Time // when the deadline was last moved; of the one goroutine that writes
+	sent  atomic.Int64
 }
 
 func (c *patient) Write(b []byte) (int, error) {
@@ -116,7 +126,9 @@ func (c *patient) Write(b []byte) (int, error) {
 			return 0, err
 		}
 	}
-	return c.Conn.Write(b)
+	n, err := c.Conn.Write(b)
+	c.sent.Add(int64(n))
+	return n, err
 }
 
 // CloseWrite lets a tunnel pass on that one side has finished.
@@ -143,4 +155,81 @@ func closeWrite(c any) error {
 		return half.CloseWrite()
 	}
 	return http.ErrNotSupported // which ends both directions
+}
+
+// A target that fails several requests in a row is ejected: it gets none while
+// another can take them, for a time that grows. Then one request at a time finds
+// out whether it is back.
+const (
+	ejectAfter = 3
+	ejectFor   = time.Second
+	ejectMax   = 30 * time.Second
+)
+
+// fitness is what the requests themselves tell of a target. Deploy's probes tell
+// it more, but later.
+type fitness struct {
+	told    telemetry.Sink
+	answers atomic.Int64 // headers of answers; moves as long as the target is alive
+	failed  atomic.Int32 // tries in a row that came to no answer
+	out     atomic.Bool  // ejected
+	probing atomic.Bool
+
+	mu    sync.Mutex
+	until time.Time     // when it may be probed
+	spell time.Duration // how long it is ejected
+	mute  bool          // it took requests and answered none
+}
+
+// answered notes that the header of an answer came.
+func (t *target) answered() {
+	h := &t.health
+	h.answers.Add(1)
+	if h.failed.Load() == 0 {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.failed.Store(0)
+	h.spell, h.mute = 0, false
+	if h.out.Swap(false) {
+		h.tell(t, slog.LevelInfo, "target_back", t.id+" answers again")
+	}
+}
+
+// missed notes a try that came to no answer.
+func (t *target) missed(code Code) {
+	h := &t.health
+	if h.failed.Add(1) < ejectAfter {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.mute = code == TargetTimeout
+	if now := time.Now(); h.spell == 0 || !now.Before(h.until) { // what failed meanwhile began before
+		h.spell = min(max(2*h.spell, ejectFor), ejectMax)
+		h.until = now.Add(h.spell)
+	}
+	if !h.out.Swap(true) {
+		h.tell(t, slog.LevelWarn, "target_ejected", fmt.Sprintf("%s failed %d requests in a row; others take its requests while they can", t.id, ejectAfter))
+	}
+}
+
+func (h *fitness) tell(t *target, level slog.Level, name, text string) {
+	h.told.Emit(telemetry.Event{Time: time.Now(), Part: "edge", Name: name, Color: t.color, Level: level, Text: text,
+		Attrs: []slog.Attr{slog.String("target", t.id)}})
+}
+
+// due reports whether r shall find out if an ejected target is back. Nobody else
+// does until r has: t.health.probing is to be unset then. A target that falls
+// silent is not tried with a request that can't be repeated.
+func (t *target) due(r *Request) bool {
+	h := &t.health
+	if !h.out.Load() || h.probing.Load() {
+		return false
+	}
+	h.mu.Lock()
+	late := !time.Now().Before(h.until) && (r.replay || !h.mute)
+	h.mu.Unlock()
+	return late && h.probing.CompareAndSwap(false, true)
 }

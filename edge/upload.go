@@ -26,12 +26,80 @@ type upload struct {
 	trailer  http.Header
 
 	// mu is never held while src is read: that takes as long as the client likes.
+	// kept is the whole body, if it is small enough to be sent again; it is not
+	// written to once it is set.
+	kept  []byte
+	first playback
+
 	mu    sync.Mutex
 	n     int64
 	code  Code // why reading failed; empty if it did not
 	whole bool // its end was seen
 	over  bool // the request is done: reader and deadlines are net/http's again
 }
+
+// maxReplay is the largest body that is kept to be sent again.
+const maxReplay = 64 << 10
+
+// gather reads a body of length bytes and keeps it. A target is claimed only
+// afterwards, so a client that is slow to send takes no place on one.
+func (u *upload) gather(length int64) Code {
+	into := make([]byte, length)
+	n := 0
+	for {
+		var over [1]byte
+		p := into[n:]
+		if len(p) == 0 {
+			p = over[:] // the end is still to be seen
+		}
+		k, err := u.Read(p)
+		switch {
+		case err == io.EOF:
+			u.kept = into[:n+k]
+			return OK
+		case err != nil:
+			_, code := u.result()
+			return code
+		case n == len(into) && k > 0:
+			return BadRequest // net/http lets none be longer than it was told
+		}
+		n += k
+	}
+}
+
+// spent reports whether a part of the body is gone and can't be sent again.
+func (u *upload) spent() bool {
+	n, _ := u.result()
+	return n > 0 && u.kept == nil
+}
+
+// again returns the body from its beginning for the next try; it must not be
+// spent.
+func (u *upload) again() io.ReadCloser {
+	switch {
+	case u.kept == nil:
+		return u
+	case u.first.data == nil:
+		u.first.data = u.kept
+		return &u.first
+	}
+	return &playback{u.kept}
+}
+
+// playback is one reading of a kept body. It outlives its try as an upload does,
+// so that each try has one of its own.
+type playback struct{ data []byte }
+
+func (p *playback) Read(b []byte) (int, error) {
+	if len(p.data) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, p.data)
+	p.data = p.data[n:]
+	return n, nil
+}
+
+func (p *playback) Close() error { return nil }
 
 var (
 	errTooLarge = errors.New("request body is larger than edge.max_body")
