@@ -68,7 +68,7 @@ func (s *Shield) seed(c *Check, own Check, nodes, now int64) error {
 		if k.local {
 			return
 		}
-		first, k.local = true, true
+		first, k.local, k.limit = true, true, c.Limit
 		debt = Debt{Used: (k.still(now) + nodes - 1) / nodes, Reset: micros(max(k.resetAt-now, 0))}
 		k.addsTo = now + own.Limit.window()
 	})
@@ -83,7 +83,7 @@ func (s *Shield) seed(c *Check, own Check, nodes, now int64) error {
 // note remembers what the store must be told of.
 func (s *Shield) note(c *Check, cost int64, reset time.Duration, now int64) {
 	s.known.with(c, now, true, func(k *known) {
-		k.local, k.limit = true, c.Limit
+		k.limit = c.Limit
 		k.added = max(k.added+cost, 0)
 		k.addsTo = max(k.addsTo, now+int64(reset/time.Microsecond))
 	})

@@ -4,15 +4,15 @@ import "context"
 
 // learn takes over what the store said, unless an outage has begun meanwhile: what
 // was known before is then what counts.
-func (s *Shield) learn(checks []Check, results []Result, outage uint64) {
+func (s *Shield) learn(checks []Check, results []Result, at int64, outage uint64) {
 	now := s.local.now()
 	for i := range checks {
 		s.known.with(&checks[i], now, true, func(k *known) {
-			if k.used == 0 && k.resetAt == 0 && !k.local {
+			if k.used == 0 && k.resetAt == 0 && !k.owing() {
 				k.outage = outage // a counter first heard of has no debts
 			}
-			if !k.local && k.settling == nil && k.outage == s.outage.Load() {
-				k.learn(&checks[i], &results[i], now, s.opts.DenyFor)
+			if !k.owing() && k.settling == nil && k.outage == s.outage.Load() {
+				k.learn(&checks[i], &results[i], at, now, s.opts.DenyFor)
 			}
 		})
 	}
@@ -25,7 +25,12 @@ type claim struct {
 	done   chan struct{}
 	// results are what the store counts after it was told.
 	results []Result
+	at      int64
 }
+
+// owing reports whether this process has decided on its own since the store last
+// heard of the counter.
+func (k *known) owing() bool { return k.local || k.added > 0 }
 
 // settleDebts tells the store what it may have missed of these counters: units that
 // were admitted without it, and, after an outage, what it knew before. While one
@@ -62,7 +67,7 @@ func (s *Shield) claimDebts(checks []Check, outage uint64) (c claim, wait chan s
 			case k.settling != nil:
 				wait = k.settling
 				return
-			case !k.local && k.outage == outage:
+			case !k.owing() && k.outage == outage:
 				return
 			case now >= k.addsTo:
 				k.added = 0
@@ -92,7 +97,7 @@ func (s *Shield) closeDebts(c claim, told bool, outage uint64) {
 				k.used = c.debts[i].Used + c.debts[i].Add
 				k.nextAt, k.resetAt = max(k.nextAt, now), max(k.resetAt, k.addsTo)
 				// What was seeded stays so for as long as this node is on its own.
-				k.local, k.outage = k.added > 0 || s.down.Load(), outage
+				k.local, k.outage = k.local && s.down.Load(), outage
 			}
 		})
 	}
@@ -109,7 +114,7 @@ func (s *Shield) tellAll(ctx context.Context) error {
 		var err error
 		for _, c := range s.claimShard(&s.known.shards[i]) {
 			if err == nil {
-				err = s.reconcile(ctx, c)
+				c.at, err = s.reconcile(ctx, c)
 			}
 			s.closeDebts(c, err == nil, outage)
 			if err == nil {
@@ -123,22 +128,22 @@ func (s *Shield) tellAll(ctx context.Context) error {
 	return nil
 }
 
-// reconcile tells the store of a claim and reads what it now counts into it.
-func (s *Shield) reconcile(ctx context.Context, c claim) error {
+// reconcile tells the store of a claim and reads what it now counts into its results.
+func (s *Shield) reconcile(ctx context.Context, c claim) (at int64, err error) {
 	ctx, cancel := s.patiently(ctx)
 	defer cancel()
 	if err := s.store.Restore(ctx, c.checks, c.debts); err != nil {
-		return err
+		return 0, err
 	}
-	_, err := s.store.Take(ctx, c.checks, c.results[:len(c.checks)])
-	return err
+	d, err := s.store.Take(ctx, c.checks, c.results[:len(c.checks)])
+	return d.At, err
 }
 
 // adopt takes over what the store counts.
 func (s *Shield) adopt(c claim) {
 	now := s.local.now()
 	for i := range c.checks {
-		s.known.with(&c.checks[i], now, false, func(k *known) { k.learn(&c.checks[i], &c.results[i], now, 0) })
+		s.known.with(&c.checks[i], now, false, func(k *known) { k.learn(&c.checks[i], &c.results[i], c.at, now, 0) })
 	}
 }
 
@@ -149,7 +154,7 @@ func (s *Shield) claimShard(t *table[known]) (claims []claim) {
 	defer t.Unlock()
 	for _, cell := range t.ring {
 		k := &cell.value
-		if !k.local || k.settling != nil || now >= k.addsTo {
+		if !k.owing() || k.settling != nil || now >= k.addsTo {
 			continue
 		}
 		if n := len(claims); n == 0 || len(claims[n-1].checks) == MaxChecks {

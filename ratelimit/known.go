@@ -12,6 +12,8 @@ type known struct {
 	used    int64 // units taken, when the store last answered
 	nextAt  int64 // the first of them is free again
 	resetAt int64 // all of them are
+	at      int64 // when it said so, on its own clock …
+	heardAt int64 // … and on ours
 
 	denyUntil int64 // refuse until then …
 	denyCost  int64 // … what costs this or more …
@@ -69,8 +71,17 @@ func (m *memoirs) forget(c *Check) {
 	t.Unlock()
 }
 
-// learn takes over what the store said.
-func (k *known) learn(c *Check, r *Result, now int64, denyFor time.Duration) {
+// overtaken is how long an answer may be late because its goroutine was not run;
+// after that the store's clock was turned, or it is another store.
+const overtaken = int64(time.Second / time.Microsecond)
+
+// learn takes over what the store said at a time of its clock, unless it has said
+// something newer already.
+func (k *known) learn(c *Check, r *Result, at, now int64, denyFor time.Duration) {
+	if at < k.at && now-k.heardAt < overtaken {
+		return
+	}
+	k.at, k.heardAt = at, now
 	k.used = capacity(&c.Limit) - r.Remaining
 	k.nextAt, k.resetAt = now+int64(r.Next/time.Microsecond), now+int64(r.Reset/time.Microsecond)
 	k.denyUntil = 0

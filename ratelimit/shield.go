@@ -197,7 +197,7 @@ func (s *Shield) decide(ctx context.Context, checks []Check, results []Result, f
 		var d Decision
 		if d, err = s.store.Take(within, checks, results); err == nil {
 			s.fails.Store(0)
-			s.learn(checks, results, outage)
+			s.learn(checks, results, d.At, outage)
 			return d, nil
 		}
 	}
