@@ -2,7 +2,6 @@ package docker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -96,7 +95,7 @@ func (d *Driver) pull(ctx context.Context, cfg *Config, name string) error {
 		return nil
 	case whole.Err() != nil:
 		return fmt.Errorf("pull %s: %w", name, context.Cause(whole))
-	case errors.Is(err, context.DeadlineExceeded):
+	case ctx.Err() != nil: // whatever the client makes of it
 		return fmt.Errorf("pull %s: not done within %v; try a longer app.docker.pull_timeout", name, cfg.PullTimeout)
 	case client.IsErrConnectionFailed(err):
 		return d.unreachable(err)

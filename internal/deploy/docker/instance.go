@@ -155,8 +155,24 @@ func (i *instance) verdict(status int64) (e deploy.Exit, running bool, err error
 		return deploy.Exit{}, true, nil
 	}
 	e = ended(int64(s.ExitCode))
+	if e.Signal == "SIGKILL" && got.Container.HostConfig.Memory > 0 && !s.OOMKilled && !i.kill.Load() {
+		s.OOMKilled = i.hearOfMemory(ctx)
+	}
 	e.OutOfMemory = s.OOMKilled && s.ExitCode != 0 && !i.kill.Load()
 	return e, false, nil
+}
+
+// hearOfMemory gives the Engine a moment: it hears from the kernel of an end and of
+// its cause by different ways, and the end may come first.
+func (i *instance) hearOfMemory(ctx context.Context) bool {
+	for range 20 {
+		time.Sleep(50 * time.Millisecond)
+		got, err := i.d.engine.ContainerInspect(ctx, i.where.Container, client.ContainerInspectOptions{})
+		if err != nil || got.Container.State.Running || got.Container.State.OOMKilled {
+			return err == nil && got.Container.State.OOMKilled
+		}
+	}
+	return false
 }
 
 // ended reads an exit code as Docker and shells write it: 128 and the signal's
