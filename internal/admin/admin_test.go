@@ -27,6 +27,7 @@ type fakeApp struct {
 	run     func(ctx context.Context, r deploy.Request, progress func(deploy.Progress)) (deploy.Record, error)
 	status  deploy.Status
 	history []deploy.Record
+	order   func(what string, o deploy.Order) (deploy.Record, error)
 }
 
 func (f *fakeApp) Deploy(ctx context.Context, r deploy.Request, progress func(deploy.Progress)) (deploy.Record, error) {
@@ -34,6 +35,23 @@ func (f *fakeApp) Deploy(ctx context.Context, r deploy.Request, progress func(de
 }
 func (f *fakeApp) Status() deploy.Status    { return f.status }
 func (f *fakeApp) History() []deploy.Record { return f.history }
+func (f *fakeApp) Rollback(_ context.Context, o deploy.Order) (deploy.Record, error) {
+	return f.order("rollback", o)
+}
+func (f *fakeApp) Promote(_ context.Context, o deploy.Order) (deploy.Record, error) {
+	return f.order("promote", o)
+}
+func (f *fakeApp) Freeze(_ context.Context, o deploy.Order) (deploy.Record, error) {
+	return f.order("freeze", o)
+}
+func (f *fakeApp) Settle(_ context.Context, o deploy.Order) error {
+	_, err := f.order("settle", o)
+	return err
+}
+func (f *fakeApp) Maintenance(on bool, o deploy.Order) error {
+	_, err := f.order(fmt.Sprint("maintenance ", on), o)
+	return err
+}
 
 // newServer makes a server; change may be nil.
 func newServer(t *testing.T, change func(*Config, *Deps)) *Server {

@@ -102,6 +102,43 @@ func (c *Client) Deploy(ctx context.Context, request deploy.Request, progress fu
 	return record, err
 }
 
+// Order says something about a deploy: rollback, promote, freeze or settle. It
+// lasts until that is done. The record is that of the deploy, or of the rollback;
+// it is the zero value for settle.
+func (c *Client) Order(ctx context.Context, what string, o deploy.Order) (deploy.Record, error) {
+	var line deployLine
+	if err := c.post(ctx, "/api/v1/deploys/"+url.PathEscape(what), o, &line); err != nil || line.Record == nil {
+		return deploy.Record{}, err
+	}
+	return *line.Record, nil
+}
+
+// Maintenance switches maintenance mode on or off.
+func (c *Client) Maintenance(ctx context.Context, on bool, o deploy.Order) error {
+	return c.post(ctx, "/api/v1/maintenance", maintenanceRequest{on, o}, nil)
+}
+
+// post sends a value as JSON and decodes the answer into out, if that is not nil.
+// It lasts as long as ctx does.
+func (c *Client) post(ctx context.Context, path string, v, out any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("write the request: %w", err)
+	}
+	reply, err := c.send(ctx, http.MethodPost, path, body)
+	if err != nil {
+		return err
+	}
+	defer reply.Body.Close()
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(io.LimitReader(reply.Body, maxAnswer)).Decode(out); err != nil {
+		return fmt.Errorf("read mainstay's answer to %s: %w", path, err)
+	}
+	return nil
+}
+
 // readDeployLines follows the answer to a deploy to its end.
 func readDeployLines(body io.Reader, progress func(deploy.Progress)) (deploy.Record, error) {
 	limited := &io.LimitedReader{R: body}

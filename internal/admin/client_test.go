@@ -248,3 +248,39 @@ func TestRunNotesTheAddressForItsOwnerAndCleansUp(t *testing.T) {
 	buf := make([]byte, 1<<16)
 	t.Errorf("goroutines leak:\n%s", buf[:runtime.Stack(buf, true)])
 }
+
+func TestOrdersReachTheDeployerAndTheirRecordsComeBack(t *testing.T) {
+	var got []string
+	s := newServer(t, func(_ *Config, d *Deps) {
+		d.Deploys = &fakeApp{order: func(what string, o deploy.Order) (deploy.Record, error) {
+			got = append(got, what+" by "+o.Who)
+			if what == "promote" {
+				return deploy.Record{}, fmt.Errorf("%w: nothing to promote", deploy.ErrRefused)
+			}
+			return deploy.Record{Number: 3, Phase: deploy.RolledBack}, nil
+		}}
+	})
+	run(t, s)
+	c, o := NewClient(s.deps.Dir), deploy.Order{Who: "ann", Why: "slow"}
+	if r, err := c.Order(t.Context(), "rollback", o); err != nil || r.Number != 3 || r.Phase != deploy.RolledBack {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if r, err := c.Order(t.Context(), "settle", o); err != nil || r.Number != 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	_, err := c.Order(t.Context(), "promote", o)
+	if p, ok := errors.AsType[*Problem](err); !ok || p.Status != 409 || !strings.Contains(p.Detail, "nothing to promote") {
+		t.Errorf("%v", err)
+	}
+	_, err = c.Order(t.Context(), "explode", o)
+	if p, ok := errors.AsType[*Problem](err); !ok || p.Status != 404 {
+		t.Errorf("%v", err)
+	}
+	if err := errors.Join(c.Maintenance(t.Context(), true, o), c.Maintenance(t.Context(), false, o)); err != nil {
+		t.Error(err)
+	}
+	want := []string{"rollback by ann", "settle by ann", "promote by ann", "maintenance true by ann", "maintenance false by ann"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}

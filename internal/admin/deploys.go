@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -37,8 +38,8 @@ func (s *Server) deploy(w http.ResponseWriter, r *http.Request) {
 		problem(http.StatusNotFound, "this Mainstay runs no app", "start one with mainstay run -- COMMAND").answer(w)
 		return
 	}
-	request, p := readDeploy(r.Body)
-	if p != nil {
+	var request deploy.Request
+	if p := read(r.Body, &request, `send {"command": ["npm", "start"]}`); p != nil {
 		p.answer(w)
 		return
 	}
@@ -63,20 +64,77 @@ func (s *Server) deploy(w http.ResponseWriter, r *http.Request) {
 	out.write(deployLine{Record: recorded(record)})
 }
 
-func readDeploy(body io.Reader) (deploy.Request, *Problem) {
-	var request deploy.Request
+// read decodes one JSON object, strictly.
+func read(body io.Reader, into any, mend string) *Problem {
 	d := json.NewDecoder(body)
 	d.DisallowUnknownFields()
-	if err := d.Decode(&request); err != nil {
+	if err := d.Decode(into); err != nil {
 		if _, large := errors.AsType[*http.MaxBytesError](err); large {
-			return request, problem(http.StatusRequestEntityTooLarge, "the request is larger than 1 MiB", "")
+			return problem(http.StatusRequestEntityTooLarge, "the request is larger than 1 MiB", "")
 		}
-		return request, problem(http.StatusBadRequest, "the request is no JSON that describes a deploy: "+hide(err.Error()), `send {"command": ["npm", "start"]}`)
+		return problem(http.StatusBadRequest, "the request is not the JSON that is expected here: "+hide(err.Error()), mend)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return request, problem(http.StatusBadRequest, "there is something behind the request's JSON", "send one object")
+		return problem(http.StatusBadRequest, "there is something behind the request's JSON", "send one object")
 	}
-	return request, nil
+	return nil
+}
+
+// order passes on what a person says about a deploy, and answers when it is done:
+// with the record, if there is one.
+func (s *Server) order(w http.ResponseWriter, r *http.Request) {
+	give, known := map[string]func(context.Context, deploy.Order) (deploy.Record, error){}, false
+	if d := s.deps.Deploys; d != nil {
+		give = map[string]func(context.Context, deploy.Order) (deploy.Record, error){
+			"rollback": d.Rollback, "promote": d.Promote, "freeze": d.Freeze,
+			"settle": func(ctx context.Context, o deploy.Order) (deploy.Record, error) {
+				return deploy.Record{}, d.Settle(ctx, o)
+			},
+		}
+		_, known = give[r.PathValue("order")]
+	}
+	if !known {
+		problem(http.StatusNotFound, "there is no order "+clip(r.PathValue("order"))+" here", "the orders are rollback, promote, freeze and settle").answer(w)
+		return
+	}
+	var o deploy.Order
+	if p := read(r.Body, &o, `send {"who": "ann", "why": "it is slow"}`); p != nil {
+		p.answer(w)
+		return
+	}
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Time{}) // a drain may take longer
+	_ = control.SetWriteDeadline(time.Time{})
+	record, err := give[r.PathValue("order")](r.Context(), o)
+	_ = control.SetWriteDeadline(time.Now().Add(lineLimit))
+	if err != nil {
+		refusal(err).answer(w)
+		return
+	}
+	answer(w, deployLine{Record: recorded(record)})
+}
+
+// maintenance switches maintenance mode on or off.
+func (s *Server) maintenance(w http.ResponseWriter, r *http.Request) {
+	if s.deps.Deploys == nil {
+		problem(http.StatusNotFound, "this Mainstay runs no app", "start one with mainstay run -- COMMAND").answer(w)
+		return
+	}
+	var m maintenanceRequest
+	if p := read(r.Body, &m, `send {"on": true}`); p != nil {
+		p.answer(w)
+		return
+	}
+	if err := s.deps.Deploys.Maintenance(m.On, m.Order); err != nil {
+		refusal(err).answer(w)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+type maintenanceRequest struct {
+	On bool `json:"on"`
+	deploy.Order
 }
 
 // recorded is the record of a deploy that came far enough to have one.
@@ -91,7 +149,7 @@ func recorded(r deploy.Record) *deploy.Record {
 func refusal(err error) *Problem {
 	status := http.StatusUnprocessableEntity
 	switch {
-	case errors.Is(err, deploy.ErrBusy):
+	case errors.Is(err, deploy.ErrBusy), errors.Is(err, deploy.ErrRefused):
 		status = http.StatusConflict
 	case errors.Is(err, deploy.ErrNotRunning):
 		status = http.StatusServiceUnavailable

@@ -72,7 +72,7 @@ func TestASessionMayLookNotAct(t *testing.T) {
 	c := session(t, s)
 	for route, want := range map[string]int{
 		"GET /api/v1/status": 200, "GET /api/v1/series": 200, "GET /api/v1/events": 200, "GET /api/v1/deploys": 200, "GET /metrics": 200,
-		"POST /api/v1/deploys": 403, "POST /api/v1/reload": 403, "POST /api/v1/login-link": 403,
+		"POST /api/v1/deploys": 403, "POST /api/v1/deploys/rollback": 403, "POST /api/v1/maintenance": 403, "POST /api/v1/reload": 403, "POST /api/v1/login-link": 403,
 	} {
 		method, path, _ := strings.Cut(route, " ")
 		w := send(s, method, path, "{}", func(r *http.Request) { by(c)(r); r.Header.Set("Origin", "http://"+s.address()) })

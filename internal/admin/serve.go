@@ -25,6 +25,11 @@ type Deployer interface {
 	Deploy(ctx context.Context, r deploy.Request, progress func(deploy.Progress)) (deploy.Record, error)
 	Status() deploy.Status
 	History() []deploy.Record
+	Rollback(ctx context.Context, o deploy.Order) (deploy.Record, error)
+	Promote(ctx context.Context, o deploy.Order) (deploy.Record, error)
+	Freeze(ctx context.Context, o deploy.Order) (deploy.Record, error)
+	Settle(ctx context.Context, o deploy.Order) error
+	Maintenance(on bool, o deploy.Order) error
 }
 
 // Deps is what a Server works with. Listener, Dir and Monitor are required; a
@@ -149,6 +154,8 @@ func (s *Server) routes(page http.Handler) http.Handler {
 	mux.HandleFunc("GET /api/v1/events", s.only(browser, s.events))
 	mux.HandleFunc("GET /api/v1/deploys", s.only(browser, s.deploys))
 	mux.HandleFunc("POST /api/v1/deploys", s.only(owner, s.deploy))
+	mux.HandleFunc("POST /api/v1/deploys/{order}", s.only(owner, s.order))
+	mux.HandleFunc("POST /api/v1/maintenance", s.only(owner, s.maintenance))
 	mux.HandleFunc("POST /api/v1/reload", s.only(owner, s.reload))
 	mux.HandleFunc("POST /api/v1/login-link", s.only(owner, s.loginLink))
 	mux.HandleFunc("POST /api/v1/logout", s.only(browser, s.logout))
