@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/signal"
 	"os/user"
@@ -12,25 +14,40 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mainstay.dev/mainstay/internal/admin"
 	"mainstay.dev/mainstay/internal/deploy"
+	"mainstay.dev/mainstay/internal/setting"
 )
 
 func (c *cli) deploy() *cobra.Command {
 	var request deploy.Request
 	var asJSON bool
+	var steps []string
 	cmd := &cobra.Command{
 		Use:   "deploy [-- COMMAND…]",
 		Short: "Replace the running app without a failed request",
 		Long: `Starts the command as the next color beside the one that serves, waits until it is
-healthy, switches the traffic, drains the old color and stops it. If the new color
-does not become healthy it is stopped, and the old one serves on untouched.
+healthy, warms and verifies it, moves the traffic, and watches it, as app says in the
+file. If the new color is not fit it is stopped, and the old one serves on untouched;
+if it is worse than the old one the switch is undone. The old color stands by for a
+rollback as long as app.settle says.
 
 Without a command, what runs now is started anew. The verb ends when the deploy
-does; Ctrl-C gives up a deploy that has not switched yet.`,
+does; Ctrl-C gives up a deploy that has not switched yet.
+
+Exit codes: 0 settled, 1 failed before the switch, 3 rolled back, 4 frozen, 5 another
+deploy is at work or frozen, 2 wrong usage.`,
 		Example: `  mainstay deploy -- npm start
   mainstay deploy --version "$(git rev-parse --short HEAD)"
   mainstay deploy --env FEATURE_X=on --why "try feature X"`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			for _, s := range steps {
+				share, err := setting.ParsePercent(s)
+				if err != nil {
+					return fmt.Errorf("%w: --steps: %w", errUsage, err)
+				}
+				request.Steps = append(request.Steps, share)
+			}
 			client, err := c.client()
 			if err != nil {
 				return err
@@ -41,7 +58,7 @@ does; Ctrl-C gives up a deploy that has not switched yet.`,
 			out := cmd.OutOrStdout()
 			record, err := client.Deploy(ctx, request, progress(out, asJSON))
 			if err != nil {
-				return err
+				return ended(record, err)
 			}
 			if asJSON {
 				return json.NewEncoder(out).Encode(map[string]any{"record": record})
@@ -55,6 +72,9 @@ does; Ctrl-C gives up a deploy that has not switched yet.`,
 	f.StringVar(&request.Why, "why", "", "why, for the record")
 	f.StringVar(&request.Dir, "dir", "", "folder to run the command in (default: that of the app)")
 	f.StringArrayVar(&request.Env, "env", nil, "KEY=value, laid over the app's environment; may be given several times")
+	f.BoolVar(&request.Wait, "wait", false, "wait while another deploy is at work")
+	f.BoolVar(&request.OneWay, "one-way", false, "cannot be undone (a migration): freeze instead of rolling back")
+	f.StringSliceVar(&steps, "steps", nil, "shares of the traffic, one after the other, as 10%,50%")
 	f.BoolVar(&asJSON, "json", false, "print progress and record as lines of JSON")
 	return cmd
 }
@@ -68,6 +88,28 @@ func progress(out io.Writer, asJSON bool) func(deploy.Progress) {
 	return func(p deploy.Progress) {
 		fmt.Fprintf(out, "%s  %-9s %s\n", p.Time.Local().Format("15:04:05"), p.Step, p.Text)
 	}
+}
+
+// A deployError is the end of a deploy that did not settle, with its exit code.
+type deployError struct {
+	error
+	code int
+}
+
+func (e deployError) Unwrap() error { return e.error }
+
+// ended gives the end of a deploy its exit code.
+func ended(r deploy.Record, err error) error {
+	p, told := errors.AsType[*admin.Problem](err)
+	switch {
+	case r.Phase == deploy.RolledBack:
+		return deployError{err, 3}
+	case r.Phase == deploy.Frozen:
+		return deployError{err, 4}
+	case told && p.Status == http.StatusConflict:
+		return deployError{err, 5}
+	}
+	return err
 }
 
 // whoami is who asks, for the record.

@@ -29,5 +29,8 @@ func run(args []string) int {
 	if _, wrong := errors.AsType[*config.Mistakes](err); wrong || errors.Is(err, errUsage) {
 		return exitWrong
 	}
+	if e, ok := errors.AsType[deployError](err); ok {
+		return e.code
+	}
 	return exitFailed
 }

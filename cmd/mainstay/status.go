@@ -60,13 +60,13 @@ func printStatus(out io.Writer, st admin.Status) error {
 		f := p.Figures
 		fmt.Fprintf(w, "%s\t%s\t%s\t%.1f\t%s\t%s\t%s\t%.2f%%\n", p.Name, p.Listen, p.Upstream, f.Rate, millis(f.P50), millis(f.P95), millis(f.P99), 100*f.ErrorRate)
 	}
-	fmt.Fprintf(w, "\nCOPY\tCOLOR\tSTATE\tPID\tADDRESS\tUP\tRESTARTS\tCOMMAND\n")
+	fmt.Fprintf(w, "\nCOPY\tCOLOR\tSTATE\tSHARE\tPID\tADDRESS\tUP\tRESTARTS\tCOMMAND\n")
 	for _, role := range []struct {
 		name string
 		copy *deploy.Copy
 	}{{"live", st.App.Live}, {"next", st.App.Next}, {"old", st.App.Old}} {
 		if c := role.copy; c != nil {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%d\t%s\n", role.name, c.Color, c.State, c.PID, c.Address, age(st.Now.Sub(c.Began)), c.Restarts, c.Command)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d%%\t%d\t%s\t%s\t%d\t%s\n", role.name, c.Color, c.State, c.Share, c.PID, c.Address, age(st.Now.Sub(c.Began)), c.Restarts, c.Command)
 		}
 	}
 	if err := w.Flush(); err != nil {
@@ -76,6 +76,12 @@ func printStatus(out io.Writer, st admin.Status) error {
 		if c != nil && c.Reason != "" {
 			fmt.Fprintf(&b, "\n%s: %s\n", c.ID, c.Reason)
 		}
+	}
+	if st.App.Maintenance {
+		fmt.Fprintf(&b, "\nmaintenance mode is on\n")
+	}
+	if f := st.App.Frozen; f != nil {
+		fmt.Fprintf(&b, "\ndeploy no. %d is frozen; mainstay promote or mainstay rollback decides\n", f.Number)
 	}
 	if u := st.App.Deploying; u != nil {
 		fmt.Fprintf(&b, "\ndeploying for %s: %s\n", age(st.Now.Sub(u.Since)), u.Text)
