@@ -144,8 +144,7 @@ func (s *Server) command(ctx context.Context, program string, args ...string) (*
 // A process is a postmaster that runs.
 type process struct {
 	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
-	err  error         // how; valid after done
+	done chan struct{} // closed when it has ended; cmd.ProcessState tells how
 }
 
 // startOnFreePort starts the server, again on another port if somebody was faster
@@ -188,7 +187,7 @@ func (s *Server) start(ctx context.Context) error {
 	}
 	p := &process{cmd: cmd, done: make(chan struct{})}
 	go func() {
-		p.err = cmd.Wait()
+		_ = cmd.Wait() // how it ended is told by its state and its log
 		close(p.done)
 	}()
 	s.process = p
@@ -235,7 +234,7 @@ func (s *Server) awaitReady(ctx context.Context, p *process) error {
 		}
 		select {
 		case <-p.done:
-			return fmt.Errorf("postgres ended while starting: %v: %s", p.err, s.lastWords())
+			return fmt.Errorf("postgres ended while starting (%s): %s", p.cmd.ProcessState, s.lastWords())
 		case <-ctx.Done():
 			return fmt.Errorf("postgres did not answer: %w: %s", err, s.lastWords())
 		case <-time.After(10 * time.Millisecond):

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -44,7 +45,7 @@ func TestAStartupThatCannotBeObeyedIsRefused(t *testing.T) {
 		{"options", "-x", "0A000"}, {"options", "-c", "0A000"}, {"options", "-c x", "0A000"}, {"options", "-c a';drop=1", "42704"},
 	} {
 		_, err := OfStartup(start(c.name, c.value))
-		if refusal, ok := err.(*Refusal); !ok || refusal.SQLState != c.state {
+		if refusal, ok := errors.AsType[*Refusal](err); !ok || refusal.SQLState != c.state {
 			t.Errorf("%s=%s: %v", c.name, c.value, err)
 		}
 	}
