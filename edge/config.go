@@ -18,6 +18,7 @@ type Config struct {
 	Body     setting.Bytes `yaml:"max_body" doc:"Largest request body; a larger one is answered 413. 0: no limit."`
 	Header   setting.Bytes `yaml:"max_header" doc:"Largest request line and header together; a larger one is answered 431."`
 	Timeouts Timeouts      `yaml:"timeouts" doc:"Deadlines. None of them ends a stream that is alive."`
+	Streams  Streams       `yaml:"streams" doc:"What becomes of tunnels whose copy of the app is retired, or when Mainstay stops. None is cut at a switch."`
 	Hold     Hold          `yaml:"hold" doc:"Bounds for requests that wait while a deploy holds the traffic."`
 	Cache    Cache         `yaml:"cache" planned:"the HTTP cache" doc:"The HTTP cache."`
 	CDN      CDN           `yaml:"cdn" planned:"the CDN link" doc:"The CDN in front."`
@@ -45,6 +46,18 @@ type Timeouts struct {
 	Stall    time.Duration `yaml:"stall" doc:"Longest silence of the app in the middle of an answer that is neither an event stream nor a tunnel."`
 	Upstream time.Duration `yaml:"upstream_idle" doc:"How long an idle connection to the app is kept. Keep it below the app's own limit (Node closes after 5s), or a request may meet a closing connection."`
 }
+
+// Streams says how what has no end of its own is ended.
+type Streams struct {
+	WebSocket string        `yaml:"websocket" doc:"close: each gets a close frame with status 1001, upon which clients connect anew. ride: it goes on until the drain limit, and is then cut."`
+	Over      time.Duration `yaml:"over" doc:"The time over which the close frames are spread, so that not all clients come back at once."`
+}
+
+// The words of Streams.
+const (
+	streamClose = "close"
+	streamRide  = "ride"
+)
 
 // Hold bounds the requests that wait for a target.
 type Hold struct {
@@ -76,7 +89,8 @@ func (c *Config) SetDefaults() {
 			Header: 10 * time.Second, Read: 30 * time.Second, Write: 30 * time.Second, Idle: 2 * time.Minute,
 			Dial: 5 * time.Second, Response: 2 * time.Minute, Attempt: 10 * time.Second, Stall: 5 * time.Minute, Upstream: 4 * time.Second,
 		},
-		Hold: Hold{For: 30 * time.Second, Requests: 1000},
+		Streams: Streams{WebSocket: streamClose, Over: 20 * time.Second},
+		Hold:    Hold{For: 30 * time.Second, Requests: 1000},
 	}
 }
 
@@ -101,6 +115,12 @@ func (c *Config) Validate(ps *setting.Problems) {
 	}
 	if c.Timeouts.Attempt < 0 {
 		ps.Add("timeouts.attempt", "must not be negative", "try 10s, or 0s for never")
+	}
+	if w := c.Streams.WebSocket; w != streamClose && w != streamRide {
+		ps.Add("streams.websocket", "must be close or ride", "try close")
+	}
+	if c.Streams.Over < 0 {
+		ps.Add("streams.over", "must not be negative", "try 20s")
 	}
 	if c.Body < 0 {
 		ps.Add("max_body", "must not be negative", "try 100MB, or 0 for no limit")

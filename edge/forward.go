@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"mainstay.dev/mainstay/edge/internal/tunnel"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -198,9 +199,16 @@ func (l *lane) switched(resp *http.Response) error {
 		return errors.New("the target switched protocols unasked")
 	}
 	if to, ok := resp.Body.(io.ReadWriteCloser); ok {
-		resp.Body = tunnel{to}
+		resp.Body = upstream{to}
 	}
 	l.x.HTTP.Upgraded = strings.ToLower(resp.Header.Get("Upgrade"))
+	if s := l.s.policy.Load().cfg.Streams; l.x.HTTP.Upgraded == "websocket" && s.WebSocket == streamClose {
+		l.out.tunnel = func(c net.Conn) net.Conn {
+			t := tunnel.New(c)
+			l.part = l.target.tunnels.add(t, s.Over)
+			return t
+		}
+	}
 	l.x.HTTP.Status = resp.StatusCode // the reverse proxy writes it past us
 	return nil
 }

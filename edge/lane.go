@@ -1,8 +1,10 @@
 package edge
 
 import (
+	"bufio"
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/http/httputil"
@@ -70,6 +72,7 @@ type lane struct {
 	why    Code  // what the last try that was given up came to
 	cause  error // of that
 
+	part    func() // takes its tunnel off the target's list; nil: there is none
 	gotConn func(httptrace.GotConnInfo)
 	getBody func() (io.ReadCloser, error)
 }
@@ -168,6 +171,10 @@ func headerSize(hr *http.Request) int {
 // release returns the lane to the pool. Nothing may refer to it any more: the
 // upload, which net/http's transport may still hold, does not.
 func (l *lane) release() {
+	if l.part != nil {
+		l.part()
+		l.part = nil
+	}
 	l.hr, l.up, l.target, l.err, l.cause, l.conn, l.mirror = nil, nil, nil, nil, nil, nil, nil
 	l.out = reply{}
 	l.Request.x = nil
@@ -194,9 +201,19 @@ type reply struct {
 	lost     bool      // a write failed: the client is gone or too slow
 	h2       bool
 	pending  bool // written, but not flushed
+	tunnel   func(net.Conn) net.Conn
 }
 
-// Unwrap lets http.ResponseController reach hijacking.
+// Hijack lets a tunnel begin.
+func (o *reply) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	c, rw, err := o.rc.Hijack()
+	if err == nil && o.tunnel != nil {
+		c = o.tunnel(c)
+	}
+	return c, rw, err
+}
+
+// Unwrap lets http.ResponseController reach deadlines.
 func (o *reply) Unwrap() http.ResponseWriter { return o.w }
 
 func (o *reply) Header() http.Header { return o.w.Header() }

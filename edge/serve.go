@@ -229,6 +229,9 @@ func (s *Server) drain(ctx context.Context, servers []*http.Server, cut func()) 
 	}
 	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
+	for _, sh := range s.plan.Load().shares {
+		sh.tunnels.end(limit / 2)
+	}
 	done := make(chan error, len(servers))
 	for _, srv := range servers {
 		go func() { done <- srv.Shutdown(dctx) }()

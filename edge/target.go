@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"mainstay.dev/mainstay/edge/internal/tunnel"
 	"mainstay.dev/mainstay/internal/traffic"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -31,7 +33,8 @@ type target struct {
 	held    atomic.Int64
 	drained chan struct{} // closed when draining and no place is held
 
-	health fitness
+	health  fitness
+	tunnels tunnels
 }
 
 const drainMark = math.MinInt64
@@ -96,6 +99,7 @@ func (t *target) retire() {
 	if t.held.Add(drainMark) == drainMark {
 		close(t.drained)
 	}
+	t.tunnels.end(math.MaxInt64)
 }
 
 // wait returns when the retired target has answered its last request.
@@ -134,11 +138,11 @@ func (c *patient) Write(b []byte) (int, error) {
 // CloseWrite lets a tunnel pass on that one side has finished.
 func (c *patient) CloseWrite() error { return closeWrite(c.Conn) }
 
-// tunnel is the target's end of an upgraded connection. How long it may take its
+// upstream is the target's end of an upgraded connection. How long it may take its
 // time is between the app and the client.
-type tunnel struct{ io.ReadWriteCloser }
+type upstream struct{ io.ReadWriteCloser }
 
-func (t tunnel) Write(b []byte) (sent int, _ error) {
+func (t upstream) Write(b []byte) (sent int, _ error) {
 	for {
 		n, err := t.ReadWriteCloser.Write(b[sent:])
 		if sent += n; !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -148,7 +152,7 @@ func (t tunnel) Write(b []byte) (sent int, _ error) {
 }
 
 // CloseWrite ends what goes to the target.
-func (t tunnel) CloseWrite() error { return closeWrite(t.ReadWriteCloser) }
+func (t upstream) CloseWrite() error { return closeWrite(t.ReadWriteCloser) }
 
 func closeWrite(c any) error {
 	if half, ok := c.(interface{ CloseWrite() error }); ok {
@@ -232,4 +236,61 @@ func (t *target) due(r *Request) bool {
 	late := !time.Now().Before(h.until) && (r.replay || !h.mute)
 	h.mu.Unlock()
 	return late && h.probing.CompareAndSwap(false, true)
+}
+
+// tunnels are the WebSockets of one target that get a close frame when it retires.
+type tunnels struct {
+	mu     sync.Mutex
+	open   map[*farewell]struct{}
+	ending bool
+	within time.Duration // while ending
+}
+
+type farewell struct {
+	conn  *tunnel.Conn
+	over  time.Duration
+	timer *time.Timer
+}
+
+// add puts a tunnel on the list; part takes it off when it has ended.
+func (ts *tunnels) add(c *tunnel.Conn, over time.Duration) (part func()) {
+	f := &farewell{conn: c, over: over}
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if ts.open == nil {
+		ts.open = map[*farewell]struct{}{}
+	}
+	ts.open[f] = struct{}{}
+	if ts.ending {
+		f.begin(ts.within)
+	}
+	return func() {
+		ts.mu.Lock()
+		defer ts.mu.Unlock()
+		delete(ts.open, f)
+		if f.timer != nil {
+			f.timer.Stop()
+		}
+	}
+}
+
+// end says farewell to all, and to those that are still to come, spread over the
+// configured time or within, whichever is less.
+func (ts *tunnels) end(within time.Duration) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if ts.ending && within >= ts.within {
+		return
+	}
+	ts.ending, ts.within = true, within
+	for f := range ts.open {
+		f.begin(within)
+	}
+}
+
+func (f *farewell) begin(within time.Duration) {
+	if f.timer != nil {
+		f.timer.Stop()
+	}
+	f.timer = time.AfterFunc(rand.N(min(f.over, within)+1), f.conn.Farewell)
 }

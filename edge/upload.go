@@ -54,7 +54,7 @@ func (u *upload) gather(length int64) Code {
 		}
 		k, err := u.Read(p)
 		switch {
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			u.kept = into[:n+k]
 			return OK
 		case err != nil:
