@@ -59,7 +59,7 @@ func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 		fails = true
 	}
 	streams := strings.Contains(string(body), `"stream":true`)
-	if fails && !(within && streams) {
+	if fails && (!within || !streams) {
 		return answer(529, `{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}`, nil), nil
 	}
 	if !streams {

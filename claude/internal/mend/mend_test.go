@@ -87,13 +87,13 @@ func TestWhereverAStreamIsCutTheClientHasAPartThatCanBeContinued(t *testing.T) {
 }
 
 func TestAContinuationIsAskedForByTheModelsRule(t *testing.T) {
-	cutAt := strings.Index(whole, "event: content_block_stop\ndata: {\"type\":\"content_block_stop\",\"index\":1}")
+	begun, _, _ := strings.Cut(whole, "event: content_block_stop\ndata: {\"type\":\"content_block_stop\",\"index\":1}")
 	for model, prefill := range map[string]bool{
 		"claude-3-5-sonnet-20241022": true, "claude-sonnet-4-20250514": true, "claude-sonnet-4-5": true, "claude-haiku-4-5-20251001": true,
 		"claude-opus-4-6": false, "claude-opus-4-8": false, "claude-sonnet-5": false, "claude-fable-5": false, "gpt": false, "": false,
 	} {
 		var m Message
-		given(&m, whole[:cutAt], 50)
+		given(&m, begun, 50)
 		m.Mend()
 		var body struct {
 			Max      int `json:"max_tokens"`
@@ -115,7 +115,7 @@ func TestAContinuationIsAskedForByTheModelsRule(t *testing.T) {
 		}
 	}
 	var m Message
-	given(&m, whole[:cutAt], 50)
+	given(&m, begun, 50)
 	m.Mend()
 	if body := m.Continue([]byte(request), true); !strings.Contains(string(body), "interrupted") {
 		t.Errorf("a refused prefill was made again: %s", body)
