@@ -101,3 +101,40 @@ func TestATunnelThatRidesIsCutAtTheDrainLimitAndSaysSo(t *testing.T) {
 		}
 	})
 }
+
+func TestAnEdgeThatStopsSaysSoToTunnelsAndKeptConnections(t *testing.T) {
+	inBubble(t, func(c *edge.Config) {}, func(t *testing.T, b *bubble) {
+		b.app(t, "blue:80", func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Upgrade") != "" {
+				chat(w, r)
+				return
+			}
+			time.Sleep(10 * time.Second)
+		})
+		b.apply(t, one("blue-1", "blue:80"))
+		rest := b.webSocket(t)
+		kept := &http.Client{Transport: &http.Transport{DialContext: b.mem.Dial}}
+		closes := make(chan bool, 1)
+		go func() {
+			resp, err := kept.Get("http://edge/")
+			if err != nil {
+				t.Error(err)
+				closes <- false
+				return
+			}
+			resp.Body.Close()
+			closes <- resp.Close
+		}()
+		synctest.Wait()
+		b.stop()
+		if !<-closes {
+			t.Error("the answer does not say Connection: close")
+		}
+		if got := <-rest; got != "\x88\x02\x03\xe9" {
+			t.Errorf("got %x", got)
+		}
+		if x := b.ledger.next(t, 1); x.Code != "ok" {
+			t.Errorf("recorded %s", x.Code)
+		}
+	})
+}
