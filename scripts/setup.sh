@@ -23,6 +23,11 @@ if [ "${1:-all}" = all ]; then
 	need nodejs have node
 	need npm have npm
 	need chromium have chromium
+	need redis-server have redis-server
+	need docker.io have dockerd
+	need iptables have iptables
+	need iproute2 have ip
+	need curl have curl
 fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 
