@@ -25,7 +25,7 @@ import (
 	"mainstay.dev/mainstay/internal/admin"
 	"mainstay.dev/mainstay/internal/config"
 	"mainstay.dev/mainstay/internal/deploy"
-	"mainstay.dev/mainstay/internal/deploy/process"
+	"mainstay.dev/mainstay/internal/deploy/docker"
 	"mainstay.dev/mainstay/internal/lifecycle"
 	"mainstay.dev/mainstay/internal/monitor"
 	"mainstay.dev/mainstay/internal/setting"
@@ -64,6 +64,7 @@ type App struct {
 	pooler *pooler.Server // nil: off
 	claude *claude.Server // nil: off
 	deploy *deploy.Deployer
+	docker *docker.Driver // nil: the app is no container
 	admin  *admin.Server
 
 	current   atomic.Pointer[Resolved]
@@ -199,9 +200,9 @@ func (a *App) wirePlanes(res *Resolved, ls listeners, creds credentials) error {
 		ps.Below("claude", setting.Of(err))
 		env.claudeAddr = dialable(ls.claude)
 	}
-	driver, err := process.New(process.Options{Dir: filepath.Join(res.Data, "app"), Log: a.part("app")})
+	driver, err := a.driver(res, &env)
 	if err != nil {
-		return fmt.Errorf("set up the process driver: %w", err)
+		return err
 	}
 	a.deploy, err = deploy.New(res.App, deploy.Deps{Edge: a.edge, Driver: driver, Env: env.of, Evidence: evidence{a.monitor}, Dir: filepath.Join(res.Data, "app"), Log: a.part("deploy"), Sink: a.sink})
 	ps.Below("app", setting.Of(err))

@@ -51,6 +51,10 @@ func (a *App) prepare() (commit func(), err error) {
 	}
 	c, err = a.deploy.Prepare(next.App)
 	part("app", c, err)
+	if a.docker != nil {
+		c, err = a.docker.Prepare(next.App.Docker)
+		part("app", c, err)
+	}
 	if err := next.Locate(ps); err != nil {
 		return nil, err
 	}
@@ -75,6 +79,7 @@ func fixed(ps *setting.Problems, old, next *Resolved) {
 		{"service", old.Service, next.Service},
 		{"environment", old.Environment, next.Environment},
 		{"data", old.Data, next.Data},
+		{"app.image", old.App.Image != "", next.App.Image != ""}, // another driver
 		{"admin", old.Admin, next.Admin},
 		{"telemetry", was, tel},
 	} {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"mainstay.dev/mainstay/internal/deploy/internal/containers"
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/internal/traffic"
 )
@@ -33,7 +34,8 @@ type Config struct {
 	Settle      Settle      `yaml:"settle" doc:"What becomes of the old color once a deploy has settled."`
 	Maintenance Maintenance `yaml:"maintenance" doc:"What mainstay maintenance on answers."`
 
-	Image string `yaml:"image" doc:"A container image to run instead of a command." planned:"the docker driver"`
+	Image  string            `yaml:"image" doc:"A container image to run, as ghcr.io/acme/app:1.4. app.run then replaces what the image itself would run."`
+	Docker containers.Config `yaml:"docker" doc:"How the containers of app.image are run."`
 }
 
 // Health says how a copy of the app is probed, from its start to its end.
@@ -146,6 +148,7 @@ type Maintenance struct {
 
 // SetDefaults fills c before the file is read into it.
 func (c *Config) SetDefaults() {
+	c.Docker.SetDefaults()
 	c.Health = Health{
 		Interval:       time.Second,
 		Timeout:        2 * time.Second,

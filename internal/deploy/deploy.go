@@ -132,8 +132,10 @@ func compile(cfg Config) (*policy, error) {
 	var ps setting.Problems
 	cfg.Validate(&ps)
 	switch {
-	case len(cfg.Run) == 0 && len(cfg.Targets) == 0:
+	case len(cfg.Run) == 0 && len(cfg.Targets) == 0 && cfg.Image == "":
 		ps.Add("run", "there is nothing to run", "give app.run in the file, or a command: mainstay run -- npm start")
+	case cfg.Image != "" && len(cfg.Targets) > 0:
+		ps.Add("targets", "cannot be given together with an image", "remove one of them")
 	case len(cfg.Run) > 0 && len(cfg.Targets) > 0:
 		ps.Add("targets", "cannot be given together with a command to run", "remove one of them")
 	}

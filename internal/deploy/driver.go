@@ -25,6 +25,23 @@ type Driver interface {
 	Adopt(ctx context.Context, s Spec, h Handle) (Instance, error)
 }
 
+// A Resolver is a Driver whose images may change under their names. Resolve
+// returns a name that means one image forever, getting it first if it must.
+type Resolver interface {
+	Resolve(ctx context.Context, image string) (pinned string, err error)
+}
+
+// A Sweeper is a Driver that can tell the copies of earlier lives that nobody has
+// adopted, and ends them.
+type Sweeper interface {
+	Sweep(ctx context.Context) error
+}
+
+// An Explainer is an Instance that may know why nobody answers at its address.
+type Explainer interface {
+	Explain() (why, mend string)
+}
+
 // ErrGone is returned by Adopt for a copy that has ended meanwhile.
 var ErrGone = errors.New("the copy is no more")
 

@@ -115,6 +115,11 @@ func bare(err error) error {
 // explain says why a probe of inst gave err, and what would mend it. For a copy
 // that refuses connections it looks where the copy listens instead.
 func explain(inst Instance, err error) (why, mend string) {
+	if e, ok := inst.(Explainer); ok {
+		if why, mend = e.Explain(); why != "" {
+			return why, mend
+		}
+	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		return err.Error(), ""
 	}

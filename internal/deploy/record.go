@@ -15,8 +15,9 @@ type Request struct {
 	// Command is what to run; empty means again what runs now, or app.run if
 	// that has changed since the live color was deployed.
 	Command Command  `json:"command,omitempty"`
-	Dir     string   `json:"dir,omitempty"` // absolute; empty: as for Command
-	Env     []string `json:"env,omitempty"` // KEY=value, laid over the color's own
+	Image   string   `json:"image,omitempty"` // as Command; a deploy of another image keeps the command
+	Dir     string   `json:"dir,omitempty"`   // absolute; empty: as for Command
+	Env     []string `json:"env,omitempty"`   // KEY=value, laid over the color's own
 	Version string   `json:"version,omitempty"`
 	Who     string   `json:"who,omitempty"`
 	Why     string   `json:"why,omitempty"`
@@ -102,6 +103,7 @@ type Record struct {
 	Color    string       `json:"color"`
 	From     string       `json:"from"` // the color that served before
 	Target   string       `json:"target,omitempty"`
+	Image    string       `json:"image,omitempty"`
 	Command  Command      `json:"command"`
 	Dir      string       `json:"dir"`
 	Version  string       `json:"version,omitempty"`

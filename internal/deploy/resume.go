@@ -116,7 +116,7 @@ func (d *Deployer) startAnew(ctx context.Context, was state, live, old *slot) er
 		standby = old
 	default:
 		from, was.Share = was.Old, 100
-		was.Answers = answers{cfg.Run, cfg.Dir, cfg.Targets}
+		was.Answers = answers{cfg.Image, cfg.Run, cfg.Dir, cfg.Targets}
 	}
 	s := &slot{color: blue, state: Down}
 	d.mu.Lock()
@@ -159,7 +159,7 @@ func (d *Deployer) adoptSlot(ctx context.Context, was *savedSlot) (s *slot, why 
 	}
 	c := was.Copy
 	s.id = c.ID
-	inst, err := d.deps.Driver.Adopt(ctx, Spec{ID: c.ID, Color: s.color, Command: s.release.Command, Dir: s.release.Dir, Targets: s.release.Targets}, c.Handle)
+	inst, err := d.deps.Driver.Adopt(ctx, Spec{ID: c.ID, Color: s.color, Image: s.release.Image, Command: s.release.Command, Dir: s.release.Dir, Targets: s.release.Targets}, c.Handle)
 	if errors.Is(err, ErrGone) {
 		why = c.ID + " ended while no mainstay was running"
 		d.emit(slog.LevelWarn, "app_gone", s.color, why, slog.String("target", c.ID))
@@ -276,5 +276,10 @@ func (d *Deployer) clearOthers(ctx context.Context) {
 	}
 	if len(others) > 0 {
 		d.saveOrSay()
+	}
+	if s, ok := d.deps.Driver.(Sweeper); ok { // a life killed between a start and its note left a copy that no state names
+		if err := s.Sweep(ctx); err != nil {
+			d.deps.Log.Warn("copies of earlier mainstays could not be removed", "err", err)
+		}
 	}
 }

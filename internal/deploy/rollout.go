@@ -112,7 +112,7 @@ func (d *Deployer) tryBegin(r Request, progress func(Progress)) (t *transition, 
 		next.color = blue
 	}
 	t = newTransition(d.life, next, Record{
-		Number: d.nextRecord, Kind: KindDeploy, Phase: Preparing, Color: next.color, From: d.live.color, Command: rel.command(), Dir: rel.Dir,
+		Number: d.nextRecord, Kind: KindDeploy, Phase: Preparing, Color: next.color, From: d.live.color, Image: rel.Image, Command: rel.command(), Dir: rel.Dir,
 		Version: rel.Version, Who: r.Who, Why: r.Why, OneWay: r.OneWay, Began: rel.Began, Shares: cfg.shares(steps),
 	}, progress)
 	d.nextRecord++
@@ -328,7 +328,7 @@ func (d *Deployer) goBack(t *transition) {
 	d.live, d.old, d.leaving, d.share, d.frozen, d.retireAt = d.old, nil, bad, 100, nil, time.Time{}
 	t.record.Phase = RolledBack
 	cfg := d.policy.Load()
-	d.answers = answers{cfg.Run, cfg.Dir, cfg.Targets}
+	d.answers = answers{cfg.Image, cfg.Run, cfg.Dir, cfg.Targets}
 	id := d.live.id
 	d.mu.Unlock()
 	d.saveOrSay()

@@ -18,6 +18,7 @@ type slot struct {
 	color   string
 	release release
 
+	pinned   string // the image that release.Image meant when the first copy was started
 	id       string // of the copy that runs or ran last
 	inst     Instance
 	state    State
@@ -87,10 +88,14 @@ func (d *Deployer) start(ctx context.Context, s *slot, tell func(Step, string)) 
 	if err != nil {
 		return fmt.Errorf("make the environment of %s: %w", s.color, err)
 	}
+	image, err := d.pin(ctx, s, tell)
+	if err != nil {
+		return err
+	}
 	id := d.claimID(s)
 	tell(StepStarting, fmt.Sprintf("starting %s: %s", id, s.release.Command))
 	inst, err := d.deps.Driver.Start(ctx, Spec{
-		ID: id, Color: s.color, Command: s.release.Command, Dir: s.release.Dir, Targets: s.release.Targets,
+		ID: id, Color: s.color, Image: image, Command: s.release.Command, Dir: s.release.Dir, Targets: s.release.Targets,
 		Env: append(slices.Clip(env), s.release.Env...),
 	})
 	if err != nil {
@@ -139,4 +144,25 @@ func (d *Deployer) discard(ctx context.Context, s *slot, why string) {
 func (s *slot) addresses() []string {
 	h := s.inst.Handle()
 	return append([]string{h.Address}, h.Also...)
+}
+
+// pin finds out once which image the release means: a restart after a crash runs
+// the same, though its tag may have moved on.
+func (d *Deployer) pin(ctx context.Context, s *slot, tell func(Step, string)) (string, error) {
+	d.mu.Lock()
+	pinned := s.pinned
+	d.mu.Unlock()
+	r, ok := d.deps.Driver.(Resolver)
+	if !ok || s.release.Image == "" || pinned != "" {
+		return pinned, nil
+	}
+	tell(StepStarting, "getting "+s.release.Image)
+	pinned, err := r.Resolve(ctx, s.release.Image)
+	if err != nil {
+		return "", fmt.Errorf("get the image of %s: %w", s.color, err)
+	}
+	d.mu.Lock()
+	s.pinned = pinned
+	d.mu.Unlock()
+	return pinned, nil
 }

@@ -16,6 +16,7 @@ import (
 
 // A release is what runs in a color, and how it came to be.
 type release struct {
+	Image   string    `json:"image,omitempty"`
 	Command Command   `json:"command"`
 	Targets []string  `json:"targets,omitempty"`
 	Dir     string    `json:"dir"`
@@ -25,6 +26,7 @@ type release struct {
 	Began   time.Time `json:"began"`
 	// ConfigRun and the like are app.run and app.dir as they were when the release
 	// was made: if they differ later, the file has changed its mind and wins.
+	ConfigImage   string   `json:"config_image,omitempty"`
 	ConfigRun     Command  `json:"config_run"`
 	ConfigDir     string   `json:"config_dir"`
 	ConfigTargets []string `json:"config_targets,omitempty"`
@@ -35,15 +37,18 @@ type release struct {
 func (d *Deployer) wanted(r Request) release {
 	cfg := d.policy.Load()
 	rel := release{
-		Command: r.Command, Dir: r.Dir, Env: r.Env, Version: r.Version, Who: r.Who, Began: time.Now(),
-		ConfigRun: cfg.Run, ConfigDir: cfg.Dir, ConfigTargets: cfg.Targets,
+		Image: r.Image, Command: r.Command, Dir: r.Dir, Env: r.Env, Version: r.Version, Who: r.Who, Began: time.Now(),
+		ConfigImage: cfg.Image, ConfigRun: cfg.Run, ConfigDir: cfg.Dir, ConfigTargets: cfg.Targets,
 	}
 	d.mu.Lock()
 	live, answered := d.live, d.answers.match(cfg)
 	d.mu.Unlock()
-	base := release{Command: cfg.Run, Dir: cfg.Dir}
+	base := release{Image: cfg.Image, Command: cfg.Run, Dir: cfg.Dir}
 	if live != nil && (live.release.follows(cfg) || answered) {
 		base = live.release
+	}
+	if rel.Image == "" {
+		rel.Image = base.Image
 	}
 	if len(rel.Command) == 0 {
 		rel.Command = base.Command
@@ -65,7 +70,7 @@ func (d *Deployer) wanted(r Request) release {
 
 // follows reports whether the release was made from the file as it is now.
 func (r release) follows(cfg *policy) bool {
-	return r.ConfigRun.equal(cfg.Run) && r.ConfigDir == cfg.Dir && slices.Equal(r.ConfigTargets, cfg.Targets)
+	return r.ConfigImage == cfg.Image && r.ConfigRun.equal(cfg.Run) && r.ConfigDir == cfg.Dir && slices.Equal(r.ConfigTargets, cfg.Targets)
 }
 
 // what says for people what runs.
@@ -73,7 +78,7 @@ func (r release) what() string {
 	if len(r.Targets) > 0 {
 		return strings.Join(r.Targets, ", ")
 	}
-	return r.Command.String()
+	return strings.TrimSpace(r.Image + " " + r.Command.String())
 }
 
 // command is what the record shows.
@@ -102,13 +107,14 @@ type state struct {
 // answers is what the file said when a person chose to go back to a release that
 // was made from another file: that file must not be followed again by itself.
 type answers struct {
+	Image   string   `json:"image,omitempty"`
 	Run     Command  `json:"run,omitempty"`
 	Dir     string   `json:"dir,omitempty"`
 	Targets []string `json:"targets,omitempty"`
 }
 
 func (a answers) match(cfg *policy) bool {
-	return (len(a.Run) > 0 || len(a.Targets) > 0) && a.Run.equal(cfg.Run) && a.Dir == cfg.Dir && slices.Equal(a.Targets, cfg.Targets)
+	return (len(a.Run) > 0 || len(a.Targets) > 0 || a.Image != "") && a.Image == cfg.Image && a.Run.equal(cfg.Run) && a.Dir == cfg.Dir && slices.Equal(a.Targets, cfg.Targets)
 }
 
 type savedSlot struct {
@@ -189,7 +195,7 @@ func (s state) contradiction() string {
 		name string
 		slot *savedSlot
 	}{{"live", s.Live}, {"old", s.Old}} {
-		if l := of.slot; l != nil && (l.Color != blue && l.Color != green || len(l.Release.Command) == 0 && len(l.Release.Targets) == 0) {
+		if l := of.slot; l != nil && (l.Color != blue && l.Color != green || len(l.Release.Command) == 0 && len(l.Release.Targets) == 0 && l.Release.Image == "") {
 			return "the " + of.name + " color has no name or no command"
 		}
 	}
