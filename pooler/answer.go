@@ -141,7 +141,7 @@ func (s *session) readFailed(err error) (done bool, _ error) {
 // settled reports whether the server owes nothing more and serve may read the client
 // again. If so the uplink has to end. The lock is held.
 func (s *session) settled() bool {
-	stays := s.backend.pool.sessions() && s.lost == nil && !(s.stage != running && s.backend.status == pgwire.Idle)
+	stays := s.backend.pool.sessions() && s.lost == nil && (s.stage == running || s.backend.status != pgwire.Idle)
 	if !s.quiet() || stays {
 		return false
 	}

@@ -262,7 +262,7 @@ func (s *session) left() bool {
 // depart ends the session: the client learns why, the server goes back, and what
 // was under way is recorded.
 func (s *session) depart(err error) {
-	s.join(true)
+	_ = s.join(true) // the session ends for err, whatever the uplink says
 	e := endingOf(err)
 	if errors.Is(err, errLeft) {
 		e = errGone

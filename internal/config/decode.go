@@ -197,7 +197,7 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 	}
 	if v.Kind() == reflect.String && n.Tag != "!!str" && n.Style == 0 {
 		mend := "put it in quotes"
-		if _, secret := v.Interface().(setting.Secret); !secret {
+		if _, secret := reflect.TypeAssert[setting.Secret](v); !secret {
 			mend += fmt.Sprintf(": %q", n.Value)
 		}
 		d.mistake(path, "is "+describe(n)+" where text is expected", mend)

@@ -181,7 +181,7 @@ func (s *Server) query(ctx context.Context, database, sql string) ([]*pgconn.Res
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	results, err := conn.Exec(ctx, sql).ReadAll()
 	if err != nil {
 		return nil, fmt.Errorf("run %.60q: %w", sql, err)

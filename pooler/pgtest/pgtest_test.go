@@ -3,7 +3,6 @@ package pgtest
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"net/url"
 	"os"
@@ -61,7 +60,7 @@ func TestItsCertificateIsSignedByItsAuthority(t *testing.T) {
 	}
 	defer conn.Close(t.Context())
 	if state := conn.Conn().(*tls.Conn).ConnectionState(); len(state.VerifiedChains) == 0 {
-		t.Fatalf("not verified: %v", []*x509.Certificate(state.PeerCertificates))
+		t.Fatalf("not verified: %v", state.PeerCertificates)
 	}
 }
 

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -28,8 +30,8 @@ func findBinaries() (string, error) {
 		"/opt/homebrew/opt/postgresql@*/bin", "/usr/local/opt/postgresql@*/bin",
 	} {
 		found, _ := filepath.Glob(pattern) // the patterns are well formed
-		for i := len(found) - 1; i >= 0; i-- {
-			folders = append(folders, found[i])
+		for _, f := range slices.Backward(found) {
+			folders = append(folders, f)
 		}
 	}
 	for _, folder := range folders {
@@ -78,7 +80,7 @@ func (s *Server) initialise(ctx context.Context) error {
 	if err := os.WriteFile(password, []byte(s.opts.Password+"\n"), 0o600); err != nil {
 		return err
 	}
-	defer os.Remove(password)
+	defer func() { _ = os.Remove(password) }()
 	if s.opts.TLS {
 		if err := writeCertificates(s.dir); err != nil {
 			return err
@@ -210,9 +212,7 @@ func (s *Server) arguments() []string {
 		settings["ssl_cert_file"] = filepath.Join(s.dir, "server.crt")
 		settings["ssl_key_file"] = filepath.Join(s.dir, "server.key")
 	}
-	for k, v := range s.opts.Settings {
-		settings[k] = v
-	}
+	maps.Copy(settings, s.opts.Settings)
 	args := []string{"-D", filepath.Join(s.dir, "data"), "-p", strconv.Itoa(s.port)}
 	for k, v := range settings {
 		args = append(args, "-c", k+"="+v)

@@ -141,11 +141,11 @@ func Strings(body []byte) (first, second, rest []byte, ok bool) {
 
 // String splits a null-terminated string from a body.
 func String(body []byte) (s, rest []byte, ok bool) {
-	end := bytes.IndexByte(body, 0)
-	if end < 0 {
+	before, after, ok := bytes.Cut(body, []byte{0})
+	if !ok {
 		return nil, nil, false
 	}
-	return body[:end], body[end+1:], true
+	return before, after, true
 }
 
 // Tag splits a CommandComplete's body: the command and the number of rows that its

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -41,9 +42,9 @@ type Param struct{ Name, Value string }
 
 // Get returns the parameter's value, "" if it was not given. The last one counts.
 func (s *Startup) Get(name string) string {
-	for i := len(s.Parameters) - 1; i >= 0; i-- {
-		if s.Parameters[i].Name == name {
-			return s.Parameters[i].Value
+	for _, v := range slices.Backward(s.Parameters) {
+		if v.Name == name {
+			return v.Value
 		}
 	}
 	return ""
