@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -123,9 +124,10 @@ func TestAnAnswerOf500IsTheAnswer(t *testing.T) {
 func TestATargetThatAnswersNobodyIsGivenUpAndOneThatIsSlowIsNot(t *testing.T) {
 	inBubble(t, func(c *edge.Config) {}, func(t *testing.T, b *bubble) {
 		b.app(t, "blue:80", echo("blue"))
-		hung := true
+		var hung atomic.Bool
+		hung.Store(true)
 		b.app(t, "green:80", func(w http.ResponseWriter, r *http.Request) {
-			if hung {
+			if hung.Load() {
 				<-r.Context().Done()
 				return
 			}
@@ -141,7 +143,7 @@ func TestATargetThatAnswersNobodyIsGivenUpAndOneThatIsSlowIsNot(t *testing.T) {
 				t.Errorf("request %d: %q after %v", i, body, time.Since(began))
 			}
 		}
-		hung = false
+		hung.Store(false)
 		b.apply(t, traffic.Plan{Mode: traffic.Hold})
 		b.apply(t, withBackup())
 		slow := make(chan string, 1)

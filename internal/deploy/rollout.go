@@ -398,7 +398,7 @@ func (d *Deployer) finish(t *transition, outcome Phase, err error) Record {
 	d.mu.Unlock()
 	d.steerOrSay() // a preview of it is over
 	d.told(t, outcome)
-	text := fmt.Sprintf("%s serves in place of %s", t.next.color, t.record.From)
+	text := fmt.Sprintf("%s serves in place of %s", t.record.Color, t.record.From)
 	level := slog.LevelInfo
 	switch outcome {
 	case Failed:

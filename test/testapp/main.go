@@ -5,12 +5,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -64,7 +66,7 @@ func run(ctx context.Context) error {
 	mux.HandleFunc("/upload", upload)
 	mux.HandleFunc("/query", a.query)
 	mux.HandleFunc("/ask", a.ask)
-	srv := &http.Server{Addr: "127.0.0.1:" + os.Getenv("PORT"), Handler: otelhttp.NewHandler(mux, "testapp"), ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Addr: net.JoinHostPort(cmp.Or(os.Getenv("HOST"), "127.0.0.1"), os.Getenv("PORT")), Handler: otelhttp.NewHandler(mux, "testapp"), ReadHeaderTimeout: 10 * time.Second}
 	served := make(chan error, 1)
 	go func() { served <- srv.ListenAndServe() }()
 	log.Printf("testapp %s listens on %s", a.version, srv.Addr)
