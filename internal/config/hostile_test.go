@@ -43,6 +43,9 @@ func TestAReferenceToWhatIsNoFileIsAMistakeAndNoHang(t *testing.T) {
 	dir := t.TempDir()
 	fifo := filepath.Join(dir, "fifo")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("no FIFO can be made here: %v", err)
+		}
 		t.Skipf("no FIFO can be made here: %v", err)
 	}
 	big := filepath.Join(dir, "big")
