@@ -28,7 +28,7 @@ type RetryConfig struct {
 	Hold          time.Duration   `yaml:"hold" doc:"Policy deadline: how long a call may wait for Claude to come back, retries and all; also for each break of a stream."`
 	Budget        setting.Percent `yaml:"budget" doc:"Policy deadline: retries of all calls together, as a share of the calls; a retry beyond it waits."`
 	MaxRetries    int             `yaml:"max_retries" doc:"Policy compatible: retries after the first try; 0 turns them off."`
-	Base          time.Duration   `yaml:"base" doc:"Wait before the first retry. compatible: each further wait is twice as long; deadline: each is drawn from between this and three times the one before, up to 15s."`
+	Base          time.Duration   `yaml:"base" doc:"Policy compatible: wait before the first retry; each further one is twice as long."`
 	Jitter        setting.Percent `yaml:"jitter" doc:"Policy compatible: by how much of itself a wait is spread, up or down; on top of a wait that Claude asked for, only up."`
 	MaxRetryAfter time.Duration   `yaml:"max_retry_after" doc:"compatible: the longest wait that Claude's Retry-After can ask for; longer ones are cut to it. deadline: the longest Retry-After that a final 429 passes on."`
 }
@@ -135,16 +135,19 @@ func (c RetryConfig) validate(ps *setting.Problems) {
 // policy is the schedule of the retries.
 func (c RetryConfig) policy() retry.Policy {
 	if c.Policy == "deadline" {
-		return retry.Policy{Max: mostRetries, Base: c.Base, Cap: max(longestWait, c.Base), Decorrelated: true}
+		return retry.Policy{Max: mostRetries, Base: firstWait, Cap: longestWait, Decorrelated: true}
 	}
 	return retry.Policy{Max: c.MaxRetries, Base: c.Base, Jitter: float64(c.Jitter), AskedCap: c.MaxRetryAfter}
 }
 
 // Under the policy deadline time ends a call's retries; mostRetries bounds what a
-// request that can never succeed may cost all the same.
+// request that can never succeed may cost all the same. A wait is drawn from between
+// firstWait and three times the one before it. They may be short, since it is the
+// budget and the gate that keep a crowd of calls from hammering.
 const (
 	mostRetries = 15
-	longestWait = 15 * time.Second
+	firstWait   = 250 * time.Millisecond
+	longestWait = 8 * time.Second
 )
 
 // rules compiles what attempts obey.
