@@ -1,19 +1,27 @@
 package edge
 
 import (
+	"context"
 	"encoding/hex"
 	"math/rand/v2"
 	"strings"
+
+	"mainstay.dev/mainstay/identity"
 )
 
 // maxID bounds a request id that comes with a request.
 const maxID = 128
 
-// admit says who is asking and whether the request may enter; a code other than
-// OK is the reason why not.
+// identify says who is asking.
+func (s *Server) identify(ctx context.Context, r *Request) {
+	r.Who = s.deps.Identity.Resolve(ctx, &identity.Request{Peer: r.Peer, Header: r.Header, Certificate: r.cert})
+	r.Trusted, r.Client = r.Who.Trusted, r.Who.Address
+	r.x.User, r.x.Workspace, r.x.Tier = r.Who.User, r.Who.Workspace, r.Who.Tier
+}
+
+// admit says whether the request may enter; a code other than OK is the reason
+// why not.
 func (p *policy) admit(r *Request) Code {
-	r.Trusted = p.who.Trusted(r.Peer)
-	r.Client = p.who.Client(r.Peer, r.Header)
 	r.ID = r.Header("X-Request-Id")
 	if !validID(r.ID) {
 		r.ID = newID()

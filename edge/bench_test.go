@@ -12,7 +12,6 @@ import (
 	"testing"
 
 	"mainstay.dev/mainstay/edge"
-	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/traffic"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -88,8 +87,7 @@ func benchEdge(b *testing.B, target string, sink telemetry.Sink) string {
 	}
 	var cfg edge.Config
 	cfg.SetDefaults()
-	s, err := edge.New(cfg, edge.Deps{Listener: ln, Log: slog.New(slog.DiscardHandler), Sink: sink,
-		Identity: identity.Config{ClientHeader: identity.XForwardedFor}})
+	s, err := edge.New(cfg, edge.Deps{Listener: ln, Log: slog.New(slog.DiscardHandler), Sink: sink})
 	if err != nil {
 		b.Fatal(err)
 	}

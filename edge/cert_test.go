@@ -12,11 +12,7 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
-
-	"mainstay.dev/mainstay/identity"
 )
-
-var noProxies = identity.Config{ClientHeader: identity.XForwardedFor}
 
 // writeCertificate makes a self-signed pair for name.
 func writeCertificate(t *testing.T, name string) (cert, key string) {

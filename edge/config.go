@@ -6,7 +6,6 @@ import (
 	"os"
 	"time"
 
-	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/setting"
 )
 
@@ -142,22 +141,15 @@ func (c *Config) Validate(ps *setting.Problems) {
 // policy is a compiled Config. It is immutable; a reload swaps the pointer to it.
 type policy struct {
 	cfg  Config
-	who  *identity.Proxies
 	cert *tls.Certificate // nil without TLS
 }
 
 // Compile checks cfg, reads the certificate and returns what the edge obeys. It
 // starts nothing; `mainstay check`, New and Prepare all use it.
-func Compile(cfg Config, who identity.Config) (*policy, error) {
+func Compile(cfg Config) (*policy, error) {
 	var ps setting.Problems
 	cfg.Validate(&ps)
-	proxies, err := identity.Compile(who)
-	if err != nil {
-		for _, p := range setting.Of(err) {
-			ps.Add("identity."+p.Path, p.What, p.Mend)
-		}
-	}
-	p := &policy{cfg: cfg, who: proxies}
+	p := &policy{cfg: cfg}
 	if cfg.TLS.Listen != "" && cfg.TLS.Cert != "" && cfg.TLS.Key != "" {
 		p.cert = certificate(cfg.TLS, &ps)
 	}

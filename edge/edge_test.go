@@ -73,8 +73,11 @@ func defaults(change ...func(*edge.Config)) edge.Config {
 func start(t *testing.T, cfg edge.Config, who ...string) *house {
 	t.Helper()
 	h := &house{ledger: &ledger{}, done: make(chan error, 1)}
-	d := edge.Deps{Log: slog.New(slog.DiscardHandler), Sink: h.ledger,
-		Identity: identity.Config{TrustedProxies: who, ClientHeader: identity.XForwardedFor}}
+	proxies, err := identity.Compile(identity.Config{TrustedProxies: who, ClientHeader: identity.XForwardedFor})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := edge.Deps{Log: slog.New(slog.DiscardHandler), Sink: h.ledger, Identity: proxies}
 	d.Listener = listen(t)
 	h.addr = d.Listener.Addr().String()
 	if cfg.TLS.Listen != "" {

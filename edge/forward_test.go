@@ -348,7 +348,7 @@ func TestAReloadBringsTheNewCertificate(t *testing.T) {
 		t.Fatalf("got %s", got)
 	}
 	cfg.TLS.Cert, cfg.TLS.Key = writeCertificate(t, "second.test")
-	commit, err := h.Prepare(cfg, noProxies)
+	commit, err := h.Prepare(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -149,7 +149,7 @@ func (f *fragile) WriteHeader(status int) {
 func TestABugOfOursIsLoggedAndAnswered(t *testing.T) {
 	var log strings.Builder
 	l := &ledger{}
-	s, err := edge.New(defaults(), edge.Deps{Log: slog.New(slog.NewTextHandler(&log, nil)), Sink: l, Identity: noProxies})
+	s, err := edge.New(defaults(), edge.Deps{Log: slog.New(slog.NewTextHandler(&log, nil)), Sink: l})
 	if err != nil {
 		t.Fatal(err)
 	}

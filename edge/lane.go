@@ -3,6 +3,7 @@ package edge
 import (
 	"bufio"
 	"context"
+	"crypto/x509"
 	"io"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -31,7 +33,8 @@ type Request struct {
 
 	Peer    netip.Addr // the other end of the connection
 	Trusted bool       // Peer is a trusted proxy
-	Client  netip.Addr // who is asking
+	Client  netip.Addr // the address of whoever is asking
+	Who     identity.Who
 	ID      string
 
 	// Header returns a field's values joined by commas, or "".
@@ -47,7 +50,8 @@ type Request struct {
 	pin    string // the value of the sticky cookie that the answer is to set
 	mirror *mirror
 
-	x *telemetry.Exchange
+	cert *x509.Certificate // the client's, verified; nil: none
+	x    *telemetry.Exchange
 }
 
 // lane carries one request through net/http: it shows the request to the steps as
@@ -105,7 +109,10 @@ func (s *Server) adapt(w http.ResponseWriter, hr *http.Request, x *telemetry.Exc
 		r.Path = hr.URL.Opaque // GET a:b, which admit refuses
 	}
 	r.Secure, r.Length, r.ID, r.x = hr.TLS != nil, hr.ContentLength, "", x
-	r.Client, r.Trusted = netip.Addr{}, false
+	r.Client, r.Trusted, r.Who, r.cert = netip.Addr{}, false, identity.Who{}, nil
+	if hr.TLS != nil && len(hr.TLS.VerifiedChains) > 0 {
+		r.cert = hr.TLS.VerifiedChains[0][0]
+	}
 	r.replay, r.spare, r.probe, r.secret, r.pin, r.mirror = false, false, false, "", "", nil
 	peer, _ := netip.ParseAddrPort(hr.RemoteAddr)
 	r.Peer = peer.Addr().Unmap().WithZone("")

@@ -15,7 +15,6 @@ import (
 
 	"mainstay.dev/mainstay/edge"
 	"mainstay.dev/mainstay/edge/edgetest"
-	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/internal/traffic"
 )
@@ -153,7 +152,7 @@ func inBubble(t *testing.T, change func(*edge.Config), f func(t *testing.T, b *b
 	synctest.Test(t, func(t *testing.T) {
 		b := &bubble{mem: edgetest.NewNetwork(), ledger: &ledger{}, done: make(chan error, 1)}
 		cfg := defaults(change)
-		s, err := edge.New(cfg, edge.Deps{Listener: b.mem.Listen("edge:80"), Dial: b.mem.Dial, Sink: b.ledger, Identity: noProxies})
+		s, err := edge.New(cfg, edge.Deps{Listener: b.mem.Listen("edge:80"), Dial: b.mem.Dial, Sink: b.ledger})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -340,12 +339,12 @@ func TestCompileReportsEveryMistakeAtOnce(t *testing.T) {
 	var c edge.Config
 	c.SetDefaults()
 	c.Drain, c.Header, c.Body, c.TLS = -1, 1, -1, edge.TLS{Listen: ":1", Cert: "/no/such.pem", Key: "/no/such.key"}
-	_, err := edge.Compile(c, identity.Config{ClientHeader: "x", TrustedProxies: []string{"y"}})
+	_, err := edge.Compile(c)
 	var paths []string
 	for _, p := range setting.Of(err) {
 		paths = append(paths, p.Path)
 	}
-	want := "drain max_body max_header identity.client_header identity.trusted_proxies tls.cert tls.key"
+	want := "drain max_body max_header tls.cert tls.key"
 	if got := strings.Join(paths, " "); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

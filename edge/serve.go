@@ -27,7 +27,7 @@ type Deps struct {
 	TLS      net.Listener // the bare listener of tls.listen; nil: none
 	// Dial connects to targets; nil means the network. Tests pass an in-memory one.
 	Dial     func(ctx context.Context, network, addr string) (net.Conn, error)
-	Identity identity.Config
+	Identity identity.Resolver // says who asks; nil: only addresses are known, and no proxy is trusted
 	Log      *slog.Logger
 	Sink     telemetry.Sink
 }
@@ -73,12 +73,15 @@ type Server struct {
 
 // New checks cfg and wires the edge; it starts nothing.
 func New(cfg Config, d Deps) (*Server, error) {
-	p, err := Compile(cfg, d.Identity)
+	p, err := Compile(cfg)
 	if err != nil {
 		return nil, err
 	}
 	if d.Dial == nil {
 		d.Dial = new(net.Dialer).DialContext
+	}
+	if d.Identity == nil {
+		d.Identity = new(identity.Proxies)
 	}
 	if d.Log == nil {
 		d.Log = slog.New(slog.DiscardHandler)
@@ -96,8 +99,8 @@ func New(cfg Config, d Deps) (*Server, error) {
 
 // Prepare compiles a new configuration. Nothing changes until commit is called,
 // and commit cannot fail. Targets keep the timeouts they were planned with.
-func (s *Server) Prepare(cfg Config, who identity.Config) (commit func(), err error) {
-	p, err := Compile(cfg, who)
+func (s *Server) Prepare(cfg Config) (commit func(), err error) {
+	p, err := Compile(cfg)
 	ps := setting.Of(err)
 	old := s.policy.Load().cfg
 	if cfg.Listen != old.Listen {
@@ -130,6 +133,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 
 	p := s.policy.Load()
 	p.route(&l.Request)
+	s.identify(hr.Context(), &l.Request)
 	code := p.admit(&l.Request)
 	if code == OK {
 		code = l.gather()

@@ -43,9 +43,11 @@ type Exchange struct {
 	Route  string // low cardinality: an app, a database, an API path template
 	Color  string // the color that served (edge) or that asked (pooler, claude)
 	Caller string // who asked: client address, database user; never a secret
-	Code   string // the plane's closed set
-	Blame  Blame
-	Err    error // what broke, for the log line; never holds a secret
+	// User, Workspace and Tier of whoever asked, where something vouches for them.
+	User, Workspace, Tier string
+	Code                  string // the plane's closed set
+	Blame                 Blame
+	Err                   error // what broke, for the log line; never holds a secret
 
 	Start     time.Time
 	Waited    time.Duration // in queues of ours, before an upstream was taken
@@ -180,7 +182,7 @@ func (x *Exchange) Clone() *Exchange {
 // eachString visits every string of x, always in the same order.
 func (x *Exchange) eachString(visit func(*string)) {
 	for _, s := range [...]*string{
-		&x.Plane, &x.ID, &x.Route, &x.Color, &x.Caller, &x.Code, &x.Trace.State,
+		&x.Plane, &x.ID, &x.Route, &x.Color, &x.Caller, &x.User, &x.Workspace, &x.Tier, &x.Code, &x.Trace.State,
 		&x.HTTP.Method, &x.HTTP.Scheme, &x.HTTP.Host, &x.HTTP.Path, &x.HTTP.Proto, &x.HTTP.Target, &x.HTTP.Upgraded,
 		&x.DB.Database, &x.DB.User, &x.DB.Command, &x.DB.SQLState,
 		&x.GenAI.Model, &x.GenAI.StopReason, &x.GenAI.UpstreamID, &x.GenAI.ErrorType,

@@ -22,6 +22,7 @@ import (
 
 	"mainstay.dev/mainstay/claude"
 	"mainstay.dev/mainstay/edge"
+	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/admin"
 	"mainstay.dev/mainstay/internal/config"
 	"mainstay.dev/mainstay/internal/deploy"
@@ -59,6 +60,8 @@ type App struct {
 	monitor *monitor.Monitor
 	metrics *prom.Sink
 	export  *otlp.Sink // nil: traces stay here
+
+	identity *identity.Desk
 
 	edge   *edge.Server
 	pooler *pooler.Server // nil: off
@@ -110,7 +113,9 @@ func lookup(environ []string) config.Env {
 // binding anything.
 func Check(res *Resolved) error {
 	var ps setting.Problems
-	_, err := edge.Compile(res.Edge, res.Identity)
+	_, err := identity.Compile(res.Identity)
+	ps.Below("identity", setting.Of(err))
+	_, err = edge.Compile(res.Edge)
 	ps.Below("edge", setting.Of(err))
 	if res.PoolerOn() {
 		_, err = pooler.Compile(res.Pooler)
@@ -186,7 +191,9 @@ func (a *App) bind(res *Resolved) (ls listeners, err error) {
 func (a *App) wirePlanes(res *Resolved, ls listeners, creds credentials) error {
 	var ps setting.Problems
 	var err error
-	a.edge, err = edge.New(res.Edge, edge.Deps{Listener: ls.edge, TLS: ls.edgeTLS, Identity: res.Identity, Log: a.part("edge"), Sink: a.sink})
+	a.identity, err = identity.New(res.Identity, identity.Deps{Notice: a.noticeOf("identity")})
+	ps.Below("identity", setting.Of(err))
+	a.edge, err = edge.New(res.Edge, edge.Deps{Listener: ls.edge, TLS: ls.edgeTLS, Identity: a.identity, Log: a.part("edge"), Sink: a.sink})
 	ps.Below("edge", setting.Of(err))
 	env := environment{base: a.opts.Environ, service: res.Service, environment: res.Environment, creds: creds}
 	if res.PoolerOn() {

@@ -39,7 +39,9 @@ func (a *App) prepare() (commit func(), err error) {
 		ps.Below(section, setting.Of(err))
 		commits = append(commits, commit)
 	}
-	c, err := a.edge.Prepare(next.Edge, next.Identity)
+	c, err := a.identity.Prepare(next.Identity)
+	part("identity", c, err)
+	c, err = a.edge.Prepare(next.Edge)
 	part("edge", c, err)
 	if a.pooler != nil && next.PoolerOn() {
 		c, err = a.pooler.Prepare(next.Pooler)
@@ -96,5 +98,12 @@ func fixed(ps *setting.Problems, old, next *Resolved) {
 }
 
 func (a *App) event(level slog.Level, name, text string, attrs ...slog.Attr) {
-	a.sink.Emit(telemetry.Event{Time: time.Now(), Part: "app", Name: name, Level: level, Text: text, Attrs: attrs})
+	a.noticeOf("app")(level, name, text, attrs...)
+}
+
+// noticeOf tells of what happens in a part.
+func (a *App) noticeOf(part string) func(slog.Level, string, string, ...slog.Attr) {
+	return func(level slog.Level, name, text string, attrs ...slog.Attr) {
+		a.sink.Emit(telemetry.Event{Time: time.Now(), Part: part, Name: name, Level: level, Text: text, Attrs: attrs})
+	}
 }

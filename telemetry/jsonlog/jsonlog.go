@@ -56,6 +56,8 @@ const (
 	keyBlame     = "blame"
 	keyColor     = "color"
 	keyCaller    = "caller"
+	keyWorkspace = "workspace"
+	keyTier      = "tier"
 	keyTook      = "took_ms"
 	keyWaited    = "waited_ms"
 	keyFirstByte = "first_byte_ms"
@@ -194,6 +196,9 @@ func (l *line) exchange(x *telemetry.Exchange) {
 	}
 	l.text(keyColor, x.Color)
 	l.text(keyCaller, x.Caller)
+	l.text(keyUser, x.User) // the pooler, whose user is the database's, has none
+	l.text(keyWorkspace, x.Workspace)
+	l.text(keyTier, x.Tier)
 	l.attrs = append(l.attrs, slog.Float64(keyTook, milliseconds(x.Took)))
 	l.time(keyWaited, x.Waited)
 	l.time(keyFirstByte, x.FirstByte)

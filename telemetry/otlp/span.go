@@ -27,6 +27,8 @@ const (
 	keyCode       = attribute.Key("mainstay.code")
 	keyBlame      = attribute.Key("mainstay.blame")
 	keyCaller     = attribute.Key("mainstay.caller")
+	keyWorkspace  = attribute.Key("mainstay.workspace")
+	keyTier       = attribute.Key("mainstay.tier")
 	keyWait       = attribute.Key("mainstay.wait")
 	keyFirstByte  = attribute.Key("mainstay.first_byte")
 	keyAttempts   = attribute.Key("mainstay.attempts")
@@ -95,6 +97,9 @@ func common(x *telemetry.Exchange) []attribute.KeyValue {
 	if x.Plane != "edge" { // which has client.address
 		a = text(a, keyCaller, x.Caller)
 	}
+	a = text(a, semconv.EnduserIDKey, x.User)
+	a = text(a, keyWorkspace, x.Workspace)
+	a = text(a, keyTier, x.Tier)
 	if x.FirstByte > 0 {
 		a = append(a, keyFirstByte.Float64(x.FirstByte.Seconds()))
 	}

@@ -1,0 +1,62 @@
+package identity
+
+import (
+	"context"
+	"crypto/x509"
+	"net/netip"
+)
+
+// A Request is what may tell who sent it. It is read during Resolve only.
+type Request struct {
+	Peer netip.Addr // the other end of the connection
+	// Header returns a field's values joined by commas, or "".
+	Header func(name string) string
+	// Certificate is the client's, which the listener has verified; nil: none.
+	Certificate *x509.Certificate
+}
+
+// Who is whoever sent a request, as far as somebody vouches for it: a field that
+// only the sender itself claims is empty.
+type Who struct {
+	Address netip.Addr // the client's, behind the proxies that are trusted
+	Trusted bool       // the peer is one of them
+
+	User      string
+	Workspace string
+	Tier      string
+	Key       string // the name of the API key that was shown; never the key
+
+	By      Source // what vouches for the user
+	Refused Reason // why a credential that was shown is not believed; empty: none was, or it is
+	// Unfit tells that the request is to be refused for it, by identity.on_refusal.
+	Unfit bool
+}
+
+// A Source is what vouches for a caller.
+type Source string
+
+// The sources. ByAddress: nothing but the connection does.
+const (
+	ByAddress     Source = "address"
+	ByToken       Source = "token"
+	ByKey         Source = "key"
+	ByHeader      Source = "header" // of a trusted proxy
+	ByCookie      Source = "cookie" // that the app has signed
+	ByCertificate Source = "certificate"
+)
+
+// A Reason says why a credential is not believed. The set is closed; Reasons lists
+// it.
+type Reason string
+
+// A Resolver says who sent a request. It never fails: a caller for whom nothing
+// vouches is an address. It may wait for keys, but not beyond ctx and a limit of
+// its own. It is safe for concurrent use.
+type Resolver interface {
+	Resolve(ctx context.Context, r *Request) Who
+}
+
+// Resolve knows the address only, for a program that asks for no more.
+func (p *Proxies) Resolve(_ context.Context, r *Request) Who {
+	return Who{Address: p.Client(r.Peer, r.Header), Trusted: p.Trusted(r.Peer), By: ByAddress}
+}
