@@ -42,7 +42,7 @@ func (s *session) admit() error {
 	}
 	s.mu.Unlock()
 	if late {
-		return errStopping()
+		return s.sentence()
 	}
 	if err != nil {
 		return errGone
@@ -60,7 +60,7 @@ func (s *session) loginError(err error, policy *policy) error {
 	s.mu.Unlock()
 	switch {
 	case stage != running:
-		return errStopping()
+		return s.sentence()
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return end(Denied, fmt.Sprintf("the login took longer than %v", policy.config.LoginTimeout), "").because(err)
 	case s.busy:

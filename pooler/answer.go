@@ -124,13 +124,13 @@ func (s *session) readFailed(err error) (done bool, _ error) {
 	defer s.mu.Unlock()
 	switch {
 	case s.stage == killed:
-		return false, errStopping()
+		return false, s.sentence()
 	case s.lost != nil:
 		return false, s.lost
 	case s.mute:
 		return false, errGone
 	case s.stage == draining && s.quiet() && s.backend.status == pgwire.Idle:
-		return false, errStopping()
+		return false, s.sentence()
 	}
 	if err := s.backend.SetReadDeadline(time.Time{}); err != nil {
 		return false, s.serverLost(err)

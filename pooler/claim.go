@@ -62,7 +62,7 @@ func (p *pool) take(w *waiter) (*backend, error) {
 	case p.retired:
 		return nil, errRetired
 	case w.owner.dead.Load():
-		return nil, errStopping()
+		return nil, w.owner.sentence()
 	case p.head == nil && len(p.idle) > 0:
 		b := p.popIdle(w.owner.settings)
 		p.lend(b, w.owner)

@@ -200,7 +200,7 @@ func (s *session) fill() error {
 	case s.closing:
 		return errClosing
 	case s.stage == killed && errors.Is(err, os.ErrDeadlineExceeded):
-		return errStopping()
+		return s.sentence()
 	case s.lost != nil:
 		return s.lost
 	}

@@ -48,11 +48,12 @@ type session struct {
 
 	excess int // bytes from the client that go nowhere; of whoever reads the client
 
-	turn    atomic.Uint64 // counts cycles, so that a slow one is seen from outside
-	moved   atomic.Uint64 // counts what was read from and written to the client
-	writing atomic.Bool   // serve waits for the client to take an answer
-	wanting atomic.Bool   // the uplink waits for the rest of a message
-	dead    atomic.Bool   // killed: must not queue for a server
+	turn    atomic.Uint64          // counts cycles, so that a slow one is seen from outside
+	moved   atomic.Uint64          // counts what was read from and written to the client
+	writing atomic.Bool            // serve waits for the client to take an answer
+	wanting atomic.Bool            // the uplink waits for the rest of a message
+	dead    atomic.Bool            // killed: must not queue for a server
+	verdict atomic.Pointer[ending] // why it is killed, if not because Mainstay stops
 
 	// What the sweep knows; only it uses these.
 	lastTurn, lastMoved uint64
@@ -182,7 +183,7 @@ func (s *session) rest() error {
 	s.mu.Lock()
 	if s.stage == killed || s.stage == draining && s.backend == nil {
 		s.mu.Unlock()
-		return errStopping()
+		return s.sentence()
 	}
 	s.resting = true
 	s.mu.Unlock()
@@ -195,11 +196,19 @@ func (s *session) rest() error {
 	case err == nil:
 		return nil
 	case errors.Is(err, os.ErrDeadlineExceeded) && stage != running:
-		return errStopping()
+		return s.sentence()
 	case s.backend == nil && (errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed)):
 		return errLeft // without a goodbye, but nothing is lost
 	}
 	return errGone
+}
+
+// sentence is why a session that is told to end must.
+func (s *session) sentence() error {
+	if e := s.verdict.Load(); e != nil {
+		return e
+	}
+	return errStopping()
 }
 
 func errStopping() error {
@@ -241,7 +250,7 @@ func (s *session) tell(what stage) {
 			s.backend.interrupt(0)
 		}
 		if s.pool != nil {
-			s.pool.withdraw(&s.waiter, errStopping())
+			s.pool.withdraw(&s.waiter, s.sentence())
 		}
 	case s.backend == nil && s.resting:
 		_ = s.conn.SetReadDeadline(longAgo)
