@@ -4,9 +4,12 @@ import (
 	"context"
 	"encoding/hex"
 	"math/rand/v2"
+	"net/http"
 	"strings"
+	"time"
 
 	"mainstay.dev/mainstay/identity"
+	"mainstay.dev/mainstay/internal/limits"
 )
 
 // maxID bounds a request id that comes with a request.
@@ -39,6 +42,55 @@ func (p *policy) admit(r *Request) Code {
 		return TooLarge
 	}
 	return OK
+}
+
+// limit asks the rate limits whether the caller has requests left. It runs after
+// route, since they are per class of requests.
+func (s *Server) limit(ctx context.Context, r *Request) Code {
+	if s.deps.Limits == nil {
+		return OK
+	}
+	v, err := s.deps.Limits.Admit(ctx, limits.Ask{
+		User: r.Who.User, Workspace: r.Who.Workspace, Tier: r.Who.Tier, Address: r.Client, Method: r.Method, Path: r.Path,
+	})
+	r.verdict = v
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return s.gone()
+	case err != nil:
+		s.deps.Log.Error("the rate limits decided nothing; this is a bug", "request_id", r.ID, "err", err)
+		return Internal
+	case v.Allowed:
+		return OK
+	case v.Denied:
+		return Denied
+	}
+	return Limited
+}
+
+// tell puts into an answer where the caller stands, unless a cache may give the
+// answer to others: they would take it for their own.
+func (l *lane) tell(h http.Header) {
+	if len(l.verdict.Rules) == 0 || shared(h) {
+		return
+	}
+	l.verdict.Headers(time.Now(), func(name, value string) { set(h, name, value) })
+}
+
+// shared reports whether a cache may store an answer for everybody (RFC 9111, 3):
+// it has a lifetime, or one can be guessed of it, and nothing forbids it.
+func shared(h http.Header) bool {
+	cc := strings.ToLower(strings.Join(h["Cache-Control"], ","))
+	if strings.Contains(cc, "no-store") || strings.Contains(cc, "private") {
+		return false
+	}
+	if strings.Contains(cc, "public") || strings.Contains(cc, "s-maxage") || len(h["Cdn-Cache-Control"]) > 0 {
+		return true
+	}
+	if strings.Contains(cc, "no-cache") {
+		return false
+	}
+	return strings.Contains(cc, "max-age") || len(h["Expires"]) > 0 || len(h["Last-Modified"]) > 0
 }
 
 // validPath reports whether path is one (empty: the root of an absolute URL) or

@@ -20,6 +20,8 @@ const (
 	HeaderTooBig  Code = "header_too_large"
 	ClientTimeout Code = "client_timeout"
 	ClientGone    Code = "client_gone"
+	Limited       Code = "limited"
+	Denied        Code = "denied"
 
 	NoTarget    Code = "no_target"
 	HoldFull    Code = "hold_full"
@@ -51,6 +53,8 @@ var Meanings = []Meaning{
 	{HeaderTooBig, http.StatusRequestHeaderFieldsTooLarge, telemetry.BlameClient, "The request header is larger than edge.max_header."},
 	{ClientTimeout, http.StatusRequestTimeout, telemetry.BlameClient, "The client fell silent in the middle of its request body."},
 	{ClientGone, 499, telemetry.BlameClient, "The client hung up before the answer was complete."},
+	{Limited, http.StatusTooManyRequests, telemetry.BlameClient, "The caller has used up a rate limit; Retry-After says when to come again."},
+	{Denied, http.StatusForbidden, telemetry.BlameClient, "The caller is on the deny list of limits.deny."},
 	{NoTarget, http.StatusServiceUnavailable, telemetry.BlameMainstay, "No copy of the app is ready to serve."},
 	{HoldFull, http.StatusServiceUnavailable, telemetry.BlameMainstay, "Traffic is held and edge.hold.requests are waiting already."},
 	{HoldTimeout, http.StatusServiceUnavailable, telemetry.BlameMainstay, "Traffic was held for longer than edge.hold.for."},

@@ -72,6 +72,12 @@ func defaults(change ...func(*edge.Config)) edge.Config {
 
 func start(t *testing.T, cfg edge.Config, who ...string) *house {
 	t.Helper()
+	return startWith(t, cfg, nil, who...)
+}
+
+// startWith is start with other Deps.
+func startWith(t *testing.T, cfg edge.Config, change func(*edge.Deps), who ...string) *house {
+	t.Helper()
 	h := &house{ledger: &ledger{}, done: make(chan error, 1)}
 	proxies, err := identity.Compile(identity.Config{TrustedProxies: who, ClientHeader: identity.XForwardedFor})
 	if err != nil {
@@ -83,6 +89,9 @@ func start(t *testing.T, cfg edge.Config, who ...string) *house {
 	if cfg.TLS.Listen != "" {
 		d.TLS = listen(t)
 		h.tls = d.TLS.Addr().String()
+	}
+	if change != nil {
+		change(&d)
 	}
 	s, err := edge.New(cfg, d)
 	if err != nil {

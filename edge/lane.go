@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/identity"
+	"mainstay.dev/mainstay/internal/limits"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -49,6 +50,8 @@ type Request struct {
 	secret string // the header that asked for the preview; the app is not shown it
 	pin    string // the value of the sticky cookie that the answer is to set
 	mirror *mirror
+
+	verdict limits.Verdict // what the rate limits say
 
 	cert *x509.Certificate // the client's, verified; nil: none
 	x    *telemetry.Exchange
@@ -113,6 +116,7 @@ func (s *Server) adapt(w http.ResponseWriter, hr *http.Request, x *telemetry.Exc
 	if hr.TLS != nil && len(hr.TLS.VerifiedChains) > 0 {
 		r.cert = hr.TLS.VerifiedChains[0][0]
 	}
+	r.verdict = limits.Verdict{}
 	r.replay, r.spare, r.probe, r.secret, r.pin, r.mirror = false, false, false, "", "", nil
 	peer, _ := netip.ParseAddrPort(hr.RemoteAddr)
 	r.Peer = peer.Addr().Unmap().WithZone("")
@@ -184,7 +188,7 @@ func (l *lane) release() {
 	}
 	l.hr, l.up, l.target, l.err, l.cause, l.conn, l.mirror = nil, nil, nil, nil, nil, nil, nil
 	l.out = reply{}
-	l.Request.x = nil
+	l.Request.x, l.verdict = nil, limits.Verdict{}
 	l.s.lanes.Put(l)
 }
 

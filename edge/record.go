@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // record writes the request down, once, whatever the outcome; the panic that cuts
@@ -83,8 +84,11 @@ func (l *lane) refuse(code Code, err error) {
 	if m.Status == http.StatusServiceUnavailable {
 		set(h, "Retry-After", "1")
 	}
+	l.verdict.Headers(time.Now(), func(name, value string) { set(h, name, value) })
 	body, kind := plain(m, l.ID), "text/plain; charset=utf-8"
 	switch accept := l.header("Accept"); {
+	case code == Limited || code == Denied:
+		body, kind = l.verdict.Body(accept, l.ID)
 	case code == Maintenance && strings.Contains(accept, "html"):
 		body, kind = l.s.plan.Load().maintenance(), "text/html; charset=utf-8"
 		set(h, "Retry-After", "30")

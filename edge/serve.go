@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/identity"
+	"mainstay.dev/mainstay/internal/limits"
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -28,6 +29,7 @@ type Deps struct {
 	// Dial connects to targets; nil means the network. Tests pass an in-memory one.
 	Dial     func(ctx context.Context, network, addr string) (net.Conn, error)
 	Identity identity.Resolver // says who asks; nil: only addresses are known, and no proxy is trusted
+	Limits   *limits.Gate      // nil: nobody is limited
 	Log      *slog.Logger
 	Sink     telemetry.Sink
 }
@@ -135,6 +137,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	p.route(&l.Request)
 	s.identify(hr.Context(), &l.Request)
 	code := p.admit(&l.Request)
+	if code == OK {
+		code = s.limit(hr.Context(), &l.Request)
+	}
 	if code == OK {
 		code = l.gather()
 	}

@@ -42,6 +42,8 @@ type Level struct {
 	Help   string
 	Labels []Label
 	Value  float64
+	// Counter tells that it only goes up, from 0 at the start; its name ends in _total.
+	Counter bool
 }
 
 // A Label is a metric dimension. Its values come from a bounded set.

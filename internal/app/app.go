@@ -28,6 +28,7 @@ import (
 	"mainstay.dev/mainstay/internal/deploy"
 	"mainstay.dev/mainstay/internal/deploy/docker"
 	"mainstay.dev/mainstay/internal/lifecycle"
+	"mainstay.dev/mainstay/internal/limits"
 	"mainstay.dev/mainstay/internal/monitor"
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/pooler"
@@ -62,6 +63,9 @@ type App struct {
 	export  *otlp.Sink // nil: traces stay here
 
 	identity *identity.Desk
+
+	redis  *redisLink   // nil: one node
+	limits *limits.Gate // nil: off
 
 	edge   *edge.Server
 	pooler *pooler.Server // nil: off
@@ -117,6 +121,14 @@ func Check(res *Resolved) error {
 	ps.Below("identity", setting.Of(err))
 	_, err = edge.Compile(res.Edge)
 	ps.Below("edge", setting.Of(err))
+	if res.LimitsOn() {
+		_, err = limits.Compile(res.Limits)
+		ps.Below("limits", setting.Of(err))
+	}
+	if res.Redis != "" {
+		_, err = redisOption(res.Redis)
+		ps = append(ps, setting.Of(err)...)
+	}
 	if res.PoolerOn() {
 		_, err = pooler.Compile(res.Pooler)
 		ps.Below("pooler", setting.Of(err))
@@ -147,6 +159,9 @@ func (a *App) wire(res *Resolved) error {
 		return err
 	}
 	if err := a.wireTelemetry(res); err != nil {
+		return err
+	}
+	if err := a.wireLimits(res); err != nil {
 		return err
 	}
 	return a.wirePlanes(res, ls, creds)
@@ -193,7 +208,7 @@ func (a *App) wirePlanes(res *Resolved, ls listeners, creds credentials) error {
 	var err error
 	a.identity, err = identity.New(res.Identity, identity.Deps{Notice: a.noticeOf("identity")})
 	ps.Below("identity", setting.Of(err))
-	a.edge, err = edge.New(res.Edge, edge.Deps{Listener: ls.edge, TLS: ls.edgeTLS, Identity: a.identity, Log: a.part("edge"), Sink: a.sink})
+	a.edge, err = edge.New(res.Edge, edge.Deps{Listener: ls.edge, TLS: ls.edgeTLS, Identity: a.identity, Limits: a.limits, Log: a.part("edge"), Sink: a.sink})
 	ps.Below("edge", setting.Of(err))
 	env := environment{base: a.opts.Environ, service: res.Service, environment: res.Environment, creds: creds}
 	if res.PoolerOn() {
@@ -250,6 +265,12 @@ func (a *App) Run(ctx context.Context) error {
 	var parts []lifecycle.Part
 	if a.export != nil {
 		parts = append(parts, lifecycle.Part{Name: "telemetry", Run: lifecycle.Simple(a.export.Run)})
+	}
+	if a.redis != nil {
+		parts = append(parts, lifecycle.Part{Name: "redis", Run: lifecycle.Simple(a.redis.Run)})
+	}
+	if a.limits != nil {
+		parts = append(parts, lifecycle.Part{Name: "limits", Run: lifecycle.Simple(a.limits.Run)})
 	}
 	parts = append(parts, lifecycle.Part{Name: "admin", Run: lifecycle.Simple(a.admin.Run)})
 	if a.pooler != nil {
@@ -318,6 +339,9 @@ func (a *App) levels() []telemetry.Level {
 	}
 	if a.export != nil {
 		ls = append(ls, a.export.Levels()...)
+	}
+	if a.limits != nil {
+		ls = append(ls, a.limits.Levels()...)
 	}
 	ready := 0.0
 	if a.Ready() == nil {

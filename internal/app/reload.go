@@ -43,6 +43,10 @@ func (a *App) prepare() (commit func(), err error) {
 	part("identity", c, err)
 	c, err = a.edge.Prepare(next.Edge)
 	part("edge", c, err)
+	if a.limits != nil && next.LimitsOn() {
+		c, err = a.limits.Prepare(next.Limits)
+		part("limits", c, err)
+	}
 	if a.pooler != nil && next.PoolerOn() {
 		c, err = a.pooler.Prepare(next.Pooler)
 		part("pooler", c, err)
@@ -80,6 +84,8 @@ func fixed(ps *setting.Problems, old, next *Resolved) {
 	}{
 		{"service", old.Service, next.Service},
 		{"environment", old.Environment, next.Environment},
+		{"redis", old.Redis, next.Redis},
+		{"limits", old.LimitsOn(), next.LimitsOn()}, // they can change, but not come and go
 		{"data", old.Data, next.Data},
 		{"app.image", old.App.Image != "", next.App.Image != ""}, // another driver
 		{"admin", old.Admin, next.Admin},

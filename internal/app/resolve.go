@@ -34,6 +34,9 @@ type Resolved struct {
 // PoolerOn tells that the pooler runs.
 func (r *Resolved) PoolerOn() bool { return r.Database != "" }
 
+// LimitsOn tells that callers are limited.
+func (r *Resolved) LimitsOn() bool { return r.Given("limits") }
+
 // Resolve adds to c what the environment tells: a file that says nothing of a
 // plane leaves the upstream to the variables that the app itself would have read.
 // A command given on the command line goes before app.run.

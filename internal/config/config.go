@@ -25,6 +25,7 @@ import (
 	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/admin"
 	"mainstay.dev/mainstay/internal/deploy"
+	"mainstay.dev/mainstay/internal/limits"
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/pooler"
 )
@@ -37,11 +38,11 @@ type Config struct {
 	Service     string         `yaml:"service" doc:"The name in traces, metrics and logs."`
 	Environment string         `yaml:"environment" doc:"Where it runs: production, staging, development."`
 	Data        string         `yaml:"data" doc:"Folder for state: the app's logs, the admin token, what is running. Absent: $XDG_STATE_HOME/mainstay, or ~/.local/state/mainstay."`
-	Redis       setting.Secret `yaml:"redis" planned:"limits and caches shared by several nodes" doc:"Address of a Redis that several nodes share."`
+	Redis       setting.Secret `yaml:"redis" doc:"Address of a Redis that several nodes share, as redis://USER:PASSWORD@HOST:PORT; rediss:// with TLS, a further ?addr=HOST:PORT for each node of a Cluster, ?master_set=NAME for Sentinels. Absent: this node counts by itself."`
 
 	App       deploy.Config   `yaml:"app" doc:"The app and how its copies are run."`
 	Identity  identity.Config `yaml:"identity" doc:"Who is asking; used by edge, claude and limits."`
-	Limits    Limits          `yaml:"limits" planned:"tiered rate limits" doc:"Rate limits by tier."`
+	Limits    limits.Config   `yaml:"limits" doc:"Rate limits by tier. Without this section nobody is limited."`
 	Edge      edge.Config     `yaml:"edge" doc:"The HTTP plane: the app's public address."`
 	Pooler    pooler.Config   `yaml:"pooler" doc:"The PostgreSQL plane: the app's DATABASE_URL. Absent, the DATABASE_URL in Mainstay's own environment is the upstream."`
 	Claude    claude.Config   `yaml:"claude" doc:"The Claude plane: the app's ANTHROPIC_BASE_URL. Absent, it is on when ANTHROPIC_BASE_URL, ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN is in Mainstay's own environment."`

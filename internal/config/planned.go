@@ -10,37 +10,6 @@ import (
 // a file that uses them is understood, and told so. Each moves to the package
 // that will obey it.
 
-// Limits is the schema of the rate limits to come.
-type Limits struct {
-	Tiers          map[string]Tier `yaml:"tiers" doc:"Limits by tier."`
-	Per            []string        `yaml:"per" doc:"Who has the tier's number for itself: user, workspace."`
-	OnStoreFailure string          `yaml:"on_store_failure" doc:"local, allow or deny."`
-}
-
-// Tier is one tier's limit.
-type Tier struct {
-	Requests int           `yaml:"requests" doc:"How many requests."`
-	Window   time.Duration `yaml:"window" doc:"In any window of this length."`
-}
-
-// Validate reports every mistake.
-func (l *Limits) Validate(ps *setting.Problems) {
-	for name, t := range l.Tiers {
-		if t.Requests <= 0 {
-			ps.Add("tiers."+name+".requests", "must be positive", "try 1000")
-		}
-		if t.Window <= 0 {
-			ps.Add("tiers."+name+".window", "must be positive", "try 1h")
-		}
-	}
-	for _, p := range l.Per {
-		oneOf(ps, "per", p, "user", "workspace")
-	}
-	if l.OnStoreFailure != "" {
-		oneOf(ps, "on_store_failure", l.OnStoreFailure, "local", "allow", "deny")
-	}
-}
-
 // Alert is the schema of one alert to come.
 type Alert struct {
 	Name string        `yaml:"name" doc:"The alert's name."`

@@ -2,6 +2,7 @@ package config
 
 import (
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,7 +15,16 @@ import (
 // YAML renders the effective configuration: every value that is in force, with
 // secrets masked and without the settings whose features are not built yet.
 func (c *Config) YAML() ([]byte, error) {
-	return yaml.Marshal(render(reflect.ValueOf(c).Elem()))
+	root := render(reflect.ValueOf(c).Elem())
+	for i := 0; i < len(root.Content); i += 2 {
+		// These are on when the file has them, so showing what they would be would
+		// switch them on in the next file.
+		if key := root.Content[i].Value; key == "limits" && !c.Given(key) {
+			root.Content = slices.Delete(root.Content, i, i+2)
+			i -= 2
+		}
+	}
+	return yaml.Marshal(root)
 }
 
 func render(v reflect.Value) *yaml.Node {

@@ -31,6 +31,7 @@ type Config struct {
 
 	OnStoreFailure string        `yaml:"on_store_failure" doc:"While Redis does not answer: local (each node gives its share), allow or deny."`
 	StoreTimeout   time.Duration `yaml:"store_timeout" doc:"Longest wait for Redis in one request."`
+	Memory         setting.Bytes `yaml:"memory" doc:"Memory for counters in this process: room for a good hundred thousand callers with 32MB. When it is full, the callers who were seen least are forgotten."`
 }
 
 // Tier is one or several limits that hold together.
@@ -71,7 +72,7 @@ func (c *Config) SetDefaults() {
 			"enterprise": {Requests: 10000, Window: time.Hour},
 		},
 		DefaultTier: "free", Per: []string{perUser, perWorkspace},
-		OnStoreFailure: "local", StoreTimeout: 5 * time.Millisecond,
+		OnStoreFailure: "local", StoreTimeout: 5 * time.Millisecond, Memory: 32e6,
 	}
 }
 

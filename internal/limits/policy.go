@@ -94,6 +94,9 @@ func Compile(c Config) (*Policy, error) {
 	if c.StoreTimeout <= 0 {
 		ps.Add("store_timeout", "must be positive", "try 5ms")
 	}
+	if c.Memory < 1e6 || c.Memory > 64e9 {
+		ps.Add("memory", "must be between 1MB and 64GB", "try 32MB")
+	}
 	p.compileRoutes(&ps)
 	if len(ps) > 0 {
 		return nil, ps

@@ -85,6 +85,9 @@ func Reference(levels []telemetry.Level) string {
 		}
 		seen[l.Name] = true
 		m := Metric{Name: l.Name, Type: "gauge", Help: l.Help}
+		if l.Counter {
+			m.Type = "counter"
+		}
 		for _, label := range l.Labels {
 			m.Labels = append(m.Labels, label.Name)
 		}

@@ -154,7 +154,11 @@ func (h heights) Collect(out chan<- prometheus.Metric) {
 		if _, ok := help[l.Name]; !ok {
 			help[l.Name] = l.Help
 		}
-		m, err := prometheus.NewConstMetric(prometheus.NewDesc(l.Name, help[l.Name], names, nil), prometheus.GaugeValue, l.Value, values...)
+		kind := prometheus.GaugeValue
+		if l.Counter {
+			kind = prometheus.CounterValue
+		}
+		m, err := prometheus.NewConstMetric(prometheus.NewDesc(l.Name, help[l.Name], names, nil), kind, l.Value, values...)
 		if err != nil {
 			m = prometheus.NewInvalidMetric(prometheus.NewDesc(l.Name, help[l.Name], nil, nil), err)
 		}

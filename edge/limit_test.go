@@ -1,0 +1,174 @@
+package edge_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"mainstay.dev/mainstay/edge"
+	"mainstay.dev/mainstay/internal/limits"
+)
+
+// gate makes limits of two requests an hour for everybody, as change leaves them.
+func gate(t *testing.T, change func(*limits.Config)) *limits.Gate {
+	t.Helper()
+	var c limits.Config
+	c.SetDefaults()
+	c.Tiers["free"] = limits.Tier{Requests: 2, Window: time.Hour}
+	if change != nil {
+		change(&c)
+	}
+	g, err := limits.NewGate(c, limits.Deps{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// limited is an edge with limits before an app that counts its requests.
+func limited(t *testing.T, g *limits.Gate, answer http.HandlerFunc) (h *house, seen func() int) {
+	t.Helper()
+	n := make(chan int, 1)
+	n <- 0
+	addr := app(t, func(w http.ResponseWriter, r *http.Request) {
+		n <- 1 + <-n
+		if answer != nil {
+			answer(w, r)
+		}
+	})
+	h = startWith(t, defaults(), func(d *edge.Deps) { d.Limits = g })
+	h.serve(t, addr)
+	return h, func() int {
+		v := <-n
+		n <- v
+		return v
+	}
+}
+
+func TestACallerOverItsLimitIsToldSoAndTheAppSeesNothing(t *testing.T) {
+	h, seen := limited(t, gate(t, func(c *limits.Config) { c.Upgrade = "https://shop.example/upgrade" }), nil)
+	for i := range 2 {
+		resp, _ := get(t, "http://"+h.addr+"/")
+		want := fmt.Sprintf(`"address";r=%d;t=3600`, 1-i)
+		if got := resp.Header.Get("RateLimit"); resp.StatusCode != 200 || got != want && !strings.HasPrefix(got, fmt.Sprintf(`"address";r=%d;t=3`, 1-i)) {
+			t.Errorf("request %d: %s, RateLimit %q, want %q", i, resp.Status, got, want)
+		}
+		if resp.Header.Get("X-RateLimit-Limit") != "2" || resp.Header.Get("X-RateLimit-Remaining") != fmt.Sprint(1-i) || resp.Header.Get("RateLimit-Policy") != `"address";q=2;w=3600` {
+			t.Errorf("request %d: %v", i, resp.Header)
+		}
+	}
+	resp, body := get(t, "http://"+h.addr+"/")
+	for name, want := range map[string]string{
+		"Mainstay-Code": "limited", "Cache-Control": "no-store", "Content-Type": "application/problem+json", "X-RateLimit-Remaining": "0",
+	} {
+		if got := resp.Header.Get(name); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	var p struct {
+		Tier       string
+		Limit      int
+		Window     int
+		RetryAfter int
+		Upgrade    string
+		Code       string
+	}
+	if err := json.Unmarshal([]byte(body), &p); err != nil || resp.StatusCode != 429 {
+		t.Fatalf("%s %s %v", resp.Status, body, err)
+	}
+	if p.Tier != "free" || p.Limit != 2 || p.Window != 3600 || p.Code != "limited" || p.Upgrade != "https://shop.example/upgrade" ||
+		p.RetryAfter < 3500 || fmt.Sprint(p.RetryAfter) != resp.Header.Get("Retry-After") {
+		t.Errorf("got %+v, Retry-After %s", p, resp.Header.Get("Retry-After"))
+	}
+	if n := seen(); n != 2 {
+		t.Errorf("the app saw %d requests", n)
+	}
+	if x := h.ledger.next(t, 2); x.Code != "limited" || x.HTTP.Status != 429 {
+		t.Errorf("recorded as %s, %d", x.Code, x.HTTP.Status)
+	}
+	resp, body = get(t, "http://"+h.addr+"/", "Accept", "text/html")
+	if !strings.Contains(body, "<h1>Too Many Requests</h1>") || resp.Header.Get("Content-Type") != "text/html; charset=utf-8" {
+		t.Errorf("a browser got %s", body)
+	}
+}
+
+func TestAClassHasItsOwnLimitAndTheDenyListIsAnswered403(t *testing.T) {
+	h, seen := limited(t, gate(t, func(c *limits.Config) {
+		c.Routes = []limits.Route{{Name: "login", Path: "/login", Methods: []string{"POST"}, Limit: limits.Tier{Requests: 1, Window: time.Minute}}}
+		c.Deny = []string{"address:10.0.0.0/8"}
+	}), nil)
+	post := func() *http.Response {
+		req, err := http.NewRequest("POST", "http://"+h.addr+"/login", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, _ := do(t, req)
+		return resp
+	}
+	first, second := post(), post()
+	if first.StatusCode != 200 || second.StatusCode != 429 || !strings.Contains(second.Header.Get("RateLimit"), `"login";r=0`) {
+		t.Errorf("%s %s %v", first.Status, second.Status, second.Header)
+	}
+	for range 2 {
+		if resp, _ := get(t, "http://"+h.addr+"/login"); resp.StatusCode != 200 {
+			t.Errorf("a GET was counted with the class: %s", resp.Status)
+		}
+	}
+	g := gate(t, func(c *limits.Config) { c.Deny = []string{"address:127.0.0.1"} })
+	denied, unseen := limited(t, g, nil)
+	if resp, body := get(t, "http://"+denied.addr+"/"); resp.StatusCode != 403 || resp.Header.Get("Mainstay-Code") != "denied" || !strings.Contains(body, "denied") {
+		t.Errorf("%s %v %s", resp.Status, resp.Header, body)
+	}
+	if seen() != 3 || unseen() != 0 {
+		t.Errorf("the apps saw %d and %d", seen(), unseen())
+	}
+}
+
+// A cache that stores an answer gives it to others, to whom its figures would lie.
+func TestAnswersForEverybodyCarryNoFiguresOfOneCaller(t *testing.T) {
+	h, _ := limited(t, gate(t, func(c *limits.Config) { c.Tiers["free"] = limits.Tier{Requests: 100, Window: time.Hour} }), func(w http.ResponseWriter, r *http.Request) {
+		if v := r.URL.Query().Get("cc"); v != "" {
+			w.Header().Set("Cache-Control", v)
+		}
+		if v := r.URL.Query().Get("lm"); v != "" {
+			w.Header().Set("Last-Modified", "Mon, 02 Jan 2006 15:04:05 GMT")
+		}
+	})
+	for query, told := range map[string]bool{
+		"": true, "cc=no-store": true, "cc=private,%20max-age=60": true, "cc=no-cache": true, "cc=public": false,
+		"cc=max-age=60": false, "cc=s-maxage=60": false, "lm=1": false, "lm=1&cc=private": true,
+	} {
+		resp, _ := get(t, "http://"+h.addr+"/?"+query)
+		for _, f := range limits.Fields {
+			if f != "Retry-After" && (resp.Header.Get(f) != "") != told {
+				t.Errorf("%q: %s is %q", query, f, resp.Header.Get(f))
+			}
+		}
+	}
+}
+
+func TestAReloadOfTheLimitsKeepsWhatIsCounted(t *testing.T) {
+	g := gate(t, nil)
+	h, _ := limited(t, g, nil)
+	get(t, "http://"+h.addr+"/")
+	var c limits.Config
+	c.SetDefaults()
+	c.Tiers["free"] = limits.Tier{Requests: 3, Window: time.Hour}
+	commit, err := g.Prepare(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	commit()
+	for i, want := range []int{200, 200, 429} {
+		if resp, _ := get(t, "http://"+h.addr+"/"); resp.StatusCode != want {
+			t.Errorf("request %d after the reload: %s", i, resp.Status)
+		}
+	}
+	c.StoreTimeout = time.Second
+	if _, err := g.Prepare(c); err == nil || !strings.Contains(err.Error(), "store_timeout: cannot change while running") {
+		t.Errorf("got %v", err)
+	}
+}

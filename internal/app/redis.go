@@ -1,0 +1,156 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"mainstay.dev/mainstay/internal/setting"
+	"mainstay.dev/mainstay/ratelimit"
+	"mainstay.dev/mainstay/ratelimit/redisstore"
+)
+
+// How long one try to reach Redis may take, and how often it is tried.
+const (
+	redisDial  = time.Second
+	redisRetry = time.Second
+)
+
+// redisLink owns the one Redis client. A Redis that is not there when Mainstay
+// starts is tried again and again: nothing that needs it waits for it.
+type redisLink struct {
+	option rueidis.ClientOption
+	prefix string // of all keys
+	log    *slog.Logger
+	joined atomic.Pointer[joined]
+}
+
+// joined is what there is once Redis has answered.
+type joined struct {
+	client   rueidis.Client
+	limits   *redisstore.Store
+	presence *redisstore.Presence
+}
+
+// redisOption reads the address. Its errors do not show it: it may hold a password.
+func redisOption(address setting.Secret) (rueidis.ClientOption, error) {
+	const mend = "try redis://127.0.0.1:6379, rediss:// for TLS, ?addr= for further nodes, ?master_set= for Sentinel"
+	if _, err := url.Parse(address.Reveal()); err != nil {
+		return rueidis.ClientOption{}, setting.Problem{Path: "redis", What: "is no address", Mend: mend}
+	}
+	o, err := rueidis.ParseURL(address.Reveal())
+	if err != nil {
+		return o, setting.Problem{Path: "redis", What: "is no address of a Redis", Mend: mend}
+	}
+	// What was decided must not be decided again, and nobody reads the same key twice.
+	o.DisableRetry, o.DisableCache = true, true
+	if o.Dialer.Timeout == 0 {
+		o.Dialer.Timeout = redisDial
+	}
+	if o.ConnWriteTimeout == 0 {
+		o.ConnWriteTimeout = 2 * time.Second
+	}
+	return o, nil
+}
+
+func newRedisLink(res *Resolved, log *slog.Logger) (*redisLink, error) {
+	o, err := redisOption(res.Redis)
+	if err != nil {
+		return nil, err
+	}
+	l := &redisLink{option: o, prefix: "mainstay:" + res.Service + ":" + res.Environment + ":", log: log}
+	if err := l.join(); err != nil {
+		log.Warn("Redis does not answer; going on without it, and trying again", "err", err)
+	}
+	return l, nil
+}
+
+// join connects, once.
+func (l *redisLink) join() error {
+	client, err := rueidis.NewClient(l.option)
+	if err != nil {
+		return fmt.Errorf("connect to Redis: %w", err)
+	}
+	store, err := redisstore.New(client, l.prefix+"limits:")
+	if err != nil {
+		client.Close()
+		return err
+	}
+	l.joined.Store(&joined{client, store, redisstore.NewPresence(client, l.prefix)})
+	return nil
+}
+
+// Run tries until Redis answers, and then tells the other nodes that this one
+// lives, until ctx ends.
+func (l *redisLink) Run(ctx context.Context) error {
+	tick := time.NewTicker(redisRetry)
+	defer tick.Stop()
+	for l.joined.Load() == nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if l.join() == nil {
+			l.log.Info("connected to Redis")
+		}
+	}
+	return l.joined.Load().presence.Run(ctx)
+}
+
+// Close ends the connections.
+func (l *redisLink) Close() error {
+	if j := l.joined.Load(); j != nil {
+		j.client.Close()
+	}
+	return nil
+}
+
+// nodes is how many nodes share the limits, this one included.
+func (l *redisLink) nodes() int {
+	if j := l.joined.Load(); j != nil {
+		return j.presence.Nodes()
+	}
+	return 1
+}
+
+// limitStore is the link's counters; they fail until Redis has answered once.
+type limitStore struct{ link *redisLink }
+
+var errNotJoined = errors.New("the redis of the file has not answered yet")
+
+func (s limitStore) Take(ctx context.Context, checks []ratelimit.Check, results []ratelimit.Result) (ratelimit.Decision, error) {
+	if j := s.link.joined.Load(); j != nil {
+		return j.limits.Take(ctx, checks, results)
+	}
+	return ratelimit.Decision{}, errNotJoined
+}
+
+func (s limitStore) Refund(ctx context.Context, d ratelimit.Decision, checks []ratelimit.Check) error {
+	return s.tell(func(r *redisstore.Store) error { return r.Refund(ctx, d, checks) })
+}
+
+func (s limitStore) Charge(ctx context.Context, checks []ratelimit.Check) error {
+	return s.tell(func(r *redisstore.Store) error { return r.Charge(ctx, checks) })
+}
+
+func (s limitStore) Restore(ctx context.Context, checks []ratelimit.Check, debts []ratelimit.Debt) error {
+	return s.tell(func(r *redisstore.Store) error { return r.Restore(ctx, checks, debts) })
+}
+
+func (s limitStore) Reset(ctx context.Context, checks []ratelimit.Check) error {
+	return s.tell(func(r *redisstore.Store) error { return r.Reset(ctx, checks) })
+}
+
+func (s limitStore) tell(what func(*redisstore.Store) error) error {
+	if j := s.link.joined.Load(); j != nil {
+		return what(j.limits)
+	}
+	return errNotJoined
+}

@@ -1,0 +1,179 @@
+package limits
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"mainstay.dev/mainstay/internal/setting"
+	"mainstay.dev/mainstay/ratelimit"
+	"mainstay.dev/mainstay/telemetry"
+)
+
+// Deps is what a Gate works with. The zero value is a gate that counts in this
+// process and tells nobody.
+type Deps struct {
+	Store ratelimit.Store // shared by several nodes; nil: this process counts alone
+	Nodes func() int      // live nodes that share the limits; nil: one
+	Log   *slog.Logger
+	Sink  telemetry.Sink
+}
+
+// A Gate is the policy in force with the counters behind it: the one place that
+// edge, claude and limits/check ask. Its methods may be called from several
+// goroutines.
+type Gate struct {
+	deps   Deps
+	policy atomic.Pointer[Policy]
+	shield *ratelimit.Shield                       // nil: in process
+	stores [ratelimit.FailDeny + 1]ratelimit.Store // by what to do when the shared one fails
+	tallies
+	settling chan settlement
+}
+
+// NewGate checks cfg and wires; it starts nothing.
+func NewGate(cfg Config, d Deps) (*Gate, error) {
+	p, err := Compile(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if d.Log == nil {
+		d.Log = slog.New(slog.DiscardHandler)
+	}
+	if d.Sink == nil {
+		d.Sink = telemetry.Discard
+	}
+	g := &Gate{deps: d, settling: make(chan settlement, maxSettling)}
+	g.policy.Store(p)
+	if d.Store == nil {
+		memory := ratelimit.NewMemory(int64(cfg.Memory))
+		for f := range g.stores {
+			g.stores[f] = memory
+		}
+		return g, nil
+	}
+	g.shield = ratelimit.NewShield(d.Store, ratelimit.ShieldOptions{
+		Timeout: cfg.StoreTimeout, Memory: int64(cfg.Memory), Nodes: d.Nodes, Changed: g.storeChanged,
+	})
+	for f := range g.stores {
+		g.stores[f] = g.shield.On(ratelimit.Failure(f))
+	}
+	return g, nil
+}
+
+// Prepare compiles a new configuration. Nothing changes until commit is called,
+// and commit cannot fail. Counters stay.
+func (g *Gate) Prepare(cfg Config) (commit func(), err error) {
+	p, err := Compile(cfg)
+	ps := setting.Of(err)
+	old := g.policy.Load().cfg
+	if cfg.StoreTimeout != old.StoreTimeout {
+		ps.Add("store_timeout", "cannot change while running", "restart Mainstay")
+	}
+	if cfg.Memory != old.Memory {
+		ps.Add("memory", "cannot change while running", "restart Mainstay")
+	}
+	if len(ps) > 0 {
+		return nil, ps
+	}
+	return func() { g.policy.Store(p) }, nil
+}
+
+// settlers is how many corrections of costs are told to the store at once, and
+// maxSettling how many may wait; more are told by whoever has them.
+const (
+	settlers    = 4
+	maxSettling = 1024
+	settleLimit = time.Second
+)
+
+// Run tries a shared store that is down until it is back, and tells it what
+// requests really cost. It returns when ctx ends and all is told.
+func (g *Gate) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	for range settlers {
+		running.Go(func() {
+			for {
+				select {
+				case s := <-g.settling:
+					g.settle(s)
+				case <-ctx.Done():
+					for len(g.settling) > 0 {
+						select {
+						case s := <-g.settling:
+							g.settle(s)
+						default:
+						}
+					}
+					return
+				}
+			}
+		})
+	}
+	var err error
+	if g.shield != nil {
+		err = g.shield.Run(ctx)
+	}
+	running.Wait()
+	return err
+}
+
+func (g *Gate) store(f ratelimit.Failure) ratelimit.Store {
+	return g.stores[min(f, ratelimit.FailDeny)]
+}
+
+// Admit decides on a. An error means that nothing was decided: ctx ended, or the
+// cost makes no sense.
+func (g *Gate) Admit(ctx context.Context, a Ask) (Verdict, error) {
+	v, err := g.policy.Load().Admit(ctx, g.store, a)
+	if err != nil {
+		if ctx.Err() == nil {
+			g.invalid.Add(1)
+		}
+		return v, err
+	}
+	g.count(&v)
+	return v, nil
+}
+
+// A settlement is what a request really cost.
+type settlement struct {
+	verdict Verdict
+	cost    int64
+}
+
+// Settle corrects what an admitted request took to what it really cost, soon and
+// without making anybody wait.
+func (g *Gate) Settle(v Verdict, cost int64) {
+	select {
+	case g.settling <- settlement{v, cost}:
+	default:
+		g.settle(settlement{v, cost})
+	}
+}
+
+func (g *Gate) settle(s settlement) {
+	ctx, cancel := context.WithTimeout(context.Background(), settleLimit)
+	defer cancel()
+	if err := s.verdict.Settle(ctx, g.store, s.cost); err != nil && !errors.Is(err, ratelimit.ErrDown) {
+		g.unsettled.Add(1)
+	}
+}
+
+// storeChanged tells that the shared store went down, or is back.
+func (g *Gate) storeChanged(cause error) {
+	e := telemetry.Event{Time: time.Now(), Part: "limits", Name: "store_back", Level: slog.LevelInfo,
+		Text: "Redis answers again; limits are shared by all nodes."}
+	if cause != nil {
+		e.Name, e.Level = "store_down", slog.LevelError
+		e.Text = "Redis does not answer; limits go on as on_store_failure says."
+		e.Attrs = []slog.Attr{slog.String("on_store_failure", g.policy.Load().cfg.OnStoreFailure), slog.Any("err", cause)}
+		g.deps.Log.Error("the shared store is down", "err", cause)
+	} else {
+		g.deps.Log.Info("the shared store is back")
+	}
+	g.deps.Sink.Emit(e)
+}
