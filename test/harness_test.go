@@ -300,3 +300,15 @@ func alive(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.Contains(string(b), ") Z ")
 }
+
+// edit changes the configuration file.
+func (m *mainstay) edit(from, to string) {
+	m.t.Helper()
+	text, err := os.ReadFile(m.file)
+	if err == nil {
+		err = os.WriteFile(m.file, []byte(strings.Replace(string(text), from, to, 1)), 0o600)
+	}
+	if err != nil {
+		m.t.Fatal(err)
+	}
+}

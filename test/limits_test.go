@@ -1,0 +1,140 @@
+package test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"mainstay.dev/mainstay/ratelimit/redistest"
+)
+
+// tally is what the answers of a storm came to.
+type tally struct{ passed, limited, local, other atomic.Int64 }
+
+// storm asks the nodes in turn, from several clients at once.
+func (c *tally) storm(t *testing.T, nodes []*mainstay, clients, each int) {
+	t.Helper()
+	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: clients}}
+	defer client.CloseIdleConnections()
+	var wg sync.WaitGroup
+	for i := range clients {
+		wg.Go(func() {
+			for k := range each {
+				resp, err := client.Get(nodes[(i+k)%len(nodes)].edge + "/version")
+				if err != nil {
+					t.Errorf("a request was lost: %v", err)
+					return
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+				if strings.Contains(resp.Header.Get("RateLimit"), ";mode=local") {
+					c.local.Add(1)
+				}
+				switch {
+				case resp.StatusCode == 200:
+					c.passed.Add(1)
+				case resp.StatusCode == 429 && resp.Header.Get("Mainstay-Code") == "limited" && resp.Header.Get("Retry-After") != "":
+					c.limited.Add(1)
+				default:
+					c.other.Add(1)
+					t.Errorf("answered %s %v", resp.Status, resp.Header)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// Two nodes share a limit to the unit; a kill -9 of their Redis loses no request,
+// gives nobody a second helping, and is told; and so is its return.
+func TestTwoNodesShareALimitAndOutliveTheirRedis(t *testing.T) {
+	const limit = 400
+	redis := redistest.Start(t)
+	more := fmt.Sprintf("redis: redis://%s\nlimits: {tiers: {free: {requests: %d, window: 1h}}, store_timeout: 100ms}\n", redis.Addr, limit)
+	nodes := []*mainstay{setup(t, more).start(testapp()), setup(t, more).start(testapp())}
+	down := func(want float64) {
+		t.Helper()
+		for _, m := range nodes {
+			eventually(t, fmt.Sprintf("mainstay_limits_store_down %v", want), func() (bool, string) {
+				v, ok := m.metrics()["mainstay_limits_store_down"]
+				return ok && v == want, fmt.Sprint(v, ok)
+			})
+		}
+	}
+	var c tally
+	c.storm(t, nodes, 8, 10) // 80
+	if n := c.passed.Load(); n != 80 || c.local.Load() != 0 {
+		t.Errorf("%d of 80 passed, %d counted by a node alone", n, c.local.Load())
+	}
+
+	var killed sync.WaitGroup
+	killed.Go(redis.Kill)
+	c.storm(t, nodes, 8, 20)
+	killed.Wait()
+	c.storm(t, nodes, 8, 5)
+	down(1)
+	if c.local.Load() == 0 {
+		t.Error("no answer says mode=local")
+	}
+	for _, m := range nodes {
+		eventually(t, "the event", func() (bool, string) {
+			v := m.metrics()[`mainstay_events_total{name="store_down",part="limits"}`]
+			return v == 1, fmt.Sprint(v)
+		})
+		if !strings.Contains(m.log.String(), "the shared store is down") {
+			t.Error("the log does not say that the store is down")
+		}
+	}
+
+	redis.Restart()
+	down(0)
+	c.storm(t, nodes, 8, limit/8+10)
+	total := c.passed.Load()
+	t.Logf("%d passed and %d were refused, %d were counted by a node alone", total, c.limited.Load(), c.local.Load())
+	if total > limit*105/100 || total < limit/2 {
+		t.Errorf("%d passed under a limit of %d", total, limit)
+	}
+	if c.limited.Load() == 0 {
+		t.Error("nobody was refused")
+	}
+}
+
+func TestARedisThatIsNotThereYetStopsNobody(t *testing.T) {
+	redis := redistest.Start(t)
+	redis.Kill()
+	more := fmt.Sprintf("redis: redis://%s\nlimits: {tiers: {free: {requests: 1000, window: 1h}}}\n", redis.Addr)
+	m := setup(t, more).start(testapp())
+	var c tally
+	c.storm(t, []*mainstay{m}, 4, 5)
+	if c.passed.Load() != 20 || c.local.Load() != 20 {
+		t.Errorf("%d of 20 passed, %d counted by the node alone", c.passed.Load(), c.local.Load())
+	}
+	redis.Restart()
+	eventually(t, "the shared count", func() (bool, string) {
+		var c tally
+		c.storm(t, []*mainstay{m}, 1, 1)
+		return c.local.Load() == 0, "mode=local"
+	})
+}
+
+func TestAReloadChangesTheLimitsAndNotWhatIsCounted(t *testing.T) {
+	m := setup(t, "limits: {tiers: {free: {requests: 3, window: 1h}}}\n").start(testapp())
+	var c tally
+	c.storm(t, []*mainstay{m}, 1, 5)
+	if c.passed.Load() != 3 || c.limited.Load() != 2 {
+		t.Errorf("%d passed, %d limited", c.passed.Load(), c.limited.Load())
+	}
+	m.edit("requests: 3", "requests: 5")
+	if code, out := m.verb("reload"); code != 0 {
+		t.Fatalf("reload: %d %s", code, out)
+	}
+	c.storm(t, []*mainstay{m}, 1, 5)
+	if c.passed.Load() != 5 || c.limited.Load() != 5 {
+		t.Errorf("after the reload %d passed, %d limited", c.passed.Load(), c.limited.Load())
+	}
+}
