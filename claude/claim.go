@@ -142,7 +142,8 @@ func (c *call) enter() bool {
 		return true
 	}
 	var ok bool
-	if c.pass, ok = c.gate.TryEnter(); ok {
+	turn := health.Turn{Since: c.x.Start, Again: c.x.Tries > 0}
+	if c.pass, ok = c.gate.TryJoin(turn); ok {
 		return true
 	}
 	c.engine.counts.waiting.Add(1)
@@ -151,15 +152,13 @@ func (c *call) enter() bool {
 	defer c.engine.counts.holding.Add(-1)
 	ctx, cancel := context.WithDeadlineCause(c.ctx, c.limit(), errHeld)
 	defer cancel()
-	pass, err := c.gate.Enter(ctx)
+	pass, err := c.gate.Join(ctx, turn)
 	c.pass = pass
 	return err == nil
 }
 
-// report tells the gate what an attempt came to. While all is well a call counts as
-// one failure however often it is tried, so that no single request can make the
-// others wait; and what is the caller's own (a wrong request, its limit, its
-// deadline) says nothing of Claude's health.
+// report tells the gate what an attempt came to. What is the caller's own (a wrong
+// request, its limit, its deadline) says nothing of Claude's health.
 func (c *call) report(v verdict) {
 	if c.gate == nil {
 		return
@@ -174,12 +173,6 @@ func (c *call) report(v verdict) {
 		if c.deadline.IsZero() || time.Now().Before(c.deadline) {
 			o = health.Bad
 		}
-	}
-	if o == health.Bad {
-		if c.failed && c.gate.State() == health.Open {
-			o = health.Unknown
-		}
-		c.failed = true
 	}
 	c.pass.Report(o)
 }

@@ -202,7 +202,6 @@ type call struct {
 	loop     retry.Loop
 	gate     *health.Gate // nil: none
 	pass     health.Pass
-	failed   bool              // an attempt has; see report
 	deadline time.Time         // for the first byte; policy deadline only
 	until    time.Time         // no wait may last longer; zero: nothing has gone wrong yet
 	try      telemetry.Attempt // the one under way

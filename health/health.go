@@ -26,16 +26,25 @@ type Rule struct {
 	Least int
 	// Probe is the time between two probes while the gate is shut.
 	Probe time.Duration
+	// Slow is the longest time between two probes when so little work comes that a
+	// probe each Probe would be more than the work itself.
+	Slow time.Duration
 	// Ramp is how many units of work a second are let in after a probe went well,
-	// and by how much that grows each second.
+	// and by how much that grows each second; or a tenth of what went well a second
+	// before the gate shut, if that is more.
 	Ramp float64
 	// Ease is what a failure leaves of that rate, from 0 to 1, once a second at most.
+	// For Calm after it the rate grows by an eighth only: the ceiling is near.
 	Ease float64
+	Calm time.Duration
 }
 
 // Passive is the rule for an upstream that is judged by its results alone.
 func Passive() Rule {
-	return Rule{Row: 5, Share: 0.5, Least: 10, Probe: time.Second, Ramp: 2, Ease: 0.85}
+	return Rule{
+		Row: 5, Share: 0.5, Least: 10, Probe: time.Second, Slow: 15 * time.Second,
+		Ramp: 2, Ease: 0.85, Calm: 10 * time.Second,
+	}
 }
 
 // State is how a gate stands.
@@ -63,13 +72,37 @@ type Gate struct {
 	mu      sync.Mutex
 	state   State
 	epoch   int       // of the state: results from before a change are of the past
-	row     int       // failures since the last success
+	row     int       // failures of different work since the last success
+	bad     int       // failures since the last success
 	seconds [10]tally // of the last ten seconds, while the gate is open
-	next    time.Time // when the next one may pass, while it is not open
+	last    time.Time // when one was let in last, while it is not open
+	next    time.Time // when the next one may pass, while it is ramping
 	since   time.Time // when the rate was base
 	base    float64   // a second, while ramping
+	step    float64   // by which it grows each second
 	eased   time.Time // when the rate was lowered last
-	waiting list.List // of chan struct{}: the first one is woken
+	byAge   list.List // of *place: who waits, those whose work began first in front
+	byEntry list.List // of *place: the same, those who have waited longest since their last try in front
+
+	came, tried int           // work and tries of it since the last success
+	slow        int           // probes since then that no work had come for
+	arrived     time.Time     // when the last new work came
+	gap         time.Duration // between one piece of new work and the next, on average
+}
+
+// A place is one in the line.
+type place struct {
+	turn Turn
+	wake chan struct{}
+	half time.Time // half way to the end of its patience; zero: it has none
+}
+
+// A Turn says whose turn it would be.
+type Turn struct {
+	// Since is when the work began: what began first goes first; zero: now.
+	Since time.Time
+	// Again: the work has passed this gate before.
+	Again bool
 }
 
 type tally struct {
@@ -78,7 +111,10 @@ type tally struct {
 }
 
 // NewGate returns an open gate.
-func NewGate(rule Rule) *Gate { return &Gate{rule: rule, state: Open} }
+func NewGate(rule Rule) *Gate { return &Gate{rule: rule, state: Open, gap: longGap} }
+
+// longGap is the longest gap between two pieces of work that says anything.
+const longGap = 10 * time.Minute
 
 // State returns how the gate stands.
 func (g *Gate) State() State {
@@ -91,7 +127,7 @@ func (g *Gate) State() State {
 func (g *Gate) Waiting() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.waiting.Len()
+	return g.byAge.Len()
 }
 
 // A Pass lets one unit of work through; what it came to is to be reported once. The
@@ -99,50 +135,56 @@ func (g *Gate) Waiting() int {
 type Pass struct {
 	gate  *Gate
 	epoch int
+	again bool
 }
 
 // TryEnter is Enter for those who can't wait: false means that they would have to.
-func (g *Gate) TryEnter() (Pass, bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.waiting.Len() > 0 || g.may(time.Now()) > 0 {
-		return Pass{}, false
-	}
-	return g.let(), true
-}
+func (g *Gate) TryEnter() (Pass, bool) { return g.TryJoin(Turn{}) }
 
 // Enter waits for the right to pass, first come first served, until ctx ends; it
 // then returns the cause.
-func (g *Gate) Enter(ctx context.Context) (Pass, error) {
+func (g *Gate) Enter(ctx context.Context) (Pass, error) { return g.Join(ctx, Turn{}) }
+
+// TryJoin is TryEnter for work of which more is known.
+func (g *Gate) TryJoin(t Turn) (Pass, bool) {
+	now := time.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.waiting.Len() == 0 && g.may(time.Now()) <= 0 {
-		return g.let(), nil
+	if g.byAge.Len() > 0 && g.keeps(t) || g.may(now, t, time.Time{}) > 0 {
+		return Pass{}, false
 	}
-	wake := make(chan struct{}, 1)
-	place := g.waiting.PushBack(wake)
+	g.come(now, t)
+	return g.let(now, t), true
+}
+
+// Join is Enter for work of which more is known: it has its place in the line by when
+// it began, so that what failed once does not wait all over again. While nothing
+// succeeds, work that has passed before waits even where the gate is open to others.
+func (g *Gate) Join(ctx context.Context, t Turn) (Pass, error) {
+	now := time.Now()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.come(now, t)
+	if (g.byAge.Len() == 0 || !g.keeps(t)) && g.may(now, t, time.Time{}) <= 0 {
+		return g.let(now, t), nil
+	}
+	p := &place{turn: t, wake: make(chan struct{}, 1)}
+	if end, ok := ctx.Deadline(); ok {
+		p.half = now.Add(end.Sub(now) / 2)
+	}
 	defer g.wakeFirst()
-	defer g.waiting.Remove(place)
+	defer g.line(p, now)()
+	g.wakeFirst() // that work has come may be what the first one waits for
 	for {
-		var timer *time.Timer
-		var due <-chan time.Time
-		if g.waiting.Front() == place {
-			d := g.may(time.Now())
-			if d <= 0 {
-				return g.let(), nil
+		d := longGap // the wake comes before
+		if g.first() == p {
+			now = time.Now()
+			if d = g.may(now, t, p.half); d <= 0 {
+				return g.let(now, t), nil
 			}
-			timer = time.NewTimer(d)
-			due = timer.C
 		}
 		g.mu.Unlock()
-		select {
-		case <-due:
-		case <-wake:
-		case <-ctx.Done():
-		}
-		if timer != nil {
-			timer.Stop()
-		}
+		p.await(ctx, d)
 		g.mu.Lock()
 		if ctx.Err() != nil {
 			return Pass{}, context.Cause(ctx)
@@ -150,37 +192,128 @@ func (g *Gate) Enter(ctx context.Context) (Pass, error) {
 	}
 }
 
-// may returns how long the first in the line has to wait.
-func (g *Gate) may(now time.Time) time.Duration {
-	if g.state == Ramping && g.waiting.Len() == 0 && now.Sub(g.next) > time.Second {
+// await waits for d, for a wake or for the end of ctx.
+func (p *place) await(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-p.wake:
+	case <-ctx.Done():
+	}
+}
+
+// line gives p its places; leave takes them away.
+func (g *Gate) line(p *place, now time.Time) (leave func()) {
+	if p.turn.Since.IsZero() {
+		p.turn.Since = now
+	}
+	at := g.byAge.Back()
+	for at != nil && p.turn.Since.Before(at.Value.(*place).turn.Since) {
+		at = at.Prev()
+	}
+	if at == nil {
+		at = g.byAge.PushFront(p)
+	} else {
+		at = g.byAge.InsertAfter(p, at)
+	}
+	entered := g.byEntry.PushBack(p)
+	return func() { g.byAge.Remove(at); g.byEntry.Remove(entered) }
+}
+
+// first is whose turn is next: the oldest work's when the upstream is back. Until then
+// they take turns, so that not one of them uses up all its tries, and a request that
+// can never succeed does not keep the gate shut.
+func (g *Gate) first() *place {
+	line := &g.byEntry
+	if g.state == Ramping {
+		line = &g.byAge
+	}
+	if front := line.Front(); front != nil {
+		return front.Value.(*place)
+	}
+	return nil
+}
+
+// come counts new work, and how often it comes.
+func (g *Gate) come(now time.Time, t Turn) {
+	if t.Again {
+		return
+	}
+	g.came++
+	const weight = 10 // of the past
+	gap := longGap
+	if !g.arrived.IsZero() {
+		gap = min(now.Sub(g.arrived), longGap)
+	}
+	g.arrived = now
+	g.gap += (gap - g.gap) / weight
+}
+
+// keeps reports whether t has to wait until something succeeds: all has, while the
+// gate is not open, and what has failed before has from the second failure on that no
+// success came between.
+func (g *Gate) keeps(t Turn) bool { return g.state != Open || t.Again && g.bad > 1 }
+
+// may returns how long the first in the line has to wait; half is half way to the end
+// of its patience.
+func (g *Gate) may(now time.Time, t Turn, half time.Time) time.Duration {
+	if g.state == Ramping && g.byAge.Len() == 0 && now.Sub(g.next) > time.Second {
 		g.change(Open) // a second without demand that had to wait
 	}
-	if g.state == Open {
+	switch {
+	case !g.keeps(t):
 		return 0
+	case g.state == Ramping:
+		return g.next.Sub(now)
 	}
-	return g.next.Sub(now)
+	due := g.last.Add(g.rule.Probe)
+	if g.tried >= g.came {
+		late := g.last.Add(g.spare())
+		if !half.IsZero() && half.Before(late) { // or it would end without another try
+			late = half
+		}
+		if late.After(due) {
+			due = late
+		}
+	}
+	return due.Sub(now)
+}
+
+// spare is the time to the next probe that no new work has come for: while nothing
+// succeeds, no more is tried than comes, as far as something does come.
+func (g *Gate) spare() time.Duration {
+	if g.gap <= g.rule.Slow {
+		return min(max(3*g.gap, g.rule.Probe), g.rule.Slow)
+	}
+	return min(g.rule.Probe<<min(g.slow, 10), g.rule.Slow)
 }
 
 // let counts one that passes now.
-func (g *Gate) let() Pass {
-	now := time.Now()
-	switch g.state {
-	case Shut:
-		g.next = now.Add(g.rule.Probe)
-	case Ramping:
+func (g *Gate) let(now time.Time, t Turn) Pass {
+	if g.tried++; g.tried > g.came && g.bad > 1 {
+		g.slow++
+	}
+	g.last = now
+	if g.state == Ramping {
 		g.next = now.Add(time.Duration(float64(time.Second) / g.rate(now)))
 	}
-	return Pass{gate: g, epoch: g.epoch}
+	return Pass{gate: g, epoch: g.epoch, again: t.Again}
 }
 
+// rate is how many a second are let in while ramping.
 func (g *Gate) rate(now time.Time) float64 {
-	return g.base + g.rule.Ramp*now.Sub(g.since).Seconds()
+	grown, careful := now.Sub(g.since).Seconds(), 0.0
+	if !g.eased.IsZero() {
+		careful = min(grown, g.rule.Calm.Seconds())
+	}
+	return g.base + g.step*(careful/8+grown-careful)
 }
 
 func (g *Gate) wakeFirst() {
-	if first := g.waiting.Front(); first != nil {
+	if p := g.first(); p != nil {
 		select {
-		case first.Value.(chan struct{}) <- struct{}{}:
+		case p.wake <- struct{}{}:
 		default: // it has been woken already
 		}
 	}
@@ -199,18 +332,24 @@ func (p Pass) Report(o Outcome) {
 	}
 	now := time.Now()
 	if o == Good {
-		g.row = 0
-	} else {
+		g.row, g.bad, g.slow = 0, 0, 0
+		g.came, g.tried = 0, 0
+		defer g.wakeFirst()
+	} else if g.bad++; g.bad == 1 {
+		g.came, g.tried = max(g.came, 1), max(g.tried, 1)
+	}
+	if o == Bad && !(p.again && g.state == Open) { // one request that always fails says nothing of others
 		g.row++
 	}
 	switch g.state {
 	case Open:
-		g.count(now, o)
+		if o == Good || !p.again {
+			g.count(now, o)
+		}
 	case Shut:
 		if o == Good {
 			g.change(Ramping)
-			g.base, g.since, g.next = g.rule.Ramp, now, now
-			g.wakeFirst()
+			g.base, g.since, g.next, g.eased = g.step, now, now, time.Time{}
 		}
 	case Ramping:
 		g.steer(now, o)
@@ -252,8 +391,18 @@ func (g *Gate) count(now time.Time, o Outcome) {
 }
 
 func (g *Gate) shut(now time.Time) {
+	good := 0
+	for _, t := range g.seconds {
+		if now.Unix()-t.second < int64(len(g.seconds)) {
+			good += t.good
+		}
+	}
+	const tenth = 0.1
+	if g.state == Open { // ramping, it is still the one from before
+		g.step = max(g.rule.Ramp, tenth*float64(good)/float64(len(g.seconds)))
+	}
 	g.change(Shut)
-	g.next = now.Add(g.rule.Probe)
+	g.last = now
 }
 
 // change begins another state.

@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"mainstay.dev/mainstay/health"
 )
 
@@ -146,6 +148,93 @@ func TestResultsFromBeforeAChangeDoNotCount(t *testing.T) {
 		health.Pass{}.Report(health.Bad)
 		if g.State() != health.Shut {
 			t.Error("an answer from before the outage ended it")
+		}
+	})
+}
+
+func TestWhatBeganFirstGoesFirstWhenTheUpstreamIsBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := health.NewGate(health.Passive())
+		fail(t, g, 5)
+		began := time.Now()
+		var mu sync.Mutex
+		var order []int
+		var wg sync.WaitGroup
+		for _, age := range []int{1, 3, 2, 4, 0} { // the first to come is the probe
+			wg.Go(func() {
+				p, err := g.Join(t.Context(), health.Turn{Since: began.Add(time.Duration(-age) * time.Second)})
+				if err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				order = append(order, age)
+				mu.Unlock()
+				p.Report(health.Good)
+			})
+			synctest.Wait()
+		}
+		wg.Wait()
+		if d := cmp.Diff([]int{1, 4, 3, 2, 0}, order); d != "" {
+			t.Error(d)
+		}
+	})
+}
+
+func TestWhatFailedTwiceWaitsForASuccessOrItsTurnToProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := health.NewGate(health.Passive())
+		fail(t, g, 2)
+		if _, ok := g.TryJoin(health.Turn{Again: true}); ok {
+			t.Error("a third try, at once")
+		}
+		if p, ok := g.TryJoin(health.Turn{}); !ok || g.State() != health.Open {
+			t.Error("other work has to wait")
+		} else {
+			p.Report(health.Good)
+		}
+		if _, ok := g.TryJoin(health.Turn{Again: true}); !ok {
+			t.Error("has to wait after a success")
+		}
+	})
+}
+
+func TestOneRequestThatAlwaysFailsMakesNoOtherWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := health.NewGate(health.Passive())
+		for n := range 20 {
+			p, err := g.Join(t.Context(), health.Turn{Again: n > 0})
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Report(health.Bad)
+			if _, ok := g.TryJoin(health.Turn{}); !ok {
+				t.Fatal("another one has to wait")
+			}
+		}
+	})
+}
+
+func TestWithoutNewWorkProbesGrowRareAndAShortPatienceGetsItsTry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := health.NewGate(health.Passive())
+		fail(t, g, 5)
+		began := time.Now()
+		var at []time.Duration
+		for range 7 {
+			p, err := g.Join(t.Context(), health.Turn{Again: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			at = append(at, time.Since(began))
+			p.Report(health.Bad)
+		}
+		if d := cmp.Diff([]time.Duration{1e9, 3e9, 7e9, 15e9, 30e9, 45e9, 60e9}, at); d != "" {
+			t.Error(d)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+		defer cancel()
+		if _, err := g.Join(ctx, health.Turn{Again: true}); err != nil || time.Since(began) != 62*time.Second {
+			t.Errorf("%v after %v", err, time.Since(began))
 		}
 	})
 }
