@@ -311,14 +311,7 @@ func (a *App) Ready() error {
 
 // Kill ends the copies of the app at once. It is for the second signal: the
 // process that calls it ends right after.
-func (a *App) Kill() {
-	st := a.deploy.Status()
-	for _, c := range []*deploy.Copy{st.Live, st.Next, st.Old} {
-		if c != nil && c.PID > 1 {
-			_ = syscall.Kill(-c.PID, syscall.SIGKILL) // its process group
-		}
-	}
-}
+func (a *App) Kill() { a.deploy.Kill() }
 
 // close gives back what New took; a listener that a part has closed is closed
 // twice without harm.

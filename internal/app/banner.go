@@ -28,10 +28,19 @@ func (a *App) banner() {
 	_ = w.Flush() // into memory: cannot fail
 	if live := a.deploy.Status().Live; live != nil {
 		how := "started"
-		if live.Adopted {
+		switch {
+		case len(res.App.Targets) > 0:
+			how = "run by somebody else"
+		case live.Adopted:
 			how = "adopted, it was running already"
 		}
-		fmt.Fprintf(&b, "\n  %s  %s (%s; output in %s)\n", live.Color, live.Command, how, live.Log)
+		switch {
+		case live.Log != "":
+			how += "; output in " + live.Log
+		case res.App.Image != "":
+			how += "; output: docker logs " + live.Container
+		}
+		fmt.Fprintf(&b, "\n  %s  %s (%s)\n", live.Color, live.Command, how)
 	}
 	b.WriteString("\n  Ctrl-C drains and stops; a second Ctrl-C stops at once.\n\n")
 	_, _ = fmt.Fprint(a.opts.Out, b.String()) // a closed stdout is no reason to stop serving

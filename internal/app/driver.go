@@ -7,11 +7,15 @@ import (
 	"mainstay.dev/mainstay/internal/deploy"
 	"mainstay.dev/mainstay/internal/deploy/docker"
 	"mainstay.dev/mainstay/internal/deploy/process"
+	"mainstay.dev/mainstay/internal/deploy/targets"
 	"mainstay.dev/mainstay/internal/setting"
 )
 
 // driver chooses what runs the app, and makes env fit for it.
 func (a *App) driver(res *Resolved, env *environment) (deploy.Driver, error) {
+	if len(res.App.Targets) > 0 {
+		return targets.New(), nil
+	}
 	dir := filepath.Join(res.Data, "app")
 	if res.App.Image == "" {
 		d, err := process.New(process.Options{Dir: dir, Log: a.part("app")})

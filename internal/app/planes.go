@@ -20,7 +20,10 @@ func (a *App) edgePlane(res *Resolved) admin.Plane {
 		p.Listen = strings.TrimPrefix(p.Listen+", "+url1("https", res.Edge.TLS.Listen), ", ")
 	}
 	if live := a.deploy.Status().Live; live != nil {
-		p.Upstream = fmt.Sprintf("%s, http://%s, pid %d", live.Color, live.Address, live.PID)
+		p.Upstream = fmt.Sprintf("%s, http://%s", live.Color, live.Address)
+		if live.PID != 0 {
+			p.Upstream += fmt.Sprintf(", pid %d", live.PID)
+		}
 	}
 	return p
 }

@@ -87,7 +87,8 @@ func fixed(ps *setting.Problems, old, next *Resolved) {
 		{"redis", old.Redis, next.Redis},
 		{"limits", old.LimitsOn(), next.LimitsOn()}, // they can change, but not come and go
 		{"data", old.Data, next.Data},
-		{"app.image", old.App.Image != "", next.App.Image != ""}, // another driver
+		{"app.image", old.App.Image != "", next.App.Image != ""},             // another driver
+		{"app.targets", len(old.App.Targets) > 0, len(next.App.Targets) > 0}, // likewise
 		{"admin", old.Admin, next.Admin},
 		{"telemetry", was, tel},
 	} {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/url"
 	"slices"
 	"strconv"
@@ -19,7 +20,7 @@ import (
 // brought up, judged and taken down.
 type Config struct {
 	Run     Command       `yaml:"run" doc:"The command that starts the app: a shell line, or a list of words that no shell sees. It must serve HTTP on 127.0.0.1, on the port that the environment variable PORT names, and stay in the foreground."`
-	Targets []string      `yaml:"targets" doc:"Addresses of copies that somebody else runs, as host:port, instead of a command. They are probed, and never started or stopped." planned:"the targets driver"`
+	Targets []string      `yaml:"targets" doc:"Addresses of copies that somebody else runs, as host:port, instead of a command. They are probed, and never started or stopped; mainstay deploy --targets names those of the next release."`
 	Dir     string        `yaml:"dir" doc:"The folder in which the command runs; absent, the folder in which mainstay was started."`
 	Health  Health        `yaml:"health" doc:"How to tell that the app is fit to serve."`
 	Drain   time.Duration `yaml:"drain" doc:"How long a color that is taken down may finish its requests before it is told to stop."`
@@ -170,6 +171,10 @@ func (c Config) Validate(ps *setting.Problems) {
 	if len(c.Run) > 0 {
 		c.Run.validate("run", ps)
 	}
+	validateTargets(c.Targets, ps)
+	if len(c.Targets) > 0 && c.Settle.Old == settleUpdate {
+		ps.Add("settle.old", "cannot be update for copies that somebody else runs", "try keep, or stop")
+	}
 	c.Health.validate(ps)
 	if c.Drain < 0 {
 		ps.Add("drain", "must not be negative", "try 30s")
@@ -194,6 +199,25 @@ func (c Config) Validate(ps *setting.Problems) {
 	atLeastOne(ps, "watch.min_samples", c.Watch.MinSamples, "50")
 	oneOf(ps, "settle.old", c.Settle.Old, settleKeep, settleStop, settleUpdate)
 }
+
+func validateTargets(at []string, ps *setting.Problems) {
+	for i, a := range at {
+		path := fmt.Sprintf("targets[%d]", i)
+		host, port, err := net.SplitHostPort(a)
+		n, perr := strconv.Atoi(port)
+		switch {
+		case err != nil || perr != nil || host == "" || n < 1 || n > 65535 || strings.ContainsAny(a, " /@?#"):
+			ps.Add(path, fmt.Sprintf("%q is not an address", a), "write it as host:port, as 10.0.0.5:3008")
+		case slices.Contains(at[:i], a):
+			ps.Add(path, a+" is there twice", "remove it")
+		}
+	}
+	if len(at) > maxTargets {
+		ps.Add("targets", fmt.Sprintf("must not be more than %d", maxTargets), "")
+	}
+}
+
+const maxTargets = 100
 
 func (h Health) validate(ps *setting.Problems) {
 	if h.Path != "" {

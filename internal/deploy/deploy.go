@@ -229,6 +229,37 @@ func (d *Deployer) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
+// Kill ends every copy at once, whatever is at work, and returns when they have
+// ended or after a few seconds. It is for a Mainstay that is told twice to end: the
+// process that calls it ends right after.
+func (d *Deployer) Kill() {
+	called, cancel := context.WithCancel(context.Background())
+	cancel()
+	d.mu.Lock()
+	slots := []*slot{d.live, d.old, d.next, d.leaving}
+	d.mu.Unlock()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		var stops sync.WaitGroup
+		for _, s := range slots {
+			if s == nil {
+				continue
+			}
+			if _, inst := d.instance(s); inst != nil {
+				stops.Go(func() { _ = inst.Stop(called, 0) }) // nobody is left to hear of it
+			}
+		}
+		stops.Wait()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(killWithin):
+	}
+}
+
+const killWithin = 5 * time.Second
+
 // end waits for what is at work and stops every copy.
 func (d *Deployer) end(ctx context.Context) {
 	d.mu.Lock()

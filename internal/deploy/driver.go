@@ -59,11 +59,13 @@ type Spec struct {
 // A Handle is what a driver needs to find a copy again after a kill -9 of
 // Mainstay. It is persisted, so it holds no secret.
 type Handle struct {
-	Address string          `json:"address"`           // host:port where the copy serves, or should
-	Also    []string        `json:"also,omitempty"`    // more addresses that the same color serves on
-	PID     int             `json:"pid,omitempty"`     // of the copy's first process, for people
-	Log     string          `json:"log,omitempty"`     // the file with its output, for people
-	Private json.RawMessage `json:"private,omitempty"` // the driver's own
+	Address string   `json:"address"`        // host:port where the copy serves, or should
+	Also    []string `json:"also,omitempty"` // more addresses that the same color serves on
+	PID     int      `json:"pid,omitempty"`  // of the copy's first process, for people
+	Log     string   `json:"log,omitempty"`  // the file with its output, for people
+	// Container is the name of the copy's container, for people.
+	Container string          `json:"container,omitempty"`
+	Private   json.RawMessage `json:"private,omitempty"` // the driver's own
 }
 
 // An Instance is one running copy of the app. Its methods may be called from
@@ -82,7 +84,8 @@ type Instance interface {
 	// app that ignores PORT.
 	Listening() ([]netip.AddrPort, error)
 	// LastLines returns the newest lines of output, oldest first, bounded in
-	// number and length and free of control characters.
+	// number and length and free of control characters; nil if its output is not
+	// Mainstay's to read.
 	LastLines() []string
 }
 
@@ -103,13 +106,16 @@ type StartError struct {
 	Target string   // "green-7"
 	What   string   // what happened to it
 	Mend   string   // may be empty
-	Lines  []string // its last output, oldest first
+	Lines  []string // its last output, oldest first; nil: Mainstay does not have it
 }
 
 func (e *StartError) Error() string {
 	var b strings.Builder
 	b.WriteString(e.brief())
-	if len(e.Lines) == 0 {
+	switch {
+	case e.Lines == nil: // nobody knows
+		return b.String()
+	case len(e.Lines) == 0:
 		b.WriteString("; it wrote nothing")
 		return b.String()
 	}

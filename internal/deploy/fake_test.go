@@ -110,7 +110,7 @@ func (w *world) running() (ids []string) {
 		}
 	}
 	slices.Sort(ids)
-	return ids
+	return slices.Compact(ids)
 }
 
 // The telemetry.Sink.
@@ -180,6 +180,9 @@ func (w *world) Start(ctx context.Context, s Spec) (Instance, error) {
 		}
 	}
 	w.copies[c.address] = c
+	for _, a := range c.also {
+		w.copies[a] = c
+	}
 	return c, nil
 }
 
@@ -206,10 +209,15 @@ func (w *world) probe(ctx context.Context, address string, h Health) error {
 	if c == nil || !c.alive() {
 		return errors.New("connection refused")
 	}
-	return c.health()
+	c.mu.Lock()
+	err := c.sickAt[address]
+	c.mu.Unlock()
+	return errors.Join(err, c.health())
 }
 
 type fakeCopy struct {
+	also   []string // more addresses
+	sickAt map[string]error
 	w       *world
 	spec    Spec
 	address string
@@ -256,7 +264,7 @@ func (c *fakeCopy) die(e Exit) {
 
 func (c *fakeCopy) Handle() Handle {
 	id, _ := json.Marshal(c.spec.ID)
-	return Handle{Address: c.address, PID: 4711, Private: id}
+	return Handle{Address: c.address, Also: c.also, PID: 4711, Private: id}
 }
 func (c *fakeCopy) Exited() <-chan struct{} { return c.exited }
 func (c *fakeCopy) Exit() Exit {
@@ -287,7 +295,7 @@ func (c *fakeCopy) listen(at string) {
 	defer c.mu.Unlock()
 	c.ports = append(c.ports, netip.MustParseAddrPort(at))
 }
-func (c *fakeCopy) LastLines() []string { return c.lines }
+func (c *fakeCopy) LastLines() []string { return append([]string{}, c.lines...) }
 
 func configured() Config {
 	var c Config

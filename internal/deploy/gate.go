@@ -60,10 +60,11 @@ func (d *Deployer) warm(ctx context.Context, t *transition) error {
 
 func (d *Deployer) warmUp(ctx context.Context, t *transition, cfg Warm) (sent, bad int) {
 	_, inst := d.instance(t.next)
+	at := addresses(inst)
 	ctx, cancel := context.WithTimeout(ctx, cfg.Within)
 	defer cancel()
 	for i := range cfg.Requests {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+inst.Handle().Address+cfg.Paths[i%len(cfg.Paths)], nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+at[i/len(cfg.Paths)%len(at)]+cfg.Paths[i%len(cfg.Paths)], nil)
 		if err != nil {
 			return sent, bad + 1
 		}
@@ -114,8 +115,10 @@ func (d *Deployer) verify(ctx context.Context, t *transition) error {
 	cfg := d.policy.Load()
 	id, inst := d.instance(t.next)
 	for _, s := range cfg.Smoke {
-		if why := d.smoke(ctx, inst.Handle().Address, s); why != "" {
-			return &StartError{Target: id, What: "failed the smoke request " + s.line() + ": it " + why, Lines: inst.LastLines()}
+		for _, at := range addresses(inst) {
+			if why := d.smoke(ctx, at, s); why != "" {
+				return &StartError{Target: id, What: "failed the smoke request " + s.line() + " at " + at + ": it " + why, Lines: inst.LastLines()}
+			}
 		}
 		d.progress(t, StepVerifying, s.line()+" is answered as expected")
 	}
@@ -133,7 +136,7 @@ func (d *Deployer) verify(ctx context.Context, t *transition) error {
 		return &StartError{Target: id, What: "ended before the switch: " + inst.Exit().String(), Lines: inst.LastLines()}
 	default:
 	}
-	if err := d.probe(ctx, inst.Handle().Address, cfg.Health); err != nil {
+	if err := first(d.ask(ctx, inst, cfg.Health)); err != nil {
 		return &StartError{Target: id, What: "was healthy, and is not any more: " + brief(err), Lines: inst.LastLines()}
 	}
 	return nil

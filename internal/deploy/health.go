@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -120,7 +122,7 @@ func explain(inst Instance, err error) (why, mend string) {
 			return why, mend
 		}
 	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
+	if !errors.Is(err, syscall.ECONNREFUSED) || len(addresses(inst)) > 1 {
 		return err.Error(), ""
 	}
 	want, perr := netip.ParseAddrPort(inst.Handle().Address)
@@ -148,10 +150,41 @@ func explain(inst Instance, err error) (why, mend string) {
 		"make it read PORT (for example `next start -p $PORT`)"
 }
 
+// ask probes every address of inst and says which are not fit, and why.
+func (d *Deployer) ask(ctx context.Context, inst Instance, h Health) map[string]error {
+	at := addresses(inst)
+	errs := make([]error, len(at))
+	var probes sync.WaitGroup
+	for i, a := range at[1:] {
+		probes.Go(func() { errs[i+1] = d.probe(ctx, a, h) })
+	}
+	errs[0] = d.probe(ctx, at[0], h)
+	probes.Wait()
+	faults := map[string]error{}
+	for i, err := range errs {
+		if err != nil && len(at) > 1 {
+			err = fmt.Errorf("%s: %w", at[i], bare(err))
+		}
+		if err != nil {
+			faults[at[i]] = err
+		}
+	}
+	return faults
+}
+
+// first is one of the faults, always the same: of the address that comes first.
+func first(faults map[string]error) error {
+	for _, a := range slices.Sorted(maps.Keys(faults)) {
+		return faults[a]
+	}
+	return nil
+}
+
 // awaitHealthy probes inst until it is healthy; it gives up when inst ends, when
 // health.start_within is over, or when ctx is done. tell is called with each new
-// reason why it is not healthy yet.
-func (d *Deployer) awaitHealthy(ctx context.Context, id string, inst Instance, tell func(Step, string)) error {
+// reason why it is not healthy yet. A new release must be healthy at all of its
+// addresses; one that served before at one of them, the others are out.
+func (d *Deployer) awaitHealthy(ctx context.Context, id string, inst Instance, all bool, tell func(Step, string)) (out map[string]error, err error) {
 	h := d.policy.Load().Health
 	deadline := time.NewTimer(h.StartWithin)
 	defer deadline.Stop()
@@ -159,8 +192,9 @@ func (d *Deployer) awaitHealthy(ctx context.Context, id string, inst Instance, t
 	defer tick.Stop()
 	w := waiting{began: time.Now(), notice: d.timing.notice}
 	for good := 0; ; {
-		err := d.probe(ctx, inst.Handle().Address, h)
-		if err == nil {
+		out = d.ask(ctx, inst, h)
+		err := first(out)
+		if err == nil || !all && len(out) < len(addresses(inst)) {
 			good++
 		} else if ctx.Err() == nil {
 			good = 0
@@ -171,18 +205,18 @@ func (d *Deployer) awaitHealthy(ctx context.Context, id string, inst Instance, t
 		}
 		select {
 		case <-inst.Exited():
-			return &StartError{Target: id, What: "ended before it was healthy: " + inst.Exit().String(), Lines: inst.LastLines()}
+			return nil, &StartError{Target: id, What: "ended before it was healthy: " + inst.Exit().String(), Lines: inst.LastLines()}
 		default:
 		}
 		if good >= h.HealthyAfter {
-			return nil
+			return out, nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %s to become healthy: %w", id, context.Cause(ctx))
+			return nil, fmt.Errorf("wait for %s to become healthy: %w", id, context.Cause(ctx))
 		case <-inst.Exited():
 		case <-deadline.C:
-			return &StartError{
+			return nil, &StartError{
 				Target: id, What: fmt.Sprintf("was not healthy within %v (health.start_within): %s", h.StartWithin, w.why),
 				Mend: w.mend, Lines: inst.LastLines(),
 			}

@@ -15,9 +15,10 @@ type Request struct {
 	// Command is what to run; empty means again what runs now, or app.run if
 	// that has changed since the live color was deployed.
 	Command Command  `json:"command,omitempty"`
-	Image   string   `json:"image,omitempty"` // as Command; a deploy of another image keeps the command
-	Dir     string   `json:"dir,omitempty"`   // absolute; empty: as for Command
-	Env     []string `json:"env,omitempty"`   // KEY=value, laid over the color's own
+	Image   string   `json:"image,omitempty"`   // as Command; a deploy of another image keeps the command
+	Targets []string `json:"targets,omitempty"` // as Command, where somebody else runs the copies
+	Dir     string   `json:"dir,omitempty"`     // absolute; empty: as for Command
+	Env     []string `json:"env,omitempty"`     // KEY=value, laid over the color's own
 	Version string   `json:"version,omitempty"`
 	Who     string   `json:"who,omitempty"`
 	Why     string   `json:"why,omitempty"`
@@ -104,6 +105,7 @@ type Record struct {
 	From     string       `json:"from"` // the color that served before
 	Target   string       `json:"target,omitempty"`
 	Image    string       `json:"image,omitempty"`
+	Targets  []string     `json:"targets,omitempty"`
 	Command  Command      `json:"command"`
 	Dir      string       `json:"dir"`
 	Version  string       `json:"version,omitempty"`
@@ -143,6 +145,22 @@ func (r Record) clone() Record {
 	return r
 }
 
+// refuse reports what in r does not fit the driver that cfg chose.
+func (r Request) refuse(cfg *policy) error {
+	var ps setting.Problems
+	lent := len(cfg.Targets) > 0
+	if !lent && len(r.Targets) > 0 {
+		ps.Add("targets", "are deployed only where app.targets says that somebody else runs the copies", "give a command, or set app.targets and restart Mainstay")
+	}
+	if r.Image != "" && cfg.Image == "" {
+		ps.Add("image", "is deployed only where app.image says that containers do", "give a command, or set app.image and restart Mainstay")
+	}
+	if lent && (len(r.Command) > 0 || r.Dir != "" || len(r.Env) > 0) {
+		ps.Add("command", "is nothing that Mainstay could run: app.targets says that somebody else runs the copies", "give their addresses: mainstay deploy --targets HOST:PORT")
+	}
+	return ps.Err()
+}
+
 const maxWords = 1 << 10 // bytes of who, why and version each
 
 // check reports every mistake in r.
@@ -151,6 +169,7 @@ func (r Request) check() error {
 	if len(r.Command) > 0 {
 		r.Command.validate("command", &ps)
 	}
+	validateTargets(r.Targets, &ps)
 	if r.Dir != "" && !filepath.IsAbs(r.Dir) {
 		ps.Add("dir", "must be absolute", "")
 	}

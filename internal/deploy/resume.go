@@ -131,7 +131,7 @@ func (d *Deployer) startAnew(ctx context.Context, was state, live, old *slot) er
 	d.mu.Lock()
 	d.live = s
 	d.mu.Unlock()
-	if !s.release.Command.equal(cfg.Run) || s.release.Dir != cfg.Dir {
+	if !s.release.Command.equal(cfg.Run) || s.release.Dir != cfg.Dir || !slices.Equal(s.release.Targets, cfg.Targets) {
 		d.deps.Log.Info("starting what was deployed last, not app.run", "command", s.release.what(), "dir", s.release.Dir, "deployed_by", s.release.Who)
 	}
 	if err := d.start(ctx, s, func(Step, string) {}); err != nil {
@@ -169,7 +169,7 @@ func (d *Deployer) adoptSlot(ctx context.Context, was *savedSlot) (s *slot, why 
 		return s, "", fmt.Errorf("adopt %s, which an earlier mainstay left running: %w", c.ID, err)
 	}
 	d.occupy(s, c.ID, inst, true)
-	if err := d.bringHealthy(ctx, s, func(Step, string) {}); err != nil {
+	if err := d.bringHealthy(ctx, s, false, func(Step, string) {}); err != nil {
 		if ctx.Err() != nil {
 			return s, "", err
 		}

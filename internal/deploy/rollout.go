@@ -91,8 +91,11 @@ func (d *Deployer) begin(ctx context.Context, r Request, progress func(Progress)
 }
 
 func (d *Deployer) tryBegin(r Request, progress func(Progress)) (t *transition, free <-chan struct{}, err error) {
-	rel := d.wanted(r)
 	cfg := d.policy.Load()
+	if err := r.refuse(cfg); err != nil {
+		return nil, nil, err
+	}
+	rel := d.wanted(r)
 	steps := r.Steps
 	if steps == nil {
 		steps = cfg.Switch.Steps
@@ -112,7 +115,7 @@ func (d *Deployer) tryBegin(r Request, progress func(Progress)) (t *transition, 
 		next.color = blue
 	}
 	t = newTransition(d.life, next, Record{
-		Number: d.nextRecord, Kind: KindDeploy, Phase: Preparing, Color: next.color, From: d.live.color, Image: rel.Image, Command: rel.command(), Dir: rel.Dir,
+		Number: d.nextRecord, Kind: KindDeploy, Phase: Preparing, Color: next.color, From: d.live.color, Image: rel.Image, Command: rel.Command, Targets: rel.Targets, Dir: rel.Dir,
 		Version: rel.Version, Who: r.Who, Why: r.Why, OneWay: r.OneWay, Began: rel.Began, Shares: cfg.shares(steps),
 	}, progress)
 	d.nextRecord++
@@ -376,7 +379,11 @@ func (d *Deployer) takeDown(t *transition, s *slot, drain func(context.Context) 
 			}
 			cancel()
 		}
-		d.progress(t, StepStopping, fmt.Sprintf("%s is told to end", id))
+		text := id + " is told to end"
+		if len(s.release.Targets) > 0 {
+			text = id + " is in use no longer; whoever runs it may end it"
+		}
+		d.progress(t, StepStopping, text)
 	}
 	d.discard(t.life, s, why)
 	d.mu.Lock()

@@ -3,6 +3,7 @@ package deploy
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 )
@@ -21,6 +22,7 @@ type slot struct {
 	pinned   string // the image that release.Image meant when the first copy was started
 	id       string // of the copy that runs or ran last
 	inst     Instance
+	out      map[string]error // its addresses that are not fit, while others are, and why
 	state    State
 	reason   string
 	since    time.Time
@@ -67,7 +69,7 @@ func (d *Deployer) occupy(s *slot, id string, inst Instance, adopted bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := time.Now()
-	s.id, s.inst, s.adopted = id, inst, adopted
+	s.id, s.inst, s.adopted, s.out = id, inst, adopted, nil
 	s.state, s.reason, s.since, s.began = Starting, "", now, now
 }
 
@@ -93,7 +95,7 @@ func (d *Deployer) start(ctx context.Context, s *slot, tell func(Step, string)) 
 		return err
 	}
 	id := d.claimID(s)
-	tell(StepStarting, fmt.Sprintf("starting %s: %s", id, s.release.Command))
+	tell(StepStarting, fmt.Sprintf("starting %s: %s", id, s.release.what()))
 	inst, err := d.deps.Driver.Start(ctx, Spec{
 		ID: id, Color: s.color, Image: image, Command: s.release.Command, Dir: s.release.Dir, Targets: s.release.Targets,
 		Env: append(slices.Clip(env), s.release.Env...),
@@ -103,14 +105,17 @@ func (d *Deployer) start(ctx context.Context, s *slot, tell func(Step, string)) 
 	}
 	d.occupy(s, id, inst, false)
 	d.saveOrSay()
-	return d.bringHealthy(ctx, s, tell)
+	d.mu.Lock()
+	all := d.next == s // what has served before may have lost a server meanwhile
+	d.mu.Unlock()
+	return d.bringHealthy(ctx, s, all, tell)
 }
 
 // bringHealthy waits until the copy in s is healthy, and gets rid of it if it will
-// not.
-func (d *Deployer) bringHealthy(ctx context.Context, s *slot, tell func(Step, string)) error {
+// not. all tells that it must be so at all of its addresses.
+func (d *Deployer) bringHealthy(ctx context.Context, s *slot, all bool, tell func(Step, string)) error {
 	id, inst := d.instance(s)
-	err := d.awaitHealthy(ctx, id, inst, func(st Step, text string) {
+	out, err := d.awaitHealthy(ctx, id, inst, all, func(st Step, text string) {
 		d.enter(s, Starting, text)
 		tell(st, text)
 	})
@@ -120,6 +125,7 @@ func (d *Deployer) bringHealthy(ctx context.Context, s *slot, tell func(Step, st
 	}
 	d.enter(s, Healthy, "")
 	d.mu.Lock()
+	s.out = maps.Clone(out)
 	took := time.Since(s.began).Round(time.Millisecond)
 	d.mu.Unlock()
 	tell(StepHealthy, fmt.Sprintf("%s is healthy after %v", id, took))
@@ -140,9 +146,9 @@ func (d *Deployer) discard(ctx context.Context, s *slot, why string) {
 	d.saveOrSay()
 }
 
-// addresses are where the copy in s serves. Deployer.mu is held.
-func (s *slot) addresses() []string {
-	h := s.inst.Handle()
+// addresses are where a copy serves.
+func addresses(inst Instance) []string {
+	h := inst.Handle()
 	return append([]string{h.Address}, h.Also...)
 }
 

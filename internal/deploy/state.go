@@ -37,18 +37,21 @@ type release struct {
 func (d *Deployer) wanted(r Request) release {
 	cfg := d.policy.Load()
 	rel := release{
-		Image: r.Image, Command: r.Command, Dir: r.Dir, Env: r.Env, Version: r.Version, Who: r.Who, Began: time.Now(),
+		Image: r.Image, Command: r.Command, Targets: r.Targets, Dir: r.Dir, Env: r.Env, Version: r.Version, Who: r.Who, Began: time.Now(),
 		ConfigImage: cfg.Image, ConfigRun: cfg.Run, ConfigDir: cfg.Dir, ConfigTargets: cfg.Targets,
 	}
 	d.mu.Lock()
 	live, answered := d.live, d.answers.match(cfg)
 	d.mu.Unlock()
-	base := release{Image: cfg.Image, Command: cfg.Run, Dir: cfg.Dir}
+	base := release{Image: cfg.Image, Command: cfg.Run, Targets: cfg.Targets, Dir: cfg.Dir}
 	if live != nil && (live.release.follows(cfg) || answered) {
 		base = live.release
 	}
 	if rel.Image == "" {
 		rel.Image = base.Image
+	}
+	if len(rel.Targets) == 0 {
+		rel.Targets = base.Targets
 	}
 	if len(rel.Command) == 0 {
 		rel.Command = base.Command
@@ -79,14 +82,6 @@ func (r release) what() string {
 		return strings.Join(r.Targets, ", ")
 	}
 	return strings.TrimSpace(r.Image + " " + r.Command.String())
-}
-
-// command is what the record shows.
-func (r release) command() Command {
-	if len(r.Targets) > 0 {
-		return Command(r.Targets)
-	}
-	return r.Command
 }
 
 // state is what outlives a kill -9.

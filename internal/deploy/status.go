@@ -33,22 +33,24 @@ type Status struct {
 
 // A Copy is one running copy of the app.
 type Copy struct {
-	ID       string    `json:"id"` // "green-7", as in traffic.Target
-	Color    string    `json:"color"`
-	Share    int       `json:"share"` // percent of the new requests that it gets
-	Version  string    `json:"version,omitempty"`
-	Command  string    `json:"command"`
-	Dir      string    `json:"dir"`
-	Address  string    `json:"address,omitempty"`
-	PID      int       `json:"pid,omitempty"`
-	Log      string    `json:"log,omitempty"` // the file with its output
-	State    State     `json:"state"`
-	Reason   string    `json:"reason,omitempty"` // why it is not healthy
-	Since    time.Time `json:"since"`            // in this state
-	Began    time.Time `json:"began"`            // when this copy was started or adopted
-	Adopted  bool      `json:"adopted,omitempty"`
-	Restarts int       `json:"restarts"` // after crashes, since this release was deployed
-	LastExit string    `json:"last_exit,omitempty"`
+	ID      string `json:"id"` // "green-7", as in traffic.Target
+	Color   string `json:"color"`
+	Share   int    `json:"share"` // percent of the new requests that it gets
+	Version string `json:"version,omitempty"`
+	Command string `json:"command"`
+	Dir     string `json:"dir"`
+	Address string `json:"address,omitempty"`
+	PID     int    `json:"pid,omitempty"`
+	Log     string `json:"log,omitempty"` // the file with its output
+	// Container is the name of its container, if it is one.
+	Container string    `json:"container,omitempty"`
+	State     State     `json:"state"`
+	Reason    string    `json:"reason,omitempty"` // why it is not healthy
+	Since     time.Time `json:"since"`            // in this state
+	Began     time.Time `json:"began"`            // when this copy was started or adopted
+	Adopted   bool      `json:"adopted,omitempty"`
+	Restarts  int       `json:"restarts"` // after crashes, since this release was deployed
+	LastExit  string    `json:"last_exit,omitempty"`
 }
 
 // Underway is a deploy at work.
@@ -102,7 +104,7 @@ func (s *slot) copy() *Copy {
 	}
 	if s.inst != nil {
 		h := s.inst.Handle()
-		c.Address, c.PID, c.Log = h.Address, h.PID, h.Log
+		c.Address, c.PID, c.Log, c.Container = h.Address, h.PID, h.Log, h.Container
 	}
 	return c
 }

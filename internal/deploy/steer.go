@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"slices"
 
 	"mainstay.dev/mainstay/internal/traffic"
 )
@@ -30,11 +31,31 @@ func (d *Deployer) weights() (live, old int) {
 	return d.share, 100 - d.share
 }
 
+// parts turns shares of two colors into weights of each of their servers.
+func (d *Deployer) parts(live, old int) (int, int) {
+	if live > 0 && old > 0 {
+		return live * len(d.old.serving()), old * len(d.live.serving())
+	}
+	return live, old
+}
+
+// serving are the addresses of s that get requests: those that are fit, or all if
+// none is.
+func (s *slot) serving() []string {
+	at := addresses(s.inst)
+	if fit := slices.DeleteFunc(slices.Clone(at), func(a string) bool { return s.out[a] != nil }); len(fit) > 0 {
+		return fit
+	}
+	return at
+}
+
 // plan is what the edge must do as things stand. Deployer.mu is held.
 func (d *Deployer) plan() traffic.Plan {
 	cfg := d.policy.Load()
 	p := traffic.Plan{Mode: traffic.Serve}
 	live, old := d.weights()
+	shared := live > 0 && old > 0
+	live, old = d.parts(live, old)
 	for _, of := range []struct {
 		slot   *slot
 		weight int
@@ -44,21 +65,12 @@ func (d *Deployer) plan() traffic.Plan {
 		if !s.present() || s == d.next && !cfg.Preview.on() && d.mirror == 0 {
 			continue
 		}
-		for i, address := range s.addresses() {
-			id := s.id
-			if i > 0 {
-				id = fmt.Sprintf("%s.%d", s.id, i+1)
-			}
-			p.Targets = append(p.Targets, traffic.Target{
-				ID: id, Address: address, Color: s.color, Version: s.release.Version,
-				Weight: of.weight, Backup: of.backup && s.fit(),
-			})
-		}
+		p.Targets = append(p.Targets, s.targets(of.weight, of.backup && s.fit())...)
 	}
 	if live+old == 0 {
 		p.Mode = traffic.Hold
 	}
-	if live > 0 && old > 0 {
+	if shared {
 		p.Sticky = traffic.Sticky{By: cfg.Switch.Sticky.By, Name: cfg.Switch.Sticky.Name}
 	}
 	if s := d.previewed(); s != nil && cfg.Preview.on() {
@@ -71,6 +83,22 @@ func (d *Deployer) plan() traffic.Plan {
 		p.Mode, p.Page = traffic.Maintenance, cfg.page
 	}
 	return p
+}
+
+// targets are the servers of s. One that is not fit gets nothing.
+func (s *slot) targets(weight int, backup bool) (ts []traffic.Target) {
+	serving := s.serving()
+	for i, address := range addresses(s.inst) {
+		t := traffic.Target{ID: s.id, Address: address, Color: s.color, Version: s.release.Version}
+		if i > 0 {
+			t.ID = fmt.Sprintf("%s.%d", s.id, i+1)
+		}
+		if slices.Contains(serving, address) {
+			t.Weight, t.Backup = weight, backup
+		}
+		ts = append(ts, t)
+	}
+	return ts
 }
 
 // previewed is the color that chosen requests may see: the new one while a deploy
@@ -118,7 +146,7 @@ func (d *Deployer) steerOrSay() {
 func (d *Deployer) tellDiversion(before, now traffic.Plan) {
 	d.mu.Lock()
 	live, old, share := d.live, d.old, d.share
-	diverted := share > 0 && old != nil && weightOf(now, old.color) == 100
+	diverted := share > 0 && old != nil && weightOf(now, old.color) > 0 && weightOf(now, live.color) == 0
 	was := d.diverted
 	d.diverted = diverted
 	d.mu.Unlock()
@@ -133,10 +161,11 @@ func (d *Deployer) tellDiversion(before, now traffic.Plan) {
 }
 
 func weightOf(p traffic.Plan, color string) int {
+	all := 0
 	for _, t := range p.Targets {
 		if t.Color == color {
-			return t.Weight
+			all += t.Weight
 		}
 	}
-	return 0
+	return all
 }

@@ -72,7 +72,7 @@ func (d *Deployer) keep(ctx context.Context, s *slot) {
 func (d *Deployer) tend(ctx context.Context, s *slot) (lived time.Duration, ended bool) {
 	id, inst := d.instance(s)
 	began := time.Now()
-	p := pulse{d: d, s: s, id: id, inst: inst}
+	p := newPulse(d, s)
 	for {
 		h := d.policy.Load().Health
 		t := time.NewTimer(h.Interval)
@@ -96,13 +96,48 @@ type pulse struct {
 	s    *slot
 	id   string
 	inst Instance
-	good int
-	bad  int
-	ill  bool
+	at   map[string]*streak // by address
+	ill  bool               // at all of them
+}
+
+// A streak is how the last probes of one address went.
+type streak struct {
+	good, bad int
+	ill       bool
+}
+
+func newPulse(d *Deployer, s *slot) *pulse {
+	p := &pulse{d: d, s: s, at: map[string]*streak{}}
+	p.id, p.inst = d.instance(s)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, a := range addresses(p.inst) {
+		p.at[a] = &streak{ill: s.out[a] != nil}
+	}
+	return p
+}
+
+// take counts a probe's outcome and reports whether the address is ill or well
+// since now.
+func (k *streak) take(err error, h Health) (turned bool) {
+	if err == nil {
+		k.good, k.bad = k.good+1, 0
+		if k.ill && k.good >= h.HealthyAfter {
+			k.ill = false
+			return true
+		}
+		return false
+	}
+	k.good, k.bad = 0, k.bad+1
+	if !k.ill && k.bad >= h.UnhealthyAfter {
+		k.ill = true
+		return true
+	}
+	return false
 }
 
 func (p *pulse) beat(ctx context.Context, h Health) {
-	err := p.d.probe(ctx, p.inst.Handle().Address, h)
+	faults := p.d.ask(ctx, p.inst, h)
 	select {
 	case <-p.inst.Exited():
 		return // what the probe saw is the crash, which is told as one
@@ -111,31 +146,68 @@ func (p *pulse) beat(ctx context.Context, h Health) {
 	if ctx.Err() != nil {
 		return
 	}
-	if err == nil {
-		p.good, p.bad = p.good+1, 0
-		if p.ill && p.good >= h.HealthyAfter {
-			p.ill = false
-			p.d.enter(p.s, Healthy, "")
-			p.d.steerOrSay()
-			p.d.emit(slog.LevelInfo, "app_healthy", p.s.color, p.id+" is healthy again", slog.String("target", p.id))
+	var turned []string
+	out := map[string]error{}
+	for _, a := range addresses(p.inst) {
+		k := p.at[a]
+		if k.take(faults[a], h) {
+			turned = append(turned, a)
 		}
-		return
+		if err := faults[a]; k.ill && err != nil {
+			out[a] = err
+		} else if k.ill {
+			out[a] = errRecovering
+		}
 	}
-	p.good, p.bad = 0, p.bad+1
-	why := err.Error()
-	if errors.Is(err, syscall.ECONNREFUSED) && p.bad >= h.UnhealthyAfter {
-		why, _ = explain(p.inst, err)
+	all := len(out) == len(p.at)
+	why := ""
+	if err := first(out); err != nil {
+		why = err.Error()
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			why, _ = explain(p.inst, err)
+		}
+	}
+	p.tell(turned, out, why, all)
+}
+
+var errRecovering = errors.New("its probes are good again, not yet often enough")
+
+// tell makes known what a beat has found: out are the addresses that are not fit.
+func (p *pulse) tell(turned []string, out map[string]error, why string, all bool) {
+	p.d.mu.Lock()
+	p.s.out = out
+	p.d.mu.Unlock()
+	was := p.ill
+	p.ill = all
+	switch {
+	case all && why != errRecovering.Error():
+		p.d.enter(p.s, Unhealthy, why)
+	case was && !all:
+		p.d.enter(p.s, Healthy, "")
+	}
+	if len(turned) > 0 {
+		p.d.steerOrSay()
 	}
 	switch {
-	case p.ill:
-		p.d.enter(p.s, Unhealthy, why)
-	case p.bad >= h.UnhealthyAfter:
-		p.ill = true
-		p.d.enter(p.s, Unhealthy, why)
-		p.d.emit(slog.LevelWarn, "app_unhealthy", p.s.color,
-			fmt.Sprintf("%s failed %d probes in a row: %s", p.id, p.bad, why), slog.String("target", p.id), slog.String("reason", why))
-		p.d.steerOrSay()
-		p.d.alarm(p.s, fmt.Sprintf("%s failed %d probes in a row: %s", p.id, p.bad, why))
+	case was && !all:
+		p.d.emit(slog.LevelInfo, "app_healthy", p.s.color, p.id+" is healthy again", slog.String("target", p.id))
+	case all && !was:
+		text := fmt.Sprintf("%s failed %d probes in a row: %s", p.id, p.d.policy.Load().Health.UnhealthyAfter, why)
+		p.d.emit(slog.LevelWarn, "app_unhealthy", p.s.color, text, slog.String("target", p.id), slog.String("reason", why))
+		p.d.alarm(p.s, text)
+	default:
+		p.tellAddresses(turned, out)
+	}
+}
+
+// tellAddresses tells of single servers of a copy that serves on.
+func (p *pulse) tellAddresses(turned []string, out map[string]error) {
+	for _, a := range turned {
+		level, name, text := slog.LevelInfo, "address_healthy", fmt.Sprintf("%s of %s is healthy again and gets requests", a, p.id)
+		if err := out[a]; err != nil {
+			level, name, text = slog.LevelWarn, "address_unhealthy", fmt.Sprintf("%s gets no requests of %s any more: %v", a, p.id, err)
+		}
+		p.d.emit(level, name, p.s.color, text, slog.String("target", p.id), slog.String("address", a))
 	}
 }
 

@@ -47,6 +47,23 @@ func Contract(t *testing.T, open func(t *testing.T) deploy.Driver) {
 	t.Run("a copy that ended is not adopted", func(t *testing.T) { adoptsNoDead(t, open(t), open(t)) })
 }
 
+// LentContract checks what a driver of copies promises that somebody else runs: the
+// part of [Contract] that is about being reached and found again, and that it ends
+// nobody. What open returns must run the copies whose addresses its Start takes up.
+func LentContract(t *testing.T, open func(t *testing.T) deploy.Driver) {
+	for _, c := range []struct {
+		promise string
+		test    func(*testing.T, deploy.Driver)
+	}{
+		{"a copy serves on its own address", serves},
+		{"a copy that is stopped serves on, for whoever runs it", leavesServing},
+		{"stopping twice and at the same time is harmless", stopsOnce},
+	} {
+		t.Run(c.promise, func(t *testing.T) { c.test(t, open(t)) })
+	}
+	t.Run("a later life takes a copy up again", func(t *testing.T) { takesUpAgain(t, open(t), open(t)) })
+}
+
 // Start starts a copy that is stopped at the latest when the test ends.
 func Start(t *testing.T, d deploy.Driver, id string, words ...string) deploy.Instance {
 	t.Helper()
@@ -233,6 +250,43 @@ func adopts(t *testing.T, first, second deploy.Driver) {
 		t.Errorf("last lines %q", l)
 	}
 	AwaitExit(t, in)
+}
+
+func leavesServing(t *testing.T, d deploy.Driver) {
+	in := Start(t, d, "blue-1", "serve")
+	before := Ask(t, in)
+	select {
+	case <-in.Exited():
+		t.Fatal("it is said to have ended")
+	default:
+	}
+	if err := in.Stop(t.Context(), patience); err != nil {
+		t.Fatal(err)
+	}
+	if e := AwaitExit(t, in); e != (deploy.Exit{}) {
+		t.Errorf("exit %+v", e)
+	}
+	if after := Ask(t, in); after != before {
+		t.Errorf("%q before, %q after", before, after)
+	}
+}
+
+func takesUpAgain(t *testing.T, first, second deploy.Driver) {
+	in := Start(t, first, "blue-1", "serve")
+	before := Ask(t, in)
+	again, err := second.Adopt(t.Context(), deploy.Spec{ID: "blue-1", Color: "blue"}, in.Handle())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after := Ask(t, again); after != before {
+		t.Errorf("%q before, %q after", before, after)
+	}
+	if _, err := second.Start(t.Context(), Spec("green-2", "serve")); err != nil {
+		t.Errorf("another copy: %v", err)
+	}
+	if err := again.Stop(t.Context(), patience); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func adoptsNoDead(t *testing.T, first, second deploy.Driver) {

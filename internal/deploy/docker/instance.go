@@ -245,7 +245,7 @@ func (i *instance) signal(name string) error {
 
 func (i *instance) Handle() deploy.Handle {
 	private, _ := json.Marshal(i.where) // numbers and a string: cannot fail
-	return deploy.Handle{Address: i.where.address().String(), PID: int(i.pid.Load()), Private: private}
+	return deploy.Handle{Address: i.where.address().String(), PID: int(i.pid.Load()), Container: i.d.name(i.labels[labelID]), Private: private}
 }
 
 func (i *instance) Exited() <-chan struct{} { return i.exited }
