@@ -163,11 +163,8 @@ func (s *session) identify(start *pgwire.Startup, policy *policy) error {
 	if err := s.authenticate(start, policy); err != nil {
 		return err
 	}
-	s.pooler.mu.Lock()
-	crowd := len(s.pooler.sessions)
-	s.pooler.mu.Unlock()
-	if crowd > policy.config.MaxClients {
-		return end(TooManyClients, fmt.Sprintf("%d clients are connected already", policy.config.MaxClients), "raise pooler.max_clients")
+	if err := s.pooler.count(s, policy); err != nil {
+		return err
 	}
 	var err error
 	if s.settings, err = state.OfStartup(start); err != nil {

@@ -179,6 +179,7 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 		s.exchange.DB.Queries++
 	case pgwire.ErrorResponse:
 		s.failed(body)
+		s.explain()
 	case pgwire.ParameterStatus:
 		s.leave(state.Set)
 	case pgwire.CopyIn:

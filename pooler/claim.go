@@ -3,8 +3,10 @@ package pooler
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/fair"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
@@ -15,12 +17,10 @@ var errRetired = errors.New("pool retired")
 
 // A waiter is a session's place in the queue. The session owns it and reuses it.
 type waiter struct {
-	next   *waiter
-	owner  *session
-	since  time.Time
-	queued bool
-	given  chan grant // holds at most the one grant that ends the wait
-	alarm  *time.Timer
+	place fair.Place[*waiter]
+	owner *session
+	given chan grant // holds at most the one grant that ends the wait
+	alarm *time.Timer
 }
 
 // A grant ends a wait: with a server, or with the reason why there is none.
@@ -30,11 +30,12 @@ type grant struct {
 }
 
 // claim takes a live server connection for the session, or a place in the queue
-// until there is one. The queue is first come, first served: nobody who comes later
-// is served earlier. What it returns is an ending, or errRetired.
+// until there is one. Among one user's clients the queue is first come, first
+// served; among users it is fair (see package fair). What it returns is an ending,
+// or errRetired.
 func (p *pool) claim(s *session) (*backend, error) {
 	w := &s.waiter
-	w.since = s.exchange.Start
+	w.place.Value, w.place.Since = w, s.exchange.Start
 	for {
 		b, err := p.take(w)
 		if err != nil {
@@ -44,7 +45,7 @@ func (p *pool) claim(s *session) (*backend, error) {
 			if b, err = p.wait(w); err != nil {
 				return nil, err
 			}
-			s.exchange.Waited += time.Since(w.since)
+			s.exchange.Waited += time.Since(w.place.Since)
 			return b, nil
 		}
 		if b.fresh() {
@@ -63,7 +64,7 @@ func (p *pool) take(w *waiter) (*backend, error) {
 		return nil, errRetired
 	case w.owner.dead.Load():
 		return nil, w.owner.sentence()
-	case p.head == nil && len(p.idle) > 0:
+	case len(p.idle) > 0 && p.paused == nil && p.line.Take(w.owner.user):
 		b := p.popIdle(w.owner.settings)
 		p.lend(b, w.owner)
 		return b, nil
@@ -71,7 +72,10 @@ func (p *pool) take(w *waiter) (*backend, error) {
 		p.grow(1) // so that the next one fares better
 		return nil, p.unreachable(p.outage.err)
 	}
-	p.enqueue(w)
+	if w.given == nil {
+		w.given = make(chan grant, 1)
+	}
+	p.line.Join(&w.place, w.owner.user)
 	p.grow(0)
 	return nil, nil
 }
@@ -96,34 +100,6 @@ func (p *pool) lend(b *backend, to *session) {
 	b.holder, b.since, b.turn = to, time.Now(), 0
 }
 
-func (p *pool) enqueue(w *waiter) {
-	if w.given == nil {
-		w.given = make(chan grant, 1)
-	}
-	w.next, w.queued = nil, true
-	if p.tail == nil {
-		p.head = w
-	} else {
-		p.tail.next = w
-	}
-	p.tail = w
-	p.waiting++
-}
-
-// dequeue takes the longest waiter out of the queue; nil if there is none.
-func (p *pool) dequeue() *waiter {
-	w := p.head
-	if w == nil {
-		return nil
-	}
-	if p.head = w.next; p.head == nil {
-		p.tail = nil
-	}
-	w.next, w.queued = nil, false
-	p.waiting--
-	return w
-}
-
 // wait waits for the pool's grant, for at most the pool's acquire_timeout.
 func (p *pool) wait(w *waiter) (*backend, error) {
 	limit := p.limits().AcquireTimeout
@@ -138,64 +114,91 @@ func (p *pool) wait(w *waiter) (*backend, error) {
 		return g.backend, g.err
 	case <-w.alarm.C:
 	}
-	p.withdraw(w, nil)
+	p.withdraw(w, p.exhausted(w))
 	g := <-w.given
 	return g.backend, g.err
 }
 
-// withdraw ends a wait with an error; nil stands for the timeout. A waiter who is
-// no longer queued has got its grant already, and keeps it.
+// withdraw ends a wait with an error. A waiter who is no longer queued has got its
+// grant already, and keeps it.
 func (p *pool) withdraw(w *waiter, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !w.queued {
-		return
+	if w.place.Queued() {
+		p.line.Leave(&w.place)
+		w.given <- grant{err: err}
 	}
-	if err == nil {
-		err = p.exhausted(w)
-	}
-	var before *waiter
-	for at := p.head; at != w; at = at.next {
-		before = at
-	}
-	if before == nil {
-		p.dequeue()
-	} else {
-		before.next = w.next
-		if p.tail == w {
-			p.tail = before
-		}
-		w.next, w.queued = nil, false
-		p.waiting--
-	}
-	w.given <- grant{err: err}
 }
+
+// dismiss ends all waits with an error. The lock is held.
+func (p *pool) dismiss(err error) {
+	for place := p.line.Oldest(); place != nil; place = p.line.Oldest() {
+		p.line.Leave(place)
+		place.Value.given <- grant{err: err}
+	}
+}
+
+// maxNamed bounds how many holders an error names.
+const maxNamed = 3
 
 // exhausted explains a wait that was in vain: who has what the client waited for,
 // and what to do.
 func (p *pool) exhausted(w *waiter) error {
-	limits := p.limits()
-	waited := time.Since(w.since).Round(time.Millisecond)
+	user := w.owner.user
+	p.mu.Lock()
+	limits, outage, paused := p.limits(), p.outage, p.paused
 	message := fmt.Sprintf("pool %q gave no server connection within %v: %d of %d are open, %d in use, %d waiting",
-		p.name, waited, len(p.all), limits.Max, len(p.all)-len(p.idle), p.waiting)
-	var longest *backend
-	for b := range p.all {
-		if b.holder != nil && (longest == nil || b.since.Before(longest.since)) {
-			longest = b
-		}
+		p.name, time.Since(w.place.Since).Round(time.Millisecond), len(p.all), p.room(), len(p.all)-len(p.idle), p.line.Waiting())
+	if ceiling := p.line.Cap(user); ceiling > 0 && p.line.Held(user) >= ceiling {
+		message += fmt.Sprintf("; user %q has all %d that it may have", user, ceiling)
 	}
+	held := p.held()
+	p.mu.Unlock()
+
 	hint := fmt.Sprintf("raise pooler.databases.%s.pool.max, or give connections back sooner", p.name)
-	if longest != nil {
-		h := longest.holder
-		message += fmt.Sprintf("; the longest use is %v by user %q (application %q, color %s)",
-			time.Since(longest.since).Round(time.Millisecond), h.user, h.application, h.color)
-		hint = fmt.Sprintf("shorten that transaction, or raise pooler.databases.%s.pool.max", p.name)
+	for i, l := range held {
+		if i == maxNamed {
+			message += fmt.Sprintf("; and %d more", len(held)-maxNamed)
+			break
+		}
+		message += "; " + l.String()
+	}
+	if len(held) > 0 {
+		hint = fmt.Sprintf("shorten the longest transaction, or raise pooler.databases.%s.pool.max (it is %d)", p.name, limits.Max)
+	}
+	if paused != nil {
+		message += fmt.Sprintf("; the database is paused since %s", paused.since.Format(time.TimeOnly))
+		hint = "end the pause: mainstay db resume " + p.name
 	}
 	e := end(QueueTimeout, message, hint)
-	if p.outage != nil {
-		e.cause = p.outage.err
+	if outage != nil {
+		e.cause = outage.err
 	}
 	return e
+}
+
+// A lease is who has a server, since when, and what it does with it.
+type lease struct {
+	holder *session
+	server *backend
+	since  time.Time
+}
+
+// held lists the leases, the longest first. The lock is held.
+func (p *pool) held() (all []lease) {
+	for b := range p.all {
+		if b.holder != nil {
+			all = append(all, lease{b.holder, b, b.since})
+		}
+	}
+	slices.SortFunc(all, func(a, b lease) int { return a.since.Compare(b.since) })
+	return all
+}
+
+// String must not be called under the pool's lock: it asks the session.
+func (l lease) String() string {
+	return fmt.Sprintf("user %q (application %q, color %s) has one since %v and is %s",
+		l.holder.user, l.holder.application, l.holder.color, time.Since(l.since).Round(time.Millisecond), l.holder.doing())
 }
 
 // unreachable explains that PostgreSQL cannot be reached. A refusal that says why
@@ -216,27 +219,58 @@ func (p *pool) release(b *backend) {
 		return
 	}
 	p.mu.Lock()
-	limits := p.limits()
-	if p.retired || len(p.all) > limits.Max || limits.Lifetime > 0 && time.Since(b.born) > b.age(limits.Lifetime) {
+	if p.retired || len(p.all) > p.room() || p.stale(b) {
 		p.mu.Unlock()
 		p.drop(b)
 		return
 	}
+	p.end(b)
 	p.hand(b)
 	p.mu.Unlock()
 }
 
-// hand gives a server to whoever waits longest, or to the idle ones. The lock is
+// stale reports whether a server must not be used again, old as it is. The lock is
+// held.
+func (p *pool) stale(b *backend) bool {
+	lifetime := p.limits().Lifetime
+	return b.born.Before(p.renewed) || lifetime > 0 && time.Since(b.born) > b.age(lifetime)
+}
+
+// end notes that nobody has the server any more. The lock is held.
+func (p *pool) end(b *backend) {
+	if b.holder != nil {
+		p.line.Return(b.holder.user)
+		b.holder = nil
+	}
+}
+
+// hand gives a server to whoever is to have it, or to the idle ones. The lock is
 // held.
 func (p *pool) hand(b *backend) {
-	w := p.dequeue()
-	if w == nil {
-		b.holder, b.since = nil, time.Now()
-		p.idle = append(p.idle, b)
-		return
+	if p.paused == nil {
+		if place := p.line.Give(); place != nil {
+			p.lend(b, place.Value.owner)
+			place.Value.given <- grant{backend: b}
+			return
+		}
 	}
-	p.lend(b, w.owner)
-	w.given <- grant{backend: b}
+	b.since = time.Now()
+	p.idle = append(p.idle, b)
+	p.rested()
+}
+
+// distribute hands out idle servers that somebody may have now, after a change of
+// the rules. The lock is held.
+func (p *pool) distribute() {
+	for len(p.idle) > 0 && p.paused == nil {
+		place := p.line.Give()
+		if place == nil {
+			return
+		}
+		b := p.popIdle(place.Value.owner.settings)
+		p.lend(b, place.Value.owner)
+		place.Value.given <- grant{backend: b}
+	}
 }
 
 // drop closes a server and lets the pool open another, if somebody needs it.
@@ -244,20 +278,32 @@ func (p *pool) drop(b *backend) {
 	p.mu.Lock()
 	if _, ours := p.all[b]; ours {
 		delete(p.all, b)
-		b.holder = nil
+		p.end(b)
+		p.distribute() // what the lease stood in the way of
 		p.grow(0)
+		p.rested()
 	}
 	p.mu.Unlock()
 	b.close()
+}
+
+// room is how many servers may be open: more than max while clients have waited
+// for longer than reserve_after. The lock is held.
+func (p *pool) room() int {
+	limits := p.limits()
+	if p.stretched {
+		return limits.Max + limits.Reserve
+	}
+	return limits.Max
 }
 
 // grow opens as many connections as are wanted, by those who wait and by more who
 // do not, and allowed. The lock is held.
 func (p *pool) grow(more int) {
 	limits := p.limits()
-	for !p.retired && p.ctx != nil {
+	for !p.retired && p.ctx != nil && p.paused == nil {
 		total := len(p.all) + p.dialing
-		if total >= limits.Max || p.dialing >= p.waiting+more && total >= limits.Min {
+		if total >= p.room() || p.dialing >= p.line.Wanted()+more && total >= limits.Min {
 			return
 		}
 		if p.outage != nil && (p.dialing > 0 || time.Now().Before(p.outage.again)) {

@@ -25,6 +25,8 @@ const (
 	Denied        Code = "denied"
 	NoDatabase    Code = "no_database"
 	Unsupported   Code = "unsupported"
+	IdleInTx      Code = "idle_in_transaction"
+	Killed        Code = "killed"
 
 	TooManyClients Code = "too_many_clients"
 	QueueTimeout   Code = "queue_timeout"
@@ -48,14 +50,16 @@ type Meaning struct {
 var Meanings = []Meaning{
 	{OK, "", telemetry.BlameNone, "PostgreSQL carried it out."},
 	{SQLError, "", telemetry.BlameClient, "PostgreSQL refused the statement: a constraint, a syntax error, a deadlock; its error was passed on."},
-	{Canceled, "57014", telemetry.BlameClient, "The query was canceled, by its client or by a timeout that is set in PostgreSQL."},
+	{Canceled, "57014", telemetry.BlameClient, "The query was canceled: by its client, by a timeout that is set in PostgreSQL, or by the database's query_timeout."},
 	{ClientGone, "", telemetry.BlameClient, "The client hung up before the answer was complete."},
 	{ClientStalled, "57P05", telemetry.BlameClient, "The client left an answer unread or a message unfinished for longer than pooler.stall_timeout."},
 	{ProtocolError, "08P01", telemetry.BlameClient, "The client sent something that the PostgreSQL protocol does not allow."},
 	{Denied, "28P01", telemetry.BlameClient, "The login was refused: unknown user, wrong password, or not from this address."},
 	{NoDatabase, "3D000", telemetry.BlameClient, "The client named a database that pooler.databases does not hold."},
 	{Unsupported, "0A000", telemetry.BlameClient, "The client asked for something that does not go through a pooler."},
-	{TooManyClients, "53300", telemetry.BlameMainstay, "pooler.max_clients are connected already."},
+	{IdleInTx, "25P03", telemetry.BlameClient, "The client left a transaction open without a query for longer than the database's idle_in_transaction_timeout."},
+	{Killed, "57P01", telemetry.BlameClient, "An administrator ended the session, by mainstay db kill or the admin API."},
+	{TooManyClients, "53300", telemetry.BlameMainstay, "As many clients are logged in as pooler.max_clients, pooler.user_clients or the database's max_clients allows."},
 	{QueueTimeout, "53300", telemetry.BlameMainstay, "No server connection became free within the pool's acquire_timeout."},
 	{Stopping, "57P01", telemetry.BlameMainstay, "Mainstay is stopping."},
 	{Internal, "XX000", telemetry.BlameMainstay, "Mainstay itself failed; this is a bug."},

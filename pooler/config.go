@@ -5,11 +5,15 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"mainstay.dev/mainstay/internal/setting"
+	"mainstay.dev/mainstay/pooler/internal/credential"
+	"mainstay.dev/mainstay/pooler/internal/fair"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
+	"mainstay.dev/mainstay/telemetry"
 )
 
 // Config is the pooler section.
@@ -19,7 +23,8 @@ type Config struct {
 	Auth         string                    `yaml:"auth" doc:"How users prove their password: scram-sha-256 or md5."`
 	TLS          TLS                       `yaml:"tls" doc:"Encryption towards clients, on the same address; offered if a certificate is given."`
 	Databases    map[string]Database       `yaml:"databases" doc:"The databases that clients can name."`
-	MaxClients   int                       `yaml:"max_clients" doc:"How many clients may be connected at once."`
+	MaxClients   int                       `yaml:"max_clients" doc:"How many clients may be logged in at once."`
+	UserClients  int                       `yaml:"user_clients" doc:"How many clients of one user may be logged in at once. 0: as many as there may be."`
 	LoginTimeout time.Duration             `yaml:"login_timeout" doc:"How long a client may take to log in."`
 	StallTimeout time.Duration             `yaml:"stall_timeout" doc:"How long a client may leave an answer unread or a message unfinished before it is disconnected; waiting between messages is no stall. 0: forever."`
 	Drain        time.Duration             `yaml:"drain" doc:"How long open transactions may take to finish when Mainstay stops."`
@@ -39,6 +44,11 @@ type Database struct {
 	Mode     string         `yaml:"mode" doc:"When a client gives its server connection back: transaction (after each transaction) or session (when it disconnects)."`
 	Reset    string         `yaml:"reset" doc:"When a server connection is cleaned before another client gets it: dirty (if the pooler saw something that needs it) or always."`
 	Pool     Pool           `yaml:"pool" doc:"The server connections that clients share."`
+
+	MaxClients       int           `yaml:"max_clients" doc:"How many clients may be logged in to this database at once. 0: as many as pooler.max_clients says."`
+	QueryTimeout     time.Duration `yaml:"query_timeout" doc:"How long a query may run before Mainstay cancels it (SQLSTATE 57014; a warning before the error says why). 0: forever."`
+	IdleTransaction  time.Duration `yaml:"idle_in_transaction_timeout" doc:"How long a client may leave a transaction open without a query before it is disconnected (SQLSTATE 25P03). 0: forever."`
+	StatementTimeout time.Duration `yaml:"statement_timeout" doc:"PostgreSQL's own statement_timeout on every server connection; clients may SET another. 0: what the server has."`
 }
 
 // Pool bounds a database's server connections.
@@ -51,6 +61,19 @@ type Pool struct {
 	IdleTimeout    time.Duration `yaml:"idle_timeout" doc:"How long one above min may be unused before it is closed."`
 	Lifetime       time.Duration `yaml:"lifetime" doc:"How old one may become before it is replaced between two uses. 0: any age."`
 	Statements     int           `yaml:"statements" doc:"How many of the clients' prepared statements to keep on each."`
+
+	Reserve      int              `yaml:"reserve" doc:"How many more than max may be open while clients have waited for longer than reserve_after."`
+	ReserveAfter time.Duration    `yaml:"reserve_after" doc:"How long a client must have waited for the reserve to be opened."`
+	UserMax      int              `yaml:"user_max" doc:"How many of them one user's clients may have at once, if users does not say. 0: all."`
+	Users        map[string]Share `yaml:"users" doc:"What single users may have of the pool, by name. Without it all users have equal parts when they want more than there is."`
+}
+
+// Share is what one user may have of a pool.
+type Share struct {
+	Min      int `yaml:"min" doc:"Connections that others leave free for this user's clients, used or not."`
+	Max      int `yaml:"max" doc:"How many this user's clients may have at once. 0: all."`
+	Weight   int `yaml:"weight" doc:"This user's part when several want more than there is: 2 gets twice what 1 gets."`
+	Priority int `yaml:"priority" doc:"Who goes first: a higher one before every lower one. Low ones may starve."`
 }
 
 // Cache is the schema of the query cache to come.
@@ -89,7 +112,29 @@ func (p *Pool) SetDefaults() {
 	*p = Pool{
 		Min: 2, Max: 10, AcquireTimeout: 30 * time.Second, ConnectTimeout: 5 * time.Second,
 		OutageWait: 5 * time.Second, IdleTimeout: 10 * time.Minute, Lifetime: time.Hour, Statements: 500,
+		ReserveAfter: 5 * time.Second,
 	}
+}
+
+// SetDefaults fills in what the file leaves out.
+func (s *Share) SetDefaults() { *s = Share{Weight: 1} }
+
+// share is what a user may have, in the queue's words.
+func (p *Pool) share(user string) fair.Share {
+	if s, ok := p.Users[user]; ok {
+		return fair.Share{Min: s.Min, Max: s.Max, Weight: s.Weight, Priority: s.Priority}
+	}
+	return fair.Share{Max: p.UserMax}
+}
+
+// named are the users that servers are kept for.
+func (p *Pool) named() (users []string) {
+	for user, s := range p.Users {
+		if s.Min > 0 {
+			users = append(users, user)
+		}
+	}
+	return users
 }
 
 // Validate reports every mistake.
@@ -115,6 +160,7 @@ func (c *Config) Validate(ps *setting.Problems) {
 	if c.MaxClients < 1 {
 		ps.Add("max_clients", "must be at least 1", "try 1000")
 	}
+	atLeast(ps, "user_clients", c.UserClients, 0)
 	positive(ps, "login_timeout", c.LoginTimeout, "15s")
 	notNegative(ps, "stall_timeout", c.StallTimeout, "5m")
 	notNegative(ps, "drain", c.Drain, "30s")
@@ -154,6 +200,10 @@ func (d *Database) Validate(ps *setting.Problems) {
 	}
 	oneOf(ps, "mode", d.Mode, modeTransaction, modeSession)
 	oneOf(ps, "reset", d.Reset, resetDirty, resetAlways)
+	atLeast(ps, "max_clients", d.MaxClients, 0)
+	notNegative(ps, "query_timeout", d.QueryTimeout, "30s")
+	notNegative(ps, "idle_in_transaction_timeout", d.IdleTransaction, "1m")
+	notNegative(ps, "statement_timeout", d.StatementTimeout, "30s")
 	var part setting.Problems
 	d.Pool.Validate(&part)
 	ps.Below("pool", part)
@@ -178,6 +228,68 @@ func (p *Pool) Validate(ps *setting.Problems) {
 	if p.Statements < 1 {
 		ps.Add("statements", "must be at least 1", "try 500")
 	}
+	atLeast(ps, "reserve", p.Reserve, 0)
+	notNegative(ps, "reserve_after", p.ReserveAfter, "5s")
+	atLeast(ps, "user_max", p.UserMax, 0)
+	kept := 0
+	for name, s := range p.Users {
+		at := setting.Join("users", name)
+		atLeast(ps, at+".min", s.Min, 0)
+		atLeast(ps, at+".max", s.Max, 0)
+		atLeast(ps, at+".weight", s.Weight, 1)
+		if s.Max > 0 && s.Min > s.Max {
+			ps.Add(at+".min", fmt.Sprintf("%d is more than max, which is %d", s.Min, s.Max), "lower min or raise max")
+		}
+		kept += max(0, s.Min)
+	}
+	if p.Max >= 1 && kept > p.Max {
+		ps.Add("users", fmt.Sprintf("%d connections are kept for single users (min), and there are %d in all", kept, p.Max), "lower the users' min or raise max")
+	}
+}
+
+func atLeast(ps *setting.Problems, path string, n, least int) {
+	if n < least {
+		ps.Add(path, fmt.Sprintf("must be at least %d", least), fmt.Sprintf("write %d or more", least))
+	}
+}
+
+// Compile turns a configuration into what a pooler obeys, or reports every mistake
+// as setting.Problems. It reads the files that the configuration names, and is
+// otherwise pure.
+func Compile(cfg Config) (*policy, error) {
+	var ps setting.Problems
+	cfg.Validate(&ps)
+	if err := ps.Err(); err != nil {
+		return nil, err
+	}
+	p := &policy{config: cfg, accounts: map[string]account{}, targets: map[string]*upstream.Target{}, pools: map[string]*pool{}}
+	for name, secret := range cfg.Users {
+		c, err := credential.New(name, secret.Reveal(), credential.Human)
+		switch {
+		case err != nil:
+			ps.Add(setting.Join("users", name), err.Error(), "")
+		case cfg.Auth == authSCRAM && !c.SCRAM():
+			ps.Add(setting.Join("users", name), "is an md5 hash, which scram-sha-256 cannot check", "give the password or a SCRAM verifier, or write auth: md5")
+		case cfg.Auth == authMD5 && !c.MD5():
+			ps.Add(setting.Join("users", name), "is a SCRAM verifier, which md5 cannot check", "give the password or an md5 hash, or write auth: scram-sha-256")
+		}
+		p.accounts[name] = account{credential: c, color: telemetry.ColorUnknown}
+	}
+	for name, d := range cfg.Databases {
+		t, err := upstream.Parse(d.Upstream.Reveal())
+		if err != nil {
+			ps.Add(setting.Join("databases", name)+".upstream", err.Error(), "")
+		}
+		if err == nil && d.StatementTimeout > 0 {
+			t = t.With("statement_timeout", strconv.FormatInt(d.StatementTimeout.Milliseconds(), 10))
+		}
+		p.targets[name] = t
+	}
+	var err error
+	if p.tls, err = cfg.TLS.load(); err != nil {
+		ps.Add("tls", err.Error(), "")
+	}
+	return p, ps.Err()
 }
 
 func oneOf(ps *setting.Problems, path, value string, words ...string) {

@@ -2,12 +2,14 @@ package pooler
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/fair"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 	"mainstay.dev/mainstay/telemetry"
@@ -28,15 +30,17 @@ type pool struct {
 
 	opening sync.WaitGroup // dials under way, and closings
 
-	mu         sync.Mutex
-	ctx        context.Context // nil before Run: nothing is opened yet; its end interrupts dials
-	all        map[*backend]struct{}
-	idle       []*backend // used last at the end
-	dialing    int
-	head, tail *waiter // the queue, longest wait first
-	waiting    int
-	outage     *outage // nil: the last attempt to connect went well
-	retired    bool
+	mu        sync.Mutex
+	ctx       context.Context // nil before Run: nothing is opened yet; its end interrupts dials
+	all       map[*backend]struct{}
+	idle      []*backend // used last at the end
+	dialing   int
+	line      *fair.Line[*waiter] // who waits, and who may have how many
+	stretched bool                // the reserve is in use
+	outage    *outage             // nil: the last attempt to connect went well
+	paused    *pause              // nil: it serves
+	renewed   time.Time           // servers that are older are not used again
+	retired   bool
 
 	base    string            // what a new connection reports, rendered
 	welcome map[string][]byte // what clients are told at login, by the key of their settings
@@ -61,7 +65,18 @@ func newPool(name string, d *Database, target *upstream.Target, deps Deps) *pool
 		all: map[*backend]struct{}{}, welcome: map[string][]byte{},
 	}
 	p.config.Store(d)
+	p.line = fair.New[*waiter](d.Pool.Max, d.Pool.share, d.Pool.named())
 	return p
+}
+
+// configure changes the limits. Nothing is taken away from anybody.
+func (p *pool) configure(d *Database) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.config.Store(d)
+	p.line.Allot(p.room(), d.Pool.share, d.Pool.named())
+	p.distribute()
+	p.grow(0)
 }
 
 func (p *pool) limits() *Pool     { return &p.config.Load().Pool }
@@ -86,19 +101,20 @@ func (p *pool) open(limit time.Duration) {
 	}
 	ctx, cancel := context.WithTimeout(p.ctx, limit)
 	defer cancel()
+	began := time.Now()
 	conn, err := p.target.Connect(ctx, p.dial)
 	var b *backend
 	if err == nil {
 		b = newBackend(p, conn)
 	}
-	if !p.opened(b, err) {
+	if !p.opened(b, err, began) {
 		b.close()
 	}
 }
 
 // opened notes how an attempt to connect went; false means that the server is not
 // wanted any more.
-func (p *pool) opened(b *backend, err error) bool {
+func (p *pool) opened(b *backend, err error, began time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.dialing--
@@ -107,7 +123,8 @@ func (p *pool) opened(b *backend, err error) bool {
 		return true
 	}
 	p.recover()
-	if p.retired {
+	if p.retired || began.Before(p.renewed) {
+		p.grow(0)
 		return false
 	}
 	p.learn(b.Params)
@@ -148,9 +165,7 @@ func (p *pool) fail(err error) {
 	if len(p.all) > 0 || !o.told() {
 		return // a connection in use may come back, or the server
 	}
-	for w := p.dequeue(); w != nil; w = p.dequeue() {
-		w.given <- grant{err: p.unreachable(err)}
-	}
+	p.dismiss(p.unreachable(err))
 }
 
 // recover notes that PostgreSQL accepts connections. The lock is held.
@@ -231,9 +246,73 @@ func (p *pool) retire() {
 	for _, b := range idle {
 		delete(p.all, b)
 	}
-	for w := p.dequeue(); w != nil; w = p.dequeue() {
-		w.given <- grant{err: errRetired}
+	p.dismiss(errRetired)
+	p.mu.Unlock()
+	for _, b := range idle {
+		b.close()
 	}
+}
+
+// A pause is a time in which a pool gives no servers away.
+type pause struct {
+	since  time.Time
+	rested chan struct{} // closed when every server has come back
+}
+
+// pause stops giving servers away and waits until all have come back, or until ctx
+// ends; then the pause stays. Servers that have come back are closed.
+func (p *pool) pause(ctx context.Context) error {
+	p.mu.Lock()
+	if p.paused == nil {
+		p.paused = &pause{since: time.Now(), rested: make(chan struct{})}
+		p.rested()
+	}
+	rested := p.paused.rested
+	p.mu.Unlock()
+	select {
+	case <-rested:
+	case <-ctx.Done():
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return fmt.Errorf("%d connections of database %q are still in use; it is paused, and they stay out when they come back: %w",
+			len(p.all)-len(p.idle), p.name, context.Cause(ctx))
+	}
+	p.renew()
+	return nil
+}
+
+// rested notes that a server came back or was closed. The lock is held.
+func (p *pool) rested() {
+	if p.paused == nil || len(p.idle) < len(p.all) {
+		return
+	}
+	select {
+	case <-p.paused.rested:
+	default:
+		close(p.paused.rested)
+	}
+}
+
+// resume ends a pause.
+func (p *pool) resume() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.paused = nil
+	p.distribute()
+	p.grow(0)
+}
+
+// renew closes the idle servers now, and those that are lent when they come back:
+// from now on, only new connections are given away.
+func (p *pool) renew() {
+	p.mu.Lock()
+	p.renewed = time.Now()
+	idle := p.idle
+	p.idle = nil
+	for _, b := range idle {
+		delete(p.all, b)
+	}
+	p.grow(0)
 	p.mu.Unlock()
 	for _, b := range idle {
 		b.close()
@@ -258,21 +337,23 @@ func (p *pool) sweep(stall time.Duration) {
 	now := time.Now()
 	dead := p.sweepIdle(now)
 	var slow []*session
-	for b := range p.all {
-		if h := b.holder; h != nil {
-			if turn := h.turn.Load(); b.turn == turn {
-				slow = append(slow, h)
-			} else {
-				b.turn = turn
-			}
+	held := p.held()
+	for _, l := range held {
+		if turn := l.holder.turn.Load(); l.server.turn == turn {
+			slow = append(slow, l.holder)
+		} else {
+			l.server.turn = turn
 		}
 	}
 	var left []*waiter
-	for w := p.head; w != nil; w = w.next {
-		if w.owner.left() {
-			left = append(left, w)
+	p.line.Each(func(place *fair.Place[*waiter]) bool {
+		if place.Value.owner.left() {
+			left = append(left, place.Value)
 		}
-	}
+		return true
+	})
+	p.stretch(now)
+	p.distribute()
 	p.grow(0)
 	p.mu.Unlock()
 	for _, b := range dead {
@@ -284,6 +365,22 @@ func (p *pool) sweep(stall time.Duration) {
 	for _, s := range slow {
 		s.watch(stall)
 	}
+	for _, l := range held {
+		p.enforce(l, now)
+	}
+}
+
+// stretch opens the reserve when somebody has waited for long, and closes it when
+// nobody waits any more. The lock is held.
+func (p *pool) stretch(now time.Time) {
+	limits := p.limits()
+	switch oldest := p.line.Oldest(); {
+	case oldest == nil:
+		p.stretched = false
+	case limits.Reserve > 0 && now.Sub(oldest.Since) >= limits.ReserveAfter:
+		p.stretched = true
+	}
+	p.line.Resize(p.room())
 }
 
 // sweepIdle takes idle servers out that must not be used again, or need not be
@@ -294,12 +391,11 @@ func (p *pool) sweepIdle(now time.Time) (out []*backend) {
 	total := len(p.all)
 	for _, b := range p.idle { // those that were used longest ago come first
 		unused := total > limits.Min && now.Sub(b.since) > limits.IdleTimeout
-		old := limits.Lifetime > 0 && now.Sub(b.born) > b.age(limits.Lifetime)
 		talks := false
 		if b.probe != nil {
 			talks, _ = b.probe.Look()
 		}
-		if unused || old || talks || total > limits.Max {
+		if unused || talks || p.stale(b) || total > p.room() {
 			total--
 			out = append(out, b)
 			continue
@@ -316,9 +412,8 @@ func (p *pool) sweepIdle(now time.Time) (out []*backend) {
 func (p *pool) dropIdle(b *backend) {
 	limits := p.limits()
 	p.mu.Lock()
-	unneeded := p.retired || len(p.all) > limits.Max ||
-		len(p.all) > limits.Min && time.Since(b.since) > limits.IdleTimeout ||
-		limits.Lifetime > 0 && time.Since(b.born) > b.age(limits.Lifetime)
+	unneeded := p.retired || p.stale(b) || len(p.all) > p.room() ||
+		len(p.all) > limits.Min && time.Since(b.since) > limits.IdleTimeout
 	p.mu.Unlock()
 	if unneeded || !b.fresh() {
 		p.drop(b)

@@ -75,6 +75,7 @@ type Server struct {
 	mu       sync.Mutex
 	ctx      context.Context // of the pools; nil before Run
 	sessions map[uint32]*session
+	inside   census // of those that are logged in
 	lastID   uint32
 	stopping bool
 	retired  []*pool // replaced, but not empty yet
@@ -99,42 +100,6 @@ type account struct {
 
 // trusts reports whether clients from this machine need no password.
 func (p *policy) trusts() bool { return len(p.config.Users) == 0 }
-
-// Compile turns a configuration into what a pooler obeys, or reports every mistake
-// as setting.Problems. It reads the files that the configuration names, and is
-// otherwise pure.
-func Compile(cfg Config) (*policy, error) {
-	var ps setting.Problems
-	cfg.Validate(&ps)
-	if err := ps.Err(); err != nil {
-		return nil, err
-	}
-	p := &policy{config: cfg, accounts: map[string]account{}, targets: map[string]*upstream.Target{}, pools: map[string]*pool{}}
-	for name, secret := range cfg.Users {
-		c, err := credential.New(name, secret.Reveal(), credential.Human)
-		switch {
-		case err != nil:
-			ps.Add(setting.Join("users", name), err.Error(), "")
-		case cfg.Auth == authSCRAM && !c.SCRAM():
-			ps.Add(setting.Join("users", name), "is an md5 hash, which scram-sha-256 cannot check", "give the password or a SCRAM verifier, or write auth: md5")
-		case cfg.Auth == authMD5 && !c.MD5():
-			ps.Add(setting.Join("users", name), "is a SCRAM verifier, which md5 cannot check", "give the password or an md5 hash, or write auth: scram-sha-256")
-		}
-		p.accounts[name] = account{credential: c, color: telemetry.ColorUnknown}
-	}
-	for name, d := range cfg.Databases {
-		t, err := upstream.Parse(d.Upstream.Reveal())
-		if err != nil {
-			ps.Add(setting.Join("databases", name)+".upstream", err.Error(), "")
-		}
-		p.targets[name] = t
-	}
-	var err error
-	if p.tls, err = cfg.TLS.load(); err != nil {
-		ps.Add("tls", err.Error(), "")
-	}
-	return p, ps.Err()
-}
 
 // admitGrants adds the credentials of the app's colors.
 func (p *policy) admitGrants(grants []Grant) error {
@@ -202,11 +167,13 @@ func (p *Server) Prepare(cfg Config) (commit func(), err error) {
 }
 
 // samePool reports whether a pool can go on with another configuration.
-func samePool(a, b Database) bool { return a.Upstream == b.Upstream && a.Mode == b.Mode }
+func samePool(a, b Database) bool {
+	return a.Upstream == b.Upstream && a.Mode == b.Mode && a.StatementTimeout == b.StatementTimeout
+}
 
 func (p *Server) commit(old, next *policy, kept map[*pool]*Database) {
 	for pool, d := range kept {
-		pool.config.Store(d)
+		pool.configure(d)
 	}
 	p.mu.Lock()
 	ctx := p.ctx
@@ -301,9 +268,65 @@ func (p *Server) sweep(ctx context.Context) {
 	}
 }
 
-// spare is how many connections beyond max_clients are read from, so that they can
-// be told why they are refused, and so that cancel requests get through.
+// spare is how many connections beyond max_clients may be logging in, so that they
+// can be told why they are refused, and so that cancel requests get through.
 const spare = 64
+
+// A census counts the clients that are logged in.
+type census struct {
+	all             int
+	users, database map[string]int
+}
+
+// count lets a client in, if there is room for it.
+func (p *Server) count(s *session, policy *policy) error {
+	cfg := &policy.config
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := &p.inside
+	switch most := cfg.Databases[s.database].MaxClients; {
+	case c.all >= cfg.MaxClients:
+		return end(TooManyClients, fmt.Sprintf("%d clients are connected already", c.all), "raise pooler.max_clients")
+	case cfg.UserClients > 0 && c.users[s.user] >= cfg.UserClients:
+		return end(TooManyClients, fmt.Sprintf("%d clients of user %q are connected already", c.users[s.user], s.user), "raise pooler.user_clients")
+	case most > 0 && c.database[s.database] >= most:
+		return end(TooManyClients, fmt.Sprintf("%d clients of database %q are connected already", most, s.database),
+			fmt.Sprintf("raise pooler.databases.%s.max_clients", s.database))
+	}
+	if c.users == nil {
+		c.users, c.database = map[string]int{}, map[string]int{}
+	}
+	c.all++
+	c.users[s.user]++
+	c.database[s.database]++
+	s.counted = true
+	return nil
+}
+
+// drop forgets a client that was let in.
+func (c *census) drop(s *session) {
+	c.all--
+	if c.users[s.user]--; c.users[s.user] == 0 {
+		delete(c.users, s.user)
+	}
+	if c.database[s.database]--; c.database[s.database] == 0 {
+		delete(c.database, s.database)
+	}
+}
+
+// turnAway closes a connection for which there is no room at all, and tells it so
+// if it can be told at once.
+func (p *Server) turnAway(conn net.Conn) {
+	defer conn.Close()
+	if conn.SetDeadline(time.Now().Add(turnAwayLimit)) != nil {
+		return
+	}
+	full := end(TooManyClients, "too many connections are waiting to log in", "raise pooler.max_clients")
+	_, _ = conn.Write(full.fault.AppendFatal(nil)) // it is lost if the client has sent something already
+}
+
+// turnAwayLimit bounds the write of a message that fits every socket's buffer.
+const turnAwayLimit = 10 * time.Millisecond
 
 // accept starts a session for each connection, until the listener is closed.
 func (p *Server) accept(ctx context.Context) error {
@@ -326,7 +349,7 @@ func (p *Server) accept(ctx context.Context) error {
 		pause = 0
 		s := p.enter(conn)
 		if s == nil {
-			conn.Close()
+			p.turnAway(conn)
 			continue
 		}
 		go func() {
@@ -342,7 +365,9 @@ func (p *Server) enter(conn net.Conn) *session {
 	s := newSession(p, conn)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.stopping || len(p.sessions) >= p.policy.Load().config.MaxClients+spare {
+	// Those that are not logged in yet have a limit of their own, so that they can't
+	// shut others out.
+	if p.stopping || len(p.sessions)-p.inside.all >= p.policy.Load().config.MaxClients+spare {
 		return nil
 	}
 	for {
@@ -361,6 +386,9 @@ func (p *Server) leave(s *session) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.sessions, s.id)
+	if s.counted {
+		p.inside.drop(s)
+	}
 }
 
 // drain ends the sessions: the idle ones now, the others when their transaction

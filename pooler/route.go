@@ -150,3 +150,72 @@ func (p *Server) cancelFor(start pgwire.Startup) {
 		s.cancel()
 	}
 }
+
+// enforce ends what takes longer than the database allows. Only the sweep calls it.
+func (p *pool) enforce(l lease, now time.Time) {
+	s, d := l.holder, p.config.Load()
+	s.mu.Lock()
+	if s.backend != l.server {
+		s.mu.Unlock()
+		return
+	}
+	quiet, began, turn := s.quiet(), s.next.start, s.turn.Load()
+	if c, ok := s.cycles.first(); ok {
+		began = c.start
+	}
+	if !quiet || l.server.status == pgwire.Idle || turn != s.quietTurn {
+		s.quietTurn, s.quietSince = turn, now
+	}
+	s.mu.Unlock()
+	switch {
+	case !quiet && d.QueryTimeout > 0 && !began.IsZero() && now.Sub(began) > d.QueryTimeout && began != s.overdueSince:
+		s.overdueSince = began
+		s.overdue.Store(&overdue{turn, d.QueryTimeout})
+		p.opening.Go(s.cancel)
+	case quiet && d.IdleTransaction > 0 && now.Sub(s.quietSince) > d.IdleTransaction:
+		s.expel(end(IdleInTx, fmt.Sprintf("terminating connection due to idle-in-transaction timeout: no query for %v", d.IdleTransaction),
+			fmt.Sprintf("end transactions sooner, or raise pooler.databases.%s.idle_in_transaction_timeout", p.name)))
+	}
+}
+
+// An overdue is a query that was canceled because it took longer than limit.
+type overdue struct {
+	turn  uint64
+	limit time.Duration
+}
+
+// explain tells the client, before an error of the server's, that we asked for it.
+func (s *session) explain() {
+	o := s.overdue.Swap(nil)
+	if o == nil || o.turn != s.turn.Load() || s.mute {
+		return
+	}
+	s.pass()
+	_, _ = s.conn.Write(pgwire.Fault{ // a client that is gone is noticed by pass
+		SQLState: "57014", Message: fmt.Sprintf("Mainstay cancels this query: it took longer than query_timeout, which is %v", o.limit),
+		Hint: fmt.Sprintf("make it faster, or raise pooler.databases.%s.query_timeout", s.database),
+	}.AppendWarning(nil))
+}
+
+// expel ends a session for a reason of its own.
+func (s *session) expel(why *ending) {
+	s.verdict.CompareAndSwap(nil, why)
+	s.tell(killed)
+}
+
+// doing says what a session that has a server does with it.
+func (s *session) doing() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.backend == nil:
+		return "getting ready"
+	case !s.quiet():
+		return "running a query"
+	case s.backend.status == pgwire.InBlock:
+		return "idle in transaction"
+	case s.backend.status == pgwire.InFailed:
+		return "idle in a failed transaction"
+	}
+	return "idle"
+}

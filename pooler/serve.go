@@ -30,6 +30,7 @@ const clientBuffer = 10 << 10
 type session struct {
 	pooler *Server
 	id     uint32
+	came   time.Time
 	secret [4]byte  // of the cancel key
 	raw    net.Conn // below TLS
 	conn   net.Conn // the same as raw without TLS
@@ -58,12 +59,18 @@ type session struct {
 	// What the sweep knows; only it uses these.
 	lastTurn, lastMoved uint64
 	lastMove            time.Time
+	quietTurn           uint64
+	quietSince          time.Time // the transaction has had no query in this turn
+	overdueSince        time.Time // start of the query that was canceled last
+	overdue             atomic.Pointer[overdue]
 
 	mu        sync.Mutex // over what the uplink shares with serve, and others look at
 	pool      *pool
 	backend   *backend // claimed
+	pinned    string   // why the backend stays between transactions, for people; "": it does not
 	stage     stage
 	entered   bool // logged in
+	counted   bool // in the census; of the server's lock
 	resting   bool // serve waits for the client's next cycle
 	answering bool // serve relays the server's answers
 	uplink    chan struct{}
@@ -91,7 +98,7 @@ const (
 
 func newSession(p *Server, conn net.Conn) *session {
 	s := &session{
-		pooler: p, raw: conn, conn: conn, in: pgwire.NewReader(conn, clientBuffer),
+		pooler: p, came: time.Now(), raw: conn, conn: conn, in: pgwire.NewReader(conn, clientBuffer),
 		probe: socket.NewProbe(conn), color: telemetry.ColorUnknown, settings: state.None,
 	}
 	s.waiter.owner = s
@@ -278,6 +285,9 @@ func (s *session) depart(err error) {
 	}
 	if !s.busy {
 		s.beginNext() // sent, and not answered at all
+	}
+	if !s.busy && e.code == IdleInTx {
+		s.begin() // the wait for nothing is worth a record of its own
 	}
 	if s.busy {
 		s.recordEnd(e)

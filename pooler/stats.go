@@ -2,11 +2,119 @@ package pooler
 
 import (
 	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/fair"
 	"mainstay.dev/mainstay/telemetry"
 )
+
+// ErrUnknown is wrapped by errors that mean that an order named a database or a
+// client that is not there.
+var ErrUnknown = errors.New("unknown")
+
+// named lists the pools of a database; "" stands for all.
+func (p *Server) named(database string) (some []*pool, err error) {
+	for name, pool := range p.policy.Load().pools {
+		if database == "" || name == database {
+			some = append(some, pool)
+		}
+	}
+	if len(some) == 0 && database != "" {
+		return nil, fmt.Errorf("database %q: %w", database, ErrUnknown)
+	}
+	return some, nil
+}
+
+// Pause lets clients of a database ("": of all) wait, from now on, and waits until
+// those that have a server have given it back; then no connection to PostgreSQL is
+// open. If ctx ends first the error says how many are left, and the pause stays.
+func (p *Server) Pause(ctx context.Context, database string) error {
+	some, err := p.named(database)
+	errs := []error{err}
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	for _, pool := range some {
+		all.Go(func() {
+			if err := pool.pause(ctx); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				errs = append(errs, err)
+			}
+		})
+	}
+	all.Wait()
+	p.tellOrder("paused", database, "Clients wait; connections to PostgreSQL are closed when they come back.")
+	return errors.Join(errs...)
+}
+
+// Resume ends a pause.
+func (p *Server) Resume(database string) error {
+	some, err := p.named(database)
+	for _, pool := range some {
+		pool.resume()
+	}
+	p.tellOrder("resumed", database, "Clients are served again.")
+	return err
+}
+
+// Reconnect replaces every connection to PostgreSQL by a new one: idle ones now,
+// others when their transaction ends.
+func (p *Server) Reconnect(database string) error {
+	some, err := p.named(database)
+	for _, pool := range some {
+		pool.renew()
+	}
+	p.tellOrder("reconnecting", database, "Connections to PostgreSQL are replaced.")
+	return err
+}
+
+// A Kill names clients: all that fit every field that is given.
+type Kill struct {
+	ID       uint32 `json:"id,omitempty"`
+	User     string `json:"user,omitempty"`
+	Database string `json:"database,omitempty"`
+	Why      string `json:"why,omitempty"` // told to the clients
+}
+
+// Kill ends clients, with SQLSTATE 57P01, whatever they do. It returns how many.
+func (p *Server) Kill(k Kill) (n int, err error) {
+	message := "terminating connection: an administrator ended it"
+	if k.Why != "" {
+		message += ": " + k.Why
+	}
+	if k.ID == 0 && k.User == "" && k.Database == "" {
+		return 0, errors.New("name whom to end: a client's id, a user or a database")
+	}
+	for _, c := range p.Clients() {
+		if k.ID != 0 && k.ID != c.ID || k.User != "" && k.User != c.User || k.Database != "" && k.Database != c.Database {
+			continue
+		}
+		p.mu.Lock()
+		s := p.sessions[c.ID]
+		p.mu.Unlock()
+		if s != nil {
+			s.expel(end(Killed, message, ""))
+			n++
+		}
+	}
+	if n == 0 {
+		return 0, fmt.Errorf("a client like that: %w", ErrUnknown)
+	}
+	return n, nil
+}
+
+func (p *Server) tellOrder(name, database, text string) {
+	p.deps.Sink.Emit(telemetry.Event{
+		Time: time.Now(), Part: "pooler", Name: name, Level: slog.LevelInfo, Text: text,
+		Attrs: []slog.Attr{slog.String("database", cmp.Or(database, "all"))},
+	})
+}
 
 // Stats is how the pooler stands now.
 type Stats struct {
@@ -22,13 +130,79 @@ type DatabaseStats struct {
 	Upstream    string        `json:"upstream"` // without the password
 	Min         int           `json:"min"`
 	Max         int           `json:"max"`
-	Active      int           `json:"active"`       // servers that a client has
-	Idle        int           `json:"idle"`         // servers that wait for a client
-	Connecting  int           `json:"connecting"`   // servers that are being connected to
-	Waiting     int           `json:"waiting"`      // clients that wait for a server
-	LongestWait time.Duration `json:"longest_wait"` // of those, in nanoseconds
-	LongestUse  time.Duration `json:"longest_use"`  // of the active servers, in nanoseconds
+	Active      int           `json:"active"`            // servers that a client has
+	Idle        int           `json:"idle"`              // servers that wait for a client
+	Connecting  int           `json:"connecting"`        // servers that are being connected to
+	Waiting     int           `json:"waiting"`           // clients that wait for a server
+	LongestWait time.Duration `json:"longest_wait"`      // of those, in nanoseconds
+	LongestUse  time.Duration `json:"longest_use"`       // of the active servers, in nanoseconds
+	Reserve     int           `json:"reserve,omitempty"` // servers beyond max that may be open now
+	Paused      *time.Time    `json:"paused,omitempty"`  // since when no server is given away
 	Outage      string        `json:"outage,omitempty"`
+}
+
+// ClientStats is how one client stands now.
+type ClientStats struct {
+	ID          uint32        `json:"id"` // as in the cancel key, and for Kill
+	User        string        `json:"user"`
+	Database    string        `json:"database"`
+	Application string        `json:"application,omitempty"`
+	Color       string        `json:"color"`
+	Address     string        `json:"address"`
+	TLS         bool          `json:"tls"`
+	Since       time.Time     `json:"since"`            // when it connected
+	State       string        `json:"state"`            // idle, waiting, or what it does with its server
+	For         time.Duration `json:"for"`              // how long it has waited, or had its server; in nanoseconds
+	Server      uint32        `json:"server,omitempty"` // PostgreSQL's process that it has
+	Pinned      string        `json:"pinned,omitempty"` // why it keeps its server between transactions
+}
+
+// Clients lists the clients that are logged in, those that wait or work for longest
+// first.
+func (p *Server) Clients() []ClientStats {
+	p.mu.Lock()
+	sessions := make([]*session, 0, len(p.sessions))
+	for _, s := range p.sessions {
+		sessions = append(sessions, s)
+	}
+	p.mu.Unlock()
+	waits, leases := map[*session]time.Time{}, map[*session]lease{}
+	for _, pool := range p.allPools() {
+		pool.mu.Lock()
+		pool.line.Each(func(place *fair.Place[*waiter]) bool {
+			waits[place.Value.owner] = place.Since
+			return true
+		})
+		for _, l := range pool.held() {
+			leases[l.holder] = l
+		}
+		pool.mu.Unlock()
+	}
+	all := []ClientStats{}
+	for _, s := range sessions {
+		if !s.admitted() {
+			continue
+		}
+		st := s.stats()
+		if since, ok := waits[s]; ok {
+			st.State, st.For = "waiting", time.Since(since)
+		} else if l, ok := leases[s]; ok {
+			st.State, st.For, st.Server = s.doing(), time.Since(l.since), l.server.PID
+		}
+		all = append(all, st)
+	}
+	slices.SortFunc(all, func(a, b ClientStats) int { return cmp.Or(cmp.Compare(b.For, a.For), cmp.Compare(a.ID, b.ID)) })
+	return all
+}
+
+// stats is what is known of a session that is logged in, but for its server.
+func (s *session) stats() ClientStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return ClientStats{
+		ID: s.id, User: s.user, Database: s.database, Application: s.application, Color: s.color,
+		Address: s.raw.RemoteAddr().String(), TLS: s.conn != s.raw, Since: s.came, State: "idle", Pinned: s.pinned,
+	}
 }
 
 // Stats may be called at any time.
@@ -50,10 +224,10 @@ func (p *pool) stats() DatabaseStats {
 	defer p.mu.Unlock()
 	st := DatabaseStats{
 		Database: p.name, Mode: config.Mode, Upstream: p.target.String(), Min: config.Pool.Min, Max: config.Pool.Max,
-		Idle: len(p.idle), Active: len(p.all) - len(p.idle), Connecting: p.dialing, Waiting: p.waiting,
+		Idle: len(p.idle), Active: len(p.all) - len(p.idle), Connecting: p.dialing, Waiting: p.line.Waiting(),
 	}
-	if p.head != nil {
-		st.LongestWait = time.Since(p.head.since)
+	if oldest := p.line.Oldest(); oldest != nil {
+		st.LongestWait = time.Since(oldest.Since)
 	}
 	for b := range p.all {
 		if b.holder != nil {
@@ -63,6 +237,10 @@ func (p *pool) stats() DatabaseStats {
 	if p.outage != nil {
 		st.Outage = p.outage.err.Error()
 	}
+	if p.paused != nil {
+		st.Paused = &p.paused.since
+	}
+	st.Reserve = p.room() - config.Pool.Max
 	return st
 }
 
@@ -89,6 +267,7 @@ func (p *Server) Levels() []telemetry.Level {
 			{Name: "mainstay_pooler_waiting", Help: "Clients that wait for a connection to PostgreSQL.", Value: float64(d.Waiting)},
 			{Name: "mainstay_pooler_longest_wait_seconds", Help: "How long the first of them has waited.", Value: d.LongestWait.Seconds()},
 			{Name: "mainstay_pooler_longest_use_seconds", Help: "How long a client has had its connection to PostgreSQL.", Value: d.LongestUse.Seconds()},
+			{Name: "mainstay_pooler_paused", Help: "1 while the database is paused: clients wait.", Value: bit(d.Paused != nil)},
 			{Name: "mainstay_pooler_upstream_down", Help: "1 while PostgreSQL accepts no connection.", Value: bit(d.Outage != "")},
 		} {
 			l.Labels = []telemetry.Label{database}

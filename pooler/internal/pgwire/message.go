@@ -96,13 +96,18 @@ type Fault struct {
 }
 
 // AppendFatal appends the fault as an ErrorResponse after which the connection ends.
-func (f Fault) AppendFatal(b []byte) []byte {
+func (f Fault) AppendFatal(b []byte) []byte { return f.append(b, ErrorResponse, "FATAL") }
+
+// AppendWarning appends the fault as a NoticeResponse.
+func (f Fault) AppendWarning(b []byte) []byte { return f.append(b, NoticeResponse, "WARNING") }
+
+func (f Fault) append(b []byte, typ byte, severity string) []byte {
 	at := len(b)
-	b = AppendHeader(b, ErrorResponse, 0)
+	b = AppendHeader(b, typ, 0)
 	for _, field := range [...]struct {
 		code byte
 		text string
-	}{{'S', "FATAL"}, {'V', "FATAL"}, {'C', f.SQLState}, {'M', f.Message}, {'H', f.Hint}} {
+	}{{'S', severity}, {'V', severity}, {'C', f.SQLState}, {'M', f.Message}, {'H', f.Hint}} {
 		if field.text != "" {
 			b = append(append(append(b, field.code), field.text...), 0)
 		}

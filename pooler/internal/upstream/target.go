@@ -55,6 +55,17 @@ func (t *Target) String() string {
 	return t.User + "@" + t.Address + "/" + t.Database
 }
 
+// With returns the target with one more run-time setting, which what the URL says
+// goes before.
+func (t *Target) With(name, value string) *Target {
+	if slices.ContainsFunc(t.Settings, func(p pgwire.Param) bool { return p.Name == name }) {
+		return t
+	}
+	c := *t
+	c.Settings = append(slices.Clone(t.Settings), pgwire.Param{Name: name, Value: value})
+	return &c
+}
+
 // foreign are parameters that ORMs and hosting platforms put in a URL for
 // themselves. They mean nothing to PostgreSQL, which would refuse them.
 var foreign = []string{
