@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"mainstay.dev/mainstay/claude/internal/mend"
 	"mainstay.dev/mainstay/claude/internal/peek"
 )
 
@@ -58,6 +57,7 @@ type request struct {
 	stream  bool
 	format  bool // its text must follow a schema: a part of it can't be continued
 	recover bool // the caller has nothing against it
+	gather  bool // nor against its answer being gathered from a stream
 }
 
 // ask reads the request, and finds the gate that it has to pass.
@@ -79,9 +79,8 @@ func (c *call) ask() {
 			}
 		})
 	}
-	if c.request.recover && c.request.stream && c.x.Route == routeMessages && c.shape.message {
-		c.mend = &mend.Message{Whole: c.request.format}
-		c.out.Header["Accept-Encoding"] = []string{"identity"} // what is compressed can't be mended
+	if c.request.recover && c.x.Route == routeMessages && c.shape.message {
+		c.makeWhole()
 	}
 	c.gate = c.engine.gates.at(c.out.URL.Host, c.request.model)
 }

@@ -1,9 +1,7 @@
 package claude_test
 
 import (
-	"context"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -62,27 +60,10 @@ func BenchmarkExchange(b *testing.B) {
 	} {
 		b.Run(size.name+"/direct", func(b *testing.B) { exchange(b, upstream.URL, size.body, size.stream) })
 		b.Run(size.name+"/reverseproxy", func(b *testing.B) { exchange(b, plain.URL, size.body, size.stream) })
-		b.Run(size.name+"/plane", func(b *testing.B) { exchange(b, benchPlane(b, upstream.URL), size.body, size.stream) })
+		b.Run(size.name+"/plane", func(b *testing.B) {
+			exchange(b, runPlane(b, upstream.URL, func(*claude.Config) {}), size.body, size.stream)
+		})
 	}
-}
-
-func benchPlane(b *testing.B, upstream string) string {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	var cfg claude.Config
-	cfg.SetDefaults()
-	cfg.Upstream = upstream
-	s, err := claude.New(cfg, claude.Deps{Listener: ln})
-	if err != nil {
-		b.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ran := make(chan error)
-	go func() { ran <- s.Run(ctx) }()
-	b.Cleanup(func() { cancel(); <-ran })
-	return "http://" + ln.Addr().String()
 }
 
 func exchange(b *testing.B, url, body string, stream bool) {

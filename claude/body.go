@@ -34,6 +34,9 @@ func newBody(size int64, memory *reserve) *body {
 // replayable reports whether another attempt can send the body too.
 func (b *body) replayable() bool { return b.stream == nil }
 
+// replace makes text the whole body.
+func (b *body) replace(text []byte) { b.kept, b.open, b.size = text, nil, int64(len(text)) }
+
 // release says that no attempt will follow; it may be called once.
 func (b *body) release() {
 	if b.owner != nil {
@@ -233,7 +236,8 @@ func (b *body) grow(in intake, n int64) bool {
 	}
 	b.held += n
 	if b.held > int64(len(b.room)) {
-		room := allocate(b.held)
+		const edit = 16 // so that asking for a stream instead needs no second copy
+		room := allocate(b.held + edit)
 		copy(room, b.kept)
 		recycle(b.room)
 		b.room, b.kept = room, room[:len(b.kept)]

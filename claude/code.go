@@ -24,6 +24,7 @@ const (
 	StreamError     Code = "stream_error"
 	UpstreamCut     Code = "upstream_cut"
 	UpstreamStalled Code = "upstream_stalled"
+	AnswerTooLarge  Code = "answer_too_large"
 	Stopping        Code = "stopping"
 	Internal        Code = "internal"
 )
@@ -52,6 +53,7 @@ var Meanings = []Meaning{
 	{StreamError, telemetry.BlameUpstream, "Claude's stream began well and then carried an error."},
 	{UpstreamCut, telemetry.BlameUpstream, "Claude's answer broke off after part of it had gone to the client."},
 	{UpstreamStalled, telemetry.BlameUpstream, "Claude's answer stopped coming after part of it had gone to the client."},
+	{AnswerTooLarge, telemetry.BlameMainstay, "The answer, which Mainstay gathers from a stream, is larger than claude.recovery.max_answer."},
 	{Stopping, telemetry.BlameMainstay, "Mainstay stopped before the call had ended."},
 	{Internal, telemetry.BlameMainstay, "A bug of ours ended the call."},
 }
@@ -85,6 +87,7 @@ const (
 	CauseCut         Cause = "cut"          // the answer broke off after part of it was relayed
 	CauseStalled     Cause = "stalled"      // the answer stopped coming after part of it was relayed
 	CauseStream      Cause = "stream_error" // the stream carried an error
+	CauseTooLarge    Cause = "too_large"    // the answer is larger than it may be
 	CauseClient      Cause = "client"       // the client left, or its upload broke
 	CauseStopping    Cause = "stopping"     // Mainstay stopped
 )

@@ -15,7 +15,7 @@ type Config struct {
 	Listen   string         `yaml:"listen" doc:"Address on which the app finds Claude; its ANTHROPIC_BASE_URL leads here."`
 	Upstream string         `yaml:"upstream" doc:"Base URL of the Claude API, or of what stands in front of it."`
 	Retry    RetryConfig    `yaml:"retry" doc:"When and how often a call that failed is tried again."`
-	Recovery RecoveryConfig `yaml:"recovery" doc:"Policy deadline: how streams of messages that break are made whole."`
+	Recovery RecoveryConfig `yaml:"recovery" doc:"Policy deadline: how answers that break are made whole."`
 	Timeouts TimeoutConfig  `yaml:"timeouts" doc:"How long each side may keep the other waiting."`
 	Limits   LimitConfig    `yaml:"limits" doc:"How large requests may be, and how much of them is kept for a retry."`
 	Drain    time.Duration  `yaml:"drain" doc:"How long calls that are under way get to end when Mainstay stops."`
@@ -33,11 +33,13 @@ type RetryConfig struct {
 	MaxRetryAfter time.Duration   `yaml:"max_retry_after" doc:"compatible: the longest wait that Claude's Retry-After can ask for; longer ones are cut to it. deadline: the longest Retry-After that a final 429 passes on."`
 }
 
-// RecoveryConfig says how broken streams are made whole.
+// RecoveryConfig says how answers that break are made whole.
 type RecoveryConfig struct {
-	Streams bool          `yaml:"streams" doc:"Hold the beginning of a stream until it has content, and thinking and tool use until they are whole; replay or continue a stream that breaks. The request header mainstay-recovery: off turns it off for one call."`
-	Except  []string      `yaml:"except" doc:"Callers whose streams pass as they come: fingerprints of their keys, as the log shows them (key:1a2b3c4d5e6f)."`
-	Stall   time.Duration `yaml:"stall" doc:"How long a stream may say nothing, not even a ping, before its rest is asked for anew; its head may take twice as long."`
+	Streams   bool          `yaml:"streams" doc:"Hold the beginning of a stream until it has content, and thinking and tool use until they are whole; replay or continue a stream that breaks. The request header mainstay-recovery: off turns it off for one call."`
+	Aggregate bool          `yaml:"aggregate" doc:"Ask for the answer of a call that does not stream as a stream, and gather it into the JSON that the app waits for: so that a hang is seen within recovery.stall, and a break made whole. The request header mainstay-aggregate: off turns it off for one call."`
+	MaxAnswer setting.Bytes `yaml:"max_answer" doc:"Largest answer that is gathered, as the stream tells it; a larger one is answered 502."`
+	Except    []string      `yaml:"except" doc:"Callers whose calls pass as they come: fingerprints of their keys, as the log shows them (key:1a2b3c4d5e6f)."`
+	Stall     time.Duration `yaml:"stall" doc:"How long a stream may say nothing, not even a ping, before its rest is asked for anew; its head may take twice as long."`
 }
 
 // TimeoutConfig says how long each side may keep the other waiting.
@@ -60,7 +62,7 @@ func (c *Config) SetDefaults() {
 		Listen:   "127.0.0.1:8700",
 		Upstream: "https://api.anthropic.com",
 		Retry:    RetryConfig{Policy: "deadline", Deadline: 10 * time.Minute, Hold: 2 * time.Minute, Budget: 0.2, MaxRetries: 3, Base: time.Second, Jitter: 0.25, MaxRetryAfter: time.Minute},
-		Recovery: RecoveryConfig{Streams: true, Stall: 30 * time.Second},
+		Recovery: RecoveryConfig{Streams: true, Aggregate: true, MaxAnswer: 32e6, Stall: 30 * time.Second},
 		Timeouts: TimeoutConfig{FirstByte: 10 * time.Minute, Idle: 3 * time.Minute, Client: 30 * time.Second},
 		// The API takes 32 MB (which may be MiB) of message and 500 MB of file.
 		Limits: LimitConfig{Body: 600e6, Replay: 34e6, ReplayMemory: 512e6},
@@ -77,6 +79,9 @@ func (c Config) Validate(ps *setting.Problems) {
 	var part setting.Problems
 	c.Retry.validate(&part)
 	ps.Below("retry", part)
+	if c.Recovery.MaxAnswer <= 0 || c.Recovery.MaxAnswer > 1e9 {
+		ps.Add("recovery.max_answer", "must be positive, and at most 1GB", "try 32MB")
+	}
 	if c.Recovery.Stall <= 0 {
 		ps.Add("recovery.stall", "must be positive", "try 30s")
 	}
@@ -156,7 +161,8 @@ func (c Config) rules() rules {
 	if c.Retry.Policy == "deadline" {
 		const floor = 1 // retries a second, for plants with little traffic
 		r.patient, r.deadline, r.hold, r.retryAfter = true, c.Retry.Deadline, c.Retry.Hold, c.Retry.MaxRetryAfter
-		r.recovers, r.stall, r.except = c.Recovery.Streams, c.Recovery.Stall, map[string]bool{}
+		r.recovers, r.stall, r.except = c.Recovery.Streams || c.Recovery.Aggregate, c.Recovery.Stall, map[string]bool{}
+		r.streams, r.gathers, r.answer = c.Recovery.Streams, c.Recovery.Aggregate, int(c.Recovery.MaxAnswer)
 		for _, caller := range c.Recovery.Except {
 			r.except[caller] = true
 		}
@@ -213,7 +219,10 @@ type rules struct {
 	hold       time.Duration
 	retryAfter time.Duration
 	budget     *retry.Budget
-	recovers   bool // streams
+	recovers   bool // one of the next two
+	streams    bool // are made whole
+	gathers    bool // what does not stream, from a stream
+	answer     int  // the largest that is gathered
 	stall      time.Duration
 	except     map[string]bool // callers whose streams are left alone
 }

@@ -19,13 +19,20 @@ func patient(c *claude.Config) { c.Retry.Policy = "deadline" }
 
 func TestUnderTheDefaultPolicyEveryJSONFaultEndsWell(t *testing.T) {
 	for _, f := range append(claudetest.HTTPFaults(), claudetest.Hang) {
-		for _, n := range []int{1, 3} {
-			t.Run(fmt.Sprint(f, n), func(t *testing.T) {
+		for _, n := range []int{1, 3, -1, -3} {
+			gathers := n < 0
+			if n = max(n, -n); gathers && f == claudetest.Truncated {
+				continue // a stream can't be
+			}
+			t.Run(fmt.Sprint(f, n, gathers), func(t *testing.T) {
 				fake := claudetest.New(claudetest.Options{RetryAfter: "2"})
 				for range n {
 					fake.Next(f)
 				}
-				inBubble(t, fake, func(c *claude.Config) { patient(c); c.Timeouts.FirstByte = time.Minute / 4 }, func(t *testing.T, st *stage) {
+				inBubble(t, fake, func(c *claude.Config) {
+					patient(c)
+					c.Timeouts.FirstByte, c.Recovery.Aggregate = time.Minute/4, gathers
+				}, func(t *testing.T, st *stage) {
 					r := st.post(hello)
 					x := st.book.last(t, 1)
 					if r.status != 200 || !strings.Contains(r.body, `"stop_reason":"end_turn"`) || x.Code != "ok" || x.Tries != n+1 {

@@ -35,6 +35,7 @@ type answer struct {
 	timer  *time.Timer // ends the attempt when nothing comes
 	first  time.Duration
 	idle   time.Duration
+	until  time.Time   // all of it must be there by then; zero: whenever it comes
 	begun  atomic.Bool // the first byte has come, progress of the upload counts no more
 	piece  *[pieceSize]byte
 }
@@ -65,7 +66,14 @@ func (c *call) forward() (*answer, verdict) {
 			return nil, c.broke(a, err)
 		}
 		if a.events && c.mend != nil {
-			return c.mending(a)
+			a, v := c.mending(a)
+			if c.gather == nil {
+				return a, v
+			}
+			if a != nil {
+				a, v = c.gathered(a)
+			}
+			return a, c.late(v)
 		}
 	}
 	a.arrived()
@@ -180,8 +188,11 @@ func (a *answer) Read(p []byte) (int, error) {
 	if a.whole {
 		return 0, io.EOF
 	}
-	timer := a.timer
-	timer.Reset(a.idle)
+	timer, idle := a.timer, a.idle
+	if !a.until.IsZero() {
+		idle = min(idle, time.Until(a.until))
+	}
+	timer.Reset(idle)
 	n, err := a.body.Read(p)
 	timer.Stop()
 	return n, err

@@ -28,6 +28,7 @@ var (
 	errIdle      = errors.New("nothing within timeouts.idle")
 	errStopping  = errors.New("mainstay is stopping")
 	errDone      = errors.New("the call has ended")
+	errLate      = errors.New("the answer was not whole by the caller's deadline")
 	errHeld      = errors.New("claude was failing for as long as the call could wait")
 )
 

@@ -29,6 +29,7 @@ var replies = map[Code]struct {
 	StreamError:     {529, "overloaded_error"},
 	UpstreamCut:     {502, "api_error"},
 	UpstreamStalled: {504, "timeout_error"},
+	AnswerTooLarge:  {502, "api_error"},
 	Stopping:        {503, "api_error"},
 }
 
@@ -58,6 +59,8 @@ func explain(v verdict, target string, attempts int) (kind, message string) {
 		message = fmt.Sprintf("The answer from %s broke off.", target)
 	case UpstreamStalled:
 		message = fmt.Sprintf("The answer from %s stopped coming.", target)
+	case AnswerTooLarge:
+		message = "The answer is larger than Mainstay gathers; raise claude.recovery.max_answer, ask for a stream, or send mainstay-aggregate: off."
 	case Stopping:
 		message = "Mainstay is stopping."
 	default:

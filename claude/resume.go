@@ -2,12 +2,122 @@ package claude
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
+	"net/http"
+	"strconv"
+	"strings"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/gather"
 	"mainstay.dev/mainstay/claude/internal/mend"
 )
+
+// aggregateHeader: off lets a call that does not stream go upstream as it is.
+const aggregateHeader = "Mainstay-Aggregate"
+
+// choose reads what a caller wants to be left alone.
+func (c *call) choose(h http.Header) {
+	c.request.gather = c.rules.gathers && !strings.EqualFold(h.Get(aggregateHeader), "off")
+	delete(h, aggregateHeader)
+}
+
+// cheap is how much of a message that the client has not seen, in bytes of its
+// stream (a few thousand tokens), is rather had anew than continued: that costs
+// little, and leaves no seam.
+const cheap = 128 << 10
+
+// makeWhole prepares for mending the answer, if it is one that can be mended.
+func (c *call) makeWhole() {
+	switch {
+	case c.request.stream && c.rules.streams:
+		c.mend = &mend.Message{Whole: c.request.format}
+	case !c.request.stream && c.request.gather:
+		text, ok := gather.Streaming(c.body.text())
+		if !ok {
+			return
+		}
+		c.body.replace(text)
+		c.mend = &mend.Message{Whole: c.request.format, Unseen: true, Anew: cheap}
+		c.gather = &gather.Message{Limit: c.rules.answer}
+	default:
+		return
+	}
+	c.out.Header["Accept-Encoding"] = []string{"identity"} // what is compressed can't be mended
+}
+
+// gathered reads a message's stream to its end and makes of it the answer that the
+// API would have given. It goes on with what breaks, as the stream does by itself;
+// what that can't mend is final.
+func (c *call) gathered(stream *answer) (*answer, verdict) {
+	defer stream.close()
+	buf := pieces.Get().(*[pieceSize]byte)
+	defer pieces.Put(buf)
+	for {
+		n, err := stream.Read(buf[:])
+		if _, bad := c.gather.Write(buf[:n]); bad != nil {
+			return nil, c.misfit(bad)
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return c.told(stream.res)
+		case err != nil:
+			return nil, c.lost(stream, err)
+		}
+	}
+}
+
+// misfit tells what a call came to whose answer can't be gathered.
+func (c *call) misfit(err error) verdict {
+	if errors.Is(err, gather.ErrTooLong) {
+		return verdict{code: AnswerTooLarge, cause: CauseTooLarge, err: err}
+	}
+	return verdict{code: UpstreamCut, cause: CauseCut, err: err}
+}
+
+// late turns a verdict on an answer that took longer than its caller waits into one
+// that says so.
+func (c *call) late(v verdict) verdict {
+	if v.cause == CauseStalled && !time.Now().Before(c.deadline) {
+		return verdict{code: UpstreamTimeout, cause: CauseTimeout, err: errLate}
+	}
+	return v
+}
+
+// told is the answer that a stream told.
+func (c *call) told(res *http.Response) (*answer, verdict) {
+	v := verdict{code: OK}
+	body, kind := c.gather.Failure()
+	if body != nil {
+		if res.StatusCode = statuses[kind]; res.StatusCode == 0 {
+			res.StatusCode = http.StatusInternalServerError
+		}
+		v = judgeStatus(res.StatusCode)
+		v.again = false
+		c.try.Status = res.StatusCode
+	} else if body = c.gather.JSON(); !c.gather.Done() || !json.Valid(body) {
+		return nil, c.misfit(errors.New("the stream was not one of a message"))
+	}
+	res.Status = strconv.Itoa(res.StatusCode) + " " + http.StatusText(res.StatusCode)
+	res.ContentLength, res.TransferEncoding = int64(len(body)), nil
+	res.Header["Content-Type"] = []string{"application/json"}
+	res.Header["Content-Length"] = []string{strconv.Itoa(len(body))}
+	if res.Header.Get("Cache-Control") == "no-cache" { // says every stream, and no other answer
+		delete(res.Header, "Cache-Control")
+	}
+	a := &answer{res: res, body: http.NoBody, verdict: v, ahead: body, whole: true, first: forever, idle: forever}
+	a.ctx, a.cancel = context.WithCancelCause(c.ctx)
+	a.timer = time.AfterFunc(forever, a.tooLate)
+	a.arrived()
+	return a, v
+}
+
+// statuses are those of the API's errors (https://docs.claude.com/en/api/errors).
+var statuses = map[string]int{
+	"invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403, "not_found_error": 404,
+	"conflict_error": 409, "request_too_large": 413, "rate_limit_error": 429, "api_error": 500, "timeout_error": 504, "overloaded_error": 529,
+}
 
 // A mending is the body of a message's stream that is made whole from as many
 // attempts as it takes.
@@ -65,6 +175,9 @@ func (m *mending) advance() verdict {
 func (m *mending) read() verdict {
 	c, a := m.c, m.a
 	a.idle = min(a.idle, c.rules.stall)
+	if c.gather != nil {
+		a.until = c.deadline
+	}
 	buf := pieces.Get().(*[pieceSize]byte)
 	defer pieces.Put(buf)
 	for !c.mend.Ready() && !m.done {

@@ -23,6 +23,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/gather"
 	"mainstay.dev/mainstay/claude/internal/mend"
 	"mainstay.dev/mainstay/health"
 	"mainstay.dev/mainstay/internal/setting"
@@ -196,9 +197,10 @@ type call struct {
 	body     *body
 	sends    *body // the one that the attempt under way sends: body, or a continuation
 	request  request
-	mend     *mend.Message // of a stream that is recovered; nil: it passes as it comes
-	resumes  int           // attempts that went on with what the client had
-	midway   bool          // the client has the beginning of an answer
+	mend     *mend.Message   // of a stream that is recovered; nil: it passes as it comes
+	gather   *gather.Message // of the stream of a call that does not stream; nil: it is none
+	resumes  int             // attempts that went on with what the client had
+	midway   bool            // the client has the beginning of an answer
 	loop     retry.Loop
 	gate     *health.Gate // nil: none
 	pass     health.Pass
@@ -263,6 +265,7 @@ func (c *call) route(w http.ResponseWriter, r *http.Request, colors map[string]b
 		return false
 	}
 	c.shape = shapeOf(r.Method, c.x.Route)
+	c.choose(r.Header)
 	c.promise(r.Header)
 	c.out = aim(r, c.policy.upstream, path, escaped)
 	c.x.HTTP.Target = c.out.URL.Host

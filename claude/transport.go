@@ -109,6 +109,7 @@ func (t *Transport) begin(r *http.Request) *call {
 	c.out = r
 	if c.rules.patient {
 		c.out = r.Clone(r.Context())
+		c.choose(c.out.Header)
 		c.promise(c.out.Header)
 	}
 	return c

@@ -18,6 +18,8 @@ type message struct {
 	stop   string  // stop_reason
 	stopAt *string // stop_sequence
 	usage  usage
+	raw    []byte // all of it, as Options.Answer gave it; nil: it did not
+	whole  fields // the same
 }
 
 // A part is one content block of an answer: text, thinking or tool_use.
@@ -28,6 +30,7 @@ type part struct {
 	id    string // of tool_use
 	name  string
 	input string // JSON
+	whole fields // of a message that was given: all of it
 }
 
 type usage struct {
@@ -48,6 +51,11 @@ func (c *call) compose(p *params) *message {
 	m := &message{id: "msg_" + token(rand.New(rand.NewPCG(c.s.opt.Seed+2, c.n)), 24), model: p.Model, stop: "end_turn"}
 	if p.Thinking != nil && p.Thinking.Type != "disabled" {
 		m.parts = append(m.parts, part{kind: "thinking", text: "Let me think about that. " + prose(rng, 20), proof: token(rng, 64)})
+	}
+	if c.s.opt.Answer != nil {
+		m.parts = nil
+		m.take(c.s.opt.Answer(p.raw))
+		return m
 	}
 	text := prose(rng, 24)
 	if c.s.opt.Reply != nil {
@@ -247,7 +255,10 @@ func (s *Server) price(p *params) usage {
 }
 
 // json is the answer as one JSON value.
-func (m *message) json() map[string]any {
+func (m *message) json() any {
+	if m.raw != nil {
+		return json.RawMessage(m.raw)
+	}
 	content := make([]any, len(m.parts))
 	for i, p := range m.parts {
 		content[i] = p.json()

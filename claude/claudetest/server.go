@@ -54,6 +54,10 @@ type Options struct {
 	// Reply gives the text that answers a message with this request body; nil: a
 	// text made by the seed.
 	Reply func(body []byte) string
+	// Answer gives the whole message that answers this request body, as JSON in the
+	// API's shape, which is told as it is or in pieces, as a stream; nil: the server
+	// makes it. It is asked again when a client asks for the rest of a stream.
+	Answer func(body []byte) []byte
 	// Repeat is how many bytes of what was said an answer that was asked to go on says
 	// again, as models do at times.
 	Repeat int

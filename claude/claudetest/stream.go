@@ -46,7 +46,11 @@ func (s *stream) message(m *message) bool {
 	if s.fault == ErrorFirst {
 		return s.overloaded()
 	}
-	s.event("message_start", map[string]any{"type": "message_start", "message": m.opening()})
+	var opening, end any = m.opening(), m.closing()
+	if m.raw != nil {
+		opening, end = m.begins(), m.ends()
+	}
+	s.event("message_start", map[string]any{"type": "message_start", "message": opening})
 	if s.fault == ErrorAfterStart {
 		return s.overloaded()
 	}
@@ -58,20 +62,21 @@ func (s *stream) message(m *message) bool {
 	if s.fault == EndEarly {
 		return false
 	}
-	u := m.usage
-	u.Tier = ""
-	s.event("message_delta", map[string]any{
-		"type": "message_delta", "delta": map[string]any{"stop_reason": m.stop, "stop_sequence": m.stopAt}, "usage": u,
-	})
+	s.event("message_delta", end)
 	s.event("message_stop", map[string]any{"type": "message_stop"})
 	return !s.gone
 }
 
+// closing is how a message ends, as message_delta tells it.
+func (m *message) closing() map[string]any {
+	u := m.usage
+	u.Tier = ""
+	return map[string]any{"type": "message_delta", "delta": map[string]any{"stop_reason": m.stop, "stop_sequence": m.stopAt}, "usage": u}
+}
+
 // part tells one content block.
 func (s *stream) part(i int, p part) bool {
-	empty := p
-	empty.text, empty.proof, empty.input = "", "", "{}"
-	s.event("content_block_start", map[string]any{"type": "content_block_start", "index": i, "content_block": empty.json()})
+	s.event("content_block_start", map[string]any{"type": "content_block_start", "index": i, "content_block": p.opening()})
 	if i == 0 {
 		s.event("ping", map[string]any{"type": "ping"})
 	}
@@ -86,21 +91,35 @@ func (s *stream) part(i int, p part) bool {
 	return !s.gone
 }
 
+// opening is a part as its first event tells it.
+func (p part) opening() any {
+	if p.whole != nil {
+		open, _ := p.opens()
+		return open
+	}
+	p.text, p.proof, p.input = "", "", "{}"
+	return p.json()
+}
+
 // deltas cuts a part into several pieces, as the API would.
-func (p part) deltas() (ds []map[string]string) {
+func (p part) deltas() (ds []fields) {
+	if p.whole != nil {
+		_, ds = p.opens()
+		return ds
+	}
 	switch p.kind {
 	case "tool_use":
 		for _, piece := range append([]string{""}, pieces(p.input, 11)...) {
-			ds = append(ds, map[string]string{"type": "input_json_delta", "partial_json": piece})
+			ds = append(ds, fields{"type": raw("input_json_delta"), "partial_json": raw(piece)})
 		}
 	case "thinking":
 		for _, piece := range pieces(p.text, 23) {
-			ds = append(ds, map[string]string{"type": "thinking_delta", "thinking": piece})
+			ds = append(ds, fields{"type": raw("thinking_delta"), "thinking": raw(piece)})
 		}
-		ds = append(ds, map[string]string{"type": "signature_delta", "signature": p.proof})
+		ds = append(ds, fields{"type": raw("signature_delta"), "signature": raw(p.proof)})
 	default:
 		for _, piece := range pieces(p.text, 17) {
-			ds = append(ds, map[string]string{"type": "text_delta", "text": piece})
+			ds = append(ds, fields{"type": raw("text_delta"), "text": raw(piece)})
 		}
 	}
 	return ds
@@ -119,7 +138,7 @@ func pieces(text string, n int) (all []string) {
 }
 
 // strike is the moment of the faults in mid-stream; true: go on, none was due.
-func (s *stream) strike(i int, delta map[string]string) bool {
+func (s *stream) strike(i int, delta fields) bool {
 	switch s.fault {
 	case ErrorMiddle:
 		return s.overloaded()

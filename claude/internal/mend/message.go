@@ -29,6 +29,12 @@ type Message struct {
 	// Whole holds everything until the message ends: for answers that can't be
 	// continued, but only had again.
 	Whole bool
+	// Unseen says that the client gets nothing until the message has ended: what was
+	// given can still be taken back.
+	Unseen bool
+	// Anew is how many bytes of a message are held all the same, so that one that
+	// breaks early is had again rather than continued.
+	Anew int
 
 	in    []byte // of an event that is not all there yet
 	held  []byte // not given yet
@@ -63,7 +69,7 @@ func (m *Message) Extra() (input, read, written int64) {
 func (m *Message) Failure() string { return m.failure }
 
 // Given reports whether the client has anything that an attempt can't take back.
-func (m *Message) Given() bool { return len(m.log) > 0 || m.lost }
+func (m *Message) Given() bool { return !m.Unseen && (len(m.log) > 0 || m.lost) }
 
 // Resumes reports whether the attempt under way goes on with what the client has.
 func (m *Message) Resumes() bool { return m.seam != nil }
@@ -185,7 +191,7 @@ func (m *Message) block(e event) {
 		kind := text(e.data, "content_block", "type")
 		m.live = kind == "text"
 		m.pinned = m.pinned || kind == "tool_use"
-		if !m.live && m.opening && !m.Whole {
+		if !m.live && m.opening && !m.Whole && m.Anew == 0 {
 			m.flush() // so that the client hears the pings while the model thinks
 		}
 	}
@@ -195,7 +201,7 @@ func (m *Message) block(e event) {
 	}
 	m.hold(raw)
 	// The end of a text is held as well: until something follows it, more of it may.
-	if m.live && !m.pinned && !m.Whole && len(raw) > 0 && string(e.name) == "content_block_delta" {
+	if m.live && !m.pinned && !m.Whole && len(raw) > 0 && string(e.name) == "content_block_delta" && (m.started || len(m.held) >= m.Anew) {
 		m.flush()
 	}
 }
