@@ -171,4 +171,3 @@ func (m *mainstay) edited(t *testing.T, from, to string) (back func()) {
 	write(strings.Replace(string(was), from, to, 1))
 	return func() { write(string(was)) }
 }
-

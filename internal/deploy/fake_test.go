@@ -216,8 +216,8 @@ func (w *world) probe(ctx context.Context, address string, h Health) error {
 }
 
 type fakeCopy struct {
-	also   []string // more addresses
-	sickAt map[string]error
+	also    []string // more addresses
+	sickAt  map[string]error
 	w       *world
 	spec    Spec
 	address string

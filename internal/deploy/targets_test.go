@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,10 +19,7 @@ func lent() Config {
 
 // several gives each copy as many servers as its release names.
 func several(s Spec, c *fakeCopy) error {
-	c.also = nil
-	for _, a := range s.Targets[1:] {
-		c.also = append(c.also, a)
-	}
+	c.also = slices.Clone(s.Targets[1:])
 	c.sickAt = map[string]error{}
 	return nil
 }

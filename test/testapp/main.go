@@ -47,6 +47,9 @@ func run(ctx context.Context) error {
 	}
 	defer flush()
 	a := &app{version: os.Getenv("VERSION")}
+	if err := a.hurt.begin(); err != nil {
+		return err
+	}
 	if dsn := os.Getenv("DATABASE_URL"); dsn != "" {
 		a.db, err = otelsql.Open("pgx", dsn, otelsql.WithSQLCommenter(true))
 		if err != nil {
@@ -66,7 +69,10 @@ func run(ctx context.Context) error {
 	mux.HandleFunc("/upload", upload)
 	mux.HandleFunc("/query", a.query)
 	mux.HandleFunc("/ask", a.ask)
-	srv := &http.Server{Addr: net.JoinHostPort(cmp.Or(os.Getenv("HOST"), "127.0.0.1"), os.Getenv("PORT")), Handler: otelhttp.NewHandler(mux, "testapp"), ReadHeaderTimeout: 10 * time.Second}
+	mux.HandleFunc("/work", a.hurt.work)
+	mux.HandleFunc("/wait", a.hurt.wait)
+	mux.HandleFunc("/hurt", a.hurt.change)
+	srv := &http.Server{Addr: net.JoinHostPort(cmp.Or(os.Getenv("HOST"), "127.0.0.1"), os.Getenv("PORT")), Handler: otelhttp.NewHandler(a.hurt.before(mux), "testapp"), ReadHeaderTimeout: 10 * time.Second}
 	served := make(chan error, 1)
 	go func() { served <- srv.ListenAndServe() }()
 	log.Printf("testapp %s listens on %s", a.version, srv.Addr)
@@ -98,6 +104,7 @@ func trace(ctx context.Context) (flush func(), err error) {
 type app struct {
 	version string
 	db      *sql.DB
+	hurt    hurt
 	claude  anthropic.Client
 }
 
