@@ -1,7 +1,6 @@
 package pooler
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/credential"
+	"mainstay.dev/mainstay/pooler/internal/login"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/telemetry"
@@ -208,9 +208,12 @@ func (s *session) authenticate(start *pgwire.Startup, policy *policy) error {
 	var ok bool
 	var err error
 	if policy.config.Auth == authMD5 && check.MD5() {
-		ok, err = s.proveMD5(check)
+		ok, err = login.MD5(s, check)
 	} else {
-		ok, err = s.proveSCRAM(check)
+		_, ok, err = login.SCRAM(s, check, s.binding(policy))
+	}
+	if errors.Is(err, login.ErrProtocol) {
+		return protocolError(err.Error())
 	}
 	if err != nil {
 		return err
@@ -236,19 +239,9 @@ func (s *session) fromHere() bool {
 	return s.raw.RemoteAddr().Network() == "pipe" // in memory
 }
 
-// Authentication requests
-// (https://www.postgresql.org/docs/current/protocol-message-formats.html).
-const (
-	askMD5          = 5
-	askSASL         = 10
-	askSASLContinue = 11
-	askSASLFinal    = 12
-)
-
-// ask sends an authentication request and returns the body of the answer.
-func (s *session) ask(kind uint32, data []byte) ([]byte, error) {
-	request := pgwire.Append(nil, pgwire.Authentication, binary.BigEndian.AppendUint32(nil, kind), data)
-	if _, err := s.conn.Write(request); err != nil {
+// Ask sends an authentication request and returns the body of the answer.
+func (s *session) Ask(request []byte) ([]byte, error) {
+	if err := s.Tell(request); err != nil {
 		return nil, err
 	}
 	typ, body, err := s.in.Next()
@@ -261,48 +254,19 @@ func (s *session) ask(kind uint32, data []byte) ([]byte, error) {
 	return body, nil
 }
 
-func (s *session) proveMD5(c *credential.Credential) (bool, error) {
-	var salt [4]byte
-	if _, err := rand.Read(salt[:]); err != nil {
-		return false, err
-	}
-	body, err := s.ask(askMD5, salt[:])
-	if err != nil {
-		return false, err
-	}
-	answer, _, ok := pgwire.String(body)
-	return ok && c.CheckMD5(string(answer), salt), nil
+// Tell sends an authentication request that needs no answer.
+func (s *session) Tell(request []byte) error {
+	_, err := s.conn.Write(request)
+	return err
 }
 
-const mechanism = "SCRAM-SHA-256"
-
-func (s *session) proveSCRAM(c *credential.Credential) (bool, error) {
-	body, err := s.ask(askSASL, []byte(mechanism+"\x00\x00"))
-	if err != nil {
-		return false, err
+// binding is what a client that binds its login to the TLS connection must know of
+// our certificate; nil without TLS.
+func (s *session) binding(policy *policy) []byte {
+	if s.conn == s.raw {
+		return nil
 	}
-	chosen, rest, ok := pgwire.String(body)
-	if !ok || !bytes.Equal(chosen, []byte(mechanism)) || len(rest) < 4 || int(binary.BigEndian.Uint32(rest)) != len(rest)-4 {
-		return false, protocolError("malformed SASLInitialResponse")
-	}
-	exchange, err := c.Conversation()
-	if err != nil {
-		return false, err
-	}
-	answer, err := exchange.Step(string(rest[4:]))
-	if err != nil {
-		return false, protocolError("malformed SCRAM message")
-	}
-	if body, err = s.ask(askSASLContinue, []byte(answer)); err != nil {
-		return false, err
-	}
-	answer, err = exchange.Step(string(body))
-	if err != nil || !exchange.Valid() {
-		return false, nil
-	}
-	final := pgwire.Append(nil, pgwire.Authentication, binary.BigEndian.AppendUint32(nil, askSASLFinal), []byte(answer))
-	_, err = s.conn.Write(final)
-	return true, err
+	return policy.binding
 }
 
 // welcome tells the client that it is in, and what the server is like.

@@ -288,6 +288,8 @@ func Compile(cfg Config) (*policy, error) {
 	var err error
 	if p.tls, err = cfg.TLS.load(); err != nil {
 		ps.Add("tls", err.Error(), "")
+	} else if p.tls != nil {
+		p.binding = credential.EndPoint(p.tls.Certificates[0].Leaf)
 	}
 	return p, ps.Err()
 }

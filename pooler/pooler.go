@@ -86,6 +86,7 @@ type policy struct {
 	config   Config
 	accounts map[string]account
 	tls      *tls.Config // nil: not offered
+	binding  []byte      // of logins to our certificate; nil: not offered
 	targets  map[string]*upstream.Target
 	pools    map[string]*pool // of a running pooler, by the database's name
 }

@@ -53,17 +53,21 @@ func New(user, secret string, iterations int) (*Credential, error) {
 	if _, err := rand.Read(salt[:]); err != nil {
 		return nil, err
 	}
-	client, err := scram.SHA256.NewClient("", secret, "")
-	if err != nil { // SASLprep does not allow it: clients send the bytes as they are
-		if client, err = scram.SHA256.NewClientUnprepped("", secret, ""); err != nil {
-			return nil, err
-		}
-	}
-	stored, err := client.WithMinIterations(1).GetStoredCredentialsWithError(scram.KeyFactors{Salt: string(salt[:]), Iters: iterations})
+	stored, err := derive(secret, scram.KeyFactors{Salt: string(salt[:]), Iters: iterations})
 	if err != nil {
 		return nil, err
 	}
 	return &Credential{scram: stored, md5: hashMD5([]byte(secret + user))}, nil
+}
+
+func derive(password string, factors scram.KeyFactors) (stored scram.StoredCredentials, err error) {
+	client, err := scram.SHA256.NewClient("", password, "")
+	if err != nil { // SASLprep does not allow it: clients send the bytes as they are
+		if client, err = scram.SHA256.NewClientUnprepped("", password, ""); err != nil {
+			return stored, err
+		}
+	}
+	return client.WithMinIterations(1).GetStoredCredentialsWithError(factors)
 }
 
 // Doomed is a credential that every password fails, for a user who does not exist:
@@ -83,26 +87,18 @@ func (c *Credential) SCRAM() bool { return len(c.scram.StoredKey) > 0 }
 // MD5 reports whether the credential can be checked by md5.
 func (c *Credential) MD5() bool { return c.md5 != "" }
 
-// Conversation begins a SCRAM-SHA-256 exchange.
-func (c *Credential) Conversation() (*Exchange, error) {
-	server, err := scram.SHA256.NewServer(func(string) (scram.StoredCredentials, error) { return c.scram, nil })
-	if err != nil {
-		return nil, err
+// CheckPassword checks a password that was sent as it is. With a SCRAM verifier that
+// costs its iterations, so callers bound how often.
+func (c *Credential) CheckPassword(user, password string) bool {
+	if c.md5 != "" {
+		return subtle.ConstantTimeCompare([]byte(hashMD5([]byte(password+user))), []byte(c.md5)) == 1 && !c.doomed
 	}
-	return &Exchange{server.NewConversation(), c.doomed}, nil
+	if password == "" {
+		return false
+	}
+	given, err := derive(password, c.scram.KeyFactors)
+	return err == nil && subtle.ConstantTimeCompare(given.StoredKey, c.scram.StoredKey) == 1 && !c.doomed
 }
-
-// An Exchange is one SCRAM-SHA-256 login.
-type Exchange struct {
-	conv   *scram.ServerConversation
-	doomed bool
-}
-
-// Step takes the client's message and returns the answer to it.
-func (e *Exchange) Step(message string) (string, error) { return e.conv.Step(message) }
-
-// Valid reports, after the last step, whether the client knows the password.
-func (e *Exchange) Valid() bool { return e.conv.Valid() && !e.doomed }
 
 // CheckMD5 checks the answer to an md5 request with this salt.
 func (c *Credential) CheckMD5(answer string, salt [4]byte) bool {

@@ -18,22 +18,31 @@ func login(t *testing.T, c *Credential, password string) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours := client.WithMinIterations(1).NewConversation()
-	theirs, err := c.Conversation()
+	_, ok := converse(t, c.Conversation(nil), Mechanism, client.WithMinIterations(1).NewConversation())
+	return ok
+}
+
+// converse plays a whole exchange, and checks that both sides believe it or neither.
+func converse(t *testing.T, theirs *Exchange, mechanism string, ours *scram.ClientConversation) (Keys, bool) {
+	t.Helper()
+	message, err := ours.Step("")
 	if err != nil {
 		t.Fatal(err)
 	}
-	message := ""
-	for range 2 {
-		if message, err = ours.Step(message); err != nil {
-			return false
-		}
-		if message, err = theirs.Step(message); err != nil {
-			return false
-		}
+	if message, err = theirs.First(mechanism, message); err != nil {
+		return Keys{}, false
 	}
-	_, err = ours.Step(message)
-	return err == nil && theirs.Valid()
+	if message, err = ours.Step(message); err != nil {
+		return Keys{}, false
+	}
+	answer, keys, ok := theirs.Last(message)
+	if !ok {
+		return Keys{}, false
+	}
+	if _, err = ours.Step(answer); err != nil {
+		t.Errorf("the client does not believe the server: %v", err)
+	}
+	return keys, true
 }
 
 func md5Answer(user, password string, salt [4]byte) string {
@@ -110,6 +119,133 @@ func TestAUserWhoDoesNotExistLooksLikeOneWhoDoes(t *testing.T) {
 	if !c.SCRAM() || !c.MD5() {
 		t.Error("a doomed credential must offer every method")
 	}
+}
+
+// plus returns a client that binds to a certificate whose binding has these bytes.
+func plus(t *testing.T, password, binding string) *scram.ClientConversation {
+	t.Helper()
+	client, err := scram.SHA256.NewClientUnprepped("", password, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client.NewConversationWithChannelBinding(scram.ChannelBinding{Type: scram.ChannelBindingTLSServerEndpoint, Data: []byte(binding)})
+}
+
+func TestALoginIsBoundToTheCertificate(t *testing.T) {
+	c, err := New("ann", "pencil", Human)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := converse(t, c.Conversation([]byte("ours")), MechanismPlus, plus(t, "pencil", "ours")); !ok {
+		t.Error("a login that is bound to our certificate is refused")
+	}
+	if _, ok := converse(t, c.Conversation([]byte("ours")), MechanismPlus, plus(t, "pencil", "somebody's")); ok {
+		t.Error("a login that is bound to another certificate is accepted")
+	}
+	if _, ok := converse(t, c.Conversation([]byte("ours")), MechanismPlus, plus(t, "crayon", "ours")); ok {
+		t.Error("a wrong password is accepted")
+	}
+	if _, ok := converse(t, c.Conversation(nil), MechanismPlus, plus(t, "pencil", "ours")); ok {
+		t.Error("binding without TLS is accepted")
+	}
+	client, err := scram.SHA256.NewClientUnprepped("", "pencil", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// "y": the client was made to believe that we do not offer PLUS.
+	if _, ok := converse(t, c.Conversation([]byte("ours")), Mechanism, client.NewConversationAdvertisingChannelBinding()); ok {
+		t.Error("a downgrade is accepted")
+	}
+	if _, ok := converse(t, c.Conversation(nil), Mechanism, client.NewConversationAdvertisingChannelBinding()); !ok {
+		t.Error("a client that could bind is refused where we cannot")
+	}
+}
+
+func TestTheKeysOfALoginLogInElsewhere(t *testing.T) {
+	c, err := New("ann", "pencil", Human)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := scram.SHA256.NewClientUnprepped("", "pencil", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, ok := converse(t, c.Conversation(nil), Mechanism, client.NewConversation())
+	if !ok {
+		t.Fatal("refused")
+	}
+	for _, binding := range [][]byte{nil, []byte("theirs")} {
+		mechanism := Mechanism
+		if binding != nil {
+			mechanism = MechanismPlus
+		}
+		proof, first := NewProof(keys, binding)
+		server := c.Conversation(binding)
+		message, err := server.First(mechanism, first)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if message, err = proof.Answer(message); err != nil {
+			t.Fatal(err)
+		}
+		answer, _, ok := server.Last(message)
+		if !ok || proof.Check(answer) != nil {
+			t.Errorf("binding %q: %v, %v", binding, ok, proof.Check(answer))
+		}
+		if proof.Check("v=AAAA") == nil {
+			t.Error("an impostor is believed")
+		}
+	}
+	other, err := New("ann", "pencil", Human) // the same password with another salt
+	if err != nil {
+		t.Fatal(err)
+	}
+	proof, first := NewProof(keys, nil)
+	server := other.Conversation(nil)
+	message, err := server.First(Mechanism, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if message, err = proof.Answer(message); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, ok := server.Last(message); ok {
+		t.Error("keys serve for a verifier that they do not belong to")
+	}
+}
+
+func TestAPasswordInTheClearIsCheckedAgainstAVerifierToo(t *testing.T) {
+	made, err := New("ann", "pencil", Generated)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []*Credential{made, {scram: made.scram}} {
+		if !c.CheckPassword("ann", "pencil") || c.CheckPassword("ann", "crayon") || c.CheckPassword("ann", "") {
+			t.Error("wrong")
+		}
+	}
+	if Doomed("ann", []byte("k")).CheckPassword("ann", "pencil") {
+		t.Error("doomed, and accepted")
+	}
+}
+
+func FuzzExchange(f *testing.F) {
+	f.Add("n,,n=,r=0123456789", "c=biws,r=0123456789x,p=AAAA")
+	f.Add("p=tls-server-end-point,,n=,r=0123456789", "")
+	f.Add("y,,n=,r=0123456789,m=x", ",p=")
+	c, err := New("ann", "pencil", Generated)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, first, last string) {
+		for _, mechanism := range []string{Mechanism, MechanismPlus} {
+			e := c.Conversation([]byte("binding"))
+			_, _ = e.First(mechanism, first)
+			if _, _, ok := e.Last(last); ok {
+				t.Fatalf("%q and %q log in", first, last)
+			}
+		}
+	})
 }
 
 func FuzzNew(f *testing.F) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/xdg-go/scram"
 
+	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 )
 
@@ -33,10 +34,13 @@ const maxIterations = 1_000_000
 
 // authentication is our side of proving who we are.
 type authentication struct {
-	t     *Target
-	c     *Conn
-	scram *scram.ClientConversation
-	ok    bool
+	t      *Target
+	c      *Conn
+	scram  *scram.ClientConversation
+	proof  *credential.Proof // with keys in the password's place
+	ok     bool
+	bound  bool // to the server's certificate
+	proven bool // the server has shown that it knows our keys
 }
 
 // finished is asked when the server says that it is ready.
@@ -54,16 +58,28 @@ func (a *authentication) answer(body []byte) error {
 	kind, data := binary.BigEndian.Uint32(body), body[4:]
 	switch kind {
 	case authOK:
-		if a.scram != nil && !a.scram.Valid() {
+		if a.t.Binding == "require" && !a.bound {
+			return errors.New("the server does not bind the login to the TLS connection, and channel_binding=require asks for it")
+		}
+		if a.scram != nil && !a.scram.Valid() || a.proof != nil && !a.proven {
 			return errors.New("the server did not prove that it knows the password")
 		}
 		a.ok = true
 		return nil
 	case authCleartext:
+		if !a.c.Encrypted() && !a.c.Host.local() {
+			return errors.New("the server asks for the password in the clear, and the connection is not encrypted; use sslmode=require")
+		}
+		if err := a.needPassword(); err != nil {
+			return err
+		}
 		return a.send([]byte(a.t.password), []byte{0})
 	case authMD5:
 		if len(data) != 4 {
 			return errors.New("malformed md5 authentication request")
+		}
+		if err := a.needPassword(); err != nil {
+			return err
 		}
 		return a.send([]byte(md5Answer(a.t.User, a.t.password, data)), []byte{0})
 	case authSASL:
@@ -72,6 +88,14 @@ func (a *authentication) answer(body []byte) error {
 		return a.continueSCRAM(data, kind == authSASLFinal)
 	}
 	return fmt.Errorf("the server asks for authentication method %d, which Mainstay does not know; use scram-sha-256, md5 or password in pg_hba.conf", kind)
+}
+
+// needPassword refuses methods that a client's keys are no good for.
+func (a *authentication) needPassword() error {
+	if a.t.keys.Client != nil {
+		return errors.New("only the SCRAM keys of the client's login are known, and the server asks for something else; use scram-sha-256 in pg_hba.conf")
+	}
+	return nil
 }
 
 func (a *authentication) send(parts ...[]byte) error {
@@ -100,6 +124,22 @@ func (a *authentication) beginSCRAM(offered []byte) error {
 	if !plain && !plus {
 		return fmt.Errorf("the server offers only the SASL mechanisms %q", bytes.Split(offered, []byte{0}))
 	}
+	var binding *scram.ChannelBinding
+	conn, encrypted := a.c.Conn.(*tls.Conn)
+	if encrypted && plus && a.t.Binding != "disable" {
+		state := conn.ConnectionState()
+		found, err := scram.NewTLSServerEndpointBinding(&state)
+		if err != nil {
+			return fmt.Errorf("bind the login to the server's certificate: %w", err)
+		}
+		binding, a.bound = &found, true
+	}
+	if binding == nil && !plain {
+		return errors.New("the server wants channel binding, which needs TLS; use sslmode=require")
+	}
+	if a.t.keys.Client != nil {
+		return a.beginProof(binding)
+	}
 	// The user's name is in the startup packet; PostgreSQL ignores it here.
 	client, err := scram.SHA256.NewClient("", a.t.password, "")
 	if err != nil { // not a text that SASLprep allows: PostgreSQL takes the bytes as they are
@@ -109,33 +149,57 @@ func (a *authentication) beginSCRAM(offered []byte) error {
 	}
 	client.WithMinIterations(1) // the server's scram_iterations decides
 	name := mechanism
-	conn, encrypted := a.c.Conn.(*tls.Conn)
 	switch {
-	case encrypted && plus:
-		state := conn.ConnectionState()
-		binding, err := scram.NewTLSServerEndpointBinding(&state)
-		if err != nil {
-			return fmt.Errorf("bind the login to the server's certificate: %w", err)
-		}
-		name, a.scram = mechanismPlus, client.NewConversationWithChannelBinding(binding)
-	case encrypted:
+	case binding != nil:
+		name, a.scram = mechanismPlus, client.NewConversationWithChannelBinding(*binding)
+	case encrypted && a.t.Binding != "disable":
 		a.scram = client.NewConversationAdvertisingChannelBinding()
-	case plain:
-		a.scram = client.NewConversation()
 	default:
-		return errors.New("the server wants channel binding, which needs TLS; use sslmode=require")
+		a.scram = client.NewConversation()
 	}
 	first, err := a.scram.Step("")
 	if err != nil {
 		return err
 	}
+	return a.choose(name, first)
+}
+
+// choose answers with a mechanism and its first message.
+func (a *authentication) choose(name, first string) error {
 	length := binary.BigEndian.AppendUint32(nil, uint32(len(first)))
 	return a.send([]byte(name), []byte{0}, length, []byte(first))
+}
+
+// beginProof is beginSCRAM with keys.
+func (a *authentication) beginProof(binding *scram.ChannelBinding) error {
+	name, data := mechanism, []byte(nil)
+	if binding != nil {
+		name, data = mechanismPlus, binding.Data
+	}
+	var first string
+	a.proof, first = credential.NewProof(a.t.keys, data)
+	return a.choose(name, first)
+}
+
+func (a *authentication) continueProof(data []byte, last bool) error {
+	if last {
+		err := a.proof.Check(string(data))
+		a.proven = err == nil
+		return err
+	}
+	answer, err := a.proof.Answer(string(data))
+	if err != nil {
+		return err
+	}
+	return a.send([]byte(answer))
 }
 
 var iterations = regexp.MustCompile(`,i=([0-9]+)`)
 
 func (a *authentication) continueSCRAM(data []byte, last bool) error {
+	if a.proof != nil {
+		return a.continueProof(data, last)
+	}
 	if a.scram == nil {
 		return errors.New("the server continues a SCRAM exchange that was never begun")
 	}

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 )
 
@@ -35,24 +36,53 @@ const (
 	VerifyFull SSLMode = "verify-full" // as verify-ca, and issued for the host
 )
 
-// A Target is one PostgreSQL server and how to log in to it. It is immutable.
+// A Target is a PostgreSQL server, or several of which one is to be used, and how to
+// log in to it. It is immutable.
 type Target struct {
-	Network, Address string // for a dialer: "tcp" host:port, or "unix" and the socket's path
-	Host             string // as in the URL; the name that a certificate must bear
-	User             string
-	Database         string
-	SSL              SSLMode
-	ConnectTimeout   time.Duration  // 0: none was given
-	Settings         []pgwire.Param // run-time settings for the startup packet, sorted by name
+	Hosts          []Host // tried in this order, or a random one
+	User           string
+	Database       string
+	SSL            SSLMode
+	Direct         bool           // TLS from the first byte on (sslnegotiation=direct)
+	Shuffle        bool           // load_balance_hosts=random
+	Wants          string         // target_session_attrs, "" for any
+	Binding        string         // channel_binding: prefer, require or disable
+	ConnectTimeout time.Duration  // for each host; 0: none was given
+	Settings       []pgwire.Param // run-time settings for the startup packet, sorted by name
 
 	password string
-	roots    *x509.CertPool // nil: the machine's
+	keys     credential.Keys // in the password's place, if there are any
+	roots    *x509.CertPool  // nil: the machine's
 	client   []tls.Certificate
 }
 
-// String names the server for people, without the password.
+// A Host is one address of a target.
+type Host struct {
+	Network, Address string // for a dialer: "tcp" host:port, or "unix" and the socket's path
+	Name             string // as in the URL; the name that a certificate must bear
+}
+
+// local reports whether what is said to the host stays on this machine.
+func (h Host) local() bool {
+	ip := net.ParseIP(h.Name)
+	return h.Network == "unix" || h.Name == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// String names the servers for people, without the password.
 func (t *Target) String() string {
-	return t.User + "@" + t.Address + "/" + t.Database
+	names := make([]string, len(t.Hosts))
+	for i, h := range t.Hosts {
+		names[i] = h.Address
+	}
+	return t.User + "@" + strings.Join(names, ",") + "/" + t.Database
+}
+
+// As returns the target with another login: a client's own user and what its login
+// revealed.
+func (t *Target) As(user string, keys credential.Keys) *Target {
+	c := *t
+	c.User, c.password, c.keys = user, "", keys
+	return &c
 }
 
 // With returns the target with one more run-time setting, which what the URL says
@@ -77,17 +107,18 @@ var foreign = []string{
 
 // harmless are libpq's parameters that the pooler does without.
 var harmless = []string{
-	"target_session_attrs", "channel_binding", "gssencmode", "krbsrvname", "keepalives", "keepalives_idle",
+	"gssencmode", "krbsrvname", "keepalives", "keepalives_idle",
 	"keepalives_interval", "keepalives_count", "tcp_user_timeout", "fallback_application_name", "passfile",
-	"sslcompression", "sslsni", "ssl_min_protocol_version", "ssl_max_protocol_version", "load_balance_hosts",
-	"sslnegotiation", "require_auth", "min_protocol_version", "max_protocol_version",
+	"sslcompression", "sslsni", "ssl_min_protocol_version", "ssl_max_protocol_version",
+	"require_auth", "min_protocol_version", "max_protocol_version",
 }
 
 // Parse reads a postgres:// or postgresql:// URL. It reads the certificate files
 // that the URL names, and nothing else: no environment, no password file. An error
 // never holds the password.
 func Parse(raw string) (*Target, error) {
-	u, err := url.Parse(raw)
+	hosts, single := cutHosts(raw)
+	u, err := url.Parse(single)
 	if err != nil {
 		return nil, errors.New("not a URL; write postgres://user:password@host:5432/database (special characters in the password as %XX)")
 	}
@@ -101,17 +132,32 @@ func Parse(raw string) (*Target, error) {
 	}
 	t := &Target{User: u.User.Username(), Database: strings.TrimPrefix(u.Path, "/"), SSL: Prefer}
 	t.password, _ = u.User.Password()
-	host, port := u.Hostname(), u.Port()
-	if strings.Contains(u.Host, ",") {
-		return nil, errors.New("several hosts in one URL are not supported; name one")
+	p := parameters{t: t}
+	if err := p.address(hosts); err != nil {
+		return nil, err
 	}
-	p := parameters{t: t, host: host, port: port}
 	for _, name := range sortedKeys(query) {
 		if err := p.set(name, query.Get(name)); err != nil {
 			return nil, err
 		}
 	}
 	return t, p.finish()
+}
+
+// cutHosts takes the hosts out of a URL: net/url knows one alone.
+func cutHosts(raw string) (hosts, single string) {
+	begin := strings.Index(raw, "://") + len("://")
+	if begin < len("://") {
+		return "", raw
+	}
+	end := len(raw)
+	if i := strings.IndexAny(raw[begin:], "/?#"); i >= 0 {
+		end = begin + i
+	}
+	if i := strings.LastIndexByte(raw[begin:end], '@'); i >= 0 {
+		begin += i + 1
+	}
+	return raw[begin:end], raw[:begin] + "h" + raw[end:]
 }
 
 func sortedKeys(query url.Values) []string {
@@ -126,8 +172,61 @@ func sortedKeys(query url.Values) []string {
 // parameters gathers what the URL's query says until all of it is known.
 type parameters struct {
 	t                *Target
-	host, port       string
+	host, port       string // comma-separated
 	root, cert, ckey string
+}
+
+// address splits hosts with their ports.
+func (p *parameters) address(hosts string) error {
+	var names, ports []string
+	for one := range strings.SplitSeq(hosts, ",") {
+		name, port := one, ""
+		if i := strings.LastIndexByte(one, ':'); i > strings.LastIndexByte(one, ']') {
+			name, port = one[:i], one[i+1:]
+		}
+		if strings.HasPrefix(name, "[") {
+			name = strings.TrimSuffix(name[1:], "]")
+		}
+		name, err := url.PathUnescape(name)
+		if err != nil {
+			return errors.New("a host's name is malformed")
+		}
+		names, ports = append(names, name), append(ports, port)
+	}
+	p.host, p.port = strings.Join(names, ","), strings.Join(ports, ",")
+	return nil
+}
+
+// The words of libpq's parameters that choose among a few.
+var choices = map[string][]string{
+	"target_session_attrs": {"any", "read-write", "read-only", "primary", "standby"},
+	"load_balance_hosts":   {"disable", "random"},
+	"sslnegotiation":       {"postgres", "direct"},
+	"channel_binding":      {"prefer", "require", "disable"},
+}
+
+// choose sets what has few values; ok is false if that is not what name is.
+func (p *parameters) choose(name, value string) (ok bool, _ error) {
+	words, ok := choices[name]
+	if !ok {
+		return false, nil
+	}
+	if !slices.Contains(words, value) {
+		return true, fmt.Errorf("%s %q is none of %s", name, value, strings.Join(words, ", "))
+	}
+	switch name {
+	case "target_session_attrs":
+		if value != "any" {
+			p.t.Wants = value
+		}
+	case "load_balance_hosts":
+		p.t.Shuffle = value == "random"
+	case "sslnegotiation":
+		p.t.Direct = value == "direct"
+	case "channel_binding":
+		p.t.Binding = value
+	}
+	return true, nil
 }
 
 func (p *parameters) set(name, value string) error {
@@ -157,6 +256,9 @@ func (p *parameters) set(name, value string) error {
 		}
 		p.t.ConnectTimeout = time.Duration(seconds) * time.Second
 	default:
+		if ok, err := p.choose(name, value); ok {
+			return err
+		}
 		if slices.Contains(foreign, name) || slices.Contains(harmless, name) {
 			return nil
 		}
@@ -182,17 +284,8 @@ func (p *parameters) setMode(value string) error {
 
 func (p *parameters) finish() error {
 	t := p.t
-	if p.host == "" {
-		p.host = "localhost"
-	}
-	if p.port == "" {
-		p.port = "5432"
-	}
-	if n, err := strconv.ParseUint(p.port, 10, 16); err != nil || n == 0 {
-		return fmt.Errorf("port %q is not a number from 1 to 65535", p.port)
-	}
-	if strings.Contains(p.host, ",") {
-		return errors.New("several hosts in one URL are not supported; name one")
+	if err := p.hosts(); err != nil {
+		return err
 	}
 	if t.User == "" {
 		return errors.New("names no user; write postgres://user:password@host:5432/database")
@@ -203,12 +296,46 @@ func (p *parameters) finish() error {
 	if strings.ContainsRune(t.User+t.Database+t.password+p.host, 0) {
 		return errors.New("holds a null byte")
 	}
-	t.Network, t.Address, t.Host = "tcp", net.JoinHostPort(p.host, p.port), p.host
-	if strings.HasPrefix(p.host, "/") {
-		t.Network, t.Address = "unix", filepath.Join(p.host, ".s.PGSQL."+p.port)
-		t.SSL = Disable
+	if t.Direct && (t.SSL == Disable || t.SSL == Allow || t.SSL == Prefer) {
+		return fmt.Errorf("sslnegotiation=direct needs sslmode=require or stronger, not %s", t.SSL)
 	}
 	return p.certificates()
+}
+
+// maxHosts bounds the addresses of one target.
+const maxHosts = 16
+
+func (p *parameters) hosts() error {
+	names, ports := strings.Split(p.host, ","), strings.Split(p.port, ",")
+	if len(names) > maxHosts {
+		return fmt.Errorf("names %d hosts; more than %d are too many", len(names), maxHosts)
+	}
+	if len(ports) != 1 && len(ports) != len(names) {
+		return fmt.Errorf("names %d hosts and %d ports", len(names), len(ports))
+	}
+	sockets := 0
+	for i, name := range names {
+		port := ports[min(i, len(ports)-1)]
+		if name == "" {
+			name = "localhost"
+		}
+		if port == "" {
+			port = "5432"
+		}
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return fmt.Errorf("port %q is not a number from 1 to 65535", port)
+		}
+		h := Host{Network: "tcp", Address: net.JoinHostPort(name, port), Name: name}
+		if strings.HasPrefix(name, "/") {
+			h.Network, h.Address = "unix", filepath.Join(name, ".s.PGSQL."+port)
+			sockets++
+		}
+		p.t.Hosts = append(p.t.Hosts, h)
+	}
+	if sockets == len(names) {
+		p.t.SSL = Disable
+	}
+	return nil
 }
 
 func (p *parameters) certificates() error {
@@ -240,10 +367,13 @@ func (p *parameters) certificates() error {
 	return nil
 }
 
-// tlsConfig is what the target's SSLMode asks of a handshake.
-func (t *Target) tlsConfig() *tls.Config {
+// tlsConfig is what the target's SSLMode asks of a handshake with one of its hosts.
+func (t *Target) tlsConfig(h Host) *tls.Config {
 	cfg := &tls.Config{
-		ServerName: t.Host, RootCAs: t.roots, Certificates: t.client, MinVersion: tls.VersionTLS12,
+		ServerName: h.Name, RootCAs: t.roots, Certificates: t.client, MinVersion: tls.VersionTLS12,
+	}
+	if t.Direct {
+		cfg.NextProtos = []string{"postgresql"}
 	}
 	switch t.SSL {
 	case VerifyFull:

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,18 +18,25 @@ import (
 func TestAURLIsReadAsLibpqReadsIt(t *testing.T) {
 	for raw, want := range map[string]Target{
 		"postgres://ann:p%40w@db.example.com:6543/app?sslmode=require&connect_timeout=7": {
-			Network: "tcp", Address: "db.example.com:6543", Host: "db.example.com", User: "ann", password: "p@w",
+			Hosts: []Host{{"tcp", "db.example.com:6543", "db.example.com"}}, User: "ann", password: "p@w",
 			Database: "app", SSL: Require, ConnectTimeout: 7 * time.Second,
 		},
-		"postgresql://ann@[::1]": {Network: "tcp", Address: "[::1]:5432", Host: "::1", User: "ann", Database: "ann", SSL: Prefer},
+		"postgresql://ann@[::1]": {Hosts: []Host{{"tcp", "[::1]:5432", "::1"}}, User: "ann", Database: "ann", SSL: Prefer},
 		"postgres:///app?host=/run/postgresql&port=5433&user=ann&password=x+y": {
-			Network: "unix", Address: "/run/postgresql/.s.PGSQL.5433", Host: "/run/postgresql", User: "ann", password: "x+y", Database: "app", SSL: Disable,
+			Hosts: []Host{{"unix", "/run/postgresql/.s.PGSQL.5433", "/run/postgresql"}}, User: "ann", password: "x+y", Database: "app", SSL: Disable,
 		},
 		"postgres://ann@h/app?schema=public&pgbouncer=true&connection_limit=5&application_name=web&statement_timeout=5s": {
-			Network: "tcp", Address: "h:5432", Host: "h", User: "ann", Database: "app", SSL: Prefer,
+			Hosts: []Host{{"tcp", "h:5432", "h"}}, User: "ann", Database: "app", SSL: Prefer,
 			Settings: []pgwire.Param{{Name: "application_name", Value: "web"}, {Name: "statement_timeout", Value: "5s"}},
 		},
-		"postgres://ann@h/app?sslmode=no-verify": {Network: "tcp", Address: "h:5432", Host: "h", User: "ann", Database: "app", SSL: Require},
+		"postgres://ann:p,w@a:5433,[::1],%2Fsock:7/app?target_session_attrs=read-write&load_balance_hosts=random&channel_binding=require": {
+			Hosts: []Host{{"tcp", "a:5433", "a"}, {"tcp", "[::1]:5432", "::1"}, {"unix", "/sock/.s.PGSQL.7", "/sock"}}, User: "ann", password: "p,w",
+			Database: "app", SSL: Prefer, Shuffle: true, Wants: "read-write", Binding: "require",
+		},
+		"postgres://ann@/app?host=a,b&port=1,2&sslnegotiation=direct&sslmode=require": {
+			Hosts: []Host{{"tcp", "a:1", "a"}, {"tcp", "b:2", "b"}}, User: "ann", Database: "app", SSL: Require, Direct: true,
+		},
+		"postgres://ann@h/app?sslmode=no-verify": {Hosts: []Host{{"tcp", "h:5432", "h"}}, User: "ann", Database: "app", SSL: Require},
 	} {
 		got, err := Parse(raw)
 		if err != nil {
@@ -43,20 +51,22 @@ func TestAURLIsReadAsLibpqReadsIt(t *testing.T) {
 
 func TestAMistakeInAURLIsNamedWithoutThePassword(t *testing.T) {
 	for raw, want := range map[string]string{
-		"mysql://a:hunter2@h/db":                         "postgres://",
-		"host=h user=a password=hunter2":                 "postgres://",
-		"postgres://a:hunter2@h:port/db":                 "not a URL",
-		"postgres://a:hunter2@h:0/db":                    "port",
-		"postgres://:hunter2@h/db":                       "user",
-		"postgres://a:hunter2@h/db?sslmode=maybe":        "sslmode",
-		"postgres://a:hunter2@h/db?connect_timeout=soon": "connect_timeout",
-		"postgres://a:hunter2@h1,h2/db":                  "several hosts",
-		"postgres://a:hunter2@h/db?host=h1,h2":           "several hosts",
-		"postgres://a:hunter2@h/db?sslrootcert=/no/file": "sslrootcert",
-		"postgres://a:hunter2@h/db?sslcert=/no/file":     "sslcert",
-		"postgres://a:hunter2@h/db?replication=database": "replication",
-		"postgres://a:hunter2@h/db?x=%00":                "cannot be used",
-		"postgres://a:hun%ter2@h/db":                     "not a URL",
+		"mysql://a:hunter2@h/db":                           "postgres://",
+		"host=h user=a password=hunter2":                   "postgres://",
+		"postgres://a:hunter2@h:port/db":                   "port",
+		"postgres://a:hunter2@h:0/db":                      "port",
+		"postgres://:hunter2@h/db":                         "user",
+		"postgres://a:hunter2@h/db?sslmode=maybe":          "sslmode",
+		"postgres://a:hunter2@h/db?connect_timeout=soon":   "connect_timeout",
+		"postgres://a:hunter2@h1,h2,h3/db?port=1,2":        "3 hosts and 2 ports",
+		"postgres://a:hunter2@h/db?sslnegotiation=direct":  "sslmode=require",
+		"postgres://a:hunter2@h/db?channel_binding=x":      "channel_binding",
+		"postgres://a:hunter2@h/db?target_session_attrs=x": "target_session_attrs",
+		"postgres://a:hunter2@h/db?sslrootcert=/no/file":   "sslrootcert",
+		"postgres://a:hunter2@h/db?sslcert=/no/file":       "sslcert",
+		"postgres://a:hunter2@h/db?replication=database":   "replication",
+		"postgres://a:hunter2@h/db?x=%00":                  "cannot be used",
+		"postgres://a:hun%ter2@h/db":                       "not a URL",
 	} {
 		_, err := Parse(raw)
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {
@@ -76,7 +86,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if target.User == "" || target.Database == "" || target.Address == "" || strings.ContainsRune(target.User+target.Database, 0) {
+		if target.User == "" || target.Database == "" || len(target.Hosts) == 0 || strings.ContainsRune(target.User+target.Database, 0) {
 			t.Fatalf("%q: %+v", raw, target)
 		}
 		packet := pgwire.AppendStartup(nil, append([]pgwire.Param{{Name: "user", Value: target.User}}, target.Settings...))
@@ -123,6 +133,7 @@ func TestAServerThatDoesNotKeepToTheProtocolIsRefused(t *testing.T) {
 		"SCRAM and no proof":            message('R', "\x00\x00\x00\x0aSCRAM-SHA-256\x00\x00") + ok + ready,
 		"a short key":                   ok + message('K', "x"),
 		"a parameter without end":       ok + message('S', "x"),
+		"a password in the clear":       message('R', "\x00\x00\x00\x03"),
 		"an unknown message":            ok + message('!', ""),
 		"a length of 4 GB":              "R\xff\xff\xff\xff",
 		"a message longer than a login": "R\x00\x10\x00\x00",
@@ -158,5 +169,67 @@ func TestALoginEndsWithItsContext(t *testing.T) {
 	cancel(because)
 	if _, err := target.Connect(ctx, dial); err == nil {
 		t.Error("logged in")
+	}
+}
+
+// several plays servers by name: each answers the startup packet with fixed bytes;
+// one that is not there cannot be dialed.
+func several(t *testing.T, answers map[string]string) (dial Dial, tried func() string) {
+	t.Helper()
+	var mu sync.Mutex
+	var order []string
+	return func(_ context.Context, _, address string) (net.Conn, error) {
+			mu.Lock()
+			order = append(order, address)
+			mu.Unlock()
+			answer, ok := answers[address]
+			if !ok {
+				return nil, errors.New("connection refused")
+			}
+			ours, theirs := net.Pipe()
+			go func() {
+				defer theirs.Close()
+				if _, err := pgwire.NewReader(theirs, 1<<14).ReadStartup(); err != nil {
+					return
+				}
+				go io.Copy(io.Discard, theirs)
+				_, _ = io.WriteString(theirs, answer)
+			}()
+			return ours, nil
+		}, func() string {
+			mu.Lock()
+			defer mu.Unlock()
+			return strings.Join(order, " ")
+		}
+}
+
+func TestOfSeveralHostsTheFirstThatSuitsIsTaken(t *testing.T) {
+	report := func(standby string) string {
+		return message('R', "\x00\x00\x00\x00") + message('S', "in_hot_standby\x00"+standby+"\x00") + message('S', "default_transaction_read_only\x00off\x00") +
+			message('K', "\x00\x00\x00\x01key!") + message('Z', "I")
+	}
+	dial, tried := several(t, map[string]string{"b:5432": report("on"), "c:5432": report("off"), "d:5432": report("off")})
+	for want, url := range map[string]string{
+		"b:5432": "postgres://u@a,b,c,d/x?sslmode=disable",
+		"c:5432": "postgres://u@a,b,c,d/x?sslmode=disable&target_session_attrs=read-write",
+		"d:5432": "postgres://u@d,b/x?sslmode=disable&target_session_attrs=primary",
+	} {
+		target, err := Parse(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := target.Connect(t.Context(), dial)
+		if err != nil || c.Host.Address != want {
+			t.Fatalf("%s: %v, %v, tried %s", url, c, err, tried())
+		}
+		c.Close()
+	}
+	target, err := Parse("postgres://u@a,c/x?sslmode=disable&target_session_attrs=standby")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = target.Connect(t.Context(), dial)
+	if err == nil || !strings.Contains(err.Error(), "dial a:5432: connection refused") || !strings.Contains(err.Error(), "c:5432 is not standby") || !Passing(err) {
+		t.Errorf("none suits: %v", err)
 	}
 }
