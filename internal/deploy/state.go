@@ -174,7 +174,10 @@ func readState(path string) (state, error) {
 	if err := json.Unmarshal(raw, &s); err != nil {
 		return state{}, fmt.Errorf("%s %w (%w)", path, errDamaged, err)
 	}
-	if s.Format < 1 || s.Format > stateFormat {
+	if s.Format < 1 {
+		return state{}, fmt.Errorf("%s %w (it names no format)", path, errDamaged)
+	}
+	if s.Format > stateFormat {
 		return state{}, fmt.Errorf("%s has format %d, this mainstay knows 1 to %d; run the mainstay that wrote it, or stop the app and remove the file and %s", path, s.Format, stateFormat, twinFile)
 	}
 	if what := s.contradiction(); what != "" {
