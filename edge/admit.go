@@ -19,7 +19,7 @@ const maxID = 128
 func (s *Server) identify(ctx context.Context, r *Request) {
 	r.Who = s.deps.Identity.Resolve(ctx, &identity.Request{Peer: r.Peer, Header: r.Header, Certificate: r.cert})
 	r.Trusted, r.Client = r.Who.Trusted, r.Who.Address
-	r.x.User, r.x.Workspace, r.x.Tier = r.Who.User, r.Who.Workspace, r.Who.Tier
+	r.x.User, r.x.Workspace, r.x.Tier = r.Who.Shown.User, r.Who.Shown.Workspace, r.Who.Tier
 }
 
 // admit says whether the request may enter; a code other than OK is the reason

@@ -79,7 +79,7 @@ func start(t *testing.T, cfg edge.Config, who ...string) *house {
 func startWith(t *testing.T, cfg edge.Config, change func(*edge.Deps), who ...string) *house {
 	t.Helper()
 	h := &house{ledger: &ledger{}, done: make(chan error, 1)}
-	proxies, err := identity.Compile(identity.Config{TrustedProxies: who, ClientHeader: identity.XForwardedFor})
+	proxies, err := identity.CompileProxies(identity.Config{TrustedProxies: who, ClientHeader: identity.XForwardedFor})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,13 +1,14 @@
-// Package identity says who is asking: for now the client's address behind
-// trusted proxies; users, workspaces and tiers come with the limits. The planes
-// and limits/check share it, so that all of them name a caller alike.
+// Package identity says who is asking: the user, the workspace and the tier for
+// whom a verified token, an API key, a signed cookie, a client certificate or a
+// trusted proxy vouches, and else the client's address. The planes and limits/check
+// share it, so that all of them name a caller alike; a [Seal] carries what one of
+// them found out to another through the app.
 //
 // Anyone may import it. It knows no plane.
 package identity
 
 import (
-	"net/netip"
-	"strings"
+	"time"
 
 	"mainstay.dev/mainstay/internal/setting"
 )
@@ -17,16 +18,45 @@ type Config struct {
 	TrustedProxies []string `yaml:"trusted_proxies" doc:"Peers whose forwarding headers are believed: addresses, CIDR ranges, or the names loopback, private and cloudflare."`
 	ClientHeader   string   `yaml:"client_header" doc:"The one header in which a trusted proxy tells the client's address: x-forwarded-for, forwarded or cf-connecting-ip. The others are not believed, since a proxy passes on what it does not write."`
 
-	JWT       JWT    `yaml:"jwt" planned:"users and tiers from tokens come with the rate limits" doc:"Where tokens come from and who vouches for them."`
-	User      string `yaml:"user" planned:"comes with the rate limits" doc:"Where the user's id stands."`
-	Workspace string `yaml:"workspace" planned:"comes with the rate limits" doc:"Where the workspace's id stands."`
-	Tier      string `yaml:"tier" planned:"comes with the rate limits" doc:"Where the tier stands."`
+	JWT          JWT            `yaml:"jwt" doc:"Tokens: where they stand and who vouches for them. They are looked for in Authorization: Bearer and in the cookie."`
+	Keys         map[string]Key `yaml:"keys" doc:"API keys by name. Only their hashes are kept."`
+	KeyHeader    string         `yaml:"key_header" doc:"Header in which API keys are shown. Authorization: Bearer is looked at too."`
+	CookieSecret setting.Secret `yaml:"cookie_secret" doc:"Secret with which the app signs its cookies, as express and cookie-signature do; for cookie: below."`
+
+	User      string `yaml:"user" doc:"Where the user's id stands: jwt:CLAIM (dots lead into objects), header:NAME (from a trusted proxy only), cookie:NAME (signed), certificate:cn, o, ou, dns, uri or email. Several, with commas between: the first that is there."`
+	Workspace string `yaml:"workspace" doc:"Where the workspace's id stands; written as user."`
+	Tier      string `yaml:"tier" doc:"Where the tier stands; written as user. Never in a claim that users may write themselves, such as user_metadata."`
+
+	Tiers     map[string]string `yaml:"tiers" doc:"Tier by user:ID or workspace:ID; goes before what the token says, and the user before the workspace."`
+	TiersFile string            `yaml:"tiers_file" doc:"File with more of them, one a line: user:7 pro. It is read again when it changes. What stands in tiers goes before."`
+
+	OnRefusal string         `yaml:"on_refusal" doc:"What becomes of a request whose bearer token or API key is not believed: anonymous (it is its address) or refuse (401). A cookie never leads to a refusal, since the app must be able to renew it."`
+	Names     string         `yaml:"names" doc:"How users and workspaces stand in logs, traces and the dashboard's records: plain, hashed or none."`
+	Secret    setting.Secret `yaml:"secret" doc:"Secret that Mainstay-Identity and hashed names are made with, the same on all nodes; at least 32 bytes. Absent: one that this installation keeps for itself."`
+	TellApp   time.Duration  `yaml:"tell_app" doc:"How long the signed header Mainstay-Identity is valid that tells the app who asks, and that the app may forward to the Claude plane. 0s: no header."`
 }
 
 // JWT says how tokens are found and verified.
 type JWT struct {
-	JWKS   string `yaml:"jwks" doc:"Address of the key set."`
-	Cookie string `yaml:"cookie" doc:"Name of the cookie that holds the token; * matches any run of characters."`
+	JWKS     string         `yaml:"jwks" doc:"Address of the key set of whoever issues the tokens (RS256, PS256, ES256, EdDSA and their longer kin)."`
+	Secret   setting.Secret `yaml:"secret" doc:"Secret of tokens that are signed with HS256; at least 32 bytes."`
+	Previous setting.Secret `yaml:"previous_secret" doc:"The secret before this one, while tokens with it are still about."`
+	Cookie   string         `yaml:"cookie" doc:"Name of the cookie that holds the token, or a session of Supabase; * matches any run of characters. Chunks (.0, .1) are put together."`
+	Issuer   string         `yaml:"issuer" doc:"What iss must be; anything if empty."`
+	Audience []string       `yaml:"audience" doc:"What aud must hold one of; anything if empty."`
+	Leeway   time.Duration  `yaml:"leeway" doc:"How far the clocks may be apart when exp and nbf are judged."`
+	Refresh  time.Duration  `yaml:"refresh" doc:"How often the key set is fetched again. A token with a key that is not in it leads to a fetch too, every 10s at most. While the set cannot be had, the last one stays in force."`
+}
+
+// SetDefaults fills in what the file leaves out.
+func (j *JWT) SetDefaults() { *j = JWT{Leeway: 30 * time.Second, Refresh: 10 * time.Minute} }
+
+// Key is an API key.
+type Key struct {
+	SHA256    string `yaml:"sha256" doc:"The key's SHA-256 in hexadecimal: printf %s \"$KEY\" | sha256sum. The key must be random, of 20 characters or more."`
+	User      string `yaml:"user" doc:"User in whose name it is shown; key:NAME if empty."`
+	Workspace string `yaml:"workspace" doc:"Workspace in whose name it is shown."`
+	Tier      string `yaml:"tier" doc:"Its tier."`
 }
 
 // The names of Config.ClientHeader.
@@ -36,67 +66,29 @@ const (
 	CFConnectingIP = "cf-connecting-ip"
 )
 
+// The words of Config.OnRefusal and Config.Names.
+const (
+	onRefusalAnonymous = "anonymous"
+	onRefusalRefuse    = "refuse"
+
+	namesPlain  = "plain"
+	namesHashed = "hashed"
+	namesNone   = "none"
+)
+
 // SetDefaults fills in what the file leaves out.
-func (c *Config) SetDefaults() { *c = Config{ClientHeader: XForwardedFor} }
+func (c *Config) SetDefaults() {
+	*c = Config{
+		ClientHeader: XForwardedFor, KeyHeader: "x-api-key", User: defaultUser,
+		OnRefusal: onRefusalAnonymous, Names: namesPlain, TellApp: 10 * time.Minute,
+	}
+	c.JWT.SetDefaults()
+}
+
+const defaultUser = "jwt:sub"
 
 // Validate reports every mistake.
 func (c *Config) Validate(ps *setting.Problems) {
 	_, err := Compile(*c)
 	*ps = append(*ps, setting.Of(err)...)
-}
-
-// cloudflare is https://www.cloudflare.com/ips-v4 and ips-v6; the lists have not
-// changed since September 2023.
-const cloudflare = `173.245.48.0/20 103.21.244.0/22 103.22.200.0/22 103.31.4.0/22 141.101.64.0/18
-108.162.192.0/18 190.93.240.0/20 188.114.96.0/20 197.234.240.0/22 198.41.128.0/17 162.158.0.0/15
-104.16.0.0/13 104.24.0.0/14 172.64.0.0/13 131.0.72.0/22
-2400:cb00::/32 2606:4700::/32 2803:f800::/32 2405:b500::/32 2405:8100::/32 2a06:98c0::/29 2c0f:f248::/32`
-
-// named lists the ranges that have a name.
-var named = map[string]string{
-	"loopback":   "127.0.0.0/8 ::1/128",
-	"private":    "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 fc00::/7 169.254.0.0/16 fe80::/10",
-	"cloudflare": cloudflare,
-}
-
-// Compile checks c and returns the rule that obeys it. It is pure.
-func Compile(c Config) (*Proxies, error) {
-	var ps setting.Problems
-	p := &Proxies{header: c.ClientHeader}
-	switch c.ClientHeader {
-	case XForwardedFor, Forwarded, CFConnectingIP:
-	default:
-		ps.Add("client_header", "must be x-forwarded-for, forwarded or cf-connecting-ip", "try "+XForwardedFor)
-	}
-	for _, s := range c.TrustedProxies {
-		ranges, ok := named[s]
-		if !ok {
-			ranges = s
-		}
-		for r := range strings.FieldsSeq(ranges) {
-			prefix, err := parseRange(r)
-			if err != nil {
-				ps.Add("trusted_proxies", s+" is neither an address, a range nor a known name", "try 10.0.0.5, 10.0.0.0/8, loopback, private or cloudflare")
-				continue
-			}
-			p.ranges = append(p.ranges, prefix)
-		}
-	}
-	return p, ps.Err()
-}
-
-func parseRange(s string) (netip.Prefix, error) {
-	if strings.Contains(s, "/") {
-		p, err := netip.ParsePrefix(s)
-		if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 { // peers are compared unmapped
-			p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
-		}
-		return p.Masked(), err
-	}
-	a, err := netip.ParseAddr(s)
-	if err != nil {
-		return netip.Prefix{}, err
-	}
-	a = a.Unmap().WithZone("")
-	return a.Prefix(a.BitLen())
 }

@@ -30,7 +30,15 @@ type Who struct {
 	Refused Reason // why a credential that was shown is not believed; empty: none was, or it is
 	// Unfit tells that the request is to be refused for it, by identity.on_refusal.
 	Unfit bool
+	// Forged are the headers that this peer may not set: a trusted proxy alone may.
+	// The app must not be told them.
+	Forged []string
+	// Shown are the user and the workspace as they may stand in a record.
+	Shown Names
 }
+
+// Names are a user and a workspace.
+type Names struct{ User, Workspace string }
 
 // A Source is what vouches for a caller.
 type Source string
@@ -43,6 +51,7 @@ const (
 	ByHeader      Source = "header" // of a trusted proxy
 	ByCookie      Source = "cookie" // that the app has signed
 	ByCertificate Source = "certificate"
+	BySeal        Source = "seal" // of the edge, through the app
 )
 
 // A Reason says why a credential is not believed. The set is closed; Reasons lists

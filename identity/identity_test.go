@@ -10,7 +10,7 @@ import (
 
 func compile(t *testing.T, header string, trusted ...string) *Proxies {
 	t.Helper()
-	p, err := Compile(Config{TrustedProxies: trusted, ClientHeader: header})
+	p, err := CompileProxies(Config{TrustedProxies: trusted, ClientHeader: header})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func TestClientIsTheNearestAddressThatIsNoTrustedProxy(t *testing.T) {
 }
 
 func TestCompileReportsEveryMistake(t *testing.T) {
-	_, err := Compile(Config{TrustedProxies: []string{"nonsense", "10.0.0.0/99"}, ClientHeader: "x-real-ip"})
+	_, err := CompileProxies(Config{TrustedProxies: []string{"nonsense", "10.0.0.0/99"}, ClientHeader: "x-real-ip"})
 	if ps := setting.Of(err); len(ps) != 3 {
 		t.Fatalf("got %d mistakes, want 3:\n%v", len(ps), err)
 	}
@@ -63,8 +63,8 @@ func FuzzClient(f *testing.F) {
 	for _, s := range []string{"", ";=,", "for=[", strings.Repeat(",", 500)} {
 		f.Add(s, s)
 	}
-	x, _ := Compile(Config{TrustedProxies: []string{"loopback", "private"}, ClientHeader: XForwardedFor})
-	y, _ := Compile(Config{TrustedProxies: []string{"loopback", "private"}, ClientHeader: Forwarded})
+	x, _ := CompileProxies(Config{TrustedProxies: []string{"loopback", "private"}, ClientHeader: XForwardedFor})
+	y, _ := CompileProxies(Config{TrustedProxies: []string{"loopback", "private"}, ClientHeader: Forwarded})
 	peer := netip.MustParseAddr("127.0.0.1")
 	f.Fuzz(func(t *testing.T, xff, fwd string) {
 		if a := x.Client(peer, func(string) string { return xff }); !a.IsValid() {
@@ -77,7 +77,7 @@ func FuzzClient(f *testing.F) {
 }
 
 func TestAZoneOrAMappedRangeHidesNobody(t *testing.T) {
-	p, err := Compile(Config{TrustedProxies: []string{"private", "::ffff:203.0.113.0/120", "fe80::9%eth0"}, ClientHeader: XForwardedFor})
+	p, err := CompileProxies(Config{TrustedProxies: []string{"private", "::ffff:203.0.113.0/120", "fe80::9%eth0"}, ClientHeader: XForwardedFor})
 	if err != nil {
 		t.Fatal(err)
 	}

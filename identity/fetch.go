@@ -1,0 +1,213 @@
+package identity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+)
+
+const (
+	maxKeySet   = 256 << 10        // bytes
+	fetchWithin = 5 * time.Second  // for one fetch
+	waitWithin  = time.Second      // for a request that waits for one
+	fetchApart  = 10 * time.Second // between fetches for the sake of unknown keys
+	maxWaiting  = 1000             // requests that wait for a fetch at once
+)
+
+// keySource holds an issuer's key set and keeps it fresh. While the issuer cannot
+// be asked, the last set stays in force.
+type keySource struct {
+	url    string
+	client *http.Client
+	set    atomic.Pointer[keySet] // nil: none so far
+	poke   chan struct{}          // somebody needs a fetch
+
+	mu      sync.Mutex
+	asked   chan struct{} // closed when the next fetch has ended; nil: nobody waits for it
+	under   chan struct{} // closed when the fetch under way has ended; nil: there is none
+	begun   time.Time     // of the last fetch
+	failing bool          // it failed
+	waiting int
+
+	fetches, failures atomic.Uint64
+}
+
+func newKeySource(url string, via http.RoundTripper) *keySource {
+	return &keySource{
+		url: url, poke: make(chan struct{}, 1),
+		client: &http.Client{Transport: via, Timeout: fetchWithin, CheckRedirect: func(r *http.Request, before []*http.Request) error {
+			if len(before) >= 3 || !fetchable(r.URL.String()) {
+				return errors.New("is led elsewhere, where keys are not taken from")
+			}
+			return nil
+		}},
+	}
+}
+
+// find returns the keys for a token. For one that nobody has published so far it
+// has the set fetched again, unless that was done a moment ago, and waits for it.
+func (s *keySource) find(ctx context.Context, kid string, alg jose.SignatureAlgorithm) (*keySet, []any, Reason) {
+	set := s.set.Load()
+	if set != nil {
+		if keys, reason := set.find(kid, alg); reason != UnknownKey {
+			return set, keys, reason
+		}
+	}
+	if s.refresh(ctx) {
+		set = s.set.Load()
+	}
+	if set == nil {
+		return nil, nil, NoKeys
+	}
+	keys, reason := set.find(kid, alg)
+	return set, keys, reason
+}
+
+// refresh waits for a fetch; false: there was none.
+func (s *keySource) refresh(ctx context.Context) bool {
+	ended := s.ask()
+	if ended == nil {
+		return false
+	}
+	defer func() {
+		s.mu.Lock()
+		s.waiting--
+		s.mu.Unlock()
+	}()
+	limit := time.NewTimer(waitWithin)
+	defer limit.Stop()
+	select {
+	case <-ended:
+		return true
+	case <-limit.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// ask returns what ends with the fetch under way, or with one that it asks for;
+// nil if it may not ask for one now, or it would be of no use.
+func (s *keySource) ask() chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.waiting >= maxWaiting || s.failing && s.set.Load() == nil {
+		return nil
+	}
+	ended := s.under
+	if ended == nil {
+		if !s.begun.IsZero() && time.Since(s.begun) < fetchApart {
+			return nil
+		}
+		if s.asked == nil {
+			s.asked = make(chan struct{})
+			select {
+			case s.poke <- struct{}{}:
+			default: // it has been asked for, and nobody waits any more
+			}
+		}
+		ended = s.asked
+	}
+	s.waiting++
+	return ended
+}
+
+// run fetches the set now, every so often, and when it is poked, until ctx ends.
+func (s *keySource) run(ctx context.Context, every time.Duration, notice notice) {
+	wait := time.Duration(0)
+	well := true
+	for failed := 0; ; {
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		case <-s.poke:
+			timer.Stop()
+		}
+		err := s.fetch(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			failed = 0
+			wait = every - time.Duration(rand.Int64N(int64(every)/10+1)) // nodes do not ask all at once
+			if !well {
+				notice(slog.LevelInfo, "jwks_back", "The key set can be had again.", slog.String("url", s.url))
+			}
+			well = true
+		} else {
+			failed++
+			wait = min(time.Second<<min(failed-1, 6), every)
+			if well {
+				notice(slog.LevelError, "jwks_failed", "The key set cannot be had; the last one stays in force.", slog.String("url", s.url), slog.Any("err", err))
+			}
+			well = false
+		}
+	}
+}
+
+// fetch asks once.
+func (s *keySource) fetch(ctx context.Context) error {
+	s.mu.Lock()
+	s.begun = time.Now()
+	s.under, s.asked = s.asked, nil
+	select {
+	case <-s.poke: // this is the fetch that it asks for
+	default:
+	}
+	if s.under == nil {
+		s.under = make(chan struct{})
+	}
+	s.mu.Unlock()
+	s.fetches.Add(1)
+	set, err := s.get(ctx)
+	if err != nil {
+		s.failures.Add(1)
+	} else if !set.equal(s.set.Load()) { // what was checked with the same keys stands
+		s.set.Store(set)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failing = err != nil
+	close(s.under)
+	s.under = nil
+	return err
+}
+
+func (s *keySource) get(ctx context.Context) (*keySet, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url, nil)
+	if err != nil {
+		return nil, fmt.Errorf("fetch the key set: %w", err)
+	}
+	req.Header.Set("Accept", "application/json")
+	resp, err := s.client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("fetch the key set: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("fetch the key set: the answer is %s", resp.Status)
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxKeySet+1))
+	if err != nil {
+		return nil, fmt.Errorf("fetch the key set: %w", err)
+	}
+	if len(b) > maxKeySet {
+		return nil, errors.New("fetch the key set: it is larger than 256 KiB")
+	}
+	if kind := resp.Header.Get("Content-Type"); strings.Contains(kind, "html") {
+		return nil, errors.New("fetch the key set: the answer is a web page; jwt.jwks must lead to the JSON itself")
+	}
+	return parseKeySet(b)
+}
