@@ -17,7 +17,7 @@ type Config struct {
 	Body     setting.Bytes `yaml:"max_body" doc:"Largest request body; a larger one is answered 413. 0: no limit."`
 	Header   setting.Bytes `yaml:"max_header" doc:"Largest request line and header together; a larger one is answered 431."`
 	Timeouts Timeouts      `yaml:"timeouts" doc:"Deadlines. None of them ends a stream that is alive."`
-	Streams  Streams       `yaml:"streams" doc:"What becomes of tunnels whose copy of the app is retired, or when Mainstay stops. None is cut at a switch."`
+	Streams  Streams       `yaml:"streams" doc:"WebSockets and event streams. None is cut at a switch: they go on while the color stands by."`
 	Hold     Hold          `yaml:"hold" doc:"Bounds for requests that wait while a deploy holds the traffic."`
 	Cache    Cache         `yaml:"cache" planned:"the HTTP cache" doc:"The HTTP cache."`
 	CDN      CDN           `yaml:"cdn" planned:"the CDN link" doc:"The CDN in front."`
@@ -40,22 +40,25 @@ type Timeouts struct {
 	Write    time.Duration `yaml:"write" doc:"Longest time a client may take to accept a piece of the answer."`
 	Idle     time.Duration `yaml:"idle" doc:"How long an idle client connection is kept."`
 	Dial     time.Duration `yaml:"dial" doc:"To connect to the app."`
-	Response time.Duration `yaml:"response" doc:"From the whole request sent to the first byte of the app's answer; then 504."`
+	Response time.Duration `yaml:"response" doc:"From the whole request sent to the first byte of the app's answer; then 504. Also how long the app may take nothing of a request that is being sent."`
 	Attempt  time.Duration `yaml:"attempt" doc:"How long a copy of the app may answer nothing at all, neither this request nor another, before a request that can be repeated is tried on another copy that is ready. Not for event streams and tunnels. 0s: never."`
 	Stall    time.Duration `yaml:"stall" doc:"Longest silence of the app in the middle of an answer that is neither an event stream nor a tunnel."`
 	Upstream time.Duration `yaml:"upstream_idle" doc:"How long an idle connection to the app is kept. Keep it below the app's own limit (Node closes after 5s), or a request may meet a closing connection."`
 }
 
-// Streams says how what has no end of its own is ended.
+// Streams says how what has no end of its own is carried and ended.
 type Streams struct {
-	WebSocket string        `yaml:"websocket" doc:"close: each gets a close frame with status 1001, upon which clients connect anew. ride: it goes on until the drain limit, and is then cut."`
-	Over      time.Duration `yaml:"over" doc:"The time over which the close frames are spread, so that not all clients come back at once."`
+	WebSocket string        `yaml:"websocket" doc:"When the copy of the app that a WebSocket leads to is taken down, or Mainstay stops. close: it gets a close frame with status 1001, upon which clients connect anew. ride: it goes on until it ends, or until app.drain is over (edge.drain when Mainstay stops); then it gets the close frame."`
+	SSE       string        `yaml:"sse" doc:"Likewise for event streams, which are ended between two events, never within one. hand_over: a stream whose client can go on where it was, since events have ids, is ended right after its next event, or at a random moment of over if none comes; others go on. close: every stream is ended at a random moment of over. ride: all go on. What goes on is ended when app.drain (edge.drain) is over. A stream that answers another method than GET is always left to end by itself."`
+	Over      time.Duration `yaml:"over" doc:"The time over which the ends are spread, so that not all clients come back at once."`
+	Heartbeat time.Duration `yaml:"heartbeat" doc:"The silence of an event stream after which its client gets a comment, so that nobody on the way takes it for dead. Only between two events; not in a stream with a Content-Encoding, or with Cache-Control: no-transform. 0s: never."`
 }
 
 // The words of Streams.
 const (
-	streamClose = "close"
-	streamRide  = "ride"
+	streamClose    = "close"
+	streamRide     = "ride"
+	streamHandOver = "hand_over"
 )
 
 // Hold bounds the requests that wait for a target.
@@ -88,7 +91,7 @@ func (c *Config) SetDefaults() {
 			Header: 10 * time.Second, Read: 30 * time.Second, Write: 30 * time.Second, Idle: 2 * time.Minute,
 			Dial: 5 * time.Second, Response: 2 * time.Minute, Attempt: 10 * time.Second, Stall: 5 * time.Minute, Upstream: 4 * time.Second,
 		},
-		Streams: Streams{WebSocket: streamClose, Over: 20 * time.Second},
+		Streams: Streams{WebSocket: streamClose, SSE: streamHandOver, Over: 20 * time.Second, Heartbeat: 15 * time.Second},
 		Hold:    Hold{For: 30 * time.Second, Requests: 1000},
 	}
 }
@@ -118,8 +121,14 @@ func (c *Config) Validate(ps *setting.Problems) {
 	if w := c.Streams.WebSocket; w != streamClose && w != streamRide {
 		ps.Add("streams.websocket", "must be close or ride", "try close")
 	}
+	if w := c.Streams.SSE; w != streamHandOver && w != streamClose && w != streamRide {
+		ps.Add("streams.sse", "must be hand_over, close or ride", "try hand_over")
+	}
 	if c.Streams.Over < 0 {
 		ps.Add("streams.over", "must not be negative", "try 20s")
+	}
+	if h := c.Streams.Heartbeat; h < 0 || h > 0 && h < time.Second {
+		ps.Add("streams.heartbeat", "must be at least 1s", "try 15s, or 0s for never")
 	}
 	if c.Body < 0 {
 		ps.Add("max_body", "must not be negative", "try 100MB, or 0 for no limit")

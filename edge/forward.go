@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"mainstay.dev/mainstay/edge/internal/events"
+	"mainstay.dev/mainstay/edge/internal/farewell"
 	"mainstay.dev/mainstay/edge/internal/tunnel"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -187,10 +189,43 @@ func (l *lane) answered(resp *http.Response) error {
 	if l.pin != "" {
 		l.setCookie(resp)
 	}
-	if x.HTTP.Stream = strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream"); !x.HTTP.Stream {
+	if x.HTTP.Stream = strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream"); x.HTTP.Stream {
+		l.stream(resp)
+	} else {
 		resp.Body = watch(resp.Body, l.s.policy.Load().cfg.Timeouts.Stall)
 	}
 	return nil
+}
+
+// stream lets an event stream be ended between two events, and be heard while it
+// is silent. One whose events can't be seen, or whose length was told, passes as
+// it is. Only what was asked for by GET is ended early: a client of EventSource
+// comes back, and the answer of a chat would seem to be whole.
+func (l *lane) stream(resp *http.Response) {
+	if resp.StatusCode != http.StatusOK || l.Method == "HEAD" || resp.ContentLength >= 0 || resp.Header.Get("Content-Encoding") != "" {
+		return
+	}
+	cfg := l.s.policy.Load().cfg.Streams
+	o := events.Options{Write: l.out.tell, Every: cfg.Heartbeat, Closes: l.Method == "GET", Resumes: cfg.SSE == streamHandOver,
+		Resumable: l.header("Last-Event-Id") != ""}
+	for _, cc := range resp.Header["Cache-Control"] {
+		if strings.Contains(strings.ToLower(cc), "no-transform") { // RFC 9111, 5.2.2.6
+			o.Every = 0
+		}
+	}
+	body := events.New(resp.Body, o)
+	resp.Body = body
+	l.part = l.join(body, cfg.SSE)
+}
+
+// join puts a stream on the lists of those that are ended when their time comes.
+func (l *lane) join(s farewell.Stream, how string) (part func()) {
+	p := farewell.Policy{Ride: how == streamRide, Soon: how == streamHandOver, Over: l.s.policy.Load().cfg.Streams.Over}
+	one, other := l.target.streams.Add(s, p), l.s.streams.Add(s, p)
+	return func() {
+		one()
+		other()
+	}
 }
 
 // switched lets a tunnel begin, if the request asked for one and has been sent
@@ -203,12 +238,13 @@ func (l *lane) switched(resp *http.Response) error {
 		resp.Body = upstream{to}
 	}
 	l.x.HTTP.Upgraded = strings.ToLower(resp.Header.Get("Upgrade"))
-	if s := l.s.policy.Load().cfg.Streams; l.x.HTTP.Upgraded == "websocket" && s.WebSocket == streamClose {
-		l.out.tunnel = func(c net.Conn) net.Conn {
-			t := tunnel.New(c)
-			l.part = l.target.tunnels.add(t, s.Over)
-			return t
+	app, webSocket := resp.Body, l.x.HTTP.Upgraded == "websocket"
+	l.out.tunnel = func(c net.Conn) net.Conn {
+		t := tunnel.New(c, webSocket, func() { app.Close() })
+		if webSocket {
+			l.part = l.join(t, l.s.policy.Load().cfg.Streams.WebSocket)
 		}
+		return t
 	}
 	l.x.HTTP.Status = resp.StatusCode // the reverse proxy writes it past us
 	return nil

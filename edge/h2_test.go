@@ -14,7 +14,7 @@ import (
 )
 
 func TestAnHTTP2StreamOutlivesItsSilence(t *testing.T) {
-	inBubble(t, func(c *edge.Config) {}, func(t *testing.T, b *bubble) {
+	inBubble(t, func(c *edge.Config) { c.Streams.Heartbeat = 0 }, func(t *testing.T, b *bubble) {
 		b.app(t, "blue:80", func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", r.URL.Query().Get("type"))
 			if r.URL.Path == "/hints" {

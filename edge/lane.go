@@ -79,7 +79,7 @@ type lane struct {
 	why    Code  // what the last try that was given up came to
 	cause  error // of that
 
-	part    func() // takes its tunnel off the target's list; nil: there is none
+	part    func() // takes its tunnel or stream off the lists; nil: there is none
 	gotConn func(httptrace.GotConnInfo)
 	getBody func() (io.ReadCloser, error)
 }
@@ -213,6 +213,7 @@ type reply struct {
 	h2       bool
 	pending  bool // written, but not flushed
 	tunnel   func(net.Conn) net.Conn
+	mu       sync.Mutex // an event stream is flushed, and told of silence, by others too
 }
 
 // Hijack lets a tunnel begin.
@@ -249,6 +250,22 @@ func (o *reply) WriteHeader(status int) {
 }
 
 func (o *reply) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.write(b)
+}
+
+// tell sends b at once.
+func (o *reply) tell(b []byte) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if _, err := o.write(b); err != nil {
+		return err
+	}
+	return o.flush()
+}
+
+func (o *reply) write(b []byte) (int, error) {
 	o.move()
 	n, err := o.w.Write(b)
 	o.x.BytesOut += int64(n)
@@ -259,6 +276,12 @@ func (o *reply) Write(b []byte) (int, error) {
 
 // FlushError is what http.ResponseController.Flush calls.
 func (o *reply) FlushError() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.flush()
+}
+
+func (o *reply) flush() error {
 	o.move()
 	err := o.rc.Flush()
 	o.pending = false

@@ -219,7 +219,7 @@ func TestAnAppThatDoesNotAnswerIsGivenUpAtItsDeadline(t *testing.T) {
 }
 
 func TestAStreamOutlivesEveryDeadlineAndAStalledAnswerDoesNot(t *testing.T) {
-	inBubble(t, func(c *edge.Config) {}, func(t *testing.T, b *bubble) {
+	inBubble(t, func(c *edge.Config) { c.Streams.Heartbeat = 0 }, func(t *testing.T, b *bubble) {
 		b.app(t, "blue:80", func(w http.ResponseWriter, r *http.Request) {
 			kind := "text/event-stream"
 			if r.URL.Path == "/stall" {

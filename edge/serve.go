@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"mainstay.dev/mainstay/edge/internal/farewell"
 	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/limits"
 	"mainstay.dev/mainstay/internal/setting"
@@ -67,6 +68,7 @@ type Server struct {
 	requests atomic.Int64 // in flight, tunnels and streams included
 	cutting  atomic.Bool  // the drain limit was reached
 	lanes    sync.Pool
+	streams  farewell.List // of all targets, also of those that were retired
 
 	mirrors sync.WaitGroup
 	life    context.Context // of the mirrors
@@ -238,9 +240,7 @@ func (s *Server) drain(ctx context.Context, servers []*http.Server, cut func()) 
 	}
 	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
-	for _, sh := range s.plan.Load().shares {
-		sh.tunnels.end(limit / 2)
-	}
+	s.streams.End(limit / 2)
 	done := make(chan error, len(servers))
 	for _, srv := range servers {
 		go func() { done <- srv.Shutdown(dctx) }()
@@ -250,6 +250,11 @@ func (s *Server) drain(ctx context.Context, servers []*http.Server, cut func()) 
 		late = errors.Join(late, <-done)
 	}
 	s.awaitIdle(dctx)
+	if s.streams.Last() > 0 {
+		told, cancel := context.WithTimeout(context.WithoutCancel(ctx), parting)
+		s.awaitIdle(told)
+		cancel()
+	}
 	if open := s.requests.Load(); open > 0 || late != nil {
 		s.deps.Log.Warn("drain limit reached; cutting what is left", "requests", open, "limit", limit)
 		s.cutting.Store(true)

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"math"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -15,7 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"mainstay.dev/mainstay/edge/internal/tunnel"
+	"mainstay.dev/mainstay/edge/internal/farewell"
 	"mainstay.dev/mainstay/internal/traffic"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -34,7 +33,7 @@ type target struct {
 	drained chan struct{} // closed when draining and no place is held
 
 	health  fitness
-	tunnels tunnels
+	streams farewell.List
 }
 
 const drainMark = math.MinInt64
@@ -99,18 +98,31 @@ func (t *target) retire() {
 	if t.held.Add(drainMark) == drainMark {
 		close(t.drained)
 	}
-	t.tunnels.end(math.MaxInt64)
+	t.streams.End(math.MaxInt64 - 1)
 }
 
-// wait returns when the retired target has answered its last request.
+// parting is how long streams that are about to be cut may take to be told.
+const parting = time.Second
+
+// wait returns when the retired target has answered its last request. When ctx
+// ends before that, the streams that are left are told, as far as they can be.
 func (t *target) wait(ctx context.Context) error {
 	defer t.transport.CloseIdleConnections()
 	select {
 	case <-t.drained:
 		return nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
+	if t.streams.Last() > 0 {
+		told := time.NewTimer(parting)
+		defer told.Stop()
+		select {
+		case <-t.drained:
+			return nil
+		case <-told.C:
+		}
+	}
+	return context.Cause(ctx)
 }
 
 // patient is a connection to a target that gives up when the target takes nothing
@@ -236,61 +248,4 @@ func (t *target) due(r *Request) bool {
 	late := !time.Now().Before(h.until) && (r.replay || !h.mute)
 	h.mu.Unlock()
 	return late && h.probing.CompareAndSwap(false, true)
-}
-
-// tunnels are the WebSockets of one target that get a close frame when it retires.
-type tunnels struct {
-	mu     sync.Mutex
-	open   map[*farewell]struct{}
-	ending bool
-	within time.Duration // while ending
-}
-
-type farewell struct {
-	conn  *tunnel.Conn
-	over  time.Duration
-	timer *time.Timer
-}
-
-// add puts a tunnel on the list; part takes it off when it has ended.
-func (ts *tunnels) add(c *tunnel.Conn, over time.Duration) (part func()) {
-	f := &farewell{conn: c, over: over}
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	if ts.open == nil {
-		ts.open = map[*farewell]struct{}{}
-	}
-	ts.open[f] = struct{}{}
-	if ts.ending {
-		f.begin(ts.within)
-	}
-	return func() {
-		ts.mu.Lock()
-		defer ts.mu.Unlock()
-		delete(ts.open, f)
-		if f.timer != nil {
-			f.timer.Stop()
-		}
-	}
-}
-
-// end says farewell to all, and to those that are still to come, spread over the
-// configured time or within, whichever is less.
-func (ts *tunnels) end(within time.Duration) {
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	if ts.ending && within >= ts.within {
-		return
-	}
-	ts.ending, ts.within = true, within
-	for f := range ts.open {
-		f.begin(within)
-	}
-}
-
-func (f *farewell) begin(within time.Duration) {
-	if f.timer != nil {
-		f.timer.Stop()
-	}
-	f.timer = time.AfterFunc(rand.N(min(f.over, within)+1), f.conn.Farewell)
 }

@@ -3,6 +3,7 @@ package edge_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -36,15 +37,20 @@ func (b *bubble) webSocket(t *testing.T) (rest chan string) {
 	return rest
 }
 
-func chat(w http.ResponseWriter, r *http.Request) {
-	c, rw, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		panic(err)
+func chat(w http.ResponseWriter, r *http.Request) { tunnelOf("websocket")(w, r) }
+
+// tunnelOf is an app that takes what comes and says nothing.
+func tunnelOf(protocol string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		c, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			panic(err)
+		}
+		defer c.Close()
+		fmt.Fprint(rw, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+protocol+"\r\n\r\n")
+		rw.Flush()
+		io.Copy(io.Discard, c)
 	}
-	defer c.Close()
-	fmt.Fprint(rw, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-	rw.Flush()
-	io.Copy(io.Discard, c)
 }
 
 func TestTunnelsOfARetiredTargetGetACloseFrameSpreadOverTime(t *testing.T) {
@@ -87,14 +93,40 @@ func TestTunnelsOfARetiredTargetGetACloseFrameSpreadOverTime(t *testing.T) {
 	})
 }
 
-func TestATunnelThatRidesIsCutAtTheDrainLimitAndSaysSo(t *testing.T) {
+func TestATunnelThatRidesEndsAtTheDrainLimitAndIsToldSo(t *testing.T) {
 	inBubble(t, func(c *edge.Config) { c.Streams.WebSocket = "ride" }, func(t *testing.T, b *bubble) {
 		b.app(t, "blue:80", chat)
 		b.apply(t, one("blue-1", "blue:80"))
-		rest := b.webSocket(t)
+		for _, stop := range []func(){
+			func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				defer cancel()
+				_ = b.apply(t, traffic.Plan{Mode: traffic.Hold})(ctx)
+				b.apply(t, one("blue-2", "blue:80"))
+			},
+			b.stop,
+		} {
+			rest := b.webSocket(t)
+			began := time.Now()
+			stop()
+			if got, took := <-rest, time.Since(began); got != "\x88\x02\x03\xe9" || took < 30*time.Second || took > 35*time.Second {
+				t.Errorf("got %x after %v", got, took)
+			}
+		}
+	})
+}
+
+func TestATunnelThatCanBeToldNothingIsCutAtTheDrainLimitAndRecordedSo(t *testing.T) {
+	inBubble(t, func(c *edge.Config) {}, func(t *testing.T, b *bubble) {
+		b.app(t, "blue:80", tunnelOf("foo"))
+		b.apply(t, one("blue-1", "blue:80"))
+		_, in := b.raw(t, "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\n")
+		if resp, _ := read(t, in); resp.StatusCode != 101 {
+			t.Fatal(resp.Status)
+		}
 		b.stop()
-		if got := <-rest; got != "" {
-			t.Errorf("got %x", got)
+		if rest, _ := io.ReadAll(in); len(rest) > 0 {
+			t.Errorf("got %x", rest)
 		}
 		if x := b.ledger.next(t, 0); x.Code != "stopping" {
 			t.Errorf("recorded %s", x.Code)

@@ -1,27 +1,42 @@
-// Package tunnel ends a WebSocket as its protocol has it (RFC 6455): with a close
-// frame between two frames of the app, never in the middle of one. The edge alone
-// uses it.
+// Package tunnel carries what a client and the app say to each other once they
+// have left HTTP. It ends a WebSocket as its protocol has it (RFC 6455): with a
+// close frame between two frames of the app, never in the middle of one; and it
+// sees that no tunnel lingers of which one side is gone. The edge alone uses it.
 package tunnel
 
 import (
 	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// grace is how long a client that was told may take to hang up.
-const grace = 5 * time.Second
+const (
+	// grace is how long a client that was told may take to hang up.
+	grace = 5 * time.Second
+	// lone is how long a tunnel of which one side has finished may be silent. A
+	// WebSocket has no use for one: its sides finish together.
+	lone          = time.Minute
+	loneWebSocket = grace
+)
 
 // goingAway is the close frame that says so: status 1001, no text.
 var goingAway = []byte{0x88, 2, 0x03, 0xe9}
 
-// Conn is the client's end of a WebSocket. What the app sends is written to it.
-// Its methods may be called from several goroutines.
+// Conn is the client's end of a tunnel. What the app sends is written to it. Its
+// methods may be called from several goroutines.
 type Conn struct {
 	net.Conn
+	webSocket bool
+	hangUp    func() // ends the app's side; may be called more than once
+
+	patience time.Duration // with a tunnel of which one side has finished
+	lone     atomic.Bool   // one has
+	silence  *time.Timer   // while lone
 
 	mu   sync.Mutex
 	head [10]byte // of the frame that is being sent, as far as it is known
@@ -32,11 +47,54 @@ type Conn struct {
 	ours bool
 }
 
-// New wraps the client's connection right after the upgrade.
-func New(c net.Conn) *Conn { return &Conn{Conn: c} }
+// New wraps the client's connection right after the upgrade. hangUp must end the
+// app's side; it may be called more than once.
+func New(c net.Conn, webSocket bool, hangUp func()) *Conn {
+	t := &Conn{Conn: c, webSocket: webSocket, hangUp: hangUp, patience: lone}
+	if webSocket {
+		t.patience = loneWebSocket
+	}
+	t.silence = time.AfterFunc(time.Hour, t.abandon)
+	t.silence.Stop()
+	return t
+}
+
+// Read passes on what the client says, and sees that it has finished.
+func (c *Conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.stir(errors.Is(err, io.EOF))
+	return n, err
+}
+
+// stir starts the wait for the end of a tunnel of which one side has finished,
+// and starts it anew when something is said.
+func (c *Conn) stir(finished bool) {
+	if finished {
+		c.lone.Store(true)
+	}
+	if c.lone.Load() {
+		c.silence.Reset(c.patience)
+	}
+}
+
+// abandon ends both sides.
+func (c *Conn) abandon() {
+	c.hangUp()
+	_ = c.Conn.Close()
+}
+
+// Close ends the client's side.
+func (c *Conn) Close() error {
+	c.silence.Stop()
+	return c.Conn.Close()
+}
 
 // Write passes frames on. After our close frame it drops what the app still says.
 func (c *Conn) Write(p []byte) (int, error) {
+	c.stir(false)
+	if !c.webSocket {
+		return c.Conn.Write(p)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ours {
@@ -60,15 +118,28 @@ func (c *Conn) Write(p []byte) (int, error) {
 
 // Farewell sends the close frame as soon as no frame of the app is under way, and
 // hangs up if the client has not within a few seconds. The rest of what the app
-// sends is dropped.
+// sends is dropped. What is no WebSocket has no way to say so.
 func (c *Conn) Farewell() {
+	if !c.webSocket {
+		return
+	}
+	// A Write that waits for a client which takes nothing holds the lock.
+	_ = c.SetWriteDeadline(time.Now().Add(grace))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.due = true
 	if c.mayLeave() {
 		_ = c.leave() // a client that can't be told is gone
+	} else if !c.ours {
+		_ = c.SetWriteDeadline(time.Time{})
 	}
 }
+
+// Soon does nothing: to a tunnel all moments between two frames are alike.
+func (c *Conn) Soon() {}
+
+// Last is Farewell.
+func (c *Conn) Last() { c.Farewell() }
 
 func (c *Conn) leave() error {
 	c.done, c.ours = true, true
@@ -80,6 +151,7 @@ func (c *Conn) leave() error {
 
 // CloseWrite passes on that the app has finished.
 func (c *Conn) CloseWrite() error {
+	c.stir(true)
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
