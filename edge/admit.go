@@ -40,6 +40,8 @@ func (p *policy) admit(r *Request) Code {
 		return BadRequest
 	case p.cfg.Body > 0 && r.Length > int64(p.cfg.Body):
 		return TooLarge
+	case r.Who.Unfit:
+		return Unauthorized
 	}
 	return OK
 }

@@ -20,6 +20,7 @@ const (
 	HeaderTooBig  Code = "header_too_large"
 	ClientTimeout Code = "client_timeout"
 	ClientGone    Code = "client_gone"
+	Unauthorized  Code = "unauthorized"
 	Limited       Code = "limited"
 	Denied        Code = "denied"
 
@@ -53,6 +54,7 @@ var Meanings = []Meaning{
 	{HeaderTooBig, http.StatusRequestHeaderFieldsTooLarge, telemetry.BlameClient, "The request header is larger than edge.max_header."},
 	{ClientTimeout, http.StatusRequestTimeout, telemetry.BlameClient, "The client fell silent in the middle of its request body."},
 	{ClientGone, 499, telemetry.BlameClient, "The client hung up before the answer was complete."},
+	{Unauthorized, http.StatusUnauthorized, telemetry.BlameClient, "The bearer token or the API key is not believed, and identity.on_refusal is refuse."},
 	{Limited, http.StatusTooManyRequests, telemetry.BlameClient, "The caller has used up a rate limit; Retry-After says when to come again."},
 	{Denied, http.StatusForbidden, telemetry.BlameClient, "The caller is on the deny list of limits.deny."},
 	{NoTarget, http.StatusServiceUnavailable, telemetry.BlameMainstay, "No copy of the app is ready to serve."},

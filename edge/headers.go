@@ -3,7 +3,10 @@ package edge
 import (
 	"net/http"
 	"net/http/httputil"
+	"slices"
 	"strings"
+
+	"mainstay.dev/mainstay/identity"
 )
 
 // untold are the headers in which a proxy tells of the client, and those that
@@ -36,7 +39,7 @@ func cleanse(h http.Header, trusted bool) {
 			read = http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
 		}
 		lie := untold[read] || strings.HasPrefix(read, "X-Forwarded")
-		if lie && (alias || !trusted) || alias && framing[read] {
+		if lie && (alias || !trusted) || alias && framing[read] || read == identity.Header {
 			delete(h, name)
 		}
 	}
@@ -47,6 +50,20 @@ func cleanse(h http.Header, trusted bool) {
 	if up := h.Get("Upgrade"); up != "" && carriesHTTP(up) {
 		delete(h, "Upgrade")
 		delete(h, "Connection")
+	}
+}
+
+// disown removes the headers in which only a trusted proxy may tell who asks, and
+// whatever frameworks would read as one of them.
+func disown(h http.Header, vouched []string, trusted bool) {
+	if len(vouched) == 0 {
+		return
+	}
+	for name := range h {
+		read := http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
+		if (!trusted || read != name) && slices.Contains(vouched, read) {
+			delete(h, name)
+		}
 	}
 }
 
@@ -75,6 +92,10 @@ func (l *lane) rewrite(pr *httputil.ProxyRequest) {
 	out.Host = l.Host
 
 	cleanse(h, l.Trusted)
+	disown(h, l.Who.Vouched, l.Trusted)
+	if sealed := l.s.deps.Identity.Seal(&l.Who, ""); sealed != "" {
+		set(h, identity.Header, sealed)
+	}
 	if l.secret != "" {
 		delete(h, l.secret)
 	}

@@ -84,6 +84,9 @@ func (l *lane) refuse(code Code, err error) {
 	if m.Status == http.StatusServiceUnavailable {
 		set(h, "Retry-After", "1")
 	}
+	if code == Unauthorized { // RFC 6750, 3.1
+		set(h, "Www-Authenticate", `Bearer error="invalid_token", error_description="`+string(l.Who.Refused)+`"`)
+	}
 	l.verdict.Headers(time.Now(), func(name, value string) { set(h, name, value) })
 	body, kind := plain(m, l.ID), "text/plain; charset=utf-8"
 	switch accept := l.header("Accept"); {

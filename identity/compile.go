@@ -21,7 +21,7 @@ type policy struct {
 	proxies *Proxies
 	fields  [3]field // user, workspace, tier
 	slots   []string // the claims that fields read, as paths
-	forged  []string // headers that only a trusted proxy may set
+	vouched []string // headers that only a trusted proxy may set
 	keys    map[[sha256.Size]byte]*apiKey
 	keyName string // canonical name of the header for API keys
 	cookie  glob
@@ -178,7 +178,7 @@ func (p *policy) compileField(ps *setting.Problems, key, value string) (f field)
 			}
 		case kind == "header" && token.MatchString(name):
 			at.by, at.name = ByHeader, http.CanonicalHeaderKey(name)
-			p.forged = append(p.forged, at.name)
+			p.vouched = append(p.vouched, at.name)
 			if len(p.cfg.TrustedProxies) == 0 {
 				ps.Add(key, entry+" is believed from a trusted proxy only, and there is none", "name it in trusted_proxies")
 			}

@@ -30,9 +30,9 @@ type Who struct {
 	Refused Reason // why a credential that was shown is not believed; empty: none was, or it is
 	// Unfit tells that the request is to be refused for it, by identity.on_refusal.
 	Unfit bool
-	// Forged are the headers that this peer may not set: a trusted proxy alone may.
-	// The app must not be told them.
-	Forged []string
+	// Vouched are the headers in which only a trusted proxy may tell who asks: the app
+	// must not be told them by anybody else.
+	Vouched []string
 	// Shown are the user and the workspace as they may stand in a record.
 	Shown Names
 }
@@ -63,9 +63,16 @@ type Reason string
 // its own. It is safe for concurrent use.
 type Resolver interface {
 	Resolve(ctx context.Context, r *Request) Who
+	// Seal returns the value of [Header] that tells the app of w, or "" if there is
+	// nothing to tell. step is the rung of the ladder of degradation on which the
+	// caller stands, if any.
+	Seal(w *Who, step string) string
 }
 
 // Resolve knows the address only, for a program that asks for no more.
 func (p *Proxies) Resolve(_ context.Context, r *Request) Who {
 	return Who{Address: p.Client(r.Peer, r.Header), Trusted: p.Trusted(r.Peer), By: ByAddress}
 }
+
+// Seal tells nothing.
+func (p *Proxies) Seal(*Who, string) string { return "" }

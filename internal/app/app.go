@@ -161,6 +161,9 @@ func (a *App) wire(res *Resolved) error {
 	if err := a.wireTelemetry(res); err != nil {
 		return err
 	}
+	if err := a.wireIdentity(res); err != nil {
+		return err
+	}
 	if err := a.wireLimits(res); err != nil {
 		return err
 	}
@@ -206,8 +209,6 @@ func (a *App) bind(res *Resolved) (ls listeners, err error) {
 func (a *App) wirePlanes(res *Resolved, ls listeners, creds credentials) error {
 	var ps setting.Problems
 	var err error
-	a.identity, err = identity.New(res.Identity, identity.Deps{Notice: a.noticeOf("identity")})
-	ps.Below("identity", setting.Of(err))
 	a.edge, err = edge.New(res.Edge, edge.Deps{Listener: ls.edge, TLS: ls.edgeTLS, Identity: a.identity, Limits: a.limits, Log: a.part("edge"), Sink: a.sink})
 	ps.Below("edge", setting.Of(err))
 	env := environment{base: a.opts.Environ, service: res.Service, environment: res.Environment, creds: creds}
@@ -272,7 +273,9 @@ func (a *App) Run(ctx context.Context) error {
 	if a.limits != nil {
 		parts = append(parts, lifecycle.Part{Name: "limits", Run: lifecycle.Simple(a.limits.Run)})
 	}
-	parts = append(parts, lifecycle.Part{Name: "admin", Run: lifecycle.Simple(a.admin.Run)})
+	parts = append(parts,
+		lifecycle.Part{Name: "identity", Run: lifecycle.Simple(a.identity.Run)},
+		lifecycle.Part{Name: "admin", Run: lifecycle.Simple(a.admin.Run)})
 	if a.pooler != nil {
 		parts = append(parts, lifecycle.Part{Name: "pooler", Run: lifecycle.Simple(a.pooler.Run)})
 	}
@@ -324,6 +327,7 @@ func (a *App) close() {
 // Levels of all parts, for the metrics.
 func (a *App) levels() []telemetry.Level {
 	ls := append(a.edge.Levels(), a.deploy.Levels()...)
+	ls = append(ls, a.identityLevels()...)
 	if a.pooler != nil {
 		ls = append(ls, a.pooler.Levels()...)
 	}

@@ -1,0 +1,82 @@
+package edge_test
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"net/http"
+	"strings"
+	"testing"
+
+	"mainstay.dev/mainstay/edge"
+	"mainstay.dev/mainstay/identity"
+)
+
+const apiKey = "0123456789abcdef0123456789abcdef"
+
+// desk knows one API key, and believes a proxy on this machine if it is told to.
+func desk(t *testing.T, change func(*identity.Config)) *identity.Desk {
+	t.Helper()
+	var c identity.Config
+	c.SetDefaults()
+	sum := sha256.Sum256([]byte(apiKey))
+	c.Keys = map[string]identity.Key{"ci": {SHA256: hex.EncodeToString(sum[:]), Workspace: "acme", Tier: "pro"}}
+	change(&c)
+	d, err := identity.New(c, identity.Deps{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestTheAppIsToldWhoAsksAndNobodyElseMayTellIt(t *testing.T) {
+	for _, trusted := range []string{"loopback", "192.0.2.1"} {
+		d := desk(t, func(c *identity.Config) {
+			c.TrustedProxies, c.User = []string{trusted}, "header:X-User-Id"
+		})
+		seen := make(chan http.Header, 1)
+		h := startWith(t, defaults(), func(deps *edge.Deps) { deps.Identity = d })
+		h.serve(t, app(t, func(w http.ResponseWriter, r *http.Request) { seen <- r.Header }))
+
+		get(t, "http://"+h.addr, "X-Api-Key", apiKey, "Mainstay-Identity", "v1.forged.x", "Mainstay_Identity", "v1.forged.y")
+		got := <-seen
+		if w, _ := d.Open(got.Get("Mainstay-Identity")); w.User != "key:ci" || w.Workspace != "acme" || w.Tier != "pro" || len(got["Mainstay-Identity"]) != 1 {
+			t.Errorf("the app was told %q: %+v", got["Mainstay-Identity"], w)
+		}
+		if x := h.ledger.next(t, 0); x.User != "key:ci" || x.Workspace != "acme" || x.Tier != "pro" {
+			t.Errorf("recorded %s %s %s", x.User, x.Workspace, x.Tier)
+		}
+
+		get(t, "http://"+h.addr, "X-User-Id", "u1", "X_user_id", "root", "Mainstay_Identity", "v1.forged.y", "mainstay-identity", "v1.forged.z")
+		got = <-seen
+		w, _ := d.Open(got.Get("Mainstay-Identity"))
+		if trusted == "loopback" && (w.User != "u1" || got.Get("X-User-Id") != "u1") {
+			t.Errorf("a proxy that is trusted: %+v %v", w, got)
+		}
+		if trusted != "loopback" && (w.User != "" || got.Get("X-User-Id") != "" || got.Get("Mainstay-Identity") != "") {
+			t.Errorf("a stranger: %+v %v", w, got)
+		}
+		for name := range got {
+			if strings.Contains(name, "_") {
+				t.Errorf("the app was told %s: %s", name, got[name])
+			}
+		}
+		h.ledger.next(t, 1)
+	}
+}
+
+func TestAKeyThatIsNotBelievedIsAnsweredWith401IfSoConfigured(t *testing.T) {
+	h := startWith(t, defaults(), func(deps *edge.Deps) {
+		deps.Identity = desk(t, func(c *identity.Config) { c.OnRefusal = "refuse" })
+	})
+	h.serve(t, app(t, func(w http.ResponseWriter, r *http.Request) {}))
+	resp, _ := get(t, "http://"+h.addr, "X-Api-Key", "nobody's key")
+	if resp.StatusCode != 401 || resp.Header.Get("Mainstay-Code") != "unauthorized" || !strings.Contains(resp.Header.Get("Www-Authenticate"), "unknown_api_key") {
+		t.Errorf("%s %v", resp.Status, resp.Header)
+	}
+	if x := h.ledger.next(t, 0); x.Code != "unauthorized" {
+		t.Errorf("recorded %s", x.Code)
+	}
+	if resp, _ := get(t, "http://"+h.addr); resp.StatusCode != 200 {
+		t.Errorf("without a key: %s", resp.Status)
+	}
+}
