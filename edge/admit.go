@@ -53,7 +53,7 @@ func (s *Server) limit(ctx context.Context, r *Request) Code {
 		return OK
 	}
 	v, err := s.deps.Limits.Admit(ctx, limits.Ask{
-		User: r.Who.User, Workspace: r.Who.Workspace, Tier: r.Who.Tier, Address: r.Client, Method: r.Method, Path: r.Path,
+		User: r.Who.User, Workspace: r.Who.Workspace, Tier: r.Who.Tier, Address: r.Client, Method: r.Method, Path: r.Path, App: r.x.Route,
 	})
 	r.verdict = v
 	switch {

@@ -185,7 +185,10 @@ func (l *lane) answered(resp *http.Response) error {
 		return fmt.Errorf("the target answered with status %03d, which HTTP does not have", resp.StatusCode)
 	}
 	l.begun = true
-	l.tell(resp.Header)
+	if g := l.s.deps.Limits; g != nil {
+		g.Charge(&l.verdict, resp.Header)
+		l.tell(resp.Header)
+	}
 	if l.pin != "" {
 		l.setCookie(resp)
 	}

@@ -1,9 +1,11 @@
 package edge_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -171,4 +173,75 @@ func TestAReloadOfTheLimitsKeepsWhatIsCounted(t *testing.T) {
 	if _, err := g.Prepare(c); err == nil || !strings.Contains(err.Error(), "store_timeout: cannot change while running") {
 		t.Errorf("got %v", err)
 	}
+}
+
+func TestTheAppsOwnCostIsChargedAndNotShown(t *testing.T) {
+	g := gate(t, func(c *limits.Config) { c.Tiers["free"] = limits.Tier{Requests: 50, Window: time.Hour} })
+	run(t, g.Run)
+	h, _ := limited(t, g, func(w http.ResponseWriter, r *http.Request) { w.Header().Set("Mainstay-Cost", "30") })
+	resp, _ := get(t, "http://"+h.addr+"/")
+	if got := resp.Header.Get("Mainstay-Cost"); got != "" {
+		t.Errorf("the client sees a cost of %s", got)
+	}
+	await(t, "the charge", func() bool {
+		v, err := g.Admit(t.Context(), limits.Ask{Address: netip.MustParseAddr("127.0.0.1"), Cost: 20})
+		return err == nil && !v.Allowed && v.Rules[0].Remaining <= 20
+	})
+}
+
+func TestHowManyRequestsOfACallerRunAtOnce(t *testing.T) {
+	g := gate(t, func(c *limits.Config) { c.Tiers["free"] = limits.Tier{Requests: 50, Window: time.Hour, AtOnce: 1} })
+	run(t, g.Run)
+	hold, running := make(chan struct{}), make(chan struct{}, 10)
+	h, _ := limited(t, g, func(w http.ResponseWriter, r *http.Request) {
+		running <- struct{}{}
+		<-hold
+	})
+	first := make(chan int, 1)
+	go func() {
+		resp, err := http.Get("http://" + h.addr + "/")
+		if err != nil {
+			first <- 0
+			return
+		}
+		resp.Body.Close()
+		first <- resp.StatusCode
+	}()
+	<-running
+	if resp, body := get(t, "http://"+h.addr+"/"); resp.StatusCode != 429 || resp.Header.Get("Retry-After") != "1" || !strings.Contains(body, "at once") {
+		t.Errorf("a second one: %s %s", resp.Status, body)
+	}
+	close(hold)
+	if status := <-first; status != 200 {
+		t.Errorf("the first one: %d", status)
+	}
+	await(t, "the release", func() bool {
+		resp, _ := get(t, "http://"+h.addr+"/")
+		return resp.StatusCode == 200
+	})
+}
+
+// run runs what with the test.
+func run(t *testing.T, what func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- what(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for range 2000 {
+		if ok() {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Fatalf("%s did not come", what)
 }

@@ -37,6 +37,9 @@ func (s *Server) record(l *lane) {
 	}
 	x.BytesIn, _ = l.up.result()
 	l.up.end()
+	if g := s.deps.Limits; g != nil {
+		g.Release(&l.verdict)
+	}
 	l.release()
 	s.requests.Add(-1)
 	x.End(s.deps.Sink)

@@ -65,7 +65,7 @@ const (
 	ExactUpTo = 128           // units up to which Window means Exact
 	MaxExact  = 4096          // largest Max of Exact and Concurrency
 	MaxUnits  = 1_000_000_000 // largest Max, Burst and Cost
-	MaxChecks = 16            // most checks in one decision
+	MaxChecks = 32            // most checks in one decision
 	MaxKey    = 1024          // longest key, in bytes
 
 	MinWindow = time.Millisecond

@@ -41,13 +41,14 @@ func (v *Verdict) Headers(now time.Time, set func(name, value string)) {
 		if r.Check.Shadow {
 			continue
 		}
-		if nearest < 0 || r.nearer(&v.Rules[nearest]) {
+		atOnce := r.Check.Limit.Algorithm == ratelimit.Concurrency
+		if nearest < 0 || r.nearer(&v.Rules[nearest]) && (!atOnce || !r.Allowed) {
 			nearest = i
 		}
 		limit, policy = separate(limit), separate(policy)
 		limit = append(append(append(limit, '"'), r.Name...), `";r=`...)
 		limit = strconv.AppendInt(limit, r.Remaining, 10)
-		if r.Next > 0 {
+		if r.Next > 0 && !atOnce { // nobody knows when one of them ends
 			limit = strconv.AppendInt(append(limit, ";t="...), seconds(r.Next), 10)
 		}
 		if v.Decision.Mode >= ratelimit.ModeLocal {
@@ -55,7 +56,11 @@ func (v *Verdict) Headers(now time.Time, set func(name, value string)) {
 		}
 		policy = append(append(append(policy, '"'), r.Name...), `";q=`...)
 		policy = strconv.AppendInt(policy, r.Check.Limit.Max, 10)
-		policy = strconv.AppendInt(append(policy, ";w="...), seconds(r.Check.Limit.Window), 10)
+		if atOnce {
+			policy = append(policy, `;qu="concurrent-requests"`...)
+		} else {
+			policy = strconv.AppendInt(append(policy, ";w="...), seconds(r.Check.Limit.Window), 10)
+		}
 	}
 	if nearest >= 0 {
 		r := &v.Rules[nearest]
@@ -63,7 +68,11 @@ func (v *Verdict) Headers(now time.Time, set func(name, value string)) {
 		set("RateLimit-Policy", string(policy))
 		set("X-RateLimit-Limit", strconv.FormatInt(r.Check.Limit.Max, 10))
 		set("X-RateLimit-Remaining", strconv.FormatInt(r.Remaining, 10))
-		set("X-RateLimit-Reset", strconv.FormatInt(now.Unix()+seconds(r.Reset), 10))
+		reset := seconds(r.Reset)
+		if r.Check.Limit.Algorithm == ratelimit.Concurrency {
+			reset = 1
+		}
+		set("X-RateLimit-Reset", strconv.FormatInt(now.Unix()+reset, 10))
 	}
 	if retry, ok := v.RetryAfter(); ok {
 		set("Retry-After", strconv.FormatInt(retry, 10))
@@ -71,12 +80,22 @@ func (v *Verdict) Headers(now time.Time, set func(name, value string)) {
 }
 
 // RetryAfter is after how many whole seconds a refused request may come again;
-// false if it was not refused for now but for good.
+// false if it was not refused for now but for good. Where too many run at once it
+// is 1: when one of them ends nobody knows.
 func (v *Verdict) RetryAfter() (int64, bool) {
 	if v.Allowed || v.Denied || v.Decision.Retry == ratelimit.Never {
 		return 0, false
 	}
-	return max(seconds(v.Decision.Retry), 1), true
+	if v.Decision.Mode == ratelimit.ModeShut {
+		return 1, true
+	}
+	wait := int64(1)
+	for i := range v.Rules {
+		if r := &v.Rules[i]; !r.Allowed && !r.Check.Shadow && r.Check.Limit.Algorithm != ratelimit.Concurrency {
+			wait = max(wait, seconds(r.Retry))
+		}
+	}
+	return wait, true
 }
 
 func separate(b []byte) []byte {
@@ -143,8 +162,14 @@ func (v *Verdict) problem(request string) problem {
 	p.RetryAfter, _ = v.RetryAfter()
 	p.Detail = "The limit cannot be counted at this moment; try again in a second."
 	if r := v.Refused(); r != nil && v.Decision.Mode != ratelimit.ModeShut {
-		p.Limit, p.Window = r.Check.Limit.Max, seconds(r.Check.Limit.Window)
-		p.Detail = "The limit " + r.Name + " of " + strconv.FormatInt(p.Limit, 10) + " in " + r.Check.Limit.Window.String() + " is used up."
+		p.Limit = r.Check.Limit.Max
+		p.Detail = "The limit " + r.Name + " of " + strconv.FormatInt(p.Limit, 10)
+		if r.Check.Limit.Algorithm == ratelimit.Concurrency {
+			p.Detail += " at once is reached."
+		} else {
+			p.Window = seconds(r.Check.Limit.Window)
+			p.Detail += " in " + short(r.Check.Limit.Window) + " is used up."
+		}
 		for i := range v.Rules {
 			if o := &v.Rules[i]; !o.Allowed && !o.Check.Shadow {
 				p.Violated = append(p.Violated, o.Name)

@@ -23,6 +23,8 @@ type Config struct {
 	Per         []string        `yaml:"per" doc:"Who has the tier's number for itself: user, workspace. A caller without a user is counted by address, IPv6 by its /64."`
 	Routes      []Route         `yaml:"routes" doc:"Requests with rules of their own; the first that matches counts."`
 	Ceiling     Tier            `yaml:"ceiling" doc:"A limit over all callers together. Counted in a Redis Cluster, it costs a second round trip."`
+	Apps        map[string]Tier `yaml:"apps" doc:"A limit over all callers of one app, by its name; the one app that there is now is app. Costs as the ceiling does."`
+	CostHeader  string          `yaml:"cost_header" doc:"Header of the app's answer that says how many units of the caller's tier the request really took: a whole number from 0 on. Clients do not see it. Empty: none is read."`
 	Overrides   map[string]Tier `yaml:"overrides" doc:"Limits of single callers in place of their tier's, by user:ID, workspace:ID or address:ADDRESS."`
 	Allow       []string        `yaml:"allow" doc:"Callers who are never limited: user:ID, workspace:ID, tier:NAME, address:ADDRESS or address:RANGE."`
 	Deny        []string        `yaml:"deny" doc:"Callers who are always refused, with 403; written as in allow."`
@@ -40,6 +42,8 @@ type Tier struct {
 	Window   time.Duration `yaml:"window" doc:"In any window of this length."`
 	Burst    int           `yaml:"burst" doc:"Not 0: the requests are spaced evenly instead of counted, and so many may come at once."`
 	Also     []Window      `yaml:"also" doc:"Further windows that hold at the same time."`
+	AtOnce   int           `yaml:"at_once" doc:"How many requests may run at the same time; 0: any number. A request that was not seen to end counts for ten minutes."`
+	Shadow   bool          `yaml:"shadow" doc:"Count and report this limit, but refuse nobody for it."`
 }
 
 // Window is a further limit of a tier.
@@ -52,10 +56,13 @@ type Window struct {
 type Route struct {
 	Name    string   `yaml:"name" doc:"The class's name in answers, metrics and logs, such as login."`
 	Path    string   `yaml:"path" doc:"Path of the requests; a * at its end matches every continuation."`
+	Paths   []string `yaml:"paths" doc:"Further paths, written alike."`
 	Methods []string `yaml:"methods" doc:"Methods of the requests; all if empty."`
 	Cost    int      `yaml:"cost" doc:"How many units of the caller's tier a request takes; 0: none, so that the tier does not limit it."`
-	Limit   Tier     `yaml:"limit" doc:"A limit for this class alone, for each caller."`
+	Limit   Tier     `yaml:"limit" doc:"A limit for this class alone, for each caller. It counts requests, whatever their cost."`
 	Shadow  bool     `yaml:"shadow" doc:"Count the class's own limit, but refuse nobody for it."`
+
+	Tiers map[string]Tier `yaml:"tiers" doc:"The class's own limit by tier, in place of limit for callers of that tier."`
 
 	OnStoreFailure string `yaml:"on_store_failure" doc:"As limits.on_store_failure, for this class; empty: the same."`
 }
@@ -71,6 +78,7 @@ func (c *Config) SetDefaults() {
 			"pro":        {Requests: 1000, Window: time.Hour},
 			"enterprise": {Requests: 10000, Window: time.Hour},
 		},
+		CostHeader:  "Mainstay-Cost",
 		DefaultTier: "free", Per: []string{perUser, perWorkspace},
 		OnStoreFailure: "local", StoreTimeout: 5 * time.Millisecond, Memory: 32e6,
 	}
@@ -91,42 +99,97 @@ func (c *Config) Validate(ps *setting.Problems) {
 // name is what may stand in a header, a metric and a key without quoting.
 var name = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
 
-// compile turns t into limits, reporting its mistakes below path.
-func (t *Tier) compile(ps *setting.Problems, path string) []ratelimit.Limit {
-	first := ratelimit.Limit{Max: int64(t.Requests), Window: t.Window}
-	if t.Burst != 0 {
-		first.Algorithm, first.Burst = ratelimit.GCRA, int64(t.Burst)
-	}
-	limits := []ratelimit.Limit{first}
-	for _, w := range t.Also {
-		limits = append(limits, ratelimit.Limit{Max: int64(w.Requests), Window: w.Window})
-	}
-	if len(limits) > maxWindows {
-		ps.Add(setting.Join(path, "also"), "has more than 3 windows", "keep the ones that matter")
-		return nil
-	}
-	for i, l := range limits {
-		if err := l.Validate(); err != nil {
-			at := path
-			if i > 0 {
-				at = setting.Join(path, "also")
-			}
-			ps.Add(at, strings.TrimPrefix(err.Error(), ratelimit.ErrInvalid.Error()+": "), "try {requests: 1000, window: 1h}")
-			return nil
-		}
-		for _, o := range limits[:i] {
-			if o.Window == l.Window && o.Family() == l.Family() {
-				ps.Add(setting.Join(path, "also"), "has the window "+l.Window.String()+" twice", "keep the smaller number")
-				return nil
-			}
-		}
-	}
-	return limits
+// A bound is a compiled Tier.
+type bound struct {
+	limits []ratelimit.Limit
+	names  map[string][]string // of the rules that the limits make, by who is counted
+	shadow bool
 }
 
-// maxWindows bounds the limits of one tier: five of them (user, workspace, class,
-// ceiling and room for one) stay within what one decision may check.
+// name gives the rules of b their names: that of whoever is counted, with what
+// tells apart where several limits hold.
+func (b *bound) name(kinds ...string) {
+	b.names = map[string][]string{}
+	for _, kind := range kinds {
+		for i, l := range b.limits {
+			n := kind
+			switch {
+			case l.Algorithm == ratelimit.Concurrency:
+				n += "-at-once"
+			case i > 0:
+				n += "-" + short(l.Window)
+			}
+			b.names[kind] = append(b.names[kind], n)
+		}
+	}
+}
+
+// short writes a window without its zeros: 1h and not 1h0m0s.
+func short(d time.Duration) string {
+	s := d.String()
+	for _, zero := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(s, zero) {
+			s = s[:len(s)-2]
+		}
+	}
+	return s
+}
+
+// given reports whether the file says anything of t.
+func (t *Tier) given() bool {
+	return t.Requests != 0 || t.Window != 0 || t.Burst != 0 || t.AtOnce != 0 || len(t.Also) > 0
+}
+
+// compile turns t into limits, reporting its mistakes below path.
+func (t *Tier) compile(ps *setting.Problems, path string, kinds ...string) (b bound) {
+	b = bound{shadow: t.Shadow}
+	defer func() { b.name(kinds...) }()
+	if t.Requests != 0 || t.Window != 0 || t.Burst != 0 || t.AtOnce == 0 {
+		first := ratelimit.Limit{Max: int64(t.Requests), Window: t.Window}
+		if t.Burst != 0 {
+			first.Algorithm, first.Burst = ratelimit.GCRA, int64(t.Burst)
+		}
+		b.limits = append(b.limits, first)
+	}
+	for _, w := range t.Also {
+		b.limits = append(b.limits, ratelimit.Limit{Max: int64(w.Requests), Window: w.Window})
+	}
+	if len(b.limits) > maxWindows {
+		ps.Add(setting.Join(path, "also"), "has more than 3 windows", "keep the ones that matter")
+		return b
+	}
+	if t.AtOnce != 0 {
+		b.limits = append(b.limits, ratelimit.Limit{Algorithm: ratelimit.Concurrency, Max: int64(t.AtOnce), Window: leaseLife})
+	}
+	for i, l := range b.limits {
+		at, mend := path, "try {requests: 1000, window: 1h}"
+		switch {
+		case l.Algorithm == ratelimit.Concurrency:
+			at, mend = setting.Join(path, "at_once"), "try 20"
+		case i > 0:
+			at = setting.Join(path, "also")
+		}
+		if err := l.Validate(); err != nil {
+			ps.Add(at, strings.TrimPrefix(err.Error(), ratelimit.ErrInvalid.Error()+": "), mend)
+			return b
+		}
+		for _, o := range b.limits[:i] {
+			if o.Window == l.Window && o.Family() == l.Family() {
+				ps.Add(at, "has the window "+l.Window.String()+" twice", "keep the smaller number")
+				return b
+			}
+		}
+	}
+	return b
+}
+
+// maxWindows bounds the windows of one tier: five of them (user, workspace, class,
+// app, ceiling), with a limit of what may run at once for each, stay within what
+// one decision may check.
 const maxWindows = 4
+
+// leaseLife is how long a request that was not seen to end counts as running.
+const leaseLife = 10 * time.Minute
 
 // selector is a compiled list of callers.
 type selector struct {

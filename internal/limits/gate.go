@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +33,7 @@ type Gate struct {
 	shield *ratelimit.Shield                       // nil: in process
 	stores [ratelimit.FailDeny + 1]ratelimit.Store // by what to do when the shared one fails
 	tallies
+	granted  atomic.Pointer[grants]
 	settling chan settlement
 }
 
@@ -48,6 +51,7 @@ func NewGate(cfg Config, d Deps) (*Gate, error) {
 	}
 	g := &Gate{deps: d, settling: make(chan settlement, maxSettling)}
 	g.policy.Store(p)
+	g.granted.Store(&grants{})
 	if d.Store == nil {
 		memory := ratelimit.NewMemory(int64(cfg.Memory))
 		for f := range g.stores {
@@ -128,7 +132,7 @@ func (g *Gate) store(f ratelimit.Failure) ratelimit.Store {
 // Admit decides on a. An error means that nothing was decided: ctx ended, or the
 // cost makes no sense.
 func (g *Gate) Admit(ctx context.Context, a Ask) (Verdict, error) {
-	v, err := g.policy.Load().Admit(ctx, g.store, a)
+	v, err := g.policy.Load().admit(ctx, g.store, a, *g.granted.Load())
 	if err != nil {
 		if ctx.Err() == nil {
 			g.invalid.Add(1)
@@ -139,26 +143,57 @@ func (g *Gate) Admit(ctx context.Context, a Ask) (Verdict, error) {
 	return v, nil
 }
 
-// A settlement is what a request really cost.
+// A settlement is what is to be told of a request that was admitted.
 type settlement struct {
 	verdict Verdict
 	cost    int64
+	ended   bool // it has ended; else cost is what it really took
 }
 
-// Settle corrects what an admitted request took to what it really cost, soon and
-// without making anybody wait.
-func (g *Gate) Settle(v Verdict, cost int64) {
+// Charge reads from the app's answer what a request really took, takes the field
+// out of it, and has the counters corrected, soon and without making anybody wait.
+func (g *Gate) Charge(v *Verdict, h http.Header) {
+	name := g.policy.Load().costHeader
+	if name == "" || len(h[name]) == 0 {
+		return
+	}
+	value := h[name][0]
+	delete(h, name)
+	cost, err := strconv.ParseInt(value, 10, 64)
+	if err != nil || cost < 0 || cost > ratelimit.MaxUnits {
+		g.invalid.Add(1)
+		return
+	}
+	if v.Allowed && len(v.Rules) > 0 {
+		g.later(settlement{verdict: *v, cost: cost})
+	}
+}
+
+// Release tells that an admitted request has ended. It makes nobody wait.
+func (g *Gate) Release(v *Verdict) {
+	if v.Allowed && v.leased {
+		g.later(settlement{verdict: *v, ended: true})
+	}
+}
+
+func (g *Gate) later(s settlement) {
 	select {
-	case g.settling <- settlement{v, cost}:
+	case g.settling <- s:
 	default:
-		g.settle(settlement{v, cost})
+		g.settle(s)
 	}
 }
 
 func (g *Gate) settle(s settlement) {
 	ctx, cancel := context.WithTimeout(context.Background(), settleLimit)
 	defer cancel()
-	if err := s.verdict.Settle(ctx, g.store, s.cost); err != nil && !errors.Is(err, ratelimit.ErrDown) {
+	var err error
+	if s.ended {
+		err = s.verdict.Release(ctx, g.store)
+	} else {
+		err = s.verdict.Settle(ctx, g.store, s.cost)
+	}
+	if err != nil && !errors.Is(err, ratelimit.ErrDown) {
 		g.unsettled.Add(1)
 	}
 }

@@ -229,7 +229,7 @@ func TestTheAnswerSaysWhereACallerStandsAndTheRetryIsTrue(t *testing.T) {
 		}
 		if diff := cmp.Diff(problem{
 			Type: quotaExceeded, Title: "Too Many Requests", Status: 429, Code: "limited", Request: "req-1",
-			Detail: "The limit user of 100 in 1h0m0s is used up.", Violated: []string{"user"},
+			Detail: "The limit user of 100 in 1h is used up.", Violated: []string{"user"},
 			Tier: "free", Limit: 100, Window: 3600, RetryAfter: 3000, Upgrade: "https://app.example.com/upgrade",
 		}, got); diff != "" {
 			t.Error(diff)

@@ -2,11 +2,10 @@ package limits
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
+	"fmt"
+	"net/http"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/ratelimit"
@@ -21,12 +20,14 @@ type Ask struct {
 	Address   netip.Addr
 	Method    string
 	Path      string
-	Cost      int64 // in place of the route's; 0: the route's
+	App       string // whose request it is; empty: no app's
+	Cost      int64  // in place of the route's; 0: the route's
 }
 
 // A Rule is one limit that was checked for an Ask, with what it said.
 type Rule struct {
-	Name  string // "user", "workspace", "login", "ceiling"; with "-1m0s" where several windows hold
+	Name  string // "user", "workspace", "login", "ceiling"; with "-1m" where several windows hold
+	Units bool   // it counts units of a tier and not requests
 	Check ratelimit.Check
 	ratelimit.Result
 }
@@ -42,35 +43,47 @@ type Verdict struct {
 	Decision ratelimit.Decision
 	policy   *Policy
 	failure  ratelimit.Failure
+	leased   bool // something counts it as running
 }
 
 // A Policy is a compiled Config. It is immutable and safe for concurrent use.
 type Policy struct {
 	cfg       Config
-	tiers     map[string][]ratelimit.Limit
-	overrides map[string][]ratelimit.Limit
+	tiers     map[string]bound
+	overrides map[Caller]bound
 	routes    []route
-	ceiling   []ratelimit.Limit
+	apps      map[string]appCeiling
+	ceiling   bound
 	allow     selector
 	deny      selector
 	failure   ratelimit.Failure
+
+	costHeader string // in its canonical form
 }
 
 type route struct {
 	Route
-	limits  []ratelimit.Limit
+	paths   []string
+	limit   bound
+	tiers   map[string]bound
+	suffix  string // of its keys
 	failure ratelimit.Failure
+}
+
+type appCeiling struct {
+	bound
+	rule, key string
 }
 
 // Compile checks c and returns the policy that obeys it. It is pure.
 func Compile(c Config) (*Policy, error) {
 	var ps setting.Problems
-	p := &Policy{cfg: c, tiers: map[string][]ratelimit.Limit{}, overrides: map[string][]ratelimit.Limit{}}
+	p := &Policy{cfg: c, costHeader: http.CanonicalHeaderKey(c.CostHeader), tiers: map[string]bound{}, overrides: map[Caller]bound{}, apps: map[string]appCeiling{}}
 	for tier, t := range c.Tiers {
 		if !name.MatchString(tier) {
 			ps.Add("tiers."+tier, "is no name", "use a-z, 0-9, - and _")
 		}
-		p.tiers[tier] = t.compile(&ps, "tiers."+tier)
+		p.tiers[tier] = t.compile(&ps, "tiers."+tier, callers...)
 	}
 	if _, ok := c.Tiers[c.DefaultTier]; !ok {
 		ps.Add("default_tier", "is not one of the tiers", "name one of them")
@@ -81,13 +94,24 @@ func Compile(c Config) (*Policy, error) {
 		}
 	}
 	for who, t := range c.Overrides {
-		if kind, id, _ := strings.Cut(who, ":"); id == "" || kind != perUser && kind != perWorkspace && kind != "address" {
+		key, err := ParseCaller(who)
+		if err != nil {
 			ps.Add("overrides."+who, "names no caller", "write user:ID, workspace:ID or address:ADDRESS")
 		}
-		p.overrides[who] = t.compile(&ps, "overrides."+who)
+		p.overrides[key] = t.compile(&ps, "overrides."+who, callers...)
 	}
-	if c.Ceiling.Requests != 0 || c.Ceiling.Window != 0 {
-		p.ceiling = c.Ceiling.compile(&ps, "ceiling")
+	if c.Ceiling.given() {
+		p.ceiling = c.Ceiling.compile(&ps, "ceiling", ceilingRule)
+	}
+	for app, t := range c.Apps {
+		if !name.MatchString(app) {
+			ps.Add("apps."+app, "is no name", "use a-z, 0-9, - and _")
+		}
+		rule := "app-" + app
+		p.apps[app] = appCeiling{t.compile(&ps, "apps."+app, rule), rule, "{app:" + app + "}"}
+	}
+	if c.CostHeader != "" && !headerName.MatchString(c.CostHeader) {
+		ps.Add("cost_header", "is no name of a header", "try Mainstay-Cost")
 	}
 	p.allow, p.deny = c.selector(&ps, "allow", c.Allow), c.selector(&ps, "deny", c.Deny)
 	p.failure = failure(&ps, "on_store_failure", c.OnStoreFailure)
@@ -112,44 +136,6 @@ func failure(ps *setting.Problems, path, s string) ratelimit.Failure {
 	return f
 }
 
-// reserved are names that rules of other kinds have.
-var reserved = []string{perUser, perWorkspace, "address", "ceiling"}
-
-func (p *Policy) compileRoutes(ps *setting.Problems) {
-	names := map[string]bool{}
-	for _, r := range p.cfg.Routes {
-		path := "routes." + r.Name
-		if !name.MatchString(r.Name) || names[r.Name] || slices.Contains(reserved, r.Name) {
-			ps.Add("routes", r.Name+" is no name, or taken", "give each route its own, of a-z, 0-9, - and _")
-		}
-		names[r.Name] = true
-		if !strings.HasPrefix(r.Path, "/") {
-			ps.Add(path+".path", "must begin with a slash", "try /api/*")
-		}
-		if r.Cost < 0 || r.Cost > ratelimit.MaxUnits {
-			ps.Add(path+".cost", "must be between 0 and a billion", "try 1")
-		}
-		compiled := route{Route: r, failure: p.failure}
-		if r.OnStoreFailure != "" {
-			compiled.failure = failure(ps, path+".on_store_failure", r.OnStoreFailure)
-		}
-		if r.Limit.Requests != 0 || r.Limit.Window != 0 {
-			compiled.limits = r.Limit.compile(ps, path+".limit")
-		}
-		p.routes = append(p.routes, compiled)
-	}
-}
-
-func (r *route) matches(a *Ask) bool {
-	if len(r.Methods) > 0 && !slices.Contains(r.Methods, a.Method) {
-		return false
-	}
-	if prefix, ok := strings.CutSuffix(r.Path, "*"); ok {
-		return strings.HasPrefix(a.Path, prefix)
-	}
-	return a.Path == r.Path
-}
-
 // Stores gives the store to ask, by what is to be done when it fails; a
 // [ratelimit.Shield]'s On is one.
 type Stores func(ratelimit.Failure) ratelimit.Store
@@ -157,6 +143,16 @@ type Stores func(ratelimit.Failure) ratelimit.Store
 // Admit decides on a. An error means that nothing was decided: ctx ended, or the
 // cost makes no sense.
 func (p *Policy) Admit(ctx context.Context, stores Stores, a Ask) (Verdict, error) {
+	return p.admit(ctx, stores, a, nil)
+}
+
+// grants are limits of single callers that were given while running.
+type grants map[Caller]bound
+
+func (p *Policy) admit(ctx context.Context, stores Stores, a Ask, granted grants) (Verdict, error) {
+	if a.Cost < 0 || a.Cost > ratelimit.MaxUnits {
+		return Verdict{}, fmt.Errorf("%w: a cost of %d", ratelimit.ErrInvalid, a.Cost)
+	}
 	v := Verdict{Allowed: true, Tier: a.Tier, Upgrade: p.cfg.Upgrade, policy: p, failure: p.failure}
 	if _, ok := p.tiers[v.Tier]; !ok {
 		v.Tier = p.cfg.DefaultTier
@@ -169,7 +165,7 @@ func (p *Policy) Admit(ctx context.Context, stores Stores, a Ask) (Verdict, erro
 		v.Allowed, v.Denied = p.cfg.Shadow, true
 		return v, nil
 	}
-	p.rules(&a, &v)
+	p.rules(&a, &v, granted)
 	if len(v.Rules) == 0 {
 		return v, nil
 	}
@@ -194,12 +190,31 @@ func (v *Verdict) checks() []ratelimit.Check {
 	return checks
 }
 
+// Leases are the checks that count the request as running until it is released.
+func (v *Verdict) leases() (held []ratelimit.Check) {
+	for i := range v.Rules {
+		if r := &v.Rules[i]; v.Allowed && r.Allowed && r.Check.Limit.Algorithm == ratelimit.Concurrency {
+			held = append(held, r.Check)
+		}
+	}
+	return held
+}
+
+// Release tells that an admitted request has ended, for the limits of what may run
+// at once.
+func (v *Verdict) Release(ctx context.Context, stores Stores) error {
+	if held := v.leases(); len(held) > 0 {
+		return stores(v.failure).Refund(ctx, v.Decision, held)
+	}
+	return nil
+}
+
 // Settle corrects what an admitted request took to what it really cost: less is
 // given back, more is charged, at most down to nothing left.
 func (v *Verdict) Settle(ctx context.Context, stores Stores, cost int64) error {
 	var back, more []ratelimit.Check
 	for _, r := range v.Rules {
-		if !r.Allowed || r.Check.Cost == 0 {
+		if !r.Allowed || !r.Units {
 			continue
 		}
 		switch c := r.Check; {
@@ -219,76 +234,4 @@ func (v *Verdict) Settle(ctx context.Context, stores Stores, cost int64) error {
 		return store.Charge(ctx, more)
 	}
 	return nil
-}
-
-// rules lists what holds for a.
-func (p *Policy) rules(a *Ask, v *Verdict) {
-	cost, class := int64(1), (*route)(nil)
-	for i := range p.routes {
-		if p.routes[i].matches(a) {
-			class = &p.routes[i]
-			cost, v.Route, v.failure = int64(class.Cost), class.Name, class.failure
-			break
-		}
-	}
-	if a.Cost != 0 {
-		cost = a.Cost
-	}
-	kind, id := perUser, a.User
-	if id == "" {
-		kind, id = "address", network(a.Address).Addr().String()
-	}
-	tag := "{" + kind + ":" + clean(id) + "}"
-	caller := tag
-	if a.Workspace != "" {
-		tag = "{workspace:" + clean(a.Workspace) + "}"
-		caller = tag + ":" + kind + ":" + clean(id)
-	}
-	if cost != 0 {
-		if slices.Contains(p.cfg.Per, perUser) {
-			v.add(kind, caller, p.limits(v.Tier, kind+":"+id), cost, p.cfg.Shadow)
-		}
-		if a.Workspace != "" && slices.Contains(p.cfg.Per, perWorkspace) {
-			v.add(perWorkspace, tag, p.limits(v.Tier, "workspace:"+a.Workspace), cost, p.cfg.Shadow)
-		}
-	}
-	if class != nil && len(class.limits) > 0 {
-		v.add(class.Name, caller+":route:"+class.Name, class.limits, max(a.Cost, 1), class.Shadow || p.cfg.Shadow)
-	}
-	v.add("ceiling", "{ceiling}", p.ceiling, 1, p.cfg.Shadow)
-}
-
-func (p *Policy) limits(tier, who string) []ratelimit.Limit {
-	if l, ok := p.overrides[who]; ok {
-		return l
-	}
-	return p.tiers[tier]
-}
-
-func (v *Verdict) add(rule, key string, limits []ratelimit.Limit, cost int64, shadow bool) {
-	for i, l := range limits {
-		n := rule
-		if i > 0 {
-			n += "-" + l.Window.String()
-		}
-		v.Rules = append(v.Rules, Rule{Name: n, Check: ratelimit.Check{Key: key, Limit: l, Cost: cost, Shadow: shadow}})
-	}
-}
-
-// maxID is the longest id that stands in a key as it is.
-const maxID = 128
-
-// clean makes an id safe in a key: one that is long or holds what keys are built
-// with is replaced by its SHA-256.
-func clean(id string) string {
-	if len(id) <= maxID && !strings.ContainsAny(id, "{}: \r\n") || isAddress(id) {
-		return id
-	}
-	sum := sha256.Sum256([]byte(id))
-	return "sha256-" + hex.EncodeToString(sum[:])
-}
-
-func isAddress(id string) bool {
-	_, err := netip.ParseAddr(id)
-	return err == nil && len(id) <= maxID && !strings.ContainsAny(id, "{}")
 }
