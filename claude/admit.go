@@ -33,6 +33,15 @@ func fingerprint(h http.Header) string {
 	return "key:" + hex.EncodeToString(sum[:6])
 }
 
+// identify notes in whose name the app calls, if it forwards what the edge told it.
+func (c *call) identify(sealed string) {
+	if sealed == "" || c.engine.who == nil {
+		return
+	}
+	c.who, c.step = c.engine.who.Open(sealed)
+	c.x.User, c.x.Workspace, c.x.Tier = c.who.Shown.User, c.who.Shown.Workspace, c.who.Tier
+}
+
 // admit takes in the request body. A refusal has been answered when it returns
 // false.
 func (c *call) admit(w http.ResponseWriter, r *http.Request) bool {

@@ -16,6 +16,7 @@ import (
 
 	"mainstay.dev/mainstay/claude"
 	"mainstay.dev/mainstay/claude/claudetest"
+	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -105,6 +106,7 @@ type setup struct {
 	ln       net.Listener
 	dial     claude.Dial
 	colors   []string
+	who      identity.Opener
 	edit     func(*claude.Config)
 }
 
@@ -127,7 +129,7 @@ func start(t *testing.T, s setup) *stage {
 	}
 	st := &stage{t: t, book: &book{}, logs: &safe{}, url: "http://" + s.ln.Addr().String()}
 	srv, err := claude.New(cfg, claude.Deps{
-		Listener: s.ln, Dial: s.dial, Sink: st.book, Colors: s.colors,
+		Listener: s.ln, Dial: s.dial, Sink: st.book, Colors: s.colors, Identity: s.who,
 		Log: slog.New(slog.NewTextHandler(st.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {

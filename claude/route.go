@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strings"
 
+	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -120,6 +121,7 @@ func shapeOf(method, route string) shape {
 // the header, which nobody else needs after this.
 func aim(r *http.Request, to target, path, escaped string) *http.Request {
 	dropHops(r.Header)
+	delete(r.Header, identity.Header)
 	r.Header.Del("Expect") // the plane itself has told the client to continue
 	if _, ok := r.Header["User-Agent"]; !ok {
 		r.Header["User-Agent"] = []string{""} // or net/http would put in its own

@@ -26,6 +26,7 @@ import (
 	"mainstay.dev/mainstay/claude/internal/gather"
 	"mainstay.dev/mainstay/claude/internal/mend"
 	"mainstay.dev/mainstay/health"
+	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/retry"
 	"mainstay.dev/mainstay/telemetry"
@@ -42,6 +43,9 @@ type Deps struct {
 	Dial Dial
 	Log  *slog.Logger   // nil: none
 	Sink telemetry.Sink // nil: none
+	// Identity reads the header Mainstay-Identity, in which the app tells in whose name
+	// it calls; nil: nobody is believed. The header goes no further either way.
+	Identity identity.Opener
 	// Colors are the colors that a path may begin with (/@blue).
 	Colors []string
 }
@@ -63,6 +67,7 @@ type Server struct {
 // engine is what the doors to Claude share: [Server] and [Transport].
 type engine struct {
 	rt     http.RoundTripper
+	who    identity.Opener // nil: nobody is believed
 	log    *slog.Logger
 	sink   telemetry.Sink
 	counts counters
@@ -82,7 +87,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 	for _, color := range d.Colors {
 		s.colors[color] = true
 	}
-	s.engine.rt, s.engine.log, s.engine.sink = s.wire, orDiscard(d.Log), d.Sink
+	s.engine.rt, s.engine.log, s.engine.sink, s.engine.who = s.wire, orDiscard(d.Log), d.Sink, d.Identity
 	if d.Sink == nil {
 		s.engine.sink = telemetry.Discard
 	}
@@ -189,6 +194,8 @@ type call struct {
 	policy   *policy // of the plane; nil in a Transport
 	rules    rules
 	x        *telemetry.Exchange
+	who      identity.Who    // in whose name the app calls; zero: it did not say
+	step     string          // the rung of the ladder of degradation on which that caller stands; empty: none
 	ctx      context.Context // the client's
 	patience *patience
 	upload   *upload
@@ -252,6 +259,7 @@ func (c *call) describe(r *http.Request) {
 	x := c.x
 	x.ID = requestID(r.Header.Get("X-Request-Id"))
 	x.Caller = fingerprint(r.Header)
+	c.identify(r.Header.Get(identity.Header))
 	x.Trace.Continue(r.Header.Get("Traceparent"), r.Header.Get("Tracestate"))
 	x.HTTP.Method, x.HTTP.Scheme, x.HTTP.Host, x.HTTP.Proto = r.Method, "http", r.Host, r.Proto
 }

@@ -69,6 +69,20 @@ type Resolver interface {
 	Seal(w *Who, step string) string
 }
 
+// An Opener reads what a [Resolver] has sealed and the app has forwarded. It is
+// safe for concurrent use.
+type Opener interface {
+	// Open returns whom text names, and the step. Text that is not believed names
+	// nobody.
+	Open(text string) (w Who, step string)
+}
+
+var (
+	_ Resolver = (*Desk)(nil)
+	_ Opener   = (*Desk)(nil)
+	_ Resolver = (*Proxies)(nil)
+)
+
 // Resolve knows the address only, for a program that asks for no more.
 func (p *Proxies) Resolve(_ context.Context, r *Request) Who {
 	return Who{Address: p.Client(r.Peer, r.Header), Trusted: p.Trusted(r.Peer), By: ByAddress}
