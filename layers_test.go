@@ -29,6 +29,7 @@ var layer = map[string]int{
 	"internal/deploy": 2, "internal/monitor": 2, "internal/assess": 2,
 
 	"internal/admin":  3, // the private listener
+	"internal/local":  3, // the app's own listener
 	"internal/config": 4, // the file; imported by app and cmd alone
 	"internal/app":    5, // composition root
 	"internal/demo":   5,
@@ -45,6 +46,7 @@ var never = map[[2]string]string{
 	{"internal/demo", "edge"}:            "proof judges over the network",
 	{"internal/demo", "pooler"}:          "proof judges over the network",
 	{"internal/demo", "claude"}:          "proof judges over the network",
+	{"internal/local", "edge"}:           "the door sees planes through what app gives it",
 	{"internal/admin", "edge"}:           "admin sees planes through what app gives it",
 	{"internal/admin", "pooler"}:         "admin sees planes through what app gives it",
 	{"internal/admin", "claude"}:         "admin sees planes through what app gives it",

@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -137,4 +140,48 @@ func TestAReloadChangesTheLimitsAndNotWhatIsCounted(t *testing.T) {
 	if c.passed.Load() != 5 || c.limited.Load() != 5 {
 		t.Errorf("after the reload %d passed, %d limited", c.passed.Load(), c.limited.Load())
 	}
+}
+
+// The app is a Node server that asks by the five lines of test/clients/limits-ts.
+func TestTheAppAsksInFiveLinesOfTypeScript(t *testing.T) {
+	node, err := exec.LookPath("node")
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("node is missing, and CI may not do without")
+		}
+		t.Skip("node is not installed: nothing here can be shown without it")
+	}
+	source, err := os.ReadFile("clients/limits-ts/limit.ts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(source), "\n"); n > 6 {
+		t.Errorf("the client has %d lines", n)
+	}
+	more := fmt.Sprintf("limits: {tiers: {free: {requests: 1000, window: 1h}}}\nlocal: {listen: \"127.0.0.1:%d\"}\n", ports(t, 1)[0])
+	m := setup(t, more).start(node, absolute(t, "clients/limits-ts/app.mjs"))
+	for i, want := range []string{"1 left", "0 left"} {
+		if status, _, body := m.get("/export", "X-Test-User", "ann"); status != 200 || body != want {
+			t.Errorf("export %d: %d %s", i, status, body)
+		}
+	}
+	status, _, body := m.get("/export", "X-Test-User", "ann")
+	if status != 429 || !strings.Contains(body, "The limit exports of 2 in 1h is used up") {
+		t.Errorf("the third export: %d %s", status, body)
+	}
+	if status, _, _ := m.get("/export", "X-Test-User", "bob"); status != 200 {
+		t.Errorf("another user: %d", status)
+	}
+	if v := m.metrics()[`mainstay_local_checks_total{outcome="refused"}`]; v < 1 {
+		t.Errorf("%v refusals are counted", v)
+	}
+}
+
+func absolute(t *testing.T, path string) string {
+	t.Helper()
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return abs
 }

@@ -29,6 +29,7 @@ import (
 	"mainstay.dev/mainstay/internal/deploy/docker"
 	"mainstay.dev/mainstay/internal/lifecycle"
 	"mainstay.dev/mainstay/internal/limits"
+	"mainstay.dev/mainstay/internal/local"
 	"mainstay.dev/mainstay/internal/monitor"
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/pooler"
@@ -70,6 +71,7 @@ type App struct {
 	edge   *edge.Server
 	pooler *pooler.Server // nil: off
 	claude *claude.Server // nil: off
+	local  *local.Server  // nil: off
 	deploy *deploy.Deployer
 	docker *docker.Driver // nil: the app is no container
 	admin  *admin.Server
@@ -171,7 +173,7 @@ func (a *App) wire(res *Resolved) error {
 }
 
 // listeners are the bound addresses; nil where a plane is off.
-type listeners struct{ edge, edgeTLS, pooler, claude, admin net.Listener }
+type listeners struct{ edge, edgeTLS, pooler, claude, local, admin net.Listener }
 
 // bind opens every listener, and names all that cannot be had at once.
 func (a *App) bind(res *Resolved) (ls listeners, err error) {
@@ -185,6 +187,7 @@ func (a *App) bind(res *Resolved) (ls listeners, err error) {
 		{"edge.tls.listen", res.Edge.TLS.Listen, res.Edge.TLS.Listen != "", &ls.edgeTLS},
 		{"pooler.listen", res.Pooler.Listen, res.PoolerOn(), &ls.pooler},
 		{"claude.listen", res.Claude.Listen, res.ClaudeOn, &ls.claude},
+		{"local.listen", res.Local.Listen, res.LocalOn(), &ls.local},
 		{"admin.listen", res.Admin.Listen, true, &ls.admin},
 	} {
 		if !l.on {
@@ -222,6 +225,11 @@ func (a *App) wirePlanes(res *Resolved, ls listeners, creds credentials) error {
 		a.claude, err = claude.New(res.Claude, claude.Deps{Listener: ls.claude, Log: a.part("claude"), Sink: a.sink, Identity: a.identity, Colors: colors})
 		ps.Below("claude", setting.Of(err))
 		env.claudeAddr = dialable(ls.claude)
+	}
+	if ls.local != nil {
+		a.local, err = local.New(res.Local, local.Deps{Listener: ls.local, Limits: a.limits, Open: a.identity.Open, Log: a.part("local")})
+		ps.Below("local", setting.Of(err))
+		env.localAddr = dialable(ls.local)
 	}
 	driver, err := a.driver(res, &env)
 	if err != nil {
@@ -276,6 +284,9 @@ func (a *App) Run(ctx context.Context) error {
 	parts = append(parts,
 		lifecycle.Part{Name: "identity", Run: lifecycle.Simple(a.identity.Run)},
 		lifecycle.Part{Name: "admin", Run: lifecycle.Simple(a.admin.Run)})
+	if a.local != nil {
+		parts = append(parts, lifecycle.Part{Name: "local", Run: lifecycle.Simple(a.local.Run)})
+	}
 	if a.pooler != nil {
 		parts = append(parts, lifecycle.Part{Name: "pooler", Run: lifecycle.Simple(a.pooler.Run)})
 	}
@@ -339,6 +350,9 @@ func (a *App) levels() []telemetry.Level {
 	}
 	if a.limits != nil {
 		ls = append(ls, a.limits.Levels()...)
+	}
+	if a.local != nil {
+		ls = append(ls, a.local.Levels()...)
 	}
 	ready := 0.0
 	if a.Ready() == nil {

@@ -28,7 +28,7 @@ func (a *App) driver(res *Resolved, env *environment) (deploy.Driver, error) {
 	for _, plane := range []struct {
 		key  string
 		addr *string
-	}{{"pooler.listen", &env.poolerAddr}, {"claude.listen", &env.claudeAddr}} {
+	}{{"pooler.listen", &env.poolerAddr}, {"claude.listen", &env.claudeAddr}, {"local.listen", &env.localAddr}} {
 		if *plane.addr == "" {
 			continue
 		}

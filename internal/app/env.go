@@ -100,6 +100,7 @@ type environment struct {
 	upstream    string // of the database, for the parameters of its URL
 	poolerAddr  string
 	claudeAddr  string // empty: the Claude plane is off
+	localAddr   string // empty: there is no local door
 	creds       credentials
 }
 
@@ -111,6 +112,9 @@ func (e environment) of(color string) ([]string, error) {
 	}
 	if e.claudeAddr != "" {
 		env = setenv(env, "ANTHROPIC_BASE_URL", claude.BaseURL(e.claudeAddr, color))
+	}
+	if e.localAddr != "" {
+		env = setenv(env, "MAINSTAY_LOCAL", "http://"+e.localAddr)
 	}
 	if getenv(env, "OTEL_SERVICE_NAME") == "" {
 		env = setenv(env, "OTEL_SERVICE_NAME", e.service)

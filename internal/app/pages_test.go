@@ -48,6 +48,9 @@ func idle(t *testing.T) *App {
 edge: {listen: "127.0.0.1:0"}
 admin: {listen: "127.0.0.1:0"}
 claude: {listen: "127.0.0.1:0"}
+limits: {}
+local: {listen: "127.0.0.1:0"}
+redis: "redis://127.0.0.1:1"
 telemetry: {export: "http://127.0.0.1:1"}
 pooler: {listen: "127.0.0.1:0", databases: {app: {upstream: "postgres://u:p@127.0.0.1:1/d?sslmode=disable"}}}
 `, t.TempDir())

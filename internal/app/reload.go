@@ -86,6 +86,8 @@ func fixed(ps *setting.Problems, old, next *Resolved) {
 		{"environment", old.Environment, next.Environment},
 		{"redis", old.Redis, next.Redis},
 		{"limits", old.LimitsOn(), next.LimitsOn()}, // they can change, but not come and go
+		{"local", old.Local, next.Local},
+		{"local", old.LocalOn(), next.LocalOn()},
 		{"data", old.Data, next.Data},
 		{"app.image", old.App.Image != "", next.App.Image != ""},             // another driver
 		{"app.targets", len(old.App.Targets) > 0, len(next.App.Targets) > 0}, // likewise

@@ -37,6 +37,9 @@ func (r *Resolved) PoolerOn() bool { return r.Database != "" }
 // LimitsOn tells that callers are limited.
 func (r *Resolved) LimitsOn() bool { return r.Given("limits") }
 
+// LocalOn tells that there is a door for the app.
+func (r *Resolved) LocalOn() bool { return r.Given("local") }
+
 // Resolve adds to c what the environment tells: a file that says nothing of a
 // plane leaves the upstream to the variables that the app itself would have read.
 // A command given on the command line goes before app.run.

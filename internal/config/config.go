@@ -26,6 +26,7 @@ import (
 	"mainstay.dev/mainstay/internal/admin"
 	"mainstay.dev/mainstay/internal/deploy"
 	"mainstay.dev/mainstay/internal/limits"
+	"mainstay.dev/mainstay/internal/local"
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/pooler"
 )
@@ -48,7 +49,7 @@ type Config struct {
 	Claude    claude.Config   `yaml:"claude" doc:"The Claude plane: the app's ANTHROPIC_BASE_URL. Absent, it is on when ANTHROPIC_BASE_URL, ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN is in Mainstay's own environment."`
 	Telemetry Telemetry       `yaml:"telemetry" doc:"Where traces and logs go."`
 	Alerts    []Alert         `yaml:"alerts" planned:"alerts" doc:"When somebody must know."`
-	Local     Local           `yaml:"local" planned:"the app's local door" doc:"The door for the app itself."`
+	Local     local.Config    `yaml:"local" doc:"The door for the app itself: limits/check. Without this section there is none."`
 	Admin     admin.Config    `yaml:"admin" doc:"The private door: API, dashboard and metrics."`
 
 	// Source is where it came from: the file's path, or "" without a file.

@@ -26,8 +26,3 @@ func (a *Alert) Validate(ps *setting.Problems) {
 		ps.Add("when", "is missing", "try edge.p95 > 1s")
 	}
 }
-
-// Local is the schema of the app's local door to come.
-type Local struct {
-	Listen string `yaml:"listen" doc:"Address of the door."`
-}

@@ -19,7 +19,7 @@ func (c *Config) YAML() ([]byte, error) {
 	for i := 0; i < len(root.Content); i += 2 {
 		// These are on when the file has them, so showing what they would be would
 		// switch them on in the next file.
-		if key := root.Content[i].Value; key == "limits" && !c.Given(key) {
+		if key := root.Content[i].Value; (key == "limits" || key == "local") && !c.Given(key) {
 			root.Content = slices.Delete(root.Content, i, i+2)
 			i -= 2
 		}

@@ -10,11 +10,11 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/ratelimit"
+	"mainstay.dev/mainstay/ratelimit/httplimit"
 )
 
-// Fields are the header fields that [Verdict.Headers] sets. They speak of one
-// caller at one moment: a cache must not store them.
-var Fields = [...]string{"RateLimit", "RateLimit-Policy", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "Retry-After"}
+// Fields are the header fields that [Verdict.Headers] sets.
+var Fields = httplimit.Fields
 
 // Status is the answer's: 200 stands for any of the app's own.
 func (v *Verdict) Status() int {
@@ -27,110 +27,31 @@ func (v *Verdict) Status() int {
 	return http.StatusTooManyRequests
 }
 
-// Headers tells the caller where it stands: RateLimit and RateLimit-Policy
-// (draft-ietf-httpapi-ratelimit-headers-11, structured fields of RFC 9651), the
-// older X-RateLimit fields for the rule that is nearest to its end, and, with a
-// refusal, Retry-After: rounded up, so that a retry at that moment passes if nobody
-// else takes the units. Rules in shadow are not shown. While the shared store is
-// down, RateLimit carries the parameter mode.
+// Headers tells the caller where it stands, as [httplimit.Headers] does.
 func (v *Verdict) Headers(now time.Time, set func(name, value string)) {
-	var limit, policy []byte
-	nearest := -1
-	for i := range v.Rules {
-		r := &v.Rules[i]
-		if r.Check.Shadow {
-			continue
-		}
-		atOnce := r.Check.Limit.Algorithm == ratelimit.Concurrency
-		if nearest < 0 || r.nearer(&v.Rules[nearest]) && (!atOnce || !r.Allowed) {
-			nearest = i
-		}
-		limit, policy = separate(limit), separate(policy)
-		limit = append(append(append(limit, '"'), r.Name...), `";r=`...)
-		limit = strconv.AppendInt(limit, r.Remaining, 10)
-		if r.Next > 0 && !atOnce { // nobody knows when one of them ends
-			limit = strconv.AppendInt(append(limit, ";t="...), seconds(r.Next), 10)
-		}
-		if v.Decision.Mode >= ratelimit.ModeLocal {
-			limit = append(append(limit, ";mode="...), v.Decision.Mode.String()...)
-		}
-		policy = append(append(append(policy, '"'), r.Name...), `";q=`...)
-		policy = strconv.AppendInt(policy, r.Check.Limit.Max, 10)
-		if atOnce {
-			policy = append(policy, `;qu="concurrent-requests"`...)
-		} else {
-			policy = strconv.AppendInt(append(policy, ";w="...), seconds(r.Check.Limit.Window), 10)
-		}
-	}
-	if nearest >= 0 {
-		r := &v.Rules[nearest]
-		set("RateLimit", string(limit))
-		set("RateLimit-Policy", string(policy))
-		set("X-RateLimit-Limit", strconv.FormatInt(r.Check.Limit.Max, 10))
-		set("X-RateLimit-Remaining", strconv.FormatInt(r.Remaining, 10))
-		reset := seconds(r.Reset)
-		if r.Check.Limit.Algorithm == ratelimit.Concurrency {
-			reset = 1
-		}
-		set("X-RateLimit-Reset", strconv.FormatInt(now.Unix()+reset, 10))
-	}
-	if retry, ok := v.RetryAfter(); ok {
-		set("Retry-After", strconv.FormatInt(retry, 10))
+	if !v.Denied {
+		httplimit.Headers(v.Rules, v.Decision, now, set)
 	}
 }
 
 // RetryAfter is after how many whole seconds a refused request may come again;
-// false if it was not refused for now but for good. Where too many run at once it
-// is 1: when one of them ends nobody knows.
+// false if it was not refused for now but for good.
 func (v *Verdict) RetryAfter() (int64, bool) {
-	if v.Allowed || v.Denied || v.Decision.Retry == ratelimit.Never {
+	if v.Allowed || v.Denied {
 		return 0, false
 	}
-	if v.Decision.Mode == ratelimit.ModeShut {
-		return 1, true
-	}
-	wait := int64(1)
-	for i := range v.Rules {
-		if r := &v.Rules[i]; !r.Allowed && !r.Check.Shadow && r.Check.Limit.Algorithm != ratelimit.Concurrency {
-			wait = max(wait, seconds(r.Retry))
-		}
-	}
-	return wait, true
-}
-
-func separate(b []byte) []byte {
-	if len(b) > 0 {
-		b = append(b, ", "...)
-	}
-	return b
-}
-
-// seconds rounds up.
-func seconds(d time.Duration) int64 { return int64(math.Ceil(d.Seconds())) }
-
-// nearer orders rules by how soon they refuse: a refusal first, the longer one
-// before the shorter, then the smaller share left.
-func (r *Rule) nearer(o *Rule) bool {
-	if r.Allowed != o.Allowed {
-		return !r.Allowed
-	}
-	if r.Retry != o.Retry {
-		return r.Retry > o.Retry
-	}
-	return r.Remaining*o.Check.Limit.Max < o.Remaining*r.Check.Limit.Max
+	return httplimit.RetryAfter(v.Rules, v.Decision)
 }
 
 // Refused is the rule that refused, the one with the longest wait if there are
 // several; nil if none did.
-func (v *Verdict) Refused() *Rule {
-	var refused *Rule
-	for i := range v.Rules {
-		if r := &v.Rules[i]; !v.Allowed && !r.Allowed && !r.Check.Shadow && (refused == nil || r.nearer(refused)) {
-			refused = r
-		}
-	}
-	return refused
-}
+func (v *Verdict) Refused() *Rule { return httplimit.Refused(v.Rules, v.Decision) }
+
+// Nearest is the rule that refuses first, or has refused; nil if there is none.
+func (v *Verdict) Nearest() *Rule { return httplimit.Nearest(v.Rules) }
+
+// seconds rounds up.
+func seconds(d time.Duration) int64 { return int64(math.Ceil(d.Seconds())) }
 
 // problem is the body of a refusal (RFC 9457), with the members that
 // draft-ietf-httpapi-ratelimit-headers-11 gives the type quota-exceeded.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -139,7 +140,9 @@ func (g *Gate) Admit(ctx context.Context, a Ask) (Verdict, error) {
 		}
 		return v, err
 	}
-	g.count(&v)
+	if !a.Peek {
+		g.count(&v)
+	}
 	return v, nil
 }
 
@@ -147,7 +150,7 @@ func (g *Gate) Admit(ctx context.Context, a Ask) (Verdict, error) {
 type settlement struct {
 	verdict Verdict
 	cost    int64
-	ended   bool // it has ended; else cost is what it really took
+	what    func(*Verdict, context.Context, Stores) error // nil: cost is what it really took
 }
 
 // Charge reads from the app's answer what a request really took, takes the field
@@ -164,15 +167,33 @@ func (g *Gate) Charge(v *Verdict, h http.Header) {
 		g.invalid.Add(1)
 		return
 	}
+	g.Settle(v, cost)
+}
+
+// Settle has the counters corrected to what an admitted request really took, soon
+// and without making anybody wait.
+func (g *Gate) Settle(v *Verdict, cost int64) {
 	if v.Allowed && len(v.Rules) > 0 {
 		g.later(settlement{verdict: *v, cost: cost})
 	}
 }
 
+// Refund has all given back that an admitted request took. It makes nobody wait.
+func (g *Gate) Refund(v *Verdict) {
+	if v.Allowed && len(v.Rules) > 0 {
+		g.later(settlement{verdict: *v, what: (*Verdict).Refund})
+	}
+}
+
+// HasClass reports whether there is a route of that name.
+func (g *Gate) HasClass(name string) bool {
+	return slices.ContainsFunc(g.policy.Load().routes, func(r route) bool { return r.Name == name })
+}
+
 // Release tells that an admitted request has ended. It makes nobody wait.
 func (g *Gate) Release(v *Verdict) {
 	if v.Allowed && v.leased {
-		g.later(settlement{verdict: *v, ended: true})
+		g.later(settlement{verdict: *v, what: (*Verdict).Release})
 	}
 }
 
@@ -188,8 +209,8 @@ func (g *Gate) settle(s settlement) {
 	ctx, cancel := context.WithTimeout(context.Background(), settleLimit)
 	defer cancel()
 	var err error
-	if s.ended {
-		err = s.verdict.Release(ctx, g.store)
+	if s.what != nil {
+		err = s.what(&s.verdict, ctx, g.store)
 	} else {
 		err = s.verdict.Settle(ctx, g.store, s.cost)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/ratelimit"
+	"mainstay.dev/mainstay/ratelimit/httplimit"
 )
 
 // An Ask is what a plane knows of a request and whoever makes it. User, Workspace
@@ -22,15 +23,25 @@ type Ask struct {
 	Path      string
 	App       string // whose request it is; empty: no app's
 	Cost      int64  // in place of the route's; 0: the route's
+
+	// What the app itself may ask for, within a request that was admitted.
+	Inner bool   // it is no request of its own: what counts requests of all does not count it
+	Class string // the route by its name, since there is no path
+	Own   []Own  // limits of the app's own, decided together with the rest
+	Peek  bool   // take nothing, only tell
 }
 
-// A Rule is one limit that was checked for an Ask, with what it said.
-type Rule struct {
-	Name  string // "user", "workspace", "login", "ceiling"; with "-1m" where several windows hold
-	Units bool   // it counts units of a tier and not requests
-	Check ratelimit.Check
-	ratelimit.Result
+// An Own is a limit of the app's own.
+type Own struct {
+	Name  string // as in Route
+	Key   string // whose it is, such as a user's id
+	Limit Tier
+	Cost  int64
 }
+
+// A Rule is one limit that was checked for an Ask, with what it said: "user",
+// "workspace", "login", "ceiling"; with "-1m" where several windows hold.
+type Rule = httplimit.Rule
 
 // A Verdict is what an Ask came to.
 type Verdict struct {
@@ -166,6 +177,14 @@ func (p *Policy) admit(ctx context.Context, stores Stores, a Ask, granted grants
 		return v, nil
 	}
 	p.rules(&a, &v, granted)
+	if err := v.own(a.Own); err != nil {
+		return Verdict{}, err
+	}
+	for i := range v.Rules {
+		if a.Peek {
+			v.Rules[i].Check.Cost = 0
+		}
+	}
 	if len(v.Rules) == 0 {
 		return v, nil
 	}
@@ -207,6 +226,20 @@ func (v *Verdict) Release(ctx context.Context, stores Stores) error {
 		return stores(v.failure).Refund(ctx, v.Decision, held)
 	}
 	return nil
+}
+
+// Refund gives back all that an admitted request took, as if it had never come.
+func (v *Verdict) Refund(ctx context.Context, stores Stores) error {
+	var back []ratelimit.Check
+	for i := range v.Rules {
+		if r := &v.Rules[i]; v.Allowed && r.Allowed && r.Check.Cost > 0 {
+			back = append(back, r.Check)
+		}
+	}
+	if len(back) == 0 {
+		return nil
+	}
+	return stores(v.failure).Refund(ctx, v.Decision, back)
 }
 
 // Settle corrects what an admitted request took to what it really cost: less is

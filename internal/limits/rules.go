@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -81,7 +82,7 @@ func (r *route) matches(a *Ask) bool {
 func (p *Policy) rules(a *Ask, v *Verdict, granted grants) {
 	cost, class := int64(1), (*route)(nil)
 	for i := range p.routes {
-		if p.routes[i].matches(a) {
+		if a.Inner && a.Class == p.routes[i].Name || !a.Inner && p.routes[i].matches(a) {
 			class = &p.routes[i]
 			cost, v.Route, v.failure = int64(class.Cost), class.Name, class.failure
 			break
@@ -99,8 +100,11 @@ func (p *Policy) rules(a *Ask, v *Verdict, granted grants) {
 		tag = "{" + space.key() + "}"
 		key = tag + ":" + who.key()
 	}
+	if a.nobody() {
+		cost, class = 0, nil
+	}
 	if cost != 0 {
-		if slices.Contains(p.cfg.Per, perUser) {
+		if slices.Contains(p.cfg.Per, perUser) && (a.User != "" || a.Address.IsValid() || !a.Inner) {
 			v.add(who.Kind, key, p.bound(v.Tier, who, granted), cost)
 		}
 		if a.Workspace != "" && slices.Contains(p.cfg.Per, perWorkspace) {
@@ -115,10 +119,47 @@ func (p *Policy) rules(a *Ask, v *Verdict, granted grants) {
 		limit.shadow = limit.shadow || class.Shadow
 		v.add(class.Name, key+class.suffix, limit, 0)
 	}
+	if a.Inner {
+		return
+	}
 	if app, ok := p.apps[a.App]; ok {
 		v.add(app.rule, app.key, app.bound, 0)
 	}
 	v.add(ceilingRule, "{ceiling}", p.ceiling, 0)
+}
+
+// nobody reports that the app asks for limits of its own alone.
+func (a *Ask) nobody() bool {
+	return a.Inner && a.User == "" && a.Workspace == "" && !a.Address.IsValid()
+}
+
+// ownKey begins the keys of the app's own limits.
+const ownKey = "{own:"
+
+// own adds the limits of the app's own. Each has a key of its own, since the app
+// may count in it whom it likes.
+func (v *Verdict) own(limits []Own) error {
+	for i := range limits {
+		o := &limits[i]
+		var ps setting.Problems
+		if !name.MatchString(o.Name) || slices.Contains(reserved, o.Name) {
+			ps.Add("name", "is no name, or taken", "use a-z, 0-9, - and _")
+		}
+		if o.Cost < 0 || o.Cost > ratelimit.MaxUnits {
+			ps.Add("cost", "must be between 0 and a billion", "try 1")
+		}
+		b := o.Limit.compile(&ps, "", o.Name)
+		if err := ps.Err(); err != nil {
+			return fmt.Errorf("%w: limits[%d] %w", ratelimit.ErrInvalid, i, err)
+		}
+		v.add(o.Name, ownKey+o.Name+":"+clean(o.Key)+"}", b, 0)
+		for k := len(v.Rules) - len(b.limits); k < len(v.Rules); k++ {
+			if v.Rules[k].Check.Limit.Algorithm != ratelimit.Concurrency {
+				v.Rules[k].Check.Cost = o.Cost
+			}
+		}
+	}
+	return nil
 }
 
 // bound is what holds for a caller of a tier, or for that caller alone.

@@ -1,6 +1,7 @@
 package limits
 
 import (
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -42,7 +43,11 @@ func (t *tallies) count(v *Verdict) {
 	}
 	for i := range v.Rules {
 		r := &v.Rules[i]
-		t.add(tally{r.Name, v.Tier, outcome(r.Allowed, r.Check.Shadow)})
+		rule := r.Name
+		if strings.HasPrefix(r.Check.Key, ownKey) {
+			rule = "own" // the app may call them what it likes
+		}
+		t.add(tally{rule, v.Tier, outcome(r.Allowed, r.Check.Shadow)})
 	}
 }
 
