@@ -237,6 +237,17 @@ func (v *Valve) dispatch() {
 	}
 }
 
+// Inside reports whether p is a place that has not been given back.
+func (p *Pass) Inside() bool { return p.valve != nil }
+
+// Since is how long ago its work entered; 0 if it is not inside.
+func (p *Pass) Since() time.Duration {
+	if p.valve == nil {
+		return 0
+	}
+	return time.Since(p.began)
+}
+
 // Leave gives the place back and tells how long the upstream took for the work, and
 // whether it managed it. What the upstream is not to be judged by, such as work that
 // was given up or that lasts as long as somebody likes, goes by Free.

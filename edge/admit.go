@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"math/rand/v2"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"mainstay.dev/mainstay/edge/internal/overload"
 	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/limits"
 )
@@ -68,6 +70,44 @@ func (s *Server) limit(ctx context.Context, r *Request) Code {
 		return Denied
 	}
 	return Limited
+}
+
+// enter waits for the request's turn when more come than the app can take. A request
+// enters once, however many targets it is tried on; one that may not gives its place
+// on t back.
+func (l *lane) enter(ctx context.Context, t *target) Code {
+	s, p := l.s, l.s.policy.Load().overload
+	if !p.On || l.pass.Inside() {
+		return OK
+	}
+	began := time.Now()
+	pass, err := s.valve.Enter(ctx, p.Work(&overload.Request{
+		Who: &l.Who, Tier: cmp.Or(l.verdict.Tier, l.Who.Tier), Class: l.verdict.Route, Method: l.Method, Path: l.Path,
+	}))
+	if err == nil {
+		l.pass = pass
+		l.x.Waited += time.Since(began)
+		return OK
+	}
+	l.unprobe(t)
+	t.leave()
+	if ctx.Err() != nil {
+		return s.gone()
+	}
+	return Shed
+}
+
+// leave gives the request's place among those that the app is given back. How long
+// the app took to begin its answer tells how crowded it is, if it answered.
+func (l *lane) leave() {
+	switch {
+	case l.took > 0:
+		l.pass.Leave(l.took, l.x.HTTP.Status != http.StatusServiceUnavailable && l.x.HTTP.Status != http.StatusGatewayTimeout)
+	case l.code == TargetTimeout:
+		l.pass.Leave(0, false)
+	default:
+		l.pass.Free()
+	}
 }
 
 // tell puts into an answer where the caller stands, unless a cache may give the

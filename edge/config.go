@@ -6,21 +6,23 @@ import (
 	"os"
 	"time"
 
+	"mainstay.dev/mainstay/edge/internal/overload"
 	"mainstay.dev/mainstay/internal/setting"
 )
 
 // Config is the edge section.
 type Config struct {
-	Listen   string        `yaml:"listen" doc:"Address for plain HTTP/1.1 and HTTP/2 without TLS (h2c)."`
-	TLS      TLS           `yaml:"tls" doc:"A second address, with TLS."`
-	Drain    time.Duration `yaml:"drain" doc:"How long requests in flight may take to finish when Mainstay stops."`
-	Body     setting.Bytes `yaml:"max_body" doc:"Largest request body; a larger one is answered 413. 0: no limit."`
-	Header   setting.Bytes `yaml:"max_header" doc:"Largest request line and header together; a larger one is answered 431."`
-	Timeouts Timeouts      `yaml:"timeouts" doc:"Deadlines. None of them ends a stream that is alive."`
-	Streams  Streams       `yaml:"streams" doc:"WebSockets and event streams. None is cut at a switch: they go on while the color stands by."`
-	Hold     Hold          `yaml:"hold" doc:"Bounds for requests that wait while a deploy holds the traffic."`
-	Cache    Cache         `yaml:"cache" planned:"the HTTP cache" doc:"The HTTP cache."`
-	CDN      CDN           `yaml:"cdn" planned:"the CDN link" doc:"The CDN in front."`
+	Listen   string          `yaml:"listen" doc:"Address for plain HTTP/1.1 and HTTP/2 without TLS (h2c)."`
+	TLS      TLS             `yaml:"tls" doc:"A second address, with TLS."`
+	Drain    time.Duration   `yaml:"drain" doc:"How long requests in flight may take to finish when Mainstay stops."`
+	Body     setting.Bytes   `yaml:"max_body" doc:"Largest request body; a larger one is answered 413. 0: no limit."`
+	Header   setting.Bytes   `yaml:"max_header" doc:"Largest request line and header together; a larger one is answered 431."`
+	Timeouts Timeouts        `yaml:"timeouts" doc:"Deadlines. None of them ends a stream that is alive."`
+	Streams  Streams         `yaml:"streams" doc:"WebSockets and event streams. None is cut at a switch: they go on while the color stands by."`
+	Hold     Hold            `yaml:"hold" doc:"Bounds for requests that wait while a deploy holds the traffic."`
+	Overload overload.Config `yaml:"overload" doc:"When more requests come than the app can take: who goes first, who waits, who is shed."`
+	Cache    Cache           `yaml:"cache" planned:"the HTTP cache" doc:"The HTTP cache."`
+	CDN      CDN             `yaml:"cdn" planned:"the CDN link" doc:"The CDN in front."`
 }
 
 // TLS is the edge's address with TLS.
@@ -94,6 +96,7 @@ func (c *Config) SetDefaults() {
 		Streams: Streams{WebSocket: streamClose, SSE: streamHandOver, Over: 20 * time.Second, Heartbeat: 15 * time.Second},
 		Hold:    Hold{For: 30 * time.Second, Requests: 1000},
 	}
+	c.Overload.SetDefaults()
 }
 
 // Validate reports every mistake that can be seen without touching anything.
@@ -149,8 +152,9 @@ func (c *Config) Validate(ps *setting.Problems) {
 
 // policy is a compiled Config. It is immutable; a reload swaps the pointer to it.
 type policy struct {
-	cfg  Config
-	cert *tls.Certificate // nil without TLS
+	cfg      Config
+	overload *overload.Policy
+	cert     *tls.Certificate // nil without TLS
 }
 
 // Compile checks cfg, reads the certificate and returns what the edge obeys. It
@@ -159,6 +163,9 @@ func Compile(cfg Config) (*policy, error) {
 	var ps setting.Problems
 	cfg.Validate(&ps)
 	p := &policy{cfg: cfg}
+	var err error
+	p.overload, err = overload.Compile(cfg.Overload)
+	ps.Below("overload", setting.Of(err))
 	if cfg.TLS.Listen != "" && cfg.TLS.Cert != "" && cfg.TLS.Key != "" {
 		p.cert = certificate(cfg.TLS, &ps)
 	}

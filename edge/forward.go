@@ -172,6 +172,7 @@ func (l *lane) answered(resp *http.Response) error {
 	x := l.x
 	l.target.answered()
 	x.FirstByte = time.Since(x.Start)
+	l.took = l.pass.Since()
 	resp.Header.Del("Mainstay-Code") // ours alone
 	if resp.Header.Get("X-Request-Id") == "" {
 		set(resp.Header, "X-Request-Id", l.ID)
@@ -193,6 +194,7 @@ func (l *lane) answered(resp *http.Response) error {
 		l.setCookie(resp)
 	}
 	if x.HTTP.Stream = strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream"); x.HTTP.Stream {
+		l.pass.Free() // it lasts as long as its ends like
 		l.stream(resp)
 	} else {
 		resp.Body = watch(resp.Body, l.s.policy.Load().cfg.Timeouts.Stall)
@@ -240,6 +242,7 @@ func (l *lane) switched(resp *http.Response) error {
 	if to, ok := resp.Body.(io.ReadWriteCloser); ok {
 		resp.Body = upstream{to}
 	}
+	l.pass.Free()
 	l.x.HTTP.Upgraded = strings.ToLower(resp.Header.Get("Upgrade"))
 	app, webSocket := resp.Body, l.x.HTTP.Upgraded == "websocket"
 	l.out.tunnel = func(c net.Conn) net.Conn {

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/capacity"
 	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/limits"
 	"mainstay.dev/mainstay/telemetry"
@@ -79,7 +80,9 @@ type lane struct {
 	why    Code  // what the last try that was given up came to
 	cause  error // of that
 
-	part    func() // takes its tunnel or stream off the lists; nil: there is none
+	pass    capacity.Pass // the request's place among those that the app is given
+	took    time.Duration // of the app to begin its answer
+	part    func()        // takes its tunnel or stream off the lists; nil: there is none
 	gotConn func(httptrace.GotConnInfo)
 	getBody func() (io.ReadCloser, error)
 }
@@ -104,6 +107,7 @@ func (s *Server) adapt(w http.ResponseWriter, hr *http.Request, x *telemetry.Exc
 	l := s.lanes.Get().(*lane)
 	l.hr = hr
 	l.target, l.code, l.err, l.cause, l.why, l.up = nil, OK, nil, nil, "", nil
+	l.pass, l.took = capacity.Pass{}, 0
 	cfg := &s.policy.Load().cfg
 	l.out = reply{w: w, rc: http.NewResponseController(w), patience: cfg.Timeouts.Write, x: x, h2: hr.ProtoMajor > 1}
 	r := &l.Request

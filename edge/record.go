@@ -31,6 +31,7 @@ func (s *Server) record(l *lane) {
 	if l.code == OK {
 		l.code = l.outcome(crash)
 	}
+	l.leave()
 	x.Code, x.Blame = string(l.code), meaning[l.code].Blame
 	if x.Err = l.err; x.Err == nil {
 		x.Err = l.cause

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"mainstay.dev/mainstay/capacity"
 	"mainstay.dev/mainstay/edge/internal/farewell"
 	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/limits"
@@ -65,6 +66,7 @@ type Server struct {
 	plan     atomic.Pointer[plan]
 	applying sync.Mutex
 	holding  atomic.Int64
+	valve    *capacity.Valve
 	requests atomic.Int64 // in flight, tunnels and streams included
 	cutting  atomic.Bool  // the drain limit was reached
 	lanes    sync.Pool
@@ -97,6 +99,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 	s.life, s.end = context.WithCancel(context.Background())
 	s.lanes.New = func() any { return newLane(s) }
 	s.policy.Store(p)
+	s.valve = capacity.New(p.overload.Rule)
 	s.plan.Store(&plan{replaced: make(chan struct{}), mode: "serve"})
 	return s, nil
 }
@@ -122,7 +125,10 @@ func (s *Server) Prepare(cfg Config) (commit func(), err error) {
 	if len(ps) > 0 {
 		return nil, ps
 	}
-	return func() { s.policy.Store(p) }, nil
+	return func() {
+		s.policy.Store(p)
+		s.valve.Change(p.overload.Rule)
+	}, nil
 }
 
 // maxTries bounds how many targets one request may be tried on.
@@ -152,6 +158,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	var tried []*target
 	for {
 		t, code := s.claim(hr.Context(), &l.Request, tried)
+		if code == OK {
+			code = l.enter(hr.Context(), t)
+		}
 		if code != OK {
 			l.refuse(lastCause(code, l), nil)
 			return

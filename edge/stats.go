@@ -1,13 +1,17 @@
 package edge
 
-import "mainstay.dev/mainstay/telemetry"
+import (
+	"mainstay.dev/mainstay/capacity"
+	"mainstay.dev/mainstay/telemetry"
+)
 
 // Stats is how the edge stands now.
 type Stats struct {
-	Mode     string   `json:"mode"`
-	Requests int64    `json:"requests_in_flight"`
-	Holding  int64    `json:"holding"`
-	Targets  []Target `json:"targets"`
+	Mode     string          `json:"mode"`
+	Requests int64           `json:"requests_in_flight"`
+	Holding  int64           `json:"holding"`
+	Overload *capacity.Stats `json:"overload,omitempty"` // nil: edge.overload is off
+	Targets  []Target        `json:"targets"`
 }
 
 // Target is how one target stands now.
@@ -24,6 +28,10 @@ type Target struct {
 func (s *Server) Stats() Stats {
 	p := s.plan.Load()
 	st := Stats{Mode: string(p.mode), Requests: s.requests.Load(), Holding: s.holding.Load(), Targets: []Target{}}
+	if s.policy.Load().overload.On {
+		overload := s.valve.Stats()
+		st.Overload = &overload
+	}
 	for _, sh := range p.shares {
 		st.Targets = append(st.Targets, Target{sh.id, sh.color, sh.address, sh.version, sh.weight, sh.inflight()})
 	}
@@ -49,6 +57,31 @@ func (s *Server) Levels() []telemetry.Level {
 		levels = append(levels,
 			telemetry.Level{Name: "mainstay_edge_color_in_flight", Help: "Requests in flight by color.", Labels: label, Value: n},
 			telemetry.Level{Name: "mainstay_edge_color_weight", Help: "Share of new requests by color; 0: none.", Labels: label, Value: weight})
+	}
+	return append(levels, s.overloadLevels()...)
+}
+
+// overloadLevels tells how many requests the app is given, and what became of those
+// beyond.
+func (s *Server) overloadLevels() []telemetry.Level {
+	v := s.valve.Stats()
+	level := func(name, help string, value float64) telemetry.Level {
+		return telemetry.Level{Name: "mainstay_edge_overload_" + name, Help: help, Value: value}
+	}
+	limit := 0.0
+	if s.policy.Load().overload.On {
+		limit = float64(v.Limit)
+	}
+	levels := []telemetry.Level{
+		level("limit", "Requests that the app is given at once, as it counts now; 0: as many as come.", limit),
+		level("in_flight", "Requests that the app has, streams and tunnels not included; 0 while edge.overload is off.", float64(v.InFlight)),
+		level("waiting", "Requests that wait for their turn.", float64(v.Waiting)),
+	}
+	for c := range v.Shed {
+		class := []telemetry.Label{{Name: "class", Value: capacity.Class(c).String()}}
+		levels = append(levels,
+			telemetry.Level{Name: "mainstay_edge_overload_entered_total", Help: "Requests that the app was given, while edge.overload is on.", Labels: class, Value: float64(v.Entered[c]), Counter: true},
+			telemetry.Level{Name: "mainstay_edge_overload_shed_total", Help: "Requests that were shed.", Labels: class, Value: float64(v.Shed[c]), Counter: true})
 	}
 	return levels
 }

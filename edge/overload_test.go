@@ -1,0 +1,181 @@
+package edge_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"mainstay.dev/mainstay/edge"
+	"mainstay.dev/mainstay/edge/edgetest"
+	"mainstay.dev/mainstay/identity"
+)
+
+// crowded is an edge in a bubble before an app of so many workers, who take a tenth
+// of a second for a request. Everybody has an API key: paid and the numbers.
+func crowded(t *testing.T, workers int, change func(*edge.Config), f func(t *testing.T, b *bubble)) {
+	synctest.Test(t, func(t *testing.T) {
+		keys := map[string]identity.Key{}
+		for _, name := range []string{"paid", "flood", "0", "1", "2", "3", "4"} {
+			sum := sha256.Sum256([]byte(name + " of 32 characters and more"))
+			k := identity.Key{SHA256: hex.EncodeToString(sum[:])}
+			if name == "paid" {
+				k.Tier = "pro"
+			}
+			keys[name] = k
+		}
+		b := &bubble{mem: edgetest.NewNetwork(), ledger: &ledger{}, done: make(chan error, 1)}
+		s, err := edge.New(defaults(change), edge.Deps{Listener: b.mem.Listen("edge:80"), Dial: b.mem.Dial, Sink: b.ledger,
+			Identity: desk(t, func(c *identity.Config) { c.Keys = keys })})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Server = s
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { b.done <- s.Run(ctx) }()
+		b.client = &http.Client{Transport: &http.Transport{DialContext: b.mem.Dial, MaxIdleConnsPerHost: 1000}}
+		busy := make(chan struct{}, workers)
+		b.app(t, "blue:80", func(w http.ResponseWriter, r *http.Request) {
+			switch r.URL.Path {
+			case "/stream":
+				w.Header().Set("Content-Type", "text/event-stream")
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+				return
+			}
+			busy <- struct{}{}
+			time.Sleep(100 * time.Millisecond)
+			<-busy
+		})
+		b.apply(t, one("blue-1", "blue:80"))
+		f(t, b)
+		b.client.CloseIdleConnections()
+		cancel()
+		if err := <-b.done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// as asks in somebody's name.
+func (b *bubble) as(ctx context.Context, name, path string) (status int, code, retry string) {
+	req, _ := http.NewRequestWithContext(ctx, "GET", "http://edge"+path, nil)
+	req.Header.Set("X-Api-Key", name+" of 32 characters and more")
+	resp, err := b.client.Do(req)
+	if err != nil {
+		return 0, "", err.Error()
+	}
+	defer resp.Body.Close()
+	_, _ = io.Copy(io.Discard, resp.Body)
+	return resp.StatusCode, resp.Header.Get("Mainstay-Code"), resp.Header.Get("Retry-After")
+}
+
+// flow is what became of somebody's requests.
+type flow struct {
+	ok, shed, other atomic.Int64
+	took            atomic.Int64
+}
+
+// stream of so many requests a second, for ten seconds.
+func (b *bubble) flow(all *sync.WaitGroup, name string, rate int) *flow {
+	f := new(flow)
+	all.Go(func() {
+		var each sync.WaitGroup
+		for range 10 * rate {
+			time.Sleep(time.Second / time.Duration(rate))
+			each.Go(func() {
+				began := time.Now()
+				switch status, code, retry := b.as(context.Background(), name, "/"); {
+				case status == 200:
+					f.ok.Add(1)
+				case status == 503 && code == "shed" && retry == "1":
+					f.shed.Add(1)
+				default:
+					f.other.Add(1)
+				}
+				f.took.Add(int64(time.Since(began)))
+			})
+		}
+		each.Wait()
+	})
+	return f
+}
+
+func TestInAFloodTheOthersLoseNothing(t *testing.T) {
+	for _, concurrency := range []string{"auto", "20"} {
+		crowded(t, 20, func(c *edge.Config) { c.Overload.Concurrency, c.Overload.Queue.Requests = concurrency, 50 }, func(t *testing.T, b *bubble) {
+			var all sync.WaitGroup
+			flood := b.flow(&all, "flood", 500) // the app can do 200
+			paid := b.flow(&all, "paid", 20)
+			var victims []*flow
+			for i := range 5 {
+				victims = append(victims, b.flow(&all, fmt.Sprint(i), 4))
+			}
+			all.Wait()
+			for i, v := range append(victims, paid) {
+				if v.shed.Load() > 0 || v.other.Load() > 0 || v.ok.Load() == 0 {
+					t.Errorf("%s: of victim %d %d answered, %d shed, %d something else", concurrency, i, v.ok.Load(), v.shed.Load(), v.other.Load())
+				}
+				if mean := time.Duration(v.took.Load() / max(v.ok.Load(), 1)); mean > 500*time.Millisecond {
+					t.Errorf("%s: victim %d took %v on average", concurrency, i, mean)
+				}
+			}
+			if flood.shed.Load() == 0 || flood.ok.Load() < 500 || flood.other.Load() > 0 {
+				t.Errorf("%s: of the flood %d answered, %d shed, %d something else", concurrency, flood.ok.Load(), flood.shed.Load(), flood.other.Load())
+			}
+			if st := b.Stats().Overload; st == nil || st.InFlight != 0 || st.Waiting != 0 || st.Shed[1] != uint64(flood.shed.Load()) {
+				t.Errorf("%s: %+v", concurrency, st)
+			}
+		})
+	}
+}
+
+func TestAStreamKeepsNobodyOut(t *testing.T) {
+	crowded(t, 10, func(c *edge.Config) {
+		c.Overload.Concurrency, c.Overload.Queue.Requests, c.Streams.Heartbeat = "2", 0, 0
+	}, func(t *testing.T, b *bubble) {
+		ctx, hangUp := context.WithCancel(t.Context())
+		var open sync.WaitGroup
+		for range 5 {
+			open.Go(func() { b.as(ctx, "0", "/stream") })
+			synctest.Wait()
+		}
+		if status, code, _ := b.as(t.Context(), "1", "/"); status != 200 {
+			t.Errorf("got %d %s", status, code)
+		}
+		hangUp()
+		open.Wait()
+		synctest.Wait()
+		if st := b.Stats().Overload; st.InFlight != 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+func TestWhoeverHangsUpInTheQueueLeavesNoTrace(t *testing.T) {
+	crowded(t, 1, func(c *edge.Config) { c.Overload.Concurrency = "1" }, func(t *testing.T, b *bubble) {
+		var all sync.WaitGroup
+		for i := range 5 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(50+i)*time.Millisecond)
+			all.Go(func() {
+				defer cancel()
+				b.as(ctx, "0", "/")
+			})
+		}
+		all.Wait()
+		time.Sleep(time.Second)
+		if st := b.Stats(); st.Overload.InFlight != 0 || st.Overload.Waiting != 0 || st.Requests != 0 || st.Targets[0].InFlight != 0 {
+			t.Errorf("%+v %+v", st, st.Overload)
+		}
+		if status, _, _ := b.as(t.Context(), "0", "/"); status != 200 {
+			t.Errorf("got %d", status)
+		}
+	})
+}
