@@ -64,6 +64,7 @@ func run(ctx context.Context) error {
 	mux.HandleFunc("/api/health", a.health)
 	mux.HandleFunc("/version", a.whichVersion)
 	mux.HandleFunc("/env", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, os.Getenv(r.URL.Query().Get("name"))) })
+	mux.HandleFunc("/header", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Header.Get(r.URL.Query().Get("name"))) })
 	mux.HandleFunc("/pid", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, os.Getpid()) })
 	mux.HandleFunc("/slow", a.slow)
 	mux.HandleFunc("/upload", upload)
@@ -152,11 +153,16 @@ func (a *app) query(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, user)
 }
 
+// ask calls Claude, in the name of whoever the edge says asks.
 func (a *app) ask(w http.ResponseWriter, r *http.Request) {
+	var opts []option.RequestOption
+	if who := r.Header.Get("Mainstay-Identity"); who != "" {
+		opts = append(opts, option.WithHeader("Mainstay-Identity", who))
+	}
 	msg, err := a.claude.Messages.New(r.Context(), anthropic.MessageNewParams{
 		Model: "claude-sonnet-4-5", MaxTokens: 64,
 		Messages: []anthropic.MessageParam{anthropic.NewUserMessage(anthropic.NewTextBlock("hello"))},
-	})
+	}, opts...)
 	if err != nil {
 		status := http.StatusBadGateway
 		if ae, ok := errors.AsType[*anthropic.Error](err); ok {
