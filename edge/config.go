@@ -2,6 +2,7 @@ package edge
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"os"
 	"time"
@@ -30,6 +31,8 @@ type TLS struct {
 	Listen string `yaml:"listen" doc:"Address for HTTP/1.1 and HTTP/2 with TLS; none if empty."`
 	Cert   string `yaml:"cert" doc:"PEM file with the certificate and its chain; read again on reload."`
 	Key    string `yaml:"key" doc:"PEM file with the private key; read again on reload."`
+
+	ClientCA string `yaml:"client_ca" doc:"PEM file with the authorities whose client certificates are taken; for certificate: in identity. A client without one is served too; one with another is not. Read again on reload."`
 
 	ACME    string   `yaml:"acme" planned:"certificates from an ACME authority" doc:"Contact address for the authority."`
 	Domains []string `yaml:"domains" planned:"certificates from an ACME authority" doc:"Names to get certificates for."`
@@ -145,6 +148,9 @@ func (c *Config) Validate(ps *setting.Problems) {
 	if c.TLS.Listen == "" && (c.TLS.Cert != "" || c.TLS.Key != "") {
 		ps.Add("tls.listen", "is missing though a certificate is given", "try :8443")
 	}
+	if c.TLS.ClientCA != "" && c.TLS.Listen == "" {
+		ps.Add("tls.client_ca", "needs tls.listen", "try :8443")
+	}
 	if c.TLS.Listen != "" && c.TLS.ACME == "" && (c.TLS.Cert == "" || c.TLS.Key == "") {
 		ps.Add("tls", "needs cert and key", "give the two PEM files")
 	}
@@ -155,6 +161,7 @@ type policy struct {
 	cfg      Config
 	overload *overload.Policy
 	cert     *tls.Certificate // nil without TLS
+	mutual   *tls.Config      // with client certificates; nil: none are asked for
 }
 
 // Compile checks cfg, reads the certificate and returns what the edge obeys. It
@@ -168,6 +175,7 @@ func Compile(cfg Config) (*policy, error) {
 	ps.Below("overload", setting.Of(err))
 	if cfg.TLS.Listen != "" && cfg.TLS.Cert != "" && cfg.TLS.Key != "" {
 		p.cert = certificate(cfg.TLS, &ps)
+		p.mutual = mutual(cfg.TLS.ClientCA, p.cert, &ps)
 	}
 	return p, ps.Err()
 }
@@ -194,6 +202,27 @@ func certificate(cfg TLS, ps *setting.Problems) *tls.Certificate {
 		return nil
 	}
 	return &pair
+}
+
+// mutual is the handshake that takes client certificates. It is made once, or no
+// client could resume its session.
+func mutual(path string, cert *tls.Certificate, ps *setting.Problems) *tls.Config {
+	if path == "" || cert == nil {
+		return nil
+	}
+	b, err := readPEM(path)
+	if err != nil {
+		ps.Add("tls.client_ca", "cannot be read: "+reason(err), "give a PEM file that Mainstay may read")
+		return nil
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(b) {
+		ps.Add("tls.client_ca", "holds no certificate", "give the PEM file of the authority")
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, Certificates: []tls.Certificate{*cert},
+		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool,
+	}
 }
 
 // readPEM reads a regular file: a device or a pipe might never end.

@@ -2,6 +2,7 @@ package edge_test
 
 import (
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"net/http"
 	"strings"
@@ -78,5 +79,46 @@ func TestAKeyThatIsNotBelievedIsAnsweredWith401IfSoConfigured(t *testing.T) {
 	}
 	if resp, _ := get(t, "http://"+h.addr); resp.StatusCode != 200 {
 		t.Errorf("without a key: %s", resp.Status)
+	}
+}
+
+func TestAClientCertificateNamesItsOwnerToTheApp(t *testing.T) {
+	cert, key := writeCertificate(t, "shop.example")
+	ours, oursKey := writeCertificate(t, "batch")
+	strange, strangeKey := writeCertificate(t, "stranger")
+	d := desk(t, func(c *identity.Config) { c.User = "certificate:cn" })
+	h := startWith(t, defaults(func(c *edge.Config) {
+		c.TLS = edge.TLS{Listen: "127.0.0.1:0", Cert: cert, Key: key, ClientCA: ours}
+	}), func(deps *edge.Deps) { deps.Identity = d })
+	seen := make(chan http.Header, 1)
+	h.serve(t, app(t, func(w http.ResponseWriter, r *http.Request) { seen <- r.Header }))
+	ask := func(cert, key string) (user string, proto int, err error) {
+		cfg := &tls.Config{InsecureSkipVerify: true} // it is the client's certificate that matters here
+		if cert != "" {
+			pair, err := tls.LoadX509KeyPair(cert, key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Whatever authorities the server names: a stranger would not care.
+			cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+		}
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: cfg, ForceAttemptHTTP2: true}}
+		defer client.CloseIdleConnections()
+		resp, err := client.Get("https://" + h.tls + "/")
+		if err != nil {
+			return "", 0, err
+		}
+		resp.Body.Close()
+		w, _ := d.Open((<-seen).Get("Mainstay-Identity"))
+		return w.User, resp.ProtoMajor, nil
+	}
+	if user, proto, err := ask(ours, oursKey); user != "batch" || proto != 2 || err != nil {
+		t.Errorf("ours: %q over HTTP/%d %v", user, proto, err)
+	}
+	if user, _, err := ask("", ""); user != "" || err != nil {
+		t.Errorf("none: %q %v", user, err)
+	}
+	if user, _, err := ask(strange, strangeKey); err == nil {
+		t.Errorf("a stranger's: %q", user)
 	}
 }

@@ -45,6 +45,9 @@ func (s *Server) server(base context.Context, secure bool) *http.Server {
 			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 				return s.policy.Load().cert, nil // a reload brings a new one
 			},
+			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+				return s.policy.Load().mutual, nil // nil: this one stands
+			},
 		}
 	}
 	return srv
