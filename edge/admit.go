@@ -65,11 +65,30 @@ func (s *Server) limit(ctx context.Context, r *Request) Code {
 		s.deps.Log.Error("the rate limits decided nothing; this is a bug", "request_id", r.ID, "err", err)
 		return Internal
 	case v.Allowed:
-		return OK
+		return s.slow(ctx, r)
 	case v.Denied:
 		return Denied
 	}
 	return Limited
+}
+
+// slow delays a request whose caller has nearly used up a limit.
+func (s *Server) slow(ctx context.Context, r *Request) Code {
+	long := r.verdict.Delay()
+	if long == 0 {
+		return OK
+	}
+	began := time.Now()
+	all, each := r.verdict.Waiting()
+	err := s.slowed.Wait(ctx, &r.Who, long, all, each)
+	r.x.Waited += time.Since(began)
+	switch {
+	case err == nil:
+		return OK
+	case ctx.Err() != nil:
+		return s.gone()
+	}
+	return Shed
 }
 
 // enter waits for the request's turn when more come than the app can take. A request
@@ -117,6 +136,9 @@ func (l *lane) tell(h http.Header) {
 		return
 	}
 	l.verdict.Headers(time.Now(), func(name, value string) { set(h, name, value) })
+	if warning := l.verdict.Warning(); warning != "" {
+		set(h, "X-Ratelimit-Warning", warning)
+	}
 }
 
 // shared reports whether a cache may store an answer for everybody (RFC 9111, 3):

@@ -58,7 +58,7 @@ var Meanings = []Meaning{
 	{Unauthorized, http.StatusUnauthorized, telemetry.BlameClient, "The bearer token or the API key is not believed, and identity.on_refusal is refuse."},
 	{Limited, http.StatusTooManyRequests, telemetry.BlameClient, "The caller has used up a rate limit; Retry-After says when to come again."},
 	{Denied, http.StatusForbidden, telemetry.BlameClient, "The caller is on the deny list of limits.deny."},
-	{Shed, http.StatusServiceUnavailable, telemetry.BlameMainstay, "More requests came than the app can take, and this one's turn did not come within edge.overload.queue."},
+	{Shed, http.StatusServiceUnavailable, telemetry.BlameMainstay, "More requests came than the app can take, and this one's turn did not come within edge.overload.queue; or too many requests of its caller are being delayed by limits.degrade."},
 	{NoTarget, http.StatusServiceUnavailable, telemetry.BlameMainstay, "No copy of the app is ready to serve."},
 	{HoldFull, http.StatusServiceUnavailable, telemetry.BlameMainstay, "Traffic is held and edge.hold.requests are waiting already."},
 	{HoldTimeout, http.StatusServiceUnavailable, telemetry.BlameMainstay, "Traffic was held for longer than edge.hold.for."},

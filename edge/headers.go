@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"mainstay.dev/mainstay/identity"
+	"mainstay.dev/mainstay/internal/limits"
 )
 
 // untold are the headers in which a proxy tells of the client, and those that
@@ -39,7 +40,7 @@ func cleanse(h http.Header, trusted bool) {
 			read = http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
 		}
 		lie := untold[read] || strings.HasPrefix(read, "X-Forwarded")
-		if lie && (alias || !trusted) || alias && framing[read] || read == identity.Header {
+		if lie && (alias || !trusted) || alias && framing[read] || read == identity.Header || read == degradeHeader {
 			delete(h, name)
 		}
 	}
@@ -52,6 +53,10 @@ func cleanse(h http.Header, trusted bool) {
 		delete(h, "Connection")
 	}
 }
+
+// degradeHeader asks the app to do with less for a caller who has nearly used up a
+// limit.
+const degradeHeader = "Mainstay-Degrade"
 
 // disown removes the headers in which only a trusted proxy may tell who asks, and
 // whatever frameworks would read as one of them.
@@ -93,7 +98,12 @@ func (l *lane) rewrite(pr *httputil.ProxyRequest) {
 
 	cleanse(h, l.Trusted)
 	disown(h, l.Who.Vouched, l.Trusted)
-	if sealed := l.s.deps.Identity.Seal(&l.Who, ""); sealed != "" {
+	step := ""
+	if l.verdict.Step() == limits.Cheaper {
+		step = limits.Cheaper.String()
+		set(h, degradeHeader, step)
+	}
+	if sealed := l.s.deps.Identity.Seal(&l.Who, step); sealed != "" {
 		set(h, identity.Header, sealed)
 	}
 	if l.secret != "" {

@@ -13,14 +13,21 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"mainstay.dev/mainstay/edge"
 	"mainstay.dev/mainstay/edge/edgetest"
 	"mainstay.dev/mainstay/identity"
+	"mainstay.dev/mainstay/internal/limits"
 )
 
 // crowded is an edge in a bubble before an app of so many workers, who take a tenth
 // of a second for a request. Everybody has an API key: paid and the numbers.
 func crowded(t *testing.T, workers int, change func(*edge.Config), f func(t *testing.T, b *bubble)) {
+	crowdedWith(t, workers, change, nil, f)
+}
+
+func crowdedWith(t *testing.T, workers int, change func(*edge.Config), deps func(*edge.Deps), f func(t *testing.T, b *bubble)) {
 	synctest.Test(t, func(t *testing.T) {
 		keys := map[string]identity.Key{}
 		for _, name := range []string{"paid", "flood", "0", "1", "2", "3", "4"} {
@@ -32,8 +39,12 @@ func crowded(t *testing.T, workers int, change func(*edge.Config), f func(t *tes
 			keys[name] = k
 		}
 		b := &bubble{mem: edgetest.NewNetwork(), ledger: &ledger{}, done: make(chan error, 1)}
-		s, err := edge.New(defaults(change), edge.Deps{Listener: b.mem.Listen("edge:80"), Dial: b.mem.Dial, Sink: b.ledger,
-			Identity: desk(t, func(c *identity.Config) { c.Keys = keys })})
+		d := edge.Deps{Listener: b.mem.Listen("edge:80"), Dial: b.mem.Dial, Sink: b.ledger,
+			Identity: desk(t, func(c *identity.Config) { c.Keys = keys })}
+		if deps != nil {
+			deps(&d)
+		}
+		s, err := edge.New(defaults(change), d)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -43,8 +54,10 @@ func crowded(t *testing.T, workers int, change func(*edge.Config), f func(t *tes
 		b.client = &http.Client{Transport: &http.Transport{DialContext: b.mem.Dial, MaxIdleConnsPerHost: 1000}}
 		busy := make(chan struct{}, workers)
 		b.app(t, "blue:80", func(w http.ResponseWriter, r *http.Request) {
-			switch r.URL.Path {
-			case "/stream":
+			for _, name := range []string{"Mainstay-Degrade", "Mainstay-Identity"} {
+				w.Header().Set("Told-"+name, r.Header.Get(name))
+			}
+			if r.URL.Path == "/stream" {
 				w.Header().Set("Content-Type", "text/event-stream")
 				w.(http.Flusher).Flush()
 				<-r.Context().Done()
@@ -176,6 +189,49 @@ func TestWhoeverHangsUpInTheQueueLeavesNoTrace(t *testing.T) {
 		}
 		if status, _, _ := b.as(t.Context(), "0", "/"); status != 200 {
 			t.Errorf("got %d", status)
+		}
+	})
+}
+
+func TestACallerWhoNearsItsLimitIsWarnedThenDelayedThenServedForLess(t *testing.T) {
+	g := gate(t, func(c *limits.Config) {
+		c.Tiers["free"] = limits.Tier{Requests: 10, Window: time.Hour}
+		c.Degrade = limits.Degrade{Warn: 0.5, Slow: 0.7, Delay: 3 * time.Second, Waiting: 10, Cheaper: 0.9}
+	})
+	var who *identity.Desk
+	crowdedWith(t, 100, func(c *edge.Config) {}, func(d *edge.Deps) {
+		d.Limits = g
+		who = d.Identity.(*identity.Desk)
+	}, func(t *testing.T, b *bubble) {
+		var seen []string
+		for range 11 {
+			began := time.Now()
+			req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://edge/", nil)
+			req.Header.Set("X-Api-Key", "0 of 32 characters and more")
+			req.Header.Set("Mainstay-Degrade", "cheaper")
+			resp, err := b.client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			step := ""
+			if told := resp.Header.Get("Told-Mainstay-Identity"); told != "" {
+				_, step = who.Open(told)
+			}
+			seen = append(seen, fmt.Sprintf("%d %v [%s] %s/%s", resp.StatusCode, (time.Since(began)-100*time.Millisecond).Round(100*time.Millisecond),
+				resp.Header.Get("X-Ratelimit-Warning"), resp.Header.Get("Told-Mainstay-Degrade"), step))
+		}
+		want := []string{"200 0s [] /", "200 0s [] /", "200 0s [] /", "200 0s [] /", "200 0s [user;used=50] /", "200 0s [user;used=60] /", "200 0s [user;used=70] /",
+			"200 1s [user;used=80] /", "200 2s [user;used=90] cheaper/cheaper", "200 3s [user;used=100] cheaper/cheaper", "429 -100ms [] /"}
+		if diff := cmp.Diff(want, seen); diff != "" {
+			t.Error(diff)
+		}
+		waited := time.Duration(0)
+		for i := range 10 {
+			waited += b.ledger.next(t, i).Waited
+		}
+		if waited.Round(time.Second) != 6*time.Second {
+			t.Errorf("recorded %v of waiting", waited)
 		}
 	})
 }

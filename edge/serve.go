@@ -18,6 +18,7 @@ import (
 
 	"mainstay.dev/mainstay/capacity"
 	"mainstay.dev/mainstay/edge/internal/farewell"
+	"mainstay.dev/mainstay/edge/internal/overload"
 	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/limits"
 	"mainstay.dev/mainstay/internal/setting"
@@ -67,8 +68,9 @@ type Server struct {
 	applying sync.Mutex
 	holding  atomic.Int64
 	valve    *capacity.Valve
-	requests atomic.Int64 // in flight, tunnels and streams included
-	cutting  atomic.Bool  // the drain limit was reached
+	slowed   overload.Waits // of callers who have nearly used up a limit
+	requests atomic.Int64   // in flight, tunnels and streams included
+	cutting  atomic.Bool    // the drain limit was reached
 	lanes    sync.Pool
 	streams  farewell.List // of all targets, also of those that were retired
 

@@ -68,6 +68,7 @@ func (s *Server) overloadLevels() []telemetry.Level {
 	level := func(name, help string, value float64) telemetry.Level {
 		return telemetry.Level{Name: "mainstay_edge_overload_" + name, Help: help, Value: value}
 	}
+	delayed := float64(s.slowed.Now())
 	limit := 0.0
 	if s.policy.Load().overload.On {
 		limit = float64(v.Limit)
@@ -75,6 +76,7 @@ func (s *Server) overloadLevels() []telemetry.Level {
 	levels := []telemetry.Level{
 		level("limit", "Requests that the app is given at once, as it counts now; 0: as many as come.", limit),
 		level("in_flight", "Requests that the app has, streams and tunnels not included; 0 while edge.overload is off.", float64(v.InFlight)),
+		level("delayed", "Requests that are delayed by limits.degrade.", delayed),
 		level("waiting", "Requests that wait for their turn.", float64(v.Waiting)),
 	}
 	for c := range v.Shed {

@@ -31,6 +31,8 @@ type Config struct {
 	Shadow      bool            `yaml:"shadow" doc:"Count and report everything, refuse nobody."`
 	Upgrade     string          `yaml:"upgrade" doc:"Address of a page where a caller can get a higher tier; stands in the answer of a refusal."`
 
+	Degrade Degrade `yaml:"degrade" doc:"What happens to a caller before it is refused: a warning, then delays, then cheaper answers. The share is that of the limit of which most is used; limits with burst or at_once do not count."`
+
 	OnStoreFailure string        `yaml:"on_store_failure" doc:"While Redis does not answer: local (each node gives its share), allow or deny."`
 	StoreTimeout   time.Duration `yaml:"store_timeout" doc:"Longest wait for Redis in one request."`
 	Memory         setting.Bytes `yaml:"memory" doc:"Memory for counters in this process: room for a good hundred thousand callers with 32MB. When it is full, the callers who were seen least are forgotten."`
@@ -82,6 +84,7 @@ func (c *Config) SetDefaults() {
 		DefaultTier: "free", Per: []string{perUser, perWorkspace},
 		OnStoreFailure: "local", StoreTimeout: 5 * time.Millisecond, Memory: 32e6,
 	}
+	c.Degrade.SetDefaults()
 }
 
 // What a limit can be per.

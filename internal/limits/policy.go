@@ -132,6 +132,9 @@ func Compile(c Config) (*Policy, error) {
 	if c.Memory < 1e6 || c.Memory > 64e9 {
 		ps.Add("memory", "must be between 1MB and 64GB", "try 32MB")
 	}
+	var ladder setting.Problems
+	c.Degrade.Validate(&ladder)
+	ps.Below("degrade", ladder)
 	p.compileRoutes(&ps)
 	if len(ps) > 0 {
 		return nil, ps

@@ -27,12 +27,14 @@ type tally struct{ rule, tier, outcome string }
 type tallies struct {
 	counts    sync.Map // tally → *atomic.Uint64
 	kinds     atomic.Int64
-	invalid   atomic.Uint64 // asks that made no sense
-	unsettled atomic.Uint64 // corrections that did not reach the store
+	invalid   atomic.Uint64        // asks that made no sense
+	degraded  [steps]atomic.Uint64 // admitted requests by the step of their caller
+	unsettled atomic.Uint64        // corrections that did not reach the store
 }
 
 // count notes what every rule of v said.
 func (t *tallies) count(v *Verdict) {
+	t.degraded[v.Step()].Add(1)
 	if v.Denied {
 		t.add(tally{"deny", v.Tier, outcome(false, v.Allowed)})
 		return
@@ -93,6 +95,12 @@ func (g *Gate) Levels() []telemetry.Level {
 	levels = append(levels,
 		telemetry.Level{Name: "mainstay_limits_invalid_total", Help: "Asks that made no sense, such as a negative cost; nothing was decided.", Value: float64(g.invalid.Load()), Counter: true},
 		telemetry.Level{Name: "mainstay_limits_unsettled_total", Help: "Costs that were told too late to be counted, because the store did not answer.", Value: float64(g.unsettled.Load()), Counter: true})
+	for s := Warned; s < steps; s++ {
+		levels = append(levels, telemetry.Level{
+			Name: "mainstay_limits_degraded_total", Help: "Requests that were admitted, by how their callers are degraded: warn, slow or cheaper.", Counter: true,
+			Labels: []telemetry.Label{{Name: "step", Value: s.String()}}, Value: float64(g.degraded[s].Load()),
+		})
+	}
 	if g.shield == nil {
 		return levels
 	}

@@ -1,9 +1,12 @@
 package overload
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"mainstay.dev/mainstay/capacity"
@@ -76,4 +79,31 @@ func TestCompileNamesEveryMistake(t *testing.T) {
 	if p, err := Compile(config()); err != nil || p.On {
 		t.Errorf("%+v %v", p, err)
 	}
+}
+
+func TestOneCallerCannotFillTheDelays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var q Waits
+		flood, victim := &identity.Who{User: "flood"}, &identity.Who{User: "victim"}
+		results := make(chan error, 20)
+		for range 15 {
+			go func() { results <- q.Wait(context.Background(), flood, time.Second, 12, 10) }()
+		}
+		synctest.Wait()
+		if n := len(results); n != 5 || q.Now() != 10 {
+			t.Errorf("%d of 15 were turned away, %d wait", n, q.Now())
+		}
+		if err := q.Wait(t.Context(), victim, time.Second, 12, 10); err != nil {
+			t.Errorf("the victim: %v", err)
+		}
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := q.Wait(gone, victim, time.Second, 12, 10); !errors.Is(err, context.Canceled) {
+			t.Errorf("whoever is gone: %v", err)
+		}
+		synctest.Wait()
+		if q.Now() != 0 || len(q.by) != 0 {
+			t.Errorf("%d wait, %v", q.Now(), q.by)
+		}
+	})
 }
