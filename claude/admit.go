@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/peek"
 )
 
@@ -62,11 +63,12 @@ func (c *call) admit(w http.ResponseWriter, r *http.Request) bool {
 
 // A request is what the body of a message's request says of itself.
 type request struct {
-	model   string
-	stream  bool
-	format  bool // its text must follow a schema: a part of it can't be continued
-	recover bool // the caller has nothing against it
-	gather  bool // nor against its answer being gathered from a stream
+	model     string
+	stream    bool
+	format    bool // its text must follow a schema: a part of it can't be continued
+	maxTokens int64
+	recover   bool // the caller has nothing against it
+	gather    bool // nor against its answer being gathered from a stream
 }
 
 // ask reads the request, and finds the gate that it has to pass.
@@ -83,6 +85,8 @@ func (c *call) ask() {
 				}
 			case "stream":
 				c.request.stream = string(value) == "true"
+			case "max_tokens":
+				c.request.maxTokens, _ = peek.Count(value)
 			case "output_format", "output_config":
 				c.request.format = true
 			}
@@ -92,6 +96,13 @@ func (c *call) ask() {
 		c.makeWhole()
 	}
 	c.gate = c.engine.gates.at(c.out.URL.Host, c.request.model)
+	if c.rules.pacing.Enabled {
+		class := pace.Class(c.request.model)
+		if !c.shape.message {
+			class += " count"
+		}
+		c.lane = c.engine.pacer.Lane(c.x.Caller, class)
+	}
 }
 
 // mostName is the length of the longest model name that is looked at.

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/health"
 	"mainstay.dev/mainstay/retry"
 	"mainstay.dev/mainstay/telemetry"
@@ -24,6 +25,8 @@ func (c *call) promise(h http.Header) {
 	delete(h, deadlineHeader)
 	c.request.recover = c.rules.recovers && !c.rules.except[c.x.Caller] && !strings.EqualFold(h.Get(recoveryHeader), "off")
 	delete(h, recoveryHeader)
+	c.weight, _ = c.rules.pacing.Weight(c.x.Caller, c.x.Color, h.Get(priorityHeader))
+	delete(h, priorityHeader)
 	if !c.rules.patient {
 		return
 	}
@@ -39,6 +42,9 @@ func (c *call) promise(h http.Header) {
 // deadlineHeader is how a caller says by when its answer must begin: "30s", "1m30s",
 // or a number of seconds.
 const deadlineHeader = "Mainstay-Deadline"
+
+// priorityHeader: low or normal lowers a call's priority in the line for the rate limits.
+const priorityHeader = "Mainstay-Priority"
 
 // recoveryHeader: off lets a call's stream pass as it comes.
 const recoveryHeader = "Mainstay-Recovery"
@@ -136,8 +142,25 @@ func (c *call) pause(wait time.Duration) bool {
 	}
 }
 
-// enter waits at the gate of an upstream that is not fit.
+// enter waits until the upstream is fit and its rate limits leave room.
 func (c *call) enter() bool {
+	for {
+		if !c.passGate() {
+			return false
+		}
+		began := time.Now()
+		if !c.queue() {
+			return false
+		}
+		if c.gate == nil || time.Since(began) == 0 || c.gate.State() != health.Shut {
+			return true
+		}
+		c.ticket.Return(false) // it shut in the meantime
+	}
+}
+
+// passGate waits at the gate of an upstream that is not fit.
+func (c *call) passGate() bool {
 	if c.gate == nil {
 		return true
 	}
@@ -153,8 +176,60 @@ func (c *call) enter() bool {
 	ctx, cancel := context.WithDeadlineCause(c.ctx, c.limit(), errHeld)
 	defer cancel()
 	pass, err := c.gate.Join(ctx, turn)
-	c.pass = pass
+	c.pass, c.refused = pass, verdict{code: Held, cause: CauseOverloaded, err: err}
 	return err == nil
+}
+
+// queue waits for what the rate limits of the key leave.
+func (c *call) queue() bool {
+	if c.lane == nil {
+		return true
+	}
+	c.engine.counts.waiting.Add(1)
+	defer c.engine.counts.waiting.Add(-1)
+	ctx, until := c.ctx, c.deadline
+	if c.midway {
+		until = c.limit()
+	}
+	if !until.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadlineCause(c.ctx, until, errQueued)
+		defer cancel()
+	}
+	ask := c.asks()
+	var err error
+	c.ticket, err = c.lane.Wait(ctx, ask)
+	if err != nil {
+		c.refused = verdict{code: Limited, cause: CauseRateLimited, after: c.lane.Due(ask), err: err}
+	}
+	return err == nil
+}
+
+// asks is what the call would take of the rate limits.
+func (c *call) asks() pace.Ask {
+	return pace.Ask{
+		Bytes: max(c.body.size, 0), MaxTokens: c.request.maxTokens,
+		Flow: c.x.Caller + c.x.Color, Weight: c.weight, Deadline: c.deadline,
+	}
+}
+
+// giveBack tells the lane what became of an attempt.
+func (c *call) giveBack(cause Cause) {
+	g := &c.x.GenAI
+	switch cause {
+	case CauseConnect:
+		c.ticket.Return(false)
+	case CauseRateLimited, CauseOverloaded, CauseConflict, CauseStatus, CauseRejected:
+		c.ticket.Return(true)
+	case CauseNone:
+		if c.resumes == 0 && g.OutputTokens > 0 {
+			c.ticket.Settle(&pace.Usage{Input: g.InputTokens + g.CacheWriteTokens, Output: g.OutputTokens})
+			break
+		}
+		c.ticket.Settle(nil)
+	default:
+		c.ticket.Settle(nil)
+	}
 }
 
 // report tells the gate what an attempt came to. What is the caller's own (a wrong
@@ -228,6 +303,7 @@ func (c *call) tried(cause Cause) {
 		return
 	}
 	c.trying = false
+	c.giveBack(cause)
 	c.try.Took, c.try.Cause = time.Since(c.try.Start), string(cause)
 	c.x.Try(c.try)
 }

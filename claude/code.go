@@ -19,6 +19,7 @@ const (
 	Overloaded      Code = "overloaded"
 	UpstreamError   Code = "upstream_error"
 	Held            Code = "held"
+	Limited         Code = "limited"
 	Unreachable     Code = "unreachable"
 	UpstreamTimeout Code = "upstream_timeout"
 	StreamError     Code = "stream_error"
@@ -48,6 +49,7 @@ var Meanings = []Meaning{
 	{Overloaded, telemetry.BlameUpstream, "Claude still answered 529 to the last try."},
 	{UpstreamError, telemetry.BlameUpstream, "Claude still answered 408, 409 or 5xx to the last try."},
 	{Held, telemetry.BlameUpstream, "Claude was failing for others, and did not come back while the call could wait; it was not sent."},
+	{Limited, telemetry.BlameUpstream, "The rate limit of the key left no room while the call could wait, or too many waited already; it was not sent."},
 	{Unreachable, telemetry.BlameUpstream, "No try got an answer: no connection, or it broke."},
 	{UpstreamTimeout, telemetry.BlameUpstream, "The last try got no answer within the time limit."},
 	{StreamError, telemetry.BlameUpstream, "Claude's stream began well and then carried an error."},

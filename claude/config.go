@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/retry"
 )
@@ -16,6 +17,7 @@ type Config struct {
 	Upstream string         `yaml:"upstream" doc:"Base URL of the Claude API, or of what stands in front of it."`
 	Retry    RetryConfig    `yaml:"retry" doc:"When and how often a call that failed is tried again."`
 	Recovery RecoveryConfig `yaml:"recovery" doc:"Policy deadline: how answers that break are made whole."`
+	Pacing   pace.Config    `yaml:"pacing" doc:"How calls are kept within Claude's rate limits."`
 	Timeouts TimeoutConfig  `yaml:"timeouts" doc:"How long each side may keep the other waiting."`
 	Limits   LimitConfig    `yaml:"limits" doc:"How large requests may be, and how much of them is kept for a retry."`
 	Drain    time.Duration  `yaml:"drain" doc:"How long calls that are under way get to end when Mainstay stops."`
@@ -68,6 +70,7 @@ func (c *Config) SetDefaults() {
 		Limits: LimitConfig{Body: 600e6, Replay: 34e6, ReplayMemory: 512e6},
 		Drain:  30 * time.Second,
 	}
+	c.Pacing.SetDefaults()
 }
 
 // Validate notes every mistake.
@@ -85,6 +88,9 @@ func (c Config) Validate(ps *setting.Problems) {
 	if c.Recovery.Stall <= 0 {
 		ps.Add("recovery.stall", "must be positive", "try 30s")
 	}
+	part = nil
+	c.Pacing.Validate(&part)
+	ps.Below("pacing", part)
 	part = nil
 	c.Timeouts.validate(&part)
 	ps.Below("timeouts", part)
@@ -166,6 +172,7 @@ func (c Config) rules() rules {
 		for _, caller := range c.Recovery.Except {
 			r.except[caller] = true
 		}
+		r.pacing = c.Pacing
 		r.budget = retry.NewBudget(float64(c.Retry.Budget), floor)
 	}
 	return r
@@ -219,6 +226,7 @@ type rules struct {
 	hold       time.Duration
 	retryAfter time.Duration
 	budget     *retry.Budget
+	pacing     pace.Config
 	recovers   bool // one of the next two
 	streams    bool // are made whole
 	gathers    bool // what does not stream, from a stream

@@ -60,6 +60,7 @@ func (c *call) forward() (*answer, verdict) {
 	c.try.Status = res.StatusCode
 	c.x.GenAI.UpstreamID = res.Header.Get("Request-Id")
 	a.verdict = judge(res)
+	c.ticket.Told(res.StatusCode, res.Header, a.verdict.after)
 	if a.verdict.code == OK {
 		if err := a.readAhead(c.shape); err != nil {
 			a.close()

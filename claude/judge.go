@@ -29,6 +29,7 @@ var (
 	errStopping  = errors.New("mainstay is stopping")
 	errDone      = errors.New("the call has ended")
 	errLate      = errors.New("the answer was not whole by the caller's deadline")
+	errQueued    = errors.New("the rate limit of the key left no room for as long as the call could wait")
 	errHeld      = errors.New("claude was failing for as long as the call could wait")
 )
 

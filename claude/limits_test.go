@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -329,7 +328,7 @@ func TestAPlaneNeedsAListenerAndAValidConfig(t *testing.T) {
 	if err := s.Run(t.Context()); !errors.Is(err, broken) {
 		t.Errorf("run: %v", err)
 	}
-	if fmt.Sprint(len(s.Levels())) != "6" {
+	if len(s.Levels()) < 6 {
 		t.Errorf("%v", s.Levels())
 	}
 }

@@ -24,6 +24,7 @@ var replies = map[Code]struct {
 	ClientGone:      {499, "api_error"}, // nobody is there to read it
 	Overloaded:      {529, "overloaded_error"},
 	Held:            {529, "overloaded_error"},
+	Limited:         {429, "rate_limit_error"},
 	Unreachable:     {502, "api_error"},
 	UpstreamTimeout: {504, "timeout_error"},
 	StreamError:     {529, "overloaded_error"},
@@ -49,6 +50,8 @@ func explain(v verdict, target string, attempts int) (kind, message string) {
 		message = "The request could not be read."
 	case Overloaded, Held:
 		message = fmt.Sprintf("Claude at %s is overloaded or down, and did not come back in the time that this call could wait.", target)
+	case Limited:
+		message = fmt.Sprintf("The rate limit that %s sets this key leaves no room for the call in the time that it could wait.", target)
 	case Unreachable:
 		message = fmt.Sprintf("Mainstay got no answer from %s in %s: the connection failed.", target, tries)
 	case UpstreamTimeout:

@@ -95,7 +95,7 @@ func (c *call) closeRetries(h http.Header, v verdict) {
 		return
 	}
 	h["X-Should-Retry"] = []string{"false"}
-	if v.code == RateLimited {
+	if v.code == RateLimited || v.code == Limited {
 		wait := min(max(v.after, time.Second), c.rules.retryAfter)
 		wait += rand.N(wait/4 + 1)
 		delete(h, "Retry-After-Ms")

@@ -25,6 +25,7 @@ import (
 
 	"mainstay.dev/mainstay/claude/internal/gather"
 	"mainstay.dev/mainstay/claude/internal/mend"
+	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/health"
 	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/setting"
@@ -72,6 +73,7 @@ type engine struct {
 	sink   telemetry.Sink
 	counts counters
 	gates  gates
+	pacer  pace.Pacer
 }
 
 // New checks cfg and wires the plane; it starts nothing.
@@ -92,7 +94,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 		s.engine.sink = telemetry.Discard
 	}
 	s.base, s.stop = context.WithCancelCause(context.Background())
-	s.policy.Store(p)
+	s.obey(p)
 	return s, nil
 }
 
@@ -140,7 +142,13 @@ func (s *Server) Prepare(cfg Config) (commit func(), err error) {
 	if err := ps.Err(); err != nil {
 		return nil, err
 	}
-	return func() { s.policy.Store(p) }, nil
+	return func() { s.obey(p) }, nil
+}
+
+// obey makes p the policy of the calls that come from now on.
+func (s *Server) obey(p *policy) {
+	s.engine.pacer.Obey(p.pacing)
+	s.policy.Store(p)
 }
 
 // Run serves until ctx is done, gives calls under way the drain time to end, breaks
@@ -211,6 +219,10 @@ type call struct {
 	loop     retry.Loop
 	gate     *health.Gate // nil: none
 	pass     health.Pass
+	lane     *pace.Lane        // nil: not paced
+	ticket   *pace.Ticket      // of the attempt under way
+	weight   float64           // of the caller, in the lane
+	refused  verdict           // why claim was in vain
 	deadline time.Time         // for the first byte; policy deadline only
 	until    time.Time         // no wait may last longer; zero: nothing has gone wrong yet
 	try      telemetry.Attempt // the one under way
@@ -319,7 +331,7 @@ func (c *call) settle() (*answer, verdict) {
 		return nil, v
 	}
 	if last.code == "" {
-		last = verdict{code: Held, cause: CauseOverloaded, err: errHeld}
+		last = c.refused
 	}
 	return c.stands(nil, kept, last)
 }

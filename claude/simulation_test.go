@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"strings"
@@ -41,6 +42,12 @@ type world struct {
 	capacity func(at time.Duration) float64 // answers a second; nil: no bound
 	level    float64                        // of the second's capacity
 	seen     time.Time
+
+	perMinute float64                        // requests, as the key's rate limit; 0: no limit
+	left      float64                        // of what a second brings: no more can be saved up
+	limited   atomic.Int64                   // attempts that it refused
+	demand    func(at time.Duration) float64 // calls a second; nil: what the simulation says
+	deadline  time.Duration                  // of each call; 0: none
 }
 
 // RoundTrip answers a message, or fails in the way that the dice say.
@@ -62,19 +69,25 @@ func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 		fails = true
 	}
 	streams := strings.Contains(string(body), `"stream":true`)
+	limits, ok := w.allow()
+	if !ok {
+		w.limited.Add(1)
+		limits["Retry-After"] = []string{"1"}
+		return answer(429, `{"type":"error","error":{"type":"rate_limit_error","message":"m"}}`, nil, limits), nil
+	}
 	if fails && (!within || !streams) {
-		return answer(529, `{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}`, nil), nil
+		return answer(529, `{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}`, nil, nil), nil
 	}
 	if !streams {
 		if err := sleep(r.Context(), time.Duration(float64(w.work)*slow)); err != nil {
 			return nil, err
 		}
-		return answer(200, `{"type":"message","stop_reason":"end_turn"}`, nil), nil
+		return answer(200, `{"type":"message","stop_reason":"end_turn"}`, nil, limits), nil
 	}
 	if !fails {
 		at = 100
 	}
-	return answer(200, "", &telling{ctx: r.Context(), said: spoken(string(body)), until: at, pause: time.Duration(float64(w.work) * slow / 12)}), nil
+	return answer(200, "", &telling{ctx: r.Context(), said: spoken(string(body)), until: at, pause: time.Duration(float64(w.work) * slow / 12)}, limits), nil
 }
 
 func (w *world) isDown() bool { return w.down != nil && w.down(time.Since(w.begun)) }
@@ -96,8 +109,33 @@ func (w *world) take() bool {
 	return false
 }
 
-func answer(status int, body string, stream io.Reader) *http.Response {
+// allow takes one request off the key's limit and says how that stands.
+func (w *world) allow() (http.Header, bool) {
+	if w.perMinute == 0 {
+		return nil, true
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	second := w.perMinute / 60
+	if w.seen.IsZero() {
+		w.left = second
+	}
+	w.left = min(w.left+second*now.Sub(w.seen).Seconds(), second)
+	w.seen = now
+	ok := w.left >= 1
+	if ok {
+		w.left--
+	}
+	return http.Header{
+		"Anthropic-Ratelimit-Requests-Limit":     {fmt.Sprint(int(w.perMinute))},
+		"Anthropic-Ratelimit-Requests-Remaining": {fmt.Sprint(int(w.left))},
+	}, ok
+}
+
+func answer(status int, body string, stream io.Reader, limits http.Header) *http.Response {
 	h := http.Header{"Content-Type": {"application/json"}}
+	maps.Copy(h, limits)
 	if stream == nil {
 		stream = strings.NewReader(body)
 	} else {
@@ -174,7 +212,7 @@ func (s *telling) event() string {
 }
 
 // verdicts is what came of a simulation.
-type verdicts struct{ calls, failed, attempts, came, vain int64 }
+type verdicts struct{ calls, failed, attempts, came, vain, limited int64 }
 
 func (v verdicts) String() string {
 	return fmt.Sprintf("%d calls, %d failed (%.4f%%), %.3f attempts per call", v.calls, v.failed, 100*float64(v.failed)/float64(v.calls), float64(v.attempts)/float64(v.calls))
@@ -199,12 +237,12 @@ func simulateAt(t *testing.T, rate float64, n int, policy *claude.Policy, stream
 			var failed atomic.Int64
 			var wg sync.WaitGroup
 			for range n {
-				time.Sleep(time.Duration(arrivals.ExpFloat64() * float64(time.Second) / rate))
+				w.rest(arrivals, rate)
 				if w.isDown() {
 					w.came.Add(1)
 				}
 				wg.Go(func() {
-					if err := oneCall(t.Context(), tr, body, streams); err != nil {
+					if err := oneCall(t.Context(), tr, body, streams, w.deadline); err != nil {
 						failed.Add(1)
 					}
 				})
@@ -212,15 +250,29 @@ func simulateAt(t *testing.T, rate float64, n int, policy *claude.Policy, stream
 			wg.Wait()
 			v.calls, v.failed, v.attempts = v.calls+int64(n), v.failed+failed.Load(), v.attempts+w.attempts.Load()
 			v.came, v.vain = v.came+w.came.Load(), v.vain+w.vain.Load()
+			v.limited += w.limited.Load()
 		})
 	}
 	return v
 }
 
-func oneCall(ctx context.Context, tr *claude.Transport, body string, streams bool) error {
+// rest waits until the next call comes.
+func (w *world) rest(dice *rand.Rand, rate float64) {
+	for {
+		time.Sleep(time.Duration(dice.ExpFloat64() * float64(time.Second) / rate))
+		if w.demand == nil || dice.Float64()*rate < w.demand(time.Since(w.begun)) {
+			return
+		}
+	}
+}
+
+func oneCall(ctx context.Context, tr *claude.Transport, body string, streams bool, deadline time.Duration) error {
 	req, err := http.NewRequestWithContext(ctx, "POST", "http://claude.test/v1/messages", strings.NewReader(body))
 	if err != nil {
 		return err
+	}
+	if deadline > 0 {
+		req.Header.Set("Mainstay-Deadline", deadline.String())
 	}
 	res, err := tr.RoundTrip(req)
 	if err != nil {
@@ -302,6 +354,26 @@ func TestASimulatedOutageMeetsNextToNoRetries(t *testing.T) {
 				t.Errorf("%d attempts in the outages for %d calls", v.vain, v.came)
 			}
 		})
+	}
+}
+
+// Bursts beyond the key's own limit, whose mean is within it, wait in line.
+func TestASimulatedBurstBeyondTheOwnLimitIsPaced(t *testing.T) {
+	compatible := claude.Compatible()
+	bursts := func(uint64) *world {
+		return &world{work: 3 * time.Second, perMinute: 1000, deadline: time.Minute, demand: func(at time.Duration) float64 {
+			if at%time.Minute > 54*time.Second {
+				return 80
+			}
+			return 8
+		}}
+	}
+	v := simulateAt(t, 80, 5*2*912, nil, false, bursts)
+	t.Logf("deadline:   %s, %d refused", v, v.limited)
+	c := simulateAt(t, 80, 5*2*912, &compatible, false, bursts)
+	t.Logf("compatible: %s, %d refused", c, c.limited)
+	if v.failed != 0 || v.limited != 0 {
+		t.Errorf("%d of %d failed, and %d attempts were refused", v.failed, v.calls, v.limited)
 	}
 }
 

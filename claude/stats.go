@@ -1,8 +1,11 @@
 package claude
 
 import (
+	"fmt"
+	"strings"
 	"sync/atomic"
 
+	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -29,12 +32,58 @@ type Stats struct {
 	Retries     int64  `json:"retries"`
 	Resumed     int64  `json:"resumed"` // streams that another attempt went on with after the client had a part
 	Failed      int64  `json:"failed"`  // calls that Claude or Mainstay failed, after all retries
+
+	// Pacing is how Claude's rate limits stand, by key and class of models, the busiest
+	// first; at most mostStandings.
+	Pacing []pace.Standing `json:"pacing,omitempty"`
+}
+
+// mostStandings bounds what is shown.
+const mostStandings = 20
+
+// Summary says in a few words what is out of the ordinary, or worth knowing.
+func (st Stats) Summary() string {
+	var said []string
+	if st.Shut > 0 {
+		said = append(said, fmt.Sprintf("Claude is failing: %d calls are held", st.Holding))
+	}
+	if waiting, _ := queued(st.Pacing); waiting > 0 {
+		said = append(said, fmt.Sprintf("%d calls wait for a rate limit", waiting))
+	}
+	if name, used := busiest(st.Pacing); used > 0 {
+		said = append(said, fmt.Sprintf("%.0f%% of %s used", 100*used, name))
+	}
+	return strings.Join(said, "; ")
+}
+
+// queued is how many calls wait for a rate limit, and for how long the first of them
+// has, in seconds.
+func queued(all []pace.Standing) (n int, oldest float64) {
+	for _, s := range all {
+		n += s.Waiting
+		oldest = max(oldest, s.Oldest)
+	}
+	return n, oldest
+}
+
+// busiest is the limit of which the most is used.
+func busiest(all []pace.Standing) (name string, used float64) {
+	for _, s := range all {
+		for _, l := range s.Limits {
+			if l.Used > used {
+				name, used = s.Class+" "+l.Name, l.Used
+			}
+		}
+	}
+	return name, used
 }
 
 // Stats may be called at any time.
 func (s *Server) Stats() Stats {
 	n, p := &s.engine.counts, s.policy.Load()
+	standings := s.engine.pacer.Standings()
 	return Stats{
+		Pacing:   standings[:min(len(standings), mostStandings)],
 		Upstream: p.upstream.name, Policy: p.name,
 		InFlight: n.inFlight.Load(), Waiting: n.waiting.Load(), Holding: n.holding.Load(), Shut: s.engine.gates.shut(),
 		Streams: n.streams.Load(), ReplayBytes: n.replay.used.Load(),
@@ -46,12 +95,23 @@ func (s *Server) Stats() Stats {
 // time.
 func (s *Server) Levels() []telemetry.Level {
 	st := s.Stats()
-	return []telemetry.Level{
+	standings := s.engine.pacer.Standings()
+	waiting, oldest := queued(standings)
+	ls := []telemetry.Level{
 		{Name: "mainstay_claude_in_flight", Help: "Claude calls under way.", Value: float64(st.InFlight)},
 		{Name: "mainstay_claude_waiting", Help: "Claude calls that wait before a retry.", Value: float64(st.Waiting)},
 		{Name: "mainstay_claude_holding", Help: "Claude calls held until Claude is back.", Value: float64(st.Holding)},
 		{Name: "mainstay_claude_gates_shut", Help: "Models whose calls are held because Claude fails them.", Value: float64(st.Shut)},
 		{Name: "mainstay_claude_streams", Help: "Claude calls whose answer is streaming.", Value: float64(st.Streams)},
 		{Name: "mainstay_claude_replay_bytes", Help: "Memory held for Claude requests that may be sent again.", Value: float64(st.ReplayBytes)},
+		{Name: "mainstay_claude_queue_depth", Help: "Claude calls that wait in line for a rate limit.", Value: float64(waiting)},
+		{Name: "mainstay_claude_queue_oldest_seconds", Help: "How long the first of the Claude calls in line for a rate limit has waited.", Value: oldest},
 	}
+	for _, name := range pace.Limits() {
+		ls = append(ls, telemetry.Level{
+			Name: "mainstay_claude_limit_used_ratio", Help: "Share that is used of one of Claude's rate limits: of the key and class of models that has used the most of it.",
+			Labels: []telemetry.Label{{Name: "limit", Value: name}}, Value: pace.Used(standings, name),
+		})
+	}
+	return ls
 }

@@ -338,7 +338,7 @@ func (p Pass) Report(o Outcome) {
 	} else if g.bad++; g.bad == 1 {
 		g.came, g.tried = max(g.came, 1), max(g.tried, 1)
 	}
-	if o == Bad && !(p.again && g.state == Open) { // one request that always fails says nothing of others
+	if o == Bad && (!p.again || g.state != Open) { // one request that always fails says nothing of others
 		g.row++
 	}
 	switch g.state {

@@ -48,7 +48,11 @@ func (a *App) claudePlane(res *Resolved) admin.Plane {
 		return admin.Plane{Name: "claude", State: "off", Note: "no claude section in the file, and none of " + strings.Join(claudeVariables, ", ") + " in the environment"}
 	}
 	note := "retry policy " + res.Claude.Retry.Policy
-	return admin.Plane{Name: "claude", State: "on", Listen: url1("http", res.Claude.Listen), Upstream: withoutSecrets(res.Claude.Upstream), Note: note, Stats: a.claude.Stats()}
+	stats := a.claude.Stats()
+	if more := stats.Summary(); more != "" {
+		note += "; " + more
+	}
+	return admin.Plane{Name: "claude", State: "on", Listen: url1("http", res.Claude.Listen), Upstream: withoutSecrets(res.Claude.Upstream), Note: note, Stats: stats}
 }
 
 // url1 makes a URL that a person can open of a listen address.
