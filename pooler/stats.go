@@ -36,7 +36,10 @@ func (p *Server) named(database string) (some []*pool, err error) {
 // open. If ctx ends first the error says how many are left, and the pause stays.
 func (p *Server) Pause(ctx context.Context, database string) error {
 	some, err := p.named(database)
-	errs := []error{err}
+	if err != nil {
+		return err
+	}
+	var errs []error
 	var all sync.WaitGroup
 	var mu sync.Mutex
 	for _, pool := range some {
@@ -56,22 +59,28 @@ func (p *Server) Pause(ctx context.Context, database string) error {
 // Resume ends a pause.
 func (p *Server) Resume(database string) error {
 	some, err := p.named(database)
+	if err != nil {
+		return err
+	}
 	for _, pool := range some {
 		pool.resume()
 	}
 	p.tellOrder("resumed", database, "Clients are served again.")
-	return err
+	return nil
 }
 
 // Reconnect replaces every connection to PostgreSQL by a new one: idle ones now,
 // others when their transaction ends.
 func (p *Server) Reconnect(database string) error {
 	some, err := p.named(database)
+	if err != nil {
+		return err
+	}
 	for _, pool := range some {
 		pool.renew()
 	}
 	p.tellOrder("reconnecting", database, "Connections to PostgreSQL are replaced.")
-	return err
+	return nil
 }
 
 // A Kill names clients: all that fit every field that is given.

@@ -46,7 +46,7 @@ and ANTHROPIC_BASE_URL that lead to the planes.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w: %w; see %s --help", errUsage, err, cmd.CommandPath())
 	})
-	root.AddCommand(c.run(), c.check(), c.config(), c.reload(), c.status(), c.deploy(), c.maintenance(), c.history(), c.dashboard(), c.demo(), version())
+	root.AddCommand(c.run(), c.check(), c.config(), c.reload(), c.status(), c.deploy(), c.maintenance(), c.history(), c.dashboard(), c.db(), c.demo(), version())
 	root.AddCommand(c.orders()...)
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.InitDefaultCompletionCmd()

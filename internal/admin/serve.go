@@ -36,15 +36,16 @@ type Deployer interface {
 // function or interface that is nil makes its part of the API answer that there
 // is none.
 type Deps struct {
-	Listener net.Listener
-	Dir      string // data folder: the token and the address are kept here
-	Metrics  http.Handler
-	Planes   func() []Plane
-	Deploys  Deployer
-	Reload   func(context.Context) error
-	Monitor  *monitor.Monitor
-	Levels   func() []telemetry.Level
-	Ready    func() error // nil when requests can be served, else why not
+	Listener  net.Listener
+	Dir       string // data folder: the token and the address are kept here
+	Metrics   http.Handler
+	Planes    func() []Plane
+	Deploys   Deployer
+	Databases Databases
+	Reload    func(context.Context) error
+	Monitor   *monitor.Monitor
+	Levels    func() []telemetry.Level
+	Ready     func() error // nil when requests can be served, else why not
 
 	Service, Environment, Version string
 
@@ -156,6 +157,8 @@ func (s *Server) routes(page http.Handler) http.Handler {
 	mux.HandleFunc("POST /api/v1/deploys", s.only(owner, s.deploy))
 	mux.HandleFunc("POST /api/v1/deploys/{order}", s.only(owner, s.order))
 	mux.HandleFunc("POST /api/v1/maintenance", s.only(owner, s.maintenance))
+	mux.HandleFunc("GET /api/v1/db/{what}", s.only(browser, s.lookDB))
+	mux.HandleFunc("POST /api/v1/db/{what}", s.only(owner, s.orderDB))
 	mux.HandleFunc("POST /api/v1/reload", s.only(owner, s.reload))
 	mux.HandleFunc("POST /api/v1/login-link", s.only(owner, s.loginLink))
 	mux.HandleFunc("POST /api/v1/logout", s.only(browser, s.logout))
