@@ -52,6 +52,8 @@ type Options struct {
 	Dir string
 	// Log gets every line that a copy writes, as message "app". Required.
 	Log *slog.Logger
+	// Lines, if it is not nil, gets the color and the level of every line.
+	Lines func(color string, level slog.Level)
 }
 
 // callTimeout bounds every call of the Engine but pulls and those that stream.
@@ -68,6 +70,7 @@ type Driver struct {
 	service string
 	owner   string
 	log     *slog.Logger
+	lines   func(color string, level slog.Level)
 	ports   sockets.Ports
 
 	mu   sync.Mutex
@@ -79,7 +82,7 @@ var _ deploy.Driver = (*Driver)(nil)
 // New checks o and finds out who owns the state folder; it does not talk to the
 // Engine yet. The account in o.Config is shown to its registry alone.
 func New(o Options) (*Driver, error) {
-	d := &Driver{service: o.Service, byFile: o.Image, log: o.Log, held: map[string]int{}}
+	d := &Driver{service: o.Service, byFile: o.Image, log: o.Log, lines: o.Lines, held: map[string]int{}}
 	var err error
 	if d.at, err = compile(o.Config, o.Image); err != nil {
 		return nil, err

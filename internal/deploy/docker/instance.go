@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -69,7 +70,7 @@ func (d *Driver) look(ctx context.Context, id string) (*instance, error) {
 		i.stopSignal = "SIGTERM"
 	}
 	i.note(c.State)
-	i.feed.engine, i.feed.id, i.feed.out.Say = d.engine, c.ID, i.say
+	i.feed.engine, i.feed.id, i.feed.out.Say, i.feed.out.Count = d.engine, c.ID, i.say, i.count
 	return i, nil
 }
 
@@ -261,11 +262,17 @@ func (i *instance) Exit() deploy.Exit {
 
 func (i *instance) LastLines() []string { return i.feed.out.Last() }
 
+func (i *instance) count(level slog.Level) {
+	if i.d.lines != nil {
+		i.d.lines(i.spec.Color, level)
+	}
+}
+
 // say puts a line of the app's into the log. skipped counts the lines before it
 // that were too many to be logged; docker logs has them as long as the copy runs.
-func (i *instance) say(line string, skipped int) {
+func (i *instance) say(line string, level slog.Level, skipped int) {
 	if skipped > 0 {
 		i.d.log.Warn("app output was too much to be logged", "color", i.spec.Color, "target", i.spec.ID, "lines", skipped, "container", i.where.Container[:12])
 	}
-	i.d.log.Info("app", "color", i.spec.Color, "target", i.spec.ID, "line", line)
+	i.d.log.Log(context.Background(), level, "app", "color", i.spec.Color, "target", i.spec.ID, "line", line)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -98,7 +99,7 @@ func TestEveryEntryIsReadOnceThoughTheStreamBreaks(t *testing.T) {
 	)
 	f := feed{engine: cli, id: strings.Repeat("a", 64)}
 	var got []string
-	f.out.Say = func(l string, _ int) { got = append(got, l) }
+	f.out.Say = func(l string, _ slog.Level, _ int) { got = append(got, l) }
 	for range 4 {
 		_ = f.read(t.Context(), client.ContainerLogsOptions{}, f.out.Add)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os/exec"
 	"sync"
@@ -40,10 +41,11 @@ type instance struct {
 // begin starts the two goroutines of the instance: one reads the output, one waits
 // for the end. Both end when the group has.
 func (i *instance) begin() {
+	i.tail.out.Say, i.tail.out.Count = i.say, i.count
 	over, read := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(read)
-		i.tail.run(over, i.say)
+		i.tail.run(over)
 	}()
 	go func() {
 		i.awaitLeader()
@@ -168,13 +170,19 @@ func (i *instance) Exit() deploy.Exit {
 
 func (i *instance) Listening() ([]netip.AddrPort, error) { return listening(i.who.PID) }
 
-func (i *instance) LastLines() []string { return i.tail.last() }
+func (i *instance) LastLines() []string { return i.tail.out.Last() }
+
+func (i *instance) count(level slog.Level) {
+	if i.d.lines != nil {
+		i.d.lines(i.spec.Color, level)
+	}
+}
 
 // say puts a line of the app's into the log. skipped counts the lines before it
 // that were too many to be logged; they are in the file.
-func (i *instance) say(line string, skipped int) {
+func (i *instance) say(line string, level slog.Level, skipped int) {
 	if skipped > 0 {
 		i.d.log.Warn("app output was too much to be logged", "color", i.spec.Color, "target", i.spec.ID, "lines", skipped, "file", i.logPath)
 	}
-	i.d.log.Info("app", "color", i.spec.Color, "target", i.spec.ID, "line", line)
+	i.d.log.Log(context.Background(), level, "app", "color", i.spec.Color, "target", i.spec.ID, "line", line)
 }

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -95,30 +94,6 @@ func bootID() (string, error) {
 		return "", fmt.Errorf("tell this boot from others: %w", err)
 	}
 	return string(bytes.TrimSpace(b)), nil
-}
-
-// ephemeralPorts is the range from which the kernel takes ports for outgoing
-// connections; its own default if it cannot be read.
-func ephemeralPorts() (low, high int) {
-	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
-	if err == nil {
-		if _, err = fmt.Sscan(string(b), &low, &high); err == nil && low > 0 && high >= low {
-			return low, high
-		}
-	}
-	return 32768, 60999
-}
-
-// candidate draws a port outside low to high if there are enough of them.
-func candidate(low, high int) int {
-	const floor, enough, top = 20000, 1000, 65535
-	switch {
-	case low-floor >= enough:
-		return floor + rand.IntN(low-floor)
-	case top-high >= enough:
-		return high + 1 + rand.IntN(top-high)
-	}
-	return floor + rand.IntN(top-floor+1)
 }
 
 // keepLogs is how many files of output are kept besides those in use.

@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"mainstay.dev/mainstay/internal/deploy"
+	"mainstay.dev/mainstay/internal/deploy/internal/sockets"
 )
 
 // Options says where and how copies are run.
@@ -42,6 +42,8 @@ type Options struct {
 	// grown to it, its older three quarters are dropped. The files of the
 	// newest ten copies are kept.
 	MaxLog int64
+	// Lines, if it is not nil, gets the color and the level of every line.
+	Lines func(color string, level slog.Level)
 }
 
 const defaultMaxLog = 16 << 20
@@ -54,8 +56,10 @@ type Driver struct {
 	maxLog int64
 	boot   string
 
+	lines func(color string, level slog.Level)
+	ports sockets.Ports // of copies that live or are being started
+
 	mu    sync.Mutex
-	ports map[int]bool    // of copies that live or are being started
 	files map[string]bool // their output
 }
 
@@ -77,7 +81,7 @@ func New(o Options) (*Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the folder for the app's output: %w", err)
 	}
-	return &Driver{logs: dir, log: o.Log, maxLog: o.MaxLog, boot: boot, ports: map[int]bool{}, files: map[string]bool{}}, nil
+	return &Driver{logs: dir, log: o.Log, maxLog: o.MaxLog, boot: boot, lines: o.Lines, files: map[string]bool{}}, nil
 }
 
 // identity is what tells a process from any other, ever: process ids are reused,
@@ -95,7 +99,7 @@ func (d *Driver) Start(ctx context.Context, s deploy.Spec) (deploy.Instance, err
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	port, err := d.claimPort()
+	port, err := d.ports.Claim()
 	if err != nil {
 		return nil, err
 	}
@@ -189,39 +193,11 @@ func (d *Driver) Adopt(_ context.Context, s deploy.Spec, h deploy.Handle) (deplo
 		return nil, fmt.Errorf("read the output of %s: %w", s.ID, err)
 	}
 	tail.skip()
-	d.mu.Lock()
-	d.ports[who.Port] = true
-	d.mu.Unlock()
+	d.ports.Take(who.Port)
 	d.hold(h.Log)
 	i := &instance{d: d, spec: s, pidfd: fd, tail: tail, logPath: h.Log, who: who, exited: make(chan struct{})}
 	i.begin()
 	return i, nil
-}
-
-// claimPort takes a port that nothing listens on and that no other copy was given.
-// It avoids the range from which the kernel takes ports for outgoing connections:
-// there, one of them could take the port before the app, seconds later, binds it.
-func (d *Driver) claimPort() (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for range 200 {
-		port := candidate(ephemeralPorts())
-		if d.ports[port] || !free(port) {
-			continue
-		}
-		d.ports[port] = true
-		return port, nil
-	}
-	return 0, errors.New("no free port found for the app: 200 ports were tried and all are taken")
-}
-
-// free reports whether a server could bind port, on whatever address.
-func free(port int) bool {
-	ln, err := net.Listen("tcp", ":"+strconv.Itoa(port))
-	if err != nil {
-		return false
-	}
-	return ln.Close() == nil
 }
 
 func (d *Driver) hold(logPath string) {
@@ -234,8 +210,8 @@ func (d *Driver) hold(logPath string) {
 }
 
 func (d *Driver) release(port int, logPath string) {
+	d.ports.Release(port)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.ports, port)
 	delete(d.files, logPath)
 }

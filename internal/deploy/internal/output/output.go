@@ -6,6 +6,7 @@ package output
 import (
 	"bytes"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -24,9 +25,11 @@ const (
 // A Journal is the output of one copy. Last may be called from any goroutine, all
 // else from one at a time.
 type Journal struct {
-	// Say gets every line that is not beyond MaxRate. skipped counts the lines
-	// before it that were.
-	Say func(line string, skipped int)
+	// Say gets every line that is not beyond MaxRate, with its level. skipped
+	// counts the lines before it that were.
+	Say func(line string, level slog.Level, skipped int)
+	// Count, if it is not nil, gets the level of every line.
+	Count func(level slog.Level)
 
 	mu   sync.Mutex
 	ring []string // the newest lines, oldest first
@@ -61,6 +64,10 @@ func (j *Journal) Add(b []byte, more int) {
 	if line == "" {
 		return
 	}
+	level := Level(line)
+	if j.Count != nil {
+		j.Count(level)
+	}
 	if now := time.Now().Unix(); now != j.second {
 		j.second, j.sent = now, 0
 	}
@@ -70,7 +77,7 @@ func (j *Journal) Add(b []byte, more int) {
 	}
 	skipped := j.skipped
 	j.skipped = 0
-	j.Say(line, skipped)
+	j.Say(line, level, skipped)
 }
 
 // Last returns the newest lines, oldest first, each short enough for an error

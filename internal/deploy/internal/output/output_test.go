@@ -2,6 +2,7 @@ package output
 
 import (
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -28,7 +29,7 @@ func TestLinesAreSplitWhereverTheStreamIsCut(t *testing.T) {
 
 func TestALongLineIsCutAndCounted(t *testing.T) {
 	var s Splitter
-	j := Journal{Say: func(string, int) {}}
+	j := Journal{Say: func(string, slog.Level, int) {}}
 	s.Take([]byte(strings.Repeat("x", MaxLine+100)+"\nnext\n"), j.Add)
 	l := j.Last()
 	if len(l) != 2 || len(l[0]) > 510 || l[1] != "next" {
@@ -41,8 +42,8 @@ func TestALongLineIsCutAndCounted(t *testing.T) {
 
 func TestTooManyLinesAreCountedNotSaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		said, skips := 0, 0
-		j := Journal{Say: func(_ string, skipped int) { said++; skips += skipped }}
+		said, skips, counted := 0, 0, 0
+		j := Journal{Count: func(slog.Level) { counted++ }, Say: func(_ string, _ slog.Level, skipped int) { said++; skips += skipped }}
 		time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(time.Second)))
 		for i := range MaxRate + 50 {
 			j.Add(fmt.Append(nil, "line ", i), 0)
@@ -54,6 +55,9 @@ func TestTooManyLinesAreCountedNotSaid(t *testing.T) {
 		j.Add([]byte("later"), 0)
 		if said != MaxRate+1 || skips != 50 {
 			t.Errorf("said %d, skipped %d", said, skips)
+		}
+		if counted != MaxRate+51 {
+			t.Errorf("counted %d", counted)
 		}
 		if l := j.Last(); len(l) != LastLines || l[LastLines-1] != "later" || l[LastLines-2] != fmt.Sprint("line ", MaxRate+49) {
 			t.Errorf("%q", l)
@@ -67,7 +71,7 @@ func FuzzLinesAreFitToBeShown(f *testing.F) {
 	f.Add([]byte("\xff\x00\x07\u2028\u0085\n\n\r\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var s Splitter
-		j := Journal{Say: func(l string, _ int) {
+		j := Journal{Say: func(l string, _ slog.Level, _ int) {
 			if !utf8.ValidString(l) || strings.ContainsAny(l, "\x00\x1b\n\r\u2028\u2029\u0085") || len(l) > 3*MaxLine+50 {
 				t.Errorf("%q", l)
 			}
