@@ -185,3 +185,41 @@ func absolute(t *testing.T, path string) string {
 	}
 	return abs
 }
+
+func TestThePeopleWhoRunItSeeAndChangeTheLimits(t *testing.T) {
+	m := setup(t, "limits: {tiers: {free: {requests: 10, window: 1h}}}\n").start(testapp())
+	var c tally
+	c.storm(t, []*mainstay{m}, 1, 12)
+	verb := func(want string, args ...string) string {
+		t.Helper()
+		code, out := m.verb(append([]string{"limits"}, args...)...)
+		if code != 0 || !strings.Contains(out, want) {
+			t.Errorf("mainstay limits %v: %d %s", args, code, out)
+		}
+		return out
+	}
+	if out := verb("address:127.0.0.1", "top"); !strings.Contains(out, "100%") {
+		t.Errorf("got %s", out)
+	}
+	verb(`"remaining":0`, "show", "address:127.0.0.1", "--json")
+	verb("has a limit of its own", "grant", "address:127.0.0.1", "--requests", "15", "--window", "1h", "--for", "1h", "--why", "launch")
+	c.storm(t, []*mainstay{m}, 1, 10)
+	if n := c.passed.Load(); n != 15 {
+		t.Errorf("%d passed with a grant of 15", n)
+	}
+	verb("limits from the grant", "show", "address:127.0.0.1")
+	verb("begins anew", "reset", "address:127.0.0.1")
+	verb("has its tier's limit again", "grant", "address:127.0.0.1", "--end")
+	c.storm(t, []*mainstay{m}, 1, 12)
+	if n := c.passed.Load(); n != 25 {
+		t.Errorf("%d passed after the reset", n)
+	}
+	if out := verb("granted", "audit"); !strings.Contains(out, "launch") || !strings.Contains(out, "reset") || !strings.Contains(out, "ended") {
+		t.Errorf("got %s", out)
+	}
+	series := `mainstay_limits_decisions_total{outcome="refused",rule="address",tier="free"}`
+	eventually(t, series, func() (bool, string) {
+		v := m.metrics()[series]
+		return v == float64(c.limited.Load()), fmt.Sprint(v, c.limited.Load())
+	})
+}

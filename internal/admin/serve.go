@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/internal/deploy"
+	"mainstay.dev/mainstay/internal/limits"
 	"mainstay.dev/mainstay/internal/monitor"
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/telemetry"
@@ -42,6 +43,7 @@ type Deps struct {
 	Planes    func() []Plane
 	Deploys   Deployer
 	Databases Databases
+	Limits    *limits.Gate // nil: nobody is limited
 	Reload    func(context.Context) error
 	Monitor   *monitor.Monitor
 	Levels    func() []telemetry.Level
@@ -159,6 +161,12 @@ func (s *Server) routes(page http.Handler) http.Handler {
 	mux.HandleFunc("POST /api/v1/maintenance", s.only(owner, s.maintenance))
 	mux.HandleFunc("GET /api/v1/db/{what}", s.only(browser, s.lookDB))
 	mux.HandleFunc("POST /api/v1/db/{what}", s.only(owner, s.orderDB))
+	mux.HandleFunc("GET /api/v1/limits", s.only(browser, s.limits))
+	mux.HandleFunc("GET /api/v1/limits/show", s.only(browser, s.limitsShow))
+	mux.HandleFunc("GET /api/v1/limits/audit", s.only(browser, s.limitsAudit))
+	mux.HandleFunc("POST /api/v1/limits/reset", s.only(owner, s.limitsReset))
+	mux.HandleFunc("POST /api/v1/limits/grant", s.only(owner, s.limitsGrant))
+	mux.HandleFunc("POST /api/v1/limits/end", s.only(owner, s.limitsEnd))
 	mux.HandleFunc("POST /api/v1/reload", s.only(owner, s.reload))
 	mux.HandleFunc("POST /api/v1/login-link", s.only(owner, s.loginLink))
 	mux.HandleFunc("POST /api/v1/logout", s.only(browser, s.logout))

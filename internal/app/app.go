@@ -241,7 +241,7 @@ func (a *App) wirePlanes(res *Resolved, ls listeners, creds credentials) error {
 		return res.Locate(ps)
 	}
 	a.admin, err = admin.New(res.Admin, admin.Deps{
-		Listener: ls.admin, Dir: res.Data, Metrics: a.metrics.Handler(), Planes: a.planes, Deploys: a.deploy, Databases: a.databases(),
+		Listener: ls.admin, Dir: res.Data, Metrics: a.metrics.Handler(), Planes: a.planes, Deploys: a.deploy, Limits: a.limits, Databases: a.databases(),
 		Reload: a.Reload, Monitor: a.monitor, Levels: a.levels, Ready: a.Ready,
 		Service: res.Service, Environment: res.Environment, Version: a.opts.Version, Log: a.part("admin"), Sink: a.sink,
 	})

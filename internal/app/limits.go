@@ -19,9 +19,10 @@ func (a *App) wireLimits(res *Resolved) error {
 	if !res.LimitsOn() {
 		return nil
 	}
-	d := limits.Deps{Log: a.part("limits"), Sink: a.sink}
+	d := limits.Deps{Dir: res.Data, Log: a.part("limits"), Sink: a.sink}
 	if a.redis != nil {
 		d.Store, d.Nodes = limitStore{a.redis}, a.redis.nodes
+		d.Board = board{a.redis}
 	}
 	gate, err := limits.NewGate(res.Limits, d)
 	if err != nil {

@@ -154,3 +154,49 @@ func (s limitStore) tell(what func(*redisstore.Store) error) error {
 	}
 	return errNotJoined
 }
+
+// board is where the nodes share what was granted: one hash. The field without a
+// name tells that it was ever written.
+type board struct{ link *redisLink }
+
+const boardMark = ""
+
+func (b board) Grants(ctx context.Context) (all map[string][]byte, lost bool, err error) {
+	j := b.link.joined.Load()
+	if j == nil {
+		return nil, false, errNotJoined
+	}
+	fields, err := j.client.Do(ctx, j.client.B().Hgetall().Key(b.key()).Build()).AsStrMap()
+	if err != nil {
+		return nil, false, fmt.Errorf("read the grants from Redis: %w", err)
+	}
+	_, marked := fields[boardMark]
+	all = map[string][]byte{}
+	for key, text := range fields {
+		if key != boardMark {
+			all[key] = []byte(text)
+		}
+	}
+	return all, !marked, nil
+}
+
+func (b board) PutGrant(ctx context.Context, key string, grant []byte) error {
+	j := b.link.joined.Load()
+	if j == nil {
+		return errNotJoined
+	}
+	set := j.client.B().Hset().Key(b.key()).FieldValue().FieldValue(boardMark, "1")
+	if grant != nil {
+		set = set.FieldValue(key, string(grant))
+	}
+	err := j.client.Do(ctx, set.Build()).Error()
+	if err == nil && grant == nil {
+		err = j.client.Do(ctx, j.client.B().Hdel().Key(b.key()).Field(key).Build()).Error()
+	}
+	if err != nil {
+		return fmt.Errorf("write a grant to Redis: %w", err)
+	}
+	return nil
+}
+
+func (b board) key() string { return b.link.prefix + "limits:grants" }

@@ -3,6 +3,7 @@ package limits
 import (
 	"context"
 	"errors"
+	"hash/maphash"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -21,6 +22,8 @@ import (
 type Deps struct {
 	Store ratelimit.Store // shared by several nodes; nil: this process counts alone
 	Nodes func() int      // live nodes that share the limits; nil: one
+	Board Board           // shares grants with other nodes; nil: this node has its own
+	Dir   string          // where grants and the audit log are kept; "": nowhere
 	Log   *slog.Logger
 	Sink  telemetry.Sink
 }
@@ -34,6 +37,9 @@ type Gate struct {
 	shield *ratelimit.Shield                       // nil: in process
 	stores [ratelimit.FailDeny + 1]ratelimit.Store // by what to do when the shared one fails
 	tallies
+	seen     seen
+	granting granting
+	audit    audit
 	granted  atomic.Pointer[grants]
 	settling chan settlement
 }
@@ -53,6 +59,10 @@ func NewGate(cfg Config, d Deps) (*Gate, error) {
 	g := &Gate{deps: d, settling: make(chan settlement, maxSettling)}
 	g.policy.Store(p)
 	g.granted.Store(&grants{})
+	g.seen.seed, g.audit.dir = maphash.MakeSeed(), d.Dir
+	if err := g.loadGrants(); err != nil {
+		return nil, err
+	}
 	if d.Store == nil {
 		memory := ratelimit.NewMemory(int64(cfg.Memory))
 		for f := range g.stores {
@@ -84,7 +94,10 @@ func (g *Gate) Prepare(cfg Config) (commit func(), err error) {
 	if len(ps) > 0 {
 		return nil, ps
 	}
-	return func() { g.policy.Store(p) }, nil
+	return func() {
+		g.policy.Store(p)
+		g.compared(old.Overrides, cfg.Overrides)
+	}, nil
 }
 
 // settlers is how many corrections of costs are told to the store at once, and
@@ -118,6 +131,7 @@ func (g *Gate) Run(ctx context.Context) error {
 			}
 		})
 	}
+	running.Go(func() { g.tend(ctx) })
 	var err error
 	if g.shield != nil {
 		err = g.shield.Run(ctx)
@@ -142,6 +156,7 @@ func (g *Gate) Admit(ctx context.Context, a Ask) (Verdict, error) {
 	}
 	if !a.Peek {
 		g.count(&v)
+		g.seen.note(&a, &v)
 	}
 	return v, nil
 }

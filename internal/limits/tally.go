@@ -25,11 +25,12 @@ type tally struct{ rule, tier, outcome string }
 
 // tallies counts decisions since the start, by rule and tier.
 type tallies struct {
-	counts    sync.Map // tally → *atomic.Uint64
-	kinds     atomic.Int64
-	invalid   atomic.Uint64        // asks that made no sense
-	degraded  [steps]atomic.Uint64 // admitted requests by the step of their caller
-	unsettled atomic.Uint64        // corrections that did not reach the store
+	counts        sync.Map // tally → *atomic.Uint64
+	kinds         atomic.Int64
+	invalid       atomic.Uint64        // asks that made no sense
+	degraded      [steps]atomic.Uint64 // admitted requests by the step of their caller
+	unsettled     atomic.Uint64        // corrections that did not reach the store
+	refusedGrants atomic.Uint64
 }
 
 // count notes what every rule of v said.
@@ -93,6 +94,8 @@ func (g *Gate) Levels() []telemetry.Level {
 		return true
 	})
 	levels = append(levels,
+		telemetry.Level{Name: "mainstay_limits_grants", Help: "Grants of limits in force.", Value: float64(len(*g.granted.Load()))},
+		telemetry.Level{Name: "mainstay_limits_grants_refused_total", Help: "Grants that made no sense, or came from a file that others may write.", Value: float64(g.refusedGrants.Load()), Counter: true},
 		telemetry.Level{Name: "mainstay_limits_invalid_total", Help: "Asks that made no sense, such as a negative cost; nothing was decided.", Value: float64(g.invalid.Load()), Counter: true},
 		telemetry.Level{Name: "mainstay_limits_unsettled_total", Help: "Costs that were told too late to be counted, because the store did not answer.", Value: float64(g.unsettled.Load()), Counter: true})
 	for s := Warned; s < steps; s++ {
