@@ -6,19 +6,19 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"net/url"
-	"strconv"
 	"strings"
 )
 
 const (
-	maxChunks = 16
-	maxCookie = 32 << 10 // of a session, all chunks together
+	maxChunks  = 16
+	maxCookies = 500      // that are looked at; what comes after them is none of ours
+	maxCookie  = 32 << 10 // of a session, all chunks together
 )
 
 // eachCookie visits the cookies of a header until visit returns false. Several
 // headers come joined by commas; no value that we read has one.
 func eachCookie(header string, visit func(name, value string) bool) {
-	for header != "" {
+	for n := 0; header != "" && n < maxCookies; n++ {
 		part, rest, _ := strings.Cut(header, ";")
 		if i := strings.IndexByte(part, ','); i >= 0 { // by hand: IndexAny looks at each byte
 			part, rest = part[:i], header[i+1:]
@@ -61,28 +61,40 @@ func session(raw []byte, header string, g glob) ([]byte, bool) {
 	if base == "" {
 		return raw, false
 	}
-	for i := range maxChunks {
-		chunk, there := "", false
-		eachCookie(header, func(name, value string) bool {
-			if number, ok := strings.CutPrefix(name, base); ok && isChunk(number, i) {
-				chunk, there = value, true
+	var chunks [maxChunks]string
+	eachCookie(header, func(name, value string) bool {
+		if number, ok := strings.CutPrefix(name, base); ok {
+			if i := chunkNumber(number); i >= 0 && chunks[i] == "" {
+				chunks[i] = value
 			}
-			return !there
-		})
-		if !there {
+		}
+		return true
+	})
+	for _, chunk := range chunks {
+		if chunk == "" || len(raw) > maxCookie {
 			break
 		}
-		if raw = append(append(raw, chunk...), 0); len(raw) > maxCookie {
-			break
-		}
+		raw = append(append(raw, chunk...), 0)
 	}
 	return raw, true
 }
 
-// isChunk reports whether s is ".i".
-func isChunk(s string, i int) bool {
-	var b [3]byte
-	return len(s) > 1 && s[0] == '.' && s[1:] == string(strconv.AppendInt(b[:0], int64(i), 10))
+// chunkNumber reads ".7"; -1: it is no number of a chunk.
+func chunkNumber(s string) int {
+	if len(s) < 2 || len(s) > 3 || s[0] != '.' || s[1] == '0' && len(s) > 2 {
+		return -1
+	}
+	n := 0
+	for _, c := range []byte(s[1:]) {
+		if c < '0' || c > '9' {
+			return -1
+		}
+		n = 10*n + int(c-'0')
+	}
+	if n >= maxChunks {
+		return -1
+	}
+	return n
 }
 
 // fromSession finds the token in what session has gathered: the token itself, or a

@@ -46,7 +46,7 @@ func newKeySource(url string, via http.RoundTripper) *keySource {
 	return &keySource{
 		url: url, poke: make(chan struct{}, 1),
 		client: &http.Client{Transport: via, Timeout: fetchWithin, CheckRedirect: func(r *http.Request, before []*http.Request) error {
-			if len(before) >= 3 || !fetchable(r.URL.String()) {
+			if len(before) >= 3 || !fetchable(r.URL.String()) || before[0].URL.Scheme == "https" && r.URL.Scheme != "https" {
 				return errors.New("is led elsewhere, where keys are not taken from")
 			}
 			return nil
@@ -70,7 +70,17 @@ func (s *keySource) find(ctx context.Context, kid string, alg jose.SignatureAlgo
 		return nil, nil, NoKeys
 	}
 	keys, reason := set.find(kid, alg)
+	if reason == UnknownKey && s.stale() {
+		reason = NoKeys // it may be a new one
+	}
 	return set, keys, reason
+}
+
+// stale reports whether the issuer could not be asked the last time.
+func (s *keySource) stale() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failing
 }
 
 // refresh waits for a fetch; false: there was none.

@@ -174,6 +174,9 @@ func (d *Desk) value(p *running, at *place, claims *proof, r *Request, w *Who) (
 		if w.Trusted {
 			v = r.Header(at.name)
 		}
+		if strings.Contains(v, ",") { // twice: the client's own went through beside the proxy's
+			v = ""
+		}
 	case ByCertificate:
 		if r.Certificate != nil {
 			v = certificateParts[at.name](r.Certificate)
@@ -200,7 +203,7 @@ func (d *Desk) token(ctx context.Context, p *running, r *Request, w *Who) *proof
 		s.raw = append(append(s.raw[:0], 'b'), token...)
 		switch got := d.prove(ctx, p, s); {
 		case got.reason != "":
-			w.Refused, w.Unfit = got.reason, true
+			w.Refused, w.Unfit = got.reason, got.reason != NoKeys // which is not the sender's fault
 		case p.names(got):
 			return got
 		default:

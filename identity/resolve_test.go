@@ -8,6 +8,8 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"io"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -452,4 +454,60 @@ func FuzzSeal(f *testing.F) {
 			t.Errorf("%s says %+v", text, v)
 		}
 	})
+}
+
+func TestAHeaderThatStandsThereTwiceIsNotBelieved(t *testing.T) {
+	d := newDesk(t, config(func(c *Config) { c.TrustedProxies, c.User = []string{"10.0.0.0/8"}, "header:X-User-Id" }), nil)
+	if w := d.Resolve(t.Context(), from("10.1.2.3", "X-User-Id", "victim,u1")); w.User != "" {
+		t.Errorf("got %+v", w)
+	}
+}
+
+func TestAHeaderFullOfCookiesCostsLittle(t *testing.T) {
+	looked := 0
+	eachCookie(strings.Repeat("a=;", 100_000), func(string, string) bool { looked++; return true })
+	if looked != maxCookies {
+		t.Errorf("looked at %d cookies", looked)
+	}
+	for s, want := range map[string]int{".0": 0, ".15": 15, ".16": -1, ".01": -1, ".": -1, "": -1, ".x": -1, "-1": -1, ".1x": -1, ".111": -1, ".-1": -1} {
+		if got := chunkNumber(s); got != want {
+			t.Errorf("%q is chunk %d", s, got)
+		}
+	}
+}
+
+func TestNobodyIsRefusedBecauseTheIssuerIsDown(t *testing.T) {
+	k, fresh := newSigner(t, "k", "ES256"), newSigner(t, "fresh", "ES256")
+	for _, known := range []bool{false, true} {
+		via := &issuer{keys: []signer{k}, down: !known}
+		synctest.Test(t, func(t *testing.T) {
+			d := newDesk(t, config(withJWKS, func(c *Config) { c.OnRefusal = "refuse" }), via)
+			time.Sleep(time.Second)
+			via.set(func() { via.down = true })
+			time.Sleep(20 * time.Minute)
+			if w := d.Resolve(t.Context(), withToken(fresh.token(t, supabase("u1", "", "")))); w.Unfit || w.Refused != NoKeys || w.User != "" {
+				t.Errorf("keys known %v: %+v", known, w)
+			}
+		})
+	}
+}
+
+func TestKeysAreNotTakenFromWhereARedirectLeads(t *testing.T) {
+	for to, want := range map[string]bool{"https://y.supabase.co/jwks": true, "http://10.0.0.1/jwks": false, "http://evil.example/jwks": false} {
+		s := newKeySource(jwks, redirect(to))
+		if _, err := s.get(t.Context()); (err == nil) != want {
+			t.Errorf("%s: %v", to, err)
+		}
+	}
+}
+
+// redirect leads from the issuer to another address, where a key set is.
+type redirect string
+
+func (to redirect) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.String() == jwks {
+		return &http.Response{StatusCode: 302, Header: http.Header{"Location": {string(to)}}, Body: http.NoBody, Request: r}, nil
+	}
+	body := `{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}`
+	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: r}, nil
 }

@@ -18,7 +18,7 @@ const (
 	TooLarge    Reason = "too_large"     // beyond 16 KiB
 	Algorithm   Reason = "algorithm"     // none, an unknown one, or not the key's own
 	UnknownKey  Reason = "unknown_key"   // signed with a key that the issuer does not publish
-	NoKeys      Reason = "no_keys"       // the issuer's keys could not be had so far
+	NoKeys      Reason = "no_keys"       // the issuer's keys cannot be had, so that nobody can tell
 	Signature   Reason = "signature"     // forged, or signed by somebody else
 	Expired     Reason = "expired"       // its time is over
 	NotYet      Reason = "not_yet_valid" // its time has not come
