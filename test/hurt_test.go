@@ -232,7 +232,11 @@ func TestAReleaseThatIsHurtInAnyStateLeavesBlueServing(t *testing.T) {
 			t.Parallel()
 			s := newStage(t, careful)
 			s.start(testapp())
-			for _, how := range hurts {
+			all := hurts
+			if phase == deploy.Watching {
+				all = append(slices.Clone(hurts), "noisy")
+			}
+			for _, how := range all {
 				t.Run(how, func(t *testing.T) {
 					s := *s
 					s.t = t
@@ -272,7 +276,9 @@ func hurtIn(t *testing.T, s *stage, phase deploy.Phase, how string) {
 		t.Errorf("live %+v", st.Live)
 	}
 	switch {
-	case how == "killed" || how == "hung" || how == "slow" || !routed && how == "sick":
+	case how == "noisy" && !strings.Contains(r.Error, "wrote errors into its log"):
+		t.Errorf("error %s", r.Error)
+	case how == "killed" || how == "hung" || how == "slow" || how == "noisy" || !routed && how == "sick":
 		if len(failed) > 0 {
 			t.Errorf("%d of %d requests failed, first %s", len(failed), f.asked.Load(), failed[0])
 		}

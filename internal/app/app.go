@@ -337,7 +337,7 @@ func (a *App) close() {
 
 // Levels of all parts, for the metrics.
 func (a *App) levels() []telemetry.Level {
-	ls := append(a.edge.Levels(), a.deploy.Levels()...)
+	ls := append(append(a.edge.Levels(), a.deploy.Levels()...), a.monitor.Levels()...)
 	ls = append(ls, a.identityLevels()...)
 	if a.pooler != nil {
 		ls = append(ls, a.pooler.Levels()...)

@@ -18,7 +18,7 @@ func (a *App) driver(res *Resolved, env *environment) (deploy.Driver, error) {
 	}
 	dir := filepath.Join(res.Data, "app")
 	if res.App.Image == "" {
-		d, err := process.New(process.Options{Dir: dir, Log: a.part("app")})
+		d, err := process.New(process.Options{Dir: dir, Log: a.part("app"), Lines: a.monitor.Line})
 		if err != nil {
 			return nil, fmt.Errorf("set up the process driver: %w", err)
 		}
@@ -39,7 +39,7 @@ func (a *App) driver(res *Resolved, env *environment) (deploy.Driver, error) {
 		*plane.addr = inside
 	}
 	env.base = nil // a container has an environment of its own
-	d, err := docker.New(docker.Options{Config: res.App.Docker, Image: res.App.Image, Service: res.Service, Dir: dir, Log: a.part("app")})
+	d, err := docker.New(docker.Options{Config: res.App.Docker, Image: res.App.Image, Service: res.Service, Dir: dir, Log: a.part("app"), Lines: a.monitor.Line})
 	ps.Below("app", setting.Of(err))
 	if err := res.Locate(ps); err != nil {
 		return nil, err

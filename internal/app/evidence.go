@@ -16,12 +16,20 @@ func (e evidence) Window(color string, since time.Time) deploy.Figures {
 		Requests: deploy.Ratio{Hits: requests.Errors, Of: requests.Count},
 		Claude:   e.ratio("claude", color, since),
 		Database: e.ratio("pooler", color, since),
-		Latency:  make([]deploy.Bucket, len(requests.Latency)),
+		Latency:  spread(requests.Latency, time.Nanosecond),
+		Cost:     spread(e.monitor.Since("claude", color, since).Cost, time.Microsecond), // as Spell says
+		Span:     requests.Span,
 	}
-	for i, b := range requests.Latency {
-		f.Latency[i] = deploy.Bucket(b)
-	}
+	f.Log.Lines, f.Log.Bursts = e.monitor.Errors(color, since)
 	return f
+}
+
+// spread puts buckets into a unit.
+func spread(bs []monitor.Bucket, unit time.Duration) (s deploy.Spread) {
+	for _, b := range bs {
+		s = append(s, deploy.Bucket{Size: int64(b.Took / unit), Count: b.Count})
+	}
+	return s
 }
 
 func (e evidence) ratio(plane, color string, since time.Time) deploy.Ratio {

@@ -38,7 +38,7 @@ func TestTheGeneratedPagesAreCurrent(t *testing.T) {
 
 // metricsPage lists every metric, the levels of a wired App included.
 func metricsPage(t *testing.T) string {
-	return "# Metrics\n\nGenerated from the code by `make docs`; do not edit.\n\n" + prom.Reference(idle(t).levels())
+	return "# Metrics\n\nGenerated from the code by `make docs`; do not edit.\n\n" + prom.Reference(append(idle(t).levels(), deploy.Copy{}.Levels("live")...))
 }
 
 // idle is an App with all planes on that is never run.

@@ -31,7 +31,7 @@ type Config struct {
 	Hooks       []Hook      `yaml:"hooks" doc:"Commands and webhooks that are run, or told, as a deploy goes on."`
 	Switch      Switch      `yaml:"switch" doc:"How the traffic moves to a new color."`
 	Preview     Preview     `yaml:"preview" doc:"How chosen requests see the new color of a deploy at work before, and while, it gets traffic."`
-	Watch       Watch       `yaml:"watch" doc:"How a new color is compared with the old one after the switch. What is worse is rolled back."`
+	Watch       Watch       `yaml:"watch" doc:"How a new color is compared with the old one after the switch: errors and p95 of its requests, errors of its queries and Claude calls, what those calls cost and how many there are, and errors in its log. What is worse is rolled back."`
 	Settle      Settle      `yaml:"settle" doc:"What becomes of the old color once a deploy has settled."`
 	Maintenance Maintenance `yaml:"maintenance" doc:"What mainstay maintenance on answers."`
 
@@ -123,7 +123,7 @@ func (p Preview) on() bool { return p.Host != "" || p.Header != "" }
 // Watch compares colors after a switch.
 type Watch struct {
 	For          time.Duration   `yaml:"for" doc:"How long the new color is watched after the last step; 0: it is not."`
-	Control      setting.Percent `yaml:"control" doc:"The share of traffic that stays on the old color meanwhile. At 0% the new color is compared with the last minutes of the old one before the switch."`
+	Control      setting.Percent `yaml:"control" doc:"The share of traffic that stays on the old color meanwhile. At 0% the new color is compared with the last ten minutes of the old one before the switch, or with as much as is known of them."`
 	MinSamples   int             `yaml:"min_samples" doc:"How many requests the new color must have had before it is judged by their number."`
 	MaxErrorRate setting.Percent `yaml:"max_error_rate" doc:"The error rate above which the switch is undone whatever the old color does; 0%: only the comparison counts."`
 	MaxP95       time.Duration   `yaml:"max_p95" doc:"The 95th percentile above which the switch is undone whatever the old color does; 0s: only the comparison counts."`

@@ -332,7 +332,14 @@ func build(t *testing.T, w *world, dir string, cfg Config) *Deployer {
 // open runs a Deployer until it is ready.
 func open(t *testing.T, w *world, dir string, cfg Config) *house {
 	t.Helper()
+	return openWith(t, w, dir, cfg, nil)
+}
+
+// openWith is open with evidence to judge by.
+func openWith(t *testing.T, w *world, dir string, cfg Config, e Evidence) *house {
+	t.Helper()
 	h := &house{Deployer: build(t, w, dir, cfg), w: w, t: t, ran: make(chan error, 1)}
+	h.deps.Evidence = e
 	ctx, cancel := context.WithCancel(context.Background())
 	h.stop = cancel
 	ready := make(chan struct{})

@@ -29,7 +29,8 @@ func (d *Deployer) recall() (state, error) {
 // unfinished is a deploy that the life before was at when it was killed.
 type unfinished struct {
 	record Record
-	lost   string // why its color cannot go on; empty if it can
+	before *Figures // of the old color; nil: not known
+	lost   string   // why its color cannot go on; empty if it can
 }
 
 // bringUp makes a color serve: one that outlived the Mainstay before, or a new
@@ -92,7 +93,7 @@ func (d *Deployer) pick(was state, live *slot, why string) *unfinished {
 		d.mu.Unlock()
 		return nil
 	}
-	u := &unfinished{record: *r}
+	u := &unfinished{record: *r, before: was.Before}
 	if !live.fit() {
 		u.lost = why
 	}
@@ -221,11 +222,14 @@ func (d *Deployer) resume(ctx context.Context, u *unfinished) {
 	}
 }
 
-// goOn carries a deploy in traffic to its end. Its watch begins anew: what the
-// colors did before is not known any more.
+// goOn carries a deploy in traffic to its end. Its watch begins anew; of what the
+// colors did before, it knows what the old one did before the switch.
 func (d *Deployer) goOn(ctx context.Context, u *unfinished) {
 	d.mu.Lock()
 	t := newTransition(ctx, d.live, u.record, nil)
+	if u.before != nil {
+		t.before = control{*u.before, true}
+	}
 	err := d.claim(Underway{Who: u.record.Who, Since: u.record.Began, Step: StepWatching})
 	if err == nil {
 		d.current = t

@@ -60,7 +60,7 @@ type transition struct {
 	orders    chan order    // from people, while it is watched
 	alarms    chan string   // what befell the new color
 	done      chan struct{} // closed when the record is final
-	before    control       // what the old color did before the switch
+	before    control       // what the old color did before the switch; guarded by Deployer.mu until it is set
 }
 
 func newTransition(life context.Context, next *slot, r Record, tell func(Progress)) *transition {
@@ -199,8 +199,9 @@ func (d *Deployer) raise(ctx context.Context, t *transition) error {
 // finds the color that it was about to route to, healthy. On an error all is as
 // it was before.
 func (d *Deployer) enterTraffic(ctx context.Context, t *transition) error {
-	t.before = d.past(t.record.From)
+	before := d.past(t.record.From)
 	d.mu.Lock()
+	t.before = before
 	// From here on an order finds the deploy in traffic; before, it was called off.
 	if err := errors.Join(context.Cause(ctx), context.Cause(t.calledOff)); err != nil {
 		d.mu.Unlock()

@@ -94,6 +94,7 @@ type state struct {
 	Share      int         `json:"share"`            // percent of the traffic that live gets, the rest is old's
 	Retire     time.Time   `json:"retire,omitzero"`  // when old is settled; zero: when somebody says so
 	Deploy     *Record     `json:"deploy,omitempty"` // at work, or frozen
+	Before     *Figures    `json:"before,omitempty"` // what the old color did before the switch of the deploy at work
 	Answers    answers     `json:"answers,omitzero"`
 	Closed     bool        `json:"maintenance,omitempty"`
 	Others     []savedCopy `json:"others,omitempty"` // to be stopped by the next life
@@ -325,6 +326,9 @@ func (d *Deployer) snapshot() state {
 	case d.current != nil && d.current.record.Kind == KindDeploy:
 		r := d.current.record.clone()
 		st.Deploy = &r
+		if b := d.current.before; b.known {
+			st.Before = &b.Figures
+		}
 	case d.frozen != nil:
 		r := d.frozen.clone()
 		st.Deploy = &r

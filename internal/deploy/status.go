@@ -120,6 +120,20 @@ func (d *Deployer) History() []Record {
 	return rs
 }
 
+// Levels returns how a copy stands, in its role: live, next or old.
+func (c Copy) Levels(role string) []telemetry.Level {
+	labels := []telemetry.Label{{Name: "color", Value: c.Color}, {Name: "role", Value: role}}
+	healthy := 0.0
+	if c.State == Healthy || c.State == Draining {
+		healthy = 1
+	}
+	return []telemetry.Level{
+		{Name: "mainstay_app_healthy", Help: "1 if the copy of the app in this color passes its probes.", Labels: labels, Value: healthy},
+		{Name: "mainstay_app_share", Help: "Percent of the new requests that this color gets.", Labels: labels, Value: float64(c.Share)},
+		{Name: "mainstay_app_restarts", Help: "Restarts after crashes since this color was deployed.", Labels: labels, Value: float64(c.Restarts)},
+	}
+}
+
 // Levels returns what stands at a height now, for the metrics.
 func (d *Deployer) Levels() []telemetry.Level {
 	st := d.Status()
@@ -132,15 +146,7 @@ func (d *Deployer) Levels() []telemetry.Level {
 		if c == nil {
 			continue
 		}
-		labels := []telemetry.Label{{Name: "color", Value: c.Color}, {Name: "role", Value: in.role}}
-		healthy := 0.0
-		if c.State == Healthy || c.State == Draining {
-			healthy = 1
-		}
-		ls = append(ls,
-			telemetry.Level{Name: "mainstay_app_healthy", Help: "1 if the copy of the app in this color passes its probes.", Labels: labels, Value: healthy},
-			telemetry.Level{Name: "mainstay_app_share", Help: "Percent of the new requests that this color gets.", Labels: labels, Value: float64(c.Share)},
-			telemetry.Level{Name: "mainstay_app_restarts", Help: "Restarts after crashes since this color was deployed.", Labels: labels, Value: float64(c.Restarts)})
+		ls = append(ls, c.Levels(in.role)...)
 	}
 	busy := 0.0
 	if st.Deploying != nil {

@@ -20,61 +20,37 @@ type Ratio = compare.Ratio
 
 // Figures are what a color did in a window of time.
 type Figures struct {
-	Requests Ratio    // errors of requests; an answer of 500 or more is one
-	Claude   Ratio    // errors of calls
-	Database Ratio    // errors of queries
-	Latency  []Bucket // of requests that are neither tunnels nor event streams; from short to long
+	Requests Ratio         // errors of requests; an answer of 500 or more is one
+	Claude   Ratio         // errors of calls
+	Database Ratio         // errors of queries
+	Latency  Spread        // of requests that are neither tunnels nor event streams, in nanoseconds
+	Cost     Spread        // of Claude calls, in the price of one uncached input token
+	Log      Mishaps       // what the app wrote as errors
+	Span     time.Duration // how much of the window is known
 }
 
-// A Bucket counts the requests that took about as long.
-type Bucket struct {
-	Took  time.Duration // what stands for all of them
-	Count uint64
+// A Spread is how sizes are distributed.
+type Spread = compare.Spread
+
+// A Bucket counts what is about as large.
+type Bucket = compare.Bucket
+
+// Mishaps are lines at level error.
+type Mishaps struct {
+	Lines  uint64
+	Bursts uint64 // tenths of a second with such lines: many of them may be one stack trace
 }
 
 // slower counts the requests that took longer than limit.
-func (f Figures) slower(limit time.Duration) (r Ratio) {
-	for _, b := range f.Latency {
-		r.Of += b.Count
-		if b.Took > limit {
-			r.Hits += b.Count
-		}
-	}
-	return r
-}
+func (f Figures) slower(limit time.Duration) Ratio { return f.Latency.Beyond(int64(limit)) }
 
 // p95 is the 95th percentile of latency; 0 of nothing.
-func (f Figures) p95() time.Duration {
-	all := f.slower(-1).Of
-	var seen uint64
-	for _, b := range f.Latency {
-		if seen += b.Count; seen*100 >= all*95 {
-			return b.Took
-		}
-	}
-	return 0
-}
+func (f Figures) p95() time.Duration { return time.Duration(f.Latency.P95()) }
 
-func (f Figures) plus(o Figures) Figures {
-	f.Requests, f.Claude, f.Database = f.Requests.Plus(o.Requests), f.Claude.Plus(o.Claude), f.Database.Plus(o.Database)
-	f.Latency = merge(f.Latency, o.Latency)
-	return f
-}
-
-// merge adds up two spreads of the same scale.
-func merge(a, b []Bucket) (out []Bucket) {
-	for len(a) > 0 && len(b) > 0 {
-		switch {
-		case a[0].Took < b[0].Took:
-			out, a = append(out, a[0]), a[1:]
-		case a[0].Took > b[0].Took:
-			out, b = append(out, b[0]), b[1:]
-		default:
-			out = append(out, Bucket{a[0].Took, a[0].Count + b[0].Count})
-			a, b = a[1:], b[1:]
-		}
-	}
-	return append(append(out, a...), b...)
+// times are how often something befell a color that had so many requests in so
+// much time.
+func (f Figures) times(n uint64) compare.Times {
+	return compare.Times{N: n, Requests: f.Requests.Of, Span: f.Span}
 }
 
 // control is what the old color did before the switch.
@@ -159,7 +135,7 @@ func (d *Deployer) comparedWith(t *transition) string {
 	case share < 100:
 		return ", compared with " + from + " at the same time"
 	case t.before.known && t.before.Requests.Of > 0:
-		return ", compared with what " + from + " did in the last minutes before the switch"
+		return fmt.Sprintf(", compared with what %s did in the last %v before the switch", from, t.before.Span.Round(time.Second))
 	}
 	return ", by the limits of app.watch alone: it is not known what " + from + " did before"
 }
@@ -205,7 +181,10 @@ const (
 	harm      = 0.005  // a difference of error rates below that is none
 	slowness  = 1.2    // likewise a ratio of percentiles
 	alike     = 0.05   // above it the old color does as it did before the switch
+	costly    = 1.5    // likewise a ratio of costs, or of calls to requests
 	minCalls  = 20     // of Claude and of the database
+	minBursts = 5      // of errors in the log
+	clustered = 4      // Claude calls that come together count as one
 	fewest    = 20     // of the old color at the same time, below which it says nothing of itself
 )
 
@@ -255,25 +234,70 @@ func (l look) judge() string {
 	if limit := l.cfg.MaxP95; limit > 0 && compare.Exceeds(l.fresh.slower(limit), 0.05) < sureLimit {
 		return fmt.Sprintf("its p95 is %v, more than the %v of app.watch.max_p95", l.fresh.p95(), limit)
 	}
-	return l.slow()
+	for _, look := range []func() string{l.slow, l.noisy, l.costlier} {
+		if why := look(); why != "" {
+			return why
+		}
+	}
+	return ""
 }
 
 // slow compares the latencies: whether the new color has truly more requests than
 // the old one beyond the old one's 95th percentile, and those by far.
 func (l look) slow() string {
-	old := l.now
-	if mark := l.then.p95(); mark > 0 && (l.now.slower(-1).Of < fewest || compare.Above(l.now.slower(mark), l.then.slower(mark)) > alike) {
-		old = l.then.plus(l.now)
-	}
-	mark := old.p95()
-	p95 := l.fresh.p95()
-	if mark == 0 || l.fresh.slower(-1).Of < uint64(l.cfg.MinSamples) || float64(p95) < slowness*float64(mark) {
+	p95, mark, worse := heavier(l.fresh.Latency, l.then.Latency, l.now.Latency, uint64(l.cfg.MinSamples), slowness)
+	if !worse {
 		return ""
 	}
-	if compare.Above(l.fresh.slower(mark), old.slower(mark)) >= sureThat {
+	return fmt.Sprintf("its p95 is %v, the old color's %v (chance that this is luck: less than %g)", time.Duration(p95), time.Duration(mark), sureThat)
+}
+
+// noisy compares what the colors write as errors, by their requests and by time:
+// what a color writes of its own accord must not count against the one that has
+// fewer requests, nor what it writes at every request against the one that has more.
+func (l look) noisy() string {
+	of := func(f Figures) compare.Times { return f.times(f.Log.Bursts) }
+	fresh, old := of(l.fresh), poolTimes(of(l.then), of(l.now))
+	if fresh.N < minBursts || fresh.Per()-old.Per() <= harm || compare.More(fresh, old) >= sureThat {
 		return ""
 	}
-	return fmt.Sprintf("its p95 is %v, the old color's %v (chance that this is luck: less than %g)", p95, mark, sureThat)
+	return fmt.Sprintf("it wrote errors into its log %.1f times in 100 requests, the old color %.1f times (chance that this is luck: less than %g)", 100*fresh.Per(), 100*old.Per(), sureThat)
+}
+
+// costlier compares what a Claude call costs, and how many of them a request makes.
+func (l look) costlier() string {
+	if p95, mark, worse := heavier(l.fresh.Cost, l.then.Cost, l.now.Cost, minCalls, costly); worse {
+		return fmt.Sprintf("its Claude calls cost the price of %d input tokens (p95), the old color's of %d (chance that this is luck: less than %g)", p95, mark, sureThat)
+	}
+	of := func(f Figures) compare.Times { return f.times(f.Claude.Of / clustered) }
+	fresh, old := of(l.fresh), poolTimes(of(l.then), of(l.now))
+	if l.fresh.Claude.Of < minCalls || fresh.Per() < costly*old.Per() || compare.More(fresh, old) >= sureThat {
+		return ""
+	}
+	return fmt.Sprintf("100 of its requests make %.0f Claude calls, 100 of the old color's %.0f (chance that this is luck: less than %g)", 100*clustered*fresh.Per(), 100*clustered*old.Per(), sureThat)
+}
+
+// heavier tells whether the new color has truly more than the old one beyond the
+// old one's 95th percentile, and by the ratio at least. What the old color did
+// before the switch counts as long as it does the same now.
+func heavier(fresh, then, now Spread, enough uint64, ratio float64) (p95, mark int64, worse bool) {
+	old := now
+	if at := then.P95(); at > 0 && (now.Count() < fewest || compare.Above(now.Beyond(at), then.Beyond(at)) > alike) {
+		old = then.Plus(now)
+	}
+	mark, p95 = old.P95(), fresh.P95()
+	if mark == 0 || fresh.Count() < enough || float64(p95) < ratio*float64(mark) {
+		return p95, mark, false
+	}
+	return p95, mark, compare.Above(fresh.Beyond(mark), old.Beyond(mark)) < sureThat
+}
+
+// poolTimes is pool for what is counted by requests and by time.
+func poolTimes(then, now compare.Times) compare.Times {
+	if now.Requests >= fewest && compare.More(now, then) <= alike {
+		return now
+	}
+	return then.Plus(now)
 }
 
 // pool adds what the old color did before the switch to what it did since, unless
@@ -291,6 +315,12 @@ func (l look) sentences(fresh, old string) []string {
 		s := fmt.Sprintf("%s: %d requests, %d failed, p95 %v", who, f.Requests.Of, f.Requests.Hits, f.p95())
 		if f.Claude.Of > 0 {
 			s += fmt.Sprintf("; %d Claude calls, %d failed", f.Claude.Of, f.Claude.Hits)
+		}
+		if f.Cost.Count() > 0 {
+			s += fmt.Sprintf(", at the price of %d input tokens (p95)", f.Cost.P95())
+		}
+		if f.Log.Lines > 0 {
+			s += fmt.Sprintf("; %d lines of error in its log", f.Log.Lines)
 		}
 		if f.Database.Of > 0 {
 			s += fmt.Sprintf("; %d queries, %d failed", f.Database.Of, f.Database.Hits)

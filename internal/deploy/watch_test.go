@@ -27,6 +27,9 @@ type traffic100 struct {
 type likeness struct {
 	errors  float64       // share
 	typical time.Duration // median
+	noise   float64       // share of the requests that write an error into the log
+	calls   float64       // Claude calls of a request
+	tokens  float64       // of a call, median
 }
 
 type moment struct {
@@ -34,6 +37,8 @@ type moment struct {
 	color string
 	bad   bool
 	took  time.Duration
+	noise bool
+	cost  []int64
 }
 
 func newTraffic(w *world, seed uint64, like map[string]likeness) *traffic100 {
@@ -57,7 +62,11 @@ func (f *traffic100) flow(ctx context.Context) {
 			if n -= t.Weight; n < 0 {
 				l := f.like[t.Color]
 				took := time.Duration(float64(l.typical) * math.Exp(0.5*f.rand.NormFloat64()))
-				f.past = append(f.past, moment{time.Now(), t.Color, f.rand.Float64() < l.errors, took.Round(l.typical / 20)})
+				m := moment{at: time.Now(), color: t.Color, bad: f.rand.Float64() < l.errors, took: took.Round(l.typical / 20), noise: f.rand.Float64() < l.noise}
+				for range int(l.calls + f.rand.Float64()) {
+					m.cost = append(m.cost, int64(l.tokens*math.Exp(f.rand.NormFloat64()))/20*20+20)
+				}
+				f.past = append(f.past, m)
 				break
 			}
 		}
@@ -68,7 +77,8 @@ func (f *traffic100) flow(ctx context.Context) {
 func (f *traffic100) Window(color string, since time.Time) (g Figures) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	counts := map[time.Duration]uint64{}
+	g.Span = min(time.Since(since), time.Since(f.since))
+	counts, costs, bursts := map[time.Duration]uint64{}, map[int64]uint64{}, map[int64]bool{}
 	for _, m := range f.past {
 		if m.color == color && !m.at.Before(since) {
 			g.Requests.Of++
@@ -76,15 +86,34 @@ func (f *traffic100) Window(color string, since time.Time) (g Figures) {
 				g.Requests.Hits++
 			}
 			counts[m.took]++
+			g.Claude.Of += uint64(len(m.cost))
+			for _, c := range m.cost {
+				costs[c]++
+			}
+			if m.noise {
+				g.Log.Lines += 10
+				bursts[m.at.UnixMilli()/100] = true
+			}
 		}
 	}
 	for took, n := range counts {
-		g.Latency = merge(g.Latency, []Bucket{{took, n}})
+		g.Latency = g.Latency.Plus(Spread{{Size: int64(took), Count: n}})
 	}
+	for cost, n := range costs {
+		g.Cost = g.Cost.Plus(Spread{{Size: cost, Count: n}})
+	}
+	g.Log.Bursts = uint64(len(bursts))
 	return g
 }
 
-var fine = likeness{0.002, 20 * time.Millisecond}
+var fine = likeness{errors: 0.002, typical: 20 * time.Millisecond, noise: 0.01, calls: 0.2, tokens: 1000}
+
+// but is the same with something changed.
+func but(change func(*likeness)) likeness {
+	l := fine
+	change(&l)
+	return l
+}
 
 // watched deploys a green with this likeness under 100 requests a second and
 // returns how long after the switch, and how, it ended.
@@ -121,10 +150,13 @@ func watching() Config {
 
 func TestAWorseColorIsRolledBackWithinTenSeconds(t *testing.T) {
 	for name, green := range map[string]likeness{
-		"answering 500":   {1, 20 * time.Millisecond},
-		"5% 500s":         {0.05, 20 * time.Millisecond},
-		"3 times slower":  {0.002, 60 * time.Millisecond},
-		"80% more errors": {0.8, 5 * time.Millisecond},
+		"answering 500":               but(func(l *likeness) { l.errors = 1 }),
+		"5% 500s":                     but(func(l *likeness) { l.errors = 0.05 }),
+		"3 times slower":              but(func(l *likeness) { l.typical *= 3 }),
+		"80% more errors":             but(func(l *likeness) { l.errors, l.typical = 0.8, 5*time.Millisecond }),
+		"errors in the log":           but(func(l *likeness) { l.noise = 0.2 }),
+		"calls that cost three times": but(func(l *likeness) { l.tokens *= 3 }),
+		"three times as many calls":   but(func(l *likeness) { l.calls *= 3 }),
 	} {
 		for _, control := range []setting.Percent{0, 0.1} {
 			t.Run(name+", control "+control.String(), func(t *testing.T) {
@@ -165,14 +197,14 @@ func TestTheLimitsOfTheFileCountWhateverTheOldColorDoes(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	cfg.Watch.MaxP95 = 0
-	_, _, err = watched(t, 1, 0.5, cfg, Request{}, likeness{0.03, 20 * time.Millisecond})
+	_, _, err = watched(t, 1, 0.5, cfg, Request{}, but(func(l *likeness) { l.errors = 0.03 }))
 	if !errors.Is(err, ErrRolledBack) {
 		t.Errorf("got %v", err)
 	}
 }
 
 func TestAWorseColorOfAOneWayDeployIsFrozenWithTheEvidence(t *testing.T) {
-	_, r, err := watched(t, 1, 0.1, watching(), Request{OneWay: true}, likeness{0.2, 20 * time.Millisecond})
+	_, r, err := watched(t, 1, 0.1, watching(), Request{OneWay: true}, but(func(l *likeness) { l.errors = 0.2 }))
 	if !errors.Is(err, ErrFrozen) || r.Phase != Frozen || len(r.Evidence) == 0 {
 		t.Errorf("got %v, %+v", err, r)
 	}
@@ -194,4 +226,51 @@ func TestAnOldColorThatBecomesWorseItselfIsJudgedByTheSameTimeAlone(t *testing.T
 	if why := claude.judge(); !strings.Contains(why, "Claude calls") {
 		t.Errorf("got %q", why)
 	}
+}
+
+func TestAWatchThatAKillHasCutShortStillKnowsWhatTheOldColorDidBefore(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world, dir string) {
+		cfg := watching() // no control: there is no other evidence of the old color
+		h := open(t, w, dir, cfg)
+		f := newTraffic(w, 1, map[string]likeness{"blue": fine, "green": but(func(l *likeness) { l.errors = 0.004 })})
+		h.deps.Evidence = f
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); f.flow(ctx) }()
+		time.Sleep(20 * time.Second)
+		done := h.launch(Request{})
+		time.Sleep(30 * time.Second)
+		cancel()
+		<-ended
+		h.kill()
+		<-done
+		h = openWith(t, w, dir, cfg, newTraffic(w, 1, nil)) // a monitor that knows nothing yet
+		time.Sleep(time.Second)
+		text := h.Status().Deploying.Text
+		if !strings.Contains(text, "compared with what blue did in the last 20s before the switch") {
+			t.Errorf("it says %q", text)
+		}
+		time.Sleep(time.Hour)
+		r := h.History()[0]
+		if r.Phase != Settled || len(r.Evidence) != 3 || !strings.HasPrefix(r.Evidence[2], "blue before the switch: ") || strings.Contains(r.Evidence[2], ": 0 requests") {
+			t.Errorf("record %+v", r)
+		}
+		h.close()
+	})
+}
+
+func TestAWatchWithoutAPastSaysSo(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world, dir string) {
+		h := open(t, w, dir, watching())
+		h.deps.Evidence = newTraffic(w, 1, nil)
+		done := h.launch(Request{})
+		time.Sleep(10 * time.Second)
+		if text := h.Status().Deploying.Text; !strings.Contains(text, "it is not known what blue did before") {
+			t.Errorf("it says %q", text)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		h.close()
+	})
 }

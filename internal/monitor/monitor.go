@@ -1,7 +1,8 @@
 // Package monitor remembers the last five minutes of every plane, second by
 // second, for the dashboard and for `mainstay status`: rates, errors, quantiles,
-// waits, attempts and tokens, in all and by color, and the latest events. Its
-// memory is bounded and its hot path takes no lock.
+// waits, attempts and tokens, in all and by color, and the latest events. Of what
+// the watch of a deploy compares it knows ten minutes, of the edge's errors a day.
+// Its memory is bounded, and its hot path takes a lock once a second at most.
 //
 // Only app and admin import it.
 package monitor
@@ -33,6 +34,8 @@ type Monitor struct {
 	start  time.Time
 	planes map[string]*plane // never changes
 	events log
+	lines  lines
+	budget budget
 }
 
 // New makes a monitor; its clock starts now.
@@ -49,6 +52,9 @@ func New() *Monitor {
 func (m *Monitor) Record(x *telemetry.Exchange) {
 	if p := m.planes[x.Plane]; p != nil {
 		p.lane(x.Color).cell(m.now()).record(p, x)
+	}
+	if x.Plane == "edge" {
+		m.budget.count(m.now()/60, x.Blame == telemetry.BlameMainstay || x.Blame == telemetry.BlameUpstream)
 	}
 }
 
@@ -101,27 +107,38 @@ func (p *plane) lane(color string) *lane {
 }
 
 // A lane is a ring of seconds. A cell that is too old is replaced by a new one,
-// never emptied, so readers and writers of it cannot meet.
-type lane [seconds]atomic.Pointer[cell]
+// never emptied, so readers and writers of it cannot meet; what it held goes into
+// the past.
+type lane struct {
+	ring [seconds]atomic.Pointer[cell]
+	mu   sync.Mutex // guards past, and the replacement of a cell
+	past past
+}
 
 // cell is the one of a second, made if there is none yet.
 func (l *lane) cell(second int64) *cell {
-	at := &l[second%seconds]
-	for {
-		c := at.Load()
-		if c != nil && c.second >= second {
-			return c
-		}
-		if fresh := (&cell{second: second}); at.CompareAndSwap(c, fresh) {
-			return fresh
-		}
+	at := &l.ring[second%seconds]
+	if c := at.Load(); c != nil && c.second >= second {
+		return c
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := at.Load()
+	if c != nil && c.second >= second {
+		return c
+	}
+	fresh := &cell{second: second}
+	at.Store(fresh)
+	if c != nil {
+		l.past.take(c)
+	}
+	return fresh
 }
 
 // each visits the cells of the seconds from first up to but not including end.
 func (l *lane) each(first, end int64, visit func(*cell)) {
 	for s := max(first, 0); s < end; s++ {
-		if c := l[s%seconds].Load(); c != nil && c.second == s {
+		if c := l.ring[s%seconds].Load(); c != nil && c.second == s {
 			visit(c)
 		}
 	}
@@ -141,7 +158,7 @@ type cell struct {
 	codes    [maxWords]atomic.Uint32
 	causes   [maxWords]atomic.Uint32
 
-	latency, wait, firstByte atomic.Pointer[spread] // made when first needed
+	latency, wait, firstByte, cost atomic.Pointer[spread] // made when first needed
 }
 
 func (c *cell) record(p *plane, x *telemetry.Exchange) {
@@ -167,6 +184,9 @@ func (c *cell) record(p *plane, x *telemetry.Exchange) {
 		if cause := x.Attempts[i].Cause; cause != "" {
 			c.causes[p.causes.number(cause)].Add(1)
 		}
+	}
+	if w := weight(&x.GenAI); w > 0 {
+		count(&c.cost, time.Duration(w)*time.Microsecond) // a spread counts in microseconds
 	}
 	g := &x.GenAI
 	for i, n := range [...]int64{g.InputTokens, g.CacheReadTokens, g.CacheWriteTokens, g.OutputTokens} {
