@@ -5,7 +5,7 @@
 // All rows of a run share its machine's mood: compare them with one another. The
 // processor time is that of this process, client library included.
 //
-//	scripts/redis.sh go -C bench/limits run .
+//	scripts/redis.sh go -C bench/limits run . -kill
 package main
 
 import (
@@ -41,8 +41,13 @@ func main() {
 	clients := flag.Int("c", 64, "how many ask at once")
 	span := flag.Duration("for", 3*time.Second, "how long each row takes in each round")
 	rounds := flag.Int("rounds", 3, "how often; the best round of each row counts")
+	kill := flag.Bool("kill", false, "kill -9 the Redis at the end, and tell how long decisions take")
 	flag.Parse()
-	if err := measure(*addr, *clients, *span, *rounds); err != nil {
+	err := measure(*addr, *clients, *span, *rounds)
+	if err == nil && *kill {
+		err = killed(*addr, min(*clients, 16))
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

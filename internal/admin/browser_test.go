@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/internal/deploy"
+	"mainstay.dev/mainstay/internal/limits"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -21,7 +23,18 @@ const (
 // busy is a Mainstay with something to show. Texts that come from outside try to
 // be HTML.
 func busy(requests *atomic.Int64) func(*Config, *Deps) {
+	var c limits.Config
+	c.SetDefaults()
+	gate, err := limits.NewGate(c, limits.Deps{})
+	for range 90 {
+		_, late := gate.Admit(context.Background(), limits.Ask{User: "<i>eve</i>"})
+		err = errors.Join(err, late)
+	}
+	if err != nil {
+		panic(err)
+	}
 	return func(_ *Config, d *Deps) {
+		d.Limits = gate
 		d.Planes = func() []Plane {
 			return []Plane{
 				{Name: "edge", State: "on", Listen: "http://127.0.0.1:8080", Upstream: "green, http://127.0.0.1:41234"},
@@ -81,6 +94,7 @@ func TestTheDashboardLivesInARealBrowser(t *testing.T) {
 		"unite-hub", "test", "Mainstay 1.2.3", "serving, with errors in edge", // the head
 		"req/s", "p95", "target_broke 5", "ok 95", "4 busy, 3 idle", "database down", "app: connection refused", "no claude section in the file", // the planes
 		"green-2", "live", "healthy", "127.0.0.1:41234", "4711", // the app
+		"Nearest to a rate limit", "user:<i>eve</i>", "90 %", // the limits
 		"#2, took 8.2 s", "<b>faster</b>", "blue-1 was not healthy", // the deploys
 		`<img src=x onerror=`, "A browser opened the dashboard", // the events, as text
 	} {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -244,9 +245,7 @@ func (s *shelf) Grants(context.Context) (map[string][]byte, bool, error) {
 		return nil, false, errors.New("down")
 	}
 	all := map[string][]byte{}
-	for k, v := range s.all {
-		all[k] = v
-	}
+	maps.Copy(all, s.all)
 	return all, s.all == nil, nil
 }
 

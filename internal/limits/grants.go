@@ -95,26 +95,26 @@ func (g *Gate) grant(who Caller) (Grant, bool) {
 	return x, ok
 }
 
-// sound checks a grant and returns whose it is and what holds.
-func sound(x *Grant, now time.Time) (Caller, bound, error) {
+// sound checks a grant and returns whose it is.
+func sound(x *Grant, now time.Time) (Caller, error) {
 	who, err := ParseCaller(x.Key)
 	if err != nil {
-		return who, bound{}, fmt.Errorf("%q %w", clip(x.Key), err)
+		return who, fmt.Errorf("%q %w", clip(x.Key), err)
 	}
 	x.Key, x.Who, x.Why = who.String(), shorten(x.Who), shorten(x.Why)
 	var ps setting.Problems
 	t := x.tier()
-	b := t.compile(&ps, "", callers...)
+	t.compile(&ps, "", callers...)
 	if !x.Until.IsZero() && !x.Until.After(now) {
 		ps.Add("", "ends before it begins", "give a length of time from now")
 	}
-	return who, b, ps.Err()
+	return who, ps.Err()
 }
 
 // Grant gives a caller a limit of its own, at once and on all nodes.
 func (g *Gate) Grant(ctx context.Context, x Grant) error {
 	x.Given, x.Until = time.Now().UTC().Truncate(time.Second), x.Until.UTC().Round(0)
-	who, _, err := sound(&x, x.Given)
+	who, err := sound(&x, x.Given)
 	if err != nil {
 		g.refusedGrants.Add(1)
 		return fmt.Errorf("grant refused: %w", err)
@@ -255,7 +255,7 @@ func (g *Gate) sift(list []json.RawMessage) map[Caller]Grant {
 		if !x.Until.IsZero() && !x.Until.After(now) {
 			continue // it is over
 		}
-		who, _, err := sound(&x, now)
+		who, err := sound(&x, now)
 		if err != nil {
 			g.forged("a grant makes no sense, and is not in force: " + err.Error())
 			continue

@@ -2,6 +2,7 @@
 // there is no answer.
 
 import { clock, set, text } from "./make.js";
+import { showLimits } from "./limits.js";
 import { PlaneCard } from "./plane.js";
 import { showCopies, showDeploys, showEvents, showHead, showState } from "./app.js";
 
@@ -30,16 +31,17 @@ async function ask(path) {
 async function look() {
   const slow = page.turn % 3 === 0; // the rest changes seldom
   page.turn++;
-  const [status, series, deploys, events] = await Promise.all([
+  const [status, series, deploys, events, limits] = await Promise.all([
     ask("/api/v1/status"),
     slow ? ask(`/api/v1/series?window=${chart.window}&step=${chart.step}`) : null,
     slow ? ask("/api/v1/deploys") : null,
     slow ? ask("/api/v1/events") : null,
+    slow ? ask("/api/v1/limits?top=8") : null,
   ]);
-  return { status, series, deploys, events };
+  return { status, series, deploys, events, limits };
 }
 
-function show({ status, series, deploys, events }) {
+function show({ status, series, deploys, events, limits }) {
   document.getElementById("main").hidden = false;
   document.getElementById("door").hidden = true;
   document.body.classList.remove("stale");
@@ -58,6 +60,7 @@ function show({ status, series, deploys, events }) {
     page.switches = events.events.filter((e) => e.name === "switched").map((e) => Date.parse(e.time));
     showEvents(events.events);
   }
+  if (limits) showLimits(limits);
   if (deploys) showDeploys(deploys.deploys, Date.parse(status.now));
   if (series) {
     for (const [name, points] of Object.entries(series.planes)) {
