@@ -12,6 +12,7 @@ const (
 	least      = 10                     // works that a judgement needs
 	worst      = 10.0                   // how much a single work may weigh
 	smoothing  = 0.3                    // how far a judgement moves the limit
+	growth     = 0.5                    // times the square root of the limit: what is tried beyond a crowd
 	cut        = 0.9                    // what failures leave of it
 	tooMany    = 0.1                    // the share of failures that counts
 	underUse   = 0.5                    // the share of the limit below which long work is not the crowd's fault
@@ -28,8 +29,8 @@ const (
 // gauge finds the limit: the most work at once that does not take Tolerance times
 // as long as at ease. It compares each work with what its kind takes when there is
 // room to spare, so that a change of the mix is no sign of pressure, and moves the
-// limit by the ratio, as Netflix's gradient limiter does; the square root of the
-// limit is added, so that it can grow again.
+// limit by the ratio, as Netflix's gradient limiter does; the square
+// root of the limit is added, or half of it in a crowd, so that it can grow again.
 //
 // While there is never room to spare, nothing shows what work takes at ease: an app
 // that a release has made slower looks like one that is crowded. So the limit is
@@ -150,7 +151,10 @@ func (g *gauge) judge(r Rule) {
 		}
 	case managed > 0:
 		g.last = g.ratios / float64(managed)
-		target := g.limit*min(max(r.Tolerance/g.last, 0.5), 1) + math.Sqrt(g.limit)
+		target := g.limit + math.Sqrt(g.limit)
+		if g.last > r.Tolerance {
+			target = g.limit*max(r.Tolerance/g.last, 0.5) + math.Sqrt(g.limit)*growth
+		}
 		if target < g.limit && used < underUse || target > g.limit && !g.pressed {
 			break
 		}

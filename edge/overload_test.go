@@ -122,8 +122,13 @@ func (b *bubble) flow(all *sync.WaitGroup, name string, rate int) *flow {
 }
 
 func TestInAFloodTheOthersLoseNothing(t *testing.T) {
-	for _, concurrency := range []string{"auto", "20"} {
-		crowded(t, 20, func(c *edge.Config) { c.Overload.Concurrency, c.Overload.Queue.Requests = concurrency, 50 }, func(t *testing.T, b *bubble) {
+	for _, concurrency := range []string{"auto", "fixed"} {
+		crowded(t, 20, func(c *edge.Config) {
+			c.Overload.Concurrency, c.Overload.Most, c.Overload.Queue.Requests = concurrency, 200, 50
+			if concurrency == "fixed" {
+				c.Overload.Most = 20
+			}
+		}, func(t *testing.T, b *bubble) {
 			var all sync.WaitGroup
 			flood := b.flow(&all, "flood", 500) // the app can do 200
 			paid := b.flow(&all, "paid", 20)
@@ -152,7 +157,7 @@ func TestInAFloodTheOthersLoseNothing(t *testing.T) {
 
 func TestAStreamKeepsNobodyOut(t *testing.T) {
 	crowded(t, 10, func(c *edge.Config) {
-		c.Overload.Concurrency, c.Overload.Queue.Requests, c.Streams.Heartbeat = "2", 0, 0
+		c.Overload.Concurrency, c.Overload.Most, c.Overload.Queue.Requests, c.Streams.Heartbeat = "fixed", 2, 0, 0
 	}, func(t *testing.T, b *bubble) {
 		ctx, hangUp := context.WithCancel(t.Context())
 		var open sync.WaitGroup
@@ -173,7 +178,7 @@ func TestAStreamKeepsNobodyOut(t *testing.T) {
 }
 
 func TestWhoeverHangsUpInTheQueueLeavesNoTrace(t *testing.T) {
-	crowded(t, 1, func(c *edge.Config) { c.Overload.Concurrency = "1" }, func(t *testing.T, b *bubble) {
+	crowded(t, 1, func(c *edge.Config) { c.Overload.Concurrency, c.Overload.Most = "fixed", 1 }, func(t *testing.T, b *bubble) {
 		var all sync.WaitGroup
 		for i := range 5 {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(50+i)*time.Millisecond)

@@ -46,7 +46,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer flush()
-	a := &app{version: os.Getenv("VERSION")}
+	a := &app{version: os.Getenv("VERSION"), desks: make(chan struct{}, 8)}
 	if err := a.hurt.begin(); err != nil {
 		return err
 	}
@@ -68,6 +68,7 @@ func run(ctx context.Context) error {
 	mux.HandleFunc("/pid", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, os.Getpid()) })
 	mux.HandleFunc("/slow", a.slow)
 	mux.HandleFunc("/upload", upload)
+	mux.HandleFunc("/crowd", a.crowd)
 	mux.HandleFunc("/query", a.query)
 	mux.HandleFunc("/ask", a.ask)
 	mux.HandleFunc("/work", a.hurt.work)
@@ -106,6 +107,7 @@ type app struct {
 	version string
 	db      *sql.DB
 	hurt    hurt
+	desks   chan struct{}
 	claude  anthropic.Client
 }
 
@@ -133,6 +135,18 @@ func (a *app) slow(w http.ResponseWriter, r *http.Request) {
 		time.Sleep(time.Duration(ms) * time.Millisecond / 4)
 	}
 	fmt.Fprint(w, a.version)
+}
+
+// crowd takes 20 ms for a request, and eight requests at a time: the others wait.
+func (a *app) crowd(w http.ResponseWriter, r *http.Request) {
+	select {
+	case a.desks <- struct{}{}:
+	case <-r.Context().Done():
+		return
+	}
+	defer func() { <-a.desks }()
+	time.Sleep(20 * time.Millisecond)
+	fmt.Fprint(w, "served")
 }
 
 func upload(w http.ResponseWriter, r *http.Request) {

@@ -8,7 +8,6 @@ package overload
 import (
 	"hash/maphash"
 	"net/netip"
-	"strconv"
 	"strings"
 	"time"
 
@@ -19,8 +18,8 @@ import (
 
 // Config is the section edge.overload.
 type Config struct {
-	Concurrency string          `yaml:"concurrency" doc:"How many requests the app is given at once: off (as many as come), auto (found by how long it takes to answer, compared with how long it takes at ease), or a number. Event streams and tunnels do not count."`
-	Most        int             `yaml:"most" doc:"The most that auto may find."`
+	Concurrency string          `yaml:"concurrency" doc:"How many requests the app is given at once: off (as many as come), auto (found by how long it takes to answer, compared with how long it takes at ease) or fixed (as many as most says). Event streams and tunnels do not count."`
+	Most        int             `yaml:"most" doc:"The most that auto may find, or the number of fixed."`
 	Least       int             `yaml:"least" doc:"The least that auto may find."`
 	Reserve     setting.Percent `yaml:"reserve" doc:"Share that is kept for critical requests; background ones leave twice as much free."`
 	Queue       Queue           `yaml:"queue" doc:"Where requests wait when there is no room. The critical go first; callers take turns, and whoever has most waiting loses a place first."`
@@ -36,8 +35,9 @@ type Queue struct {
 
 // The words of Config.Concurrency.
 const (
-	off  = "off"
-	auto = "auto"
+	off   = "off"
+	auto  = "auto"
+	fixed = "fixed"
 )
 
 // SetDefaults fills in what the file leaves out.
@@ -78,12 +78,10 @@ func Compile(c Config) (*Policy, error) {
 		Adapt: c.Concurrency == auto, Max: c.Most, Min: c.Least, Start: min(max(start, c.Least), c.Most),
 		Tolerance: tolerance, Reserve: float64(c.Reserve), Queue: c.Queue.Requests, Wait: c.Queue.For,
 	}
-	if n, err := strconv.Atoi(c.Concurrency); err == nil && n > 0 {
-		p.Rule.Max = n
-	} else if c.Concurrency != off && c.Concurrency != auto {
-		ps.Add("concurrency", "must be off, auto or a positive number", "try auto")
+	if c.Concurrency != off && c.Concurrency != auto && c.Concurrency != fixed {
+		ps.Add("concurrency", "must be off, auto or fixed", "try auto")
 	}
-	if c.Least < 1 || c.Most < c.Least || c.Most > 1_000_000 {
+	if c.Least < 1 || c.Most < 1 || c.Most < c.Least && c.Concurrency != fixed || c.Most > 1_000_000 {
 		ps.Add("most", "must be a million at most, and least between 1 and it", "try least: 10, most: 1000")
 	}
 	if c.Reserve >= 0.5 {

@@ -73,7 +73,7 @@ func TestCompileNamesEveryMistake(t *testing.T) {
 	if got, want := strings.Join(paths, " "), "concurrency most reserve queue.requests queue.for critical background background"; got != want {
 		t.Errorf("got %s", got)
 	}
-	if p, err := Compile(config(func(c *Config) { c.Concurrency = "64" })); err != nil || !p.On || p.Rule.Adapt || p.Rule.Max != 64 {
+	if p, err := Compile(config(func(c *Config) { c.Concurrency, c.Most = "fixed", 6 })); err != nil || !p.On || p.Rule.Adapt || p.Rule.Max != 6 {
 		t.Errorf("%+v %v", p, err)
 	}
 	if p, err := Compile(config()); err != nil || p.On {
