@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -8,11 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/credential"
+	"mainstay.dev/mainstay/pooler/internal/hba"
 	"mainstay.dev/mainstay/pooler/internal/login"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/state"
@@ -71,6 +74,9 @@ func (s *session) loginError(err error, policy *policy) error {
 
 // startup reads first packets until one asks for a session.
 func (s *session) startup(policy *policy) (pgwire.Startup, error) {
+	if err := s.directTLS(policy.tls); err != nil {
+		return pgwire.Startup{}, err
+	}
 	for range 3 { // TLS, GSS and the startup itself: nobody needs more
 		start, err := s.in.ReadStartup()
 		if err != nil {
@@ -132,7 +138,11 @@ func (s *session) offerTLS(cfg *tls.Config) error {
 	if err := s.answerByte('S'); err != nil {
 		return err
 	}
-	conn := tls.Server(s.raw, cfg)
+	return s.handshake(tls.Server(s.raw, cfg))
+}
+
+// handshake goes on encrypted.
+func (s *session) handshake(conn *tls.Conn) error {
 	// The connection's deadline limits it.
 	if err := conn.HandshakeContext(context.Background()); err != nil {
 		return err
@@ -142,6 +152,50 @@ func (s *session) offerTLS(cfg *tls.Config) error {
 	s.mu.Unlock()
 	s.in.Redirect(conn)
 	return nil
+}
+
+// recordHandshake is the first byte of TLS: no startup packet begins with it.
+const recordHandshake = 0x16
+
+// directTLS serves a client that speaks TLS from the first byte on
+// (sslnegotiation=direct). It must name PostgreSQL by ALPN, so that nobody can make
+// another protocol's client speak to us.
+func (s *session) directTLS(cfg *tls.Config) error {
+	if cfg == nil {
+		return nil
+	}
+	if err := s.in.Fill(); err != nil {
+		return s.badStartup(err)
+	}
+	if s.in.Peek(1)[0] != recordHandshake {
+		return nil
+	}
+	read := bytes.Clone(s.in.Peek(s.in.Buffered()))
+	s.in.Skip(len(read))
+	conn := tls.Server(&begun{s.raw, read}, cfg)
+	if err := s.handshake(conn); err != nil {
+		return err
+	}
+	if conn.ConnectionState().NegotiatedProtocol != "postgresql" {
+		s.begin()
+		return protocolError("direct TLS connection without the ALPN protocol postgresql")
+	}
+	return nil
+}
+
+// begun is a connection of which something has been read.
+type begun struct {
+	net.Conn
+	read []byte
+}
+
+func (b *begun) Read(p []byte) (int, error) {
+	if len(b.read) == 0 {
+		return b.Conn.Read(p)
+	}
+	n := copy(p, b.read)
+	b.read = b.read[n:]
+	return n, nil
 }
 
 func refusedLogin(sqlstate, message, hint string) error {
@@ -157,6 +211,7 @@ func (s *session) identify(start *pgwire.Startup, policy *policy) error {
 	if s.database == "" {
 		s.database = s.user
 	}
+	s.redirect(policy)
 	if err := s.negotiate(start); err != nil {
 		return err
 	}
@@ -174,52 +229,91 @@ func (s *session) identify(start *pgwire.Startup, policy *policy) error {
 	return nil
 }
 
-// negotiate answers a client that knows more of the protocol than 3.0.
+// redirect finds the database by the name that a TLS client asked for, or by the
+// tenant behind the user's name.
+func (s *session) redirect(policy *policy) {
+	if conn, ok := s.conn.(*tls.Conn); ok {
+		if name, ok := policy.hosts[strings.ToLower(conn.ConnectionState().ServerName)]; ok {
+			s.database = name
+		}
+	}
+	if _, known := policy.accounts[s.user]; known {
+		return
+	}
+	if dot := strings.LastIndexByte(s.user, '.'); dot > 0 {
+		if name, ok := policy.tenants[s.user[dot+1:]]; ok {
+			s.user, s.database = s.user[:dot], name
+		}
+	}
+}
+
+// newestMinor is the protocol's version 3.x that is spoken here: 3.2 has longer
+// cancel keys.
+const newestMinor = 2
+
+// Lengths of a cancel key's secret: protocol 3.0 knows one alone.
+const (
+	shortSecret = 4
+	longSecret  = 32
+)
+
+// negotiate answers a client that knows more of the protocol than we do.
 func (s *session) negotiate(start *pgwire.Startup) error {
+	s.secret = make([]byte, shortSecret)
+	if start.Minor >= 2 {
+		s.secret = make([]byte, longSecret)
+	}
 	var options []string
 	for _, p := range start.Parameters {
 		if strings.HasPrefix(p.Name, "_pq_.") {
 			options = append(options, p.Name)
 		}
 	}
-	if start.Minor == 0 && len(options) == 0 {
+	if start.Minor <= newestMinor && len(options) == 0 {
 		return nil
 	}
-	_, err := s.conn.Write(pgwire.AppendNegotiate(nil, options))
+	_, err := s.conn.Write(pgwire.AppendNegotiate(nil, min(start.Minor, newestMinor), options))
 	return err
 }
 
+// authenticate lets the client prove who it is, as the rules say.
 func (s *session) authenticate(start *pgwire.Startup, policy *policy) error {
 	account, known := policy.accounts[s.user]
-	if !known && policy.trusts() {
-		if !s.fromHere() {
+	method := policy.config.Auth
+	switch {
+	case account.quick != nil: // the app's own, whatever the rules say
+	case len(policy.config.HBA) > 0:
+		visitor := s.visitor()
+		var ok bool
+		if method, ok = hba.Find(policy.config.HBA, visitor); !ok {
+			return refusedLogin("28000", fmt.Sprintf("no rule of pooler.hba fits user %q, database %q, from %s, %s",
+				s.user, s.database, s.raw.RemoteAddr(), map[bool]string{true: "encrypted", false: "not encrypted"}[visitor.TLS]), "add one")
+		}
+	case !known && policy.trusts():
+		if !s.visitor().Local() {
 			return refusedLogin("28000", "no users are configured, so only clients on this machine may log in", "add pooler.users")
 		}
 		return nil
 	}
-	if !known {
-		account.credential, account.color = credential.Doomed(s.user, s.pooler.doom), telemetry.ColorUnknown
+	switch method {
+	case hba.Trust:
+		return nil
+	case hba.Reject:
+		return refusedLogin("28000", fmt.Sprintf("a rule of pooler.hba rejects user %q, database %q, from %s", s.user, s.database, s.raw.RemoteAddr()), "")
+	case hba.Cert:
+		return s.proveCertificate()
+	}
+	account, err := s.secretOf(account, known, method, policy)
+	if err != nil {
+		return err
 	}
 	check := account.credential
 	// pgjdbc, known by this setting, refuses fewer iterations than RFC 7677 asks for.
 	if account.quick != nil && start.Get("extra_float_digits") == "" {
 		check = account.quick
 	}
-	var ok bool
-	var err error
-	if policy.config.Auth == authMD5 && check.MD5() {
-		ok, err = login.MD5(s, check)
-	} else {
-		_, ok, err = login.SCRAM(s, check, s.binding(policy))
-	}
-	if errors.Is(err, login.ErrProtocol) {
-		return protocolError(err.Error())
-	}
-	if err != nil {
+	if err := s.prove(method, check, policy); err != nil {
 		return err
-	}
-	if !ok {
-		return refusedLogin("28P01", fmt.Sprintf("password authentication failed for user %q", s.user), "")
 	}
 	s.color = account.color
 	if account.database != "" && account.database != s.database {
@@ -228,15 +322,105 @@ func (s *session) authenticate(start *pgwire.Startup, policy *policy) error {
 	return nil
 }
 
-// fromHere reports whether the client is on this machine.
-func (s *session) fromHere() bool {
+// secretOf finds what the user's password is checked against. One who does not exist,
+// or whose secret the method can't check, gets what no password passes.
+func (s *session) secretOf(a account, known bool, method string, policy *policy) (account, error) {
+	if !known {
+		a.color = telemetry.ColorUnknown
+		if policy.directory != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), policy.config.LoginTimeout)
+			defer cancel()
+			found, err := policy.directory.Find(ctx, s.pooler.deps.Dial, policy.targets[s.database], s.user)
+			if err != nil {
+				return a, end(Unreachable, "the user cannot be looked up in PostgreSQL now", "see pooler.auth_query, and Mainstay's log").because(err)
+			}
+			a.credential = found
+		}
+	}
+	if a.credential == nil || method == hba.SCRAM && !a.credential.SCRAM() {
+		a.credential, a.quick = credential.Doomed(s.user, s.pooler.doom), nil
+	}
+	return a, nil
+}
+
+// Wrong passwords that are free, of one user from one address, and of all from there.
+const (
+	freeForUser    = 5
+	freeForAddress = 50
+)
+
+// prove checks the client's password.
+func (s *session) prove(method string, c *credential.Credential, policy *policy) (err error) {
+	guesses, address := &s.pooler.guesses, s.visitor().Address.Unmap()
+	if address.Is6() { // whoever has one has the network
+		network, _ := address.WithZone("").Prefix(64)
+		address = network.Addr()
+	}
+	own := address.String() + " " + s.user
+	for key, free := range map[string]int{address.String(): freeForAddress, own: freeForUser} {
+		wait, ok := guesses.Turn(key, free, time.Now())
+		if !ok {
+			return refusedLogin("28000", "too many wrong passwords from this address lately", "wait a few seconds")
+		}
+		time.Sleep(wait)
+	}
+	ok := false
+	switch {
+	case method == hba.Password:
+		if s.conn == s.raw && !s.visitor().Local() {
+			return refusedLogin("28000", "a password is not asked for over a connection that is not encrypted", "connect with sslmode=require")
+		}
+		ok, err = login.Password(s, s.user, c)
+	case method == hba.MD5 && c.MD5():
+		ok, err = login.MD5(s, c)
+	default:
+		s.keys, ok, err = login.SCRAM(s, c, s.binding(policy))
+	}
+	if errors.Is(err, login.ErrProtocol) {
+		return protocolError(err.Error())
+	}
+	if err != nil {
+		return err
+	}
+	if ok {
+		guesses.Right(own) // the address' is kept: who has one password may guess others
+	} else {
+		guesses.Wrong(own, time.Now())
+		guesses.Wrong(address.String(), time.Now())
+		if policy.directory != nil {
+			policy.directory.Forget(policy.targets[s.database], s.user)
+		}
+		return refusedLogin("28P01", fmt.Sprintf("password authentication failed for user %q", s.user), "")
+	}
+	return nil
+}
+
+// proveCertificate lets a client in whose verified certificate bears the user's name.
+func (s *session) proveCertificate() error {
+	conn, ok := s.conn.(*tls.Conn)
+	if !ok || len(conn.ConnectionState().VerifiedChains) == 0 {
+		return refusedLogin("28000", "connection requires a valid client certificate", "connect with sslcert and sslkey")
+	}
+	if name := conn.ConnectionState().PeerCertificates[0].Subject.CommonName; name != s.user {
+		return refusedLogin("28000", fmt.Sprintf("certificate authentication failed for user %q: the certificate is for %q", s.user, name), "")
+	}
+	return nil
+}
+
+// visitor is the client as the rules see it. Connections in memory are of this
+// machine.
+func (s *session) visitor() hba.Visitor {
+	v := hba.Visitor{User: s.user, Database: s.database, TLS: s.conn != s.raw}
 	switch a := s.raw.RemoteAddr().(type) {
 	case *net.TCPAddr:
-		return a.IP.IsLoopback()
+		v.Address = a.AddrPort().Addr()
 	case *net.UnixAddr:
-		return true
+	default:
+		if a.Network() != "pipe" {
+			v.Address = netip.IPv4Unspecified()
+		}
 	}
-	return s.raw.RemoteAddr().Network() == "pipe" // in memory
+	return v
 }
 
 // Ask sends an authentication request and returns the body of the answer.
@@ -275,12 +459,10 @@ func (s *session) welcome() error {
 	if err != nil {
 		return err
 	}
-	if _, err := rand.Read(s.secret[:]); err != nil {
-		return err
-	}
+	_, _ = rand.Read(s.secret) // never fails
 	out := pgwire.Append(nil, pgwire.Authentication, make([]byte, 4))
 	out = append(out, params...)
-	out = pgwire.Append(out, pgwire.BackendKeyData, binary.BigEndian.AppendUint32(nil, s.id), s.secret[:])
+	out = pgwire.Append(out, pgwire.BackendKeyData, binary.BigEndian.AppendUint32(nil, s.id), s.secret)
 	out = pgwire.AppendReady(out, pgwire.Idle)
 	s.mu.Lock()
 	s.entered = true

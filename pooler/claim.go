@@ -1,9 +1,11 @@
 package pooler
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/fair"
@@ -156,13 +158,14 @@ func (p *pool) exhausted(w *waiter) error {
 	p.mu.Unlock()
 
 	hint := fmt.Sprintf("raise pooler.databases.%s.pool.max, or give connections back sooner", p.name)
-	for i, l := range held {
-		if i == maxNamed {
-			message += fmt.Sprintf("; and %d more", len(held)-maxNamed)
-			break
-		}
-		message += "; " + l.String()
+	parts := []string{message}
+	for _, l := range held[:min(len(held), maxNamed)] {
+		parts = append(parts, l.String())
 	}
+	if more := len(held) - maxNamed; more > 0 {
+		parts = append(parts, fmt.Sprintf("and %d more", more))
+	}
+	message = strings.Join(parts, "; ")
 	if len(held) > 0 {
 		hint = fmt.Sprintf("shorten the longest transaction, or raise pooler.databases.%s.pool.max (it is %d)", p.name, limits.Max)
 	}
@@ -301,7 +304,7 @@ func (p *pool) room() int {
 // do not, and allowed. The lock is held.
 func (p *pool) grow(more int) {
 	limits := p.limits()
-	for !p.retired && p.ctx != nil && p.paused == nil {
+	for !p.retired && p.ctx != nil && p.paused == nil && !p.perClient() {
 		total := len(p.all) + p.dialing
 		if total >= p.room() || p.dialing >= p.line.Wanted()+more && total >= limits.Min {
 			return
@@ -312,5 +315,71 @@ func (p *pool) grow(more int) {
 		p.dialing++
 		p.opening.Add(1)
 		go p.open(limits.ConnectTimeout)
+	}
+}
+
+// A pause is a time in which a pool gives no servers away.
+type pause struct {
+	since  time.Time
+	rested chan struct{} // closed when every server has come back
+}
+
+// pause stops giving servers away and waits until all have come back, or until ctx
+// ends; then the pause stays. Servers that have come back are closed.
+func (p *pool) pause(ctx context.Context) error {
+	p.mu.Lock()
+	if p.paused == nil {
+		p.paused = &pause{since: time.Now(), rested: make(chan struct{})}
+		p.rested()
+	}
+	rested := p.paused.rested
+	p.mu.Unlock()
+	select {
+	case <-rested:
+	case <-ctx.Done():
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return fmt.Errorf("%d connections of database %q are still in use; it is paused, and they stay out when they come back: %w",
+			len(p.all)-len(p.idle), p.name, context.Cause(ctx))
+	}
+	p.renew()
+	return nil
+}
+
+// rested notes that a server came back or was closed. The lock is held.
+func (p *pool) rested() {
+	if p.paused == nil || len(p.idle) < len(p.all) {
+		return
+	}
+	select {
+	case <-p.paused.rested:
+	default:
+		close(p.paused.rested)
+	}
+}
+
+// resume ends a pause.
+func (p *pool) resume() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.paused = nil
+	p.distribute()
+	p.grow(0)
+}
+
+// renew closes the idle servers now, and those that are lent when they come back:
+// from now on, only new connections are given away.
+func (p *pool) renew() {
+	p.mu.Lock()
+	p.renewed = time.Now()
+	idle := p.idle
+	p.idle = nil
+	for _, b := range idle {
+		delete(p.all, b)
+	}
+	p.grow(0)
+	p.mu.Unlock()
+	for _, b := range idle {
+		b.close()
 	}
 }

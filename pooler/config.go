@@ -2,8 +2,10 @@ package pooler
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,7 +13,9 @@ import (
 
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/pooler/internal/credential"
+	"mainstay.dev/mainstay/pooler/internal/directory"
 	"mainstay.dev/mainstay/pooler/internal/fair"
+	"mainstay.dev/mainstay/pooler/internal/hba"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -20,6 +24,10 @@ import (
 type Config struct {
 	Listen       string                    `yaml:"listen" doc:"Address for PostgreSQL clients; without users it must be a loopback address."`
 	Users        map[string]setting.Secret `yaml:"users" doc:"Who may log in: name and password, or in the password's place what PostgreSQL keeps of it (a SCRAM verifier or an md5 hash). None: everybody who comes from this machine."`
+	Userlist     string                    `yaml:"userlist" doc:"A file with more users: on each line \"name\" \"password\", as PgBouncer's auth_file has them; read again on reload."`
+	Generated    []string                  `yaml:"generated" doc:"Users whose password a machine made, of 128 random bits or more: it is checked with one iteration of SCRAM instead of 4096, which makes a login many times cheaper."`
+	AuthQuery    directory.Config          `yaml:"auth_query" doc:"Users that PostgreSQL knows."`
+	HBA          []hba.Rule                `yaml:"hba" doc:"Who may come from where, and how they prove who they are: the first rule that fits decides, and who fits none is refused. None: users log in as auth says."`
 	Auth         string                    `yaml:"auth" doc:"How users prove their password: scram-sha-256 or md5."`
 	TLS          TLS                       `yaml:"tls" doc:"Encryption towards clients, on the same address; offered if a certificate is given."`
 	Databases    map[string]Database       `yaml:"databases" doc:"The databases that clients can name."`
@@ -33,14 +41,18 @@ type Config struct {
 
 // TLS is the pooler's certificate.
 type TLS struct {
-	Cert    string `yaml:"cert" doc:"PEM file with the certificate and its chain; read again on reload."`
-	Key     string `yaml:"key" doc:"PEM file with the private key; read again on reload."`
-	Require bool   `yaml:"require" doc:"Refuse clients that do not encrypt."`
+	Cert     string `yaml:"cert" doc:"PEM file with the certificate and its chain; read again on reload."`
+	Key      string `yaml:"key" doc:"PEM file with the private key; read again on reload."`
+	ClientCA string `yaml:"client_ca" doc:"PEM file with the authorities whose client certificates are accepted, for the method cert; read again on reload."`
+	Require  bool   `yaml:"require" doc:"Refuse clients that do not encrypt."`
 }
 
 // Database is one database that clients can name.
 type Database struct {
 	Upstream setting.Secret `yaml:"upstream" doc:"Where it is: postgres://user:password@host:5432/database, with sslmode and sslrootcert as libpq has them."`
+	Login    string         `yaml:"login" doc:"Who logs in there: shared (the upstream's user, for all clients) or client (each client as itself, with the SCRAM keys of its own login; the pool's limits then hold for each user)."`
+	Hosts    []string       `yaml:"hosts" doc:"Names by which TLS clients reach this database whatever database they name (SNI)."`
+	Tenant   string         `yaml:"tenant" doc:"Clients whose user is name.tenant get this database, as name, whatever database they name."`
 	Mode     string         `yaml:"mode" doc:"When a client gives its server connection back: transaction (after each transaction) or session (when it disconnects)."`
 	Reset    string         `yaml:"reset" doc:"When a server connection is cleaned before another client gets it: dirty (if the pooler saw something that needs it) or always."`
 	Pool     Pool           `yaml:"pool" doc:"The server connections that clients share."`
@@ -89,6 +101,9 @@ const (
 	modeTransaction = "transaction"
 	modeSession     = "session"
 
+	loginShared = "shared"
+	loginClient = "client"
+
 	resetDirty  = "dirty"
 	resetAlways = "always"
 )
@@ -99,11 +114,12 @@ func (c *Config) SetDefaults() {
 		Listen: "127.0.0.1:6432", Auth: authSCRAM, MaxClients: 1000,
 		LoginTimeout: 15 * time.Second, StallTimeout: 5 * time.Minute, Drain: 30 * time.Second,
 	}
+	c.AuthQuery.SetDefaults()
 }
 
 // SetDefaults fills in what the file leaves out.
 func (d *Database) SetDefaults() {
-	*d = Database{Mode: modeTransaction, Reset: resetDirty}
+	*d = Database{Login: loginShared, Mode: modeTransaction, Reset: resetDirty}
 	d.Pool.SetDefaults()
 }
 
@@ -148,7 +164,7 @@ func (c *Config) Validate(ps *setting.Problems) {
 			ps.Add(setting.Join("users", name), "has no password, so nobody could log in", `give one: "${POOLER_PASSWORD}"`)
 		}
 	}
-	oneOf(ps, "auth", c.Auth, authSCRAM, authMD5)
+	c.validateAuth(ps)
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
 		ps.Add("tls", "needs both cert and key", "give both or neither")
 	} else if _, err := c.TLS.load(); err != nil {
@@ -164,11 +180,43 @@ func (c *Config) Validate(ps *setting.Problems) {
 	positive(ps, "login_timeout", c.LoginTimeout, "15s")
 	notNegative(ps, "stall_timeout", c.StallTimeout, "5m")
 	notNegative(ps, "drain", c.Drain, "30s")
+	names := map[string]string{}
 	for name, d := range c.Databases {
 		var part setting.Problems
 		d.Validate(&part)
+		for _, other := range append([]string{"tenant " + d.Tenant}, d.Hosts...) {
+			if first, taken := names[other]; taken && other != "tenant " {
+				part.Add("", fmt.Sprintf("%s leads to database %s too", other, first), "name it once")
+			}
+			names[other] = name
+		}
 		ps.Below(setting.Join("databases", name), part)
 	}
+}
+
+func (c *Config) validateAuth(ps *setting.Problems) {
+	oneOf(ps, "auth", c.Auth, authSCRAM, authMD5)
+	var part setting.Problems
+	c.AuthQuery.Validate(&part)
+	ps.Below("auth_query", part)
+	for i, r := range c.HBA {
+		var part setting.Problems
+		r.Validate(&part)
+		if r.Method == hba.Cert && c.TLS.ClientCA == "" {
+			part.Add("method", "cert needs authorities to trust", "give pooler.tls.client_ca")
+		}
+		ps.Below(fmt.Sprintf("hba[%d]", i), part)
+	}
+	for i, name := range c.Generated {
+		if len(c.Users[name]) < 22 && c.Users[name] != "" { // 128 bits in base64
+			ps.Add(fmt.Sprintf("generated[%d]", i), fmt.Sprintf("the password of %s has fewer than 22 characters, which are not 128 random bits", name), "make one: openssl rand -base64 24")
+		}
+	}
+}
+
+// open reports whether nothing says who may log in: then this machine may.
+func (c *Config) open() bool {
+	return len(c.Users) == 0 && c.Userlist == "" && !c.AuthQuery.On && len(c.HBA) == 0
 }
 
 func (c *Config) validateListen(ps *setting.Problems) {
@@ -177,7 +225,7 @@ func (c *Config) validateListen(ps *setting.Problems) {
 		ps.Add("listen", "is no address", "try 127.0.0.1:6432")
 		return
 	}
-	if len(c.Users) == 0 && !loopback(host) {
+	if c.open() && !loopback(host) {
 		ps.Add("listen", fmt.Sprintf("%s can be reached from other machines, and there are no users: anybody could log in", c.Listen),
 			"add users, or listen on 127.0.0.1:6432")
 	}
@@ -198,6 +246,7 @@ func (d *Database) Validate(ps *setting.Problems) {
 	} else if _, err := upstream.Parse(d.Upstream.Reveal()); err != nil {
 		ps.Add("upstream", err.Error(), "write postgres://user:password@host:5432/database")
 	}
+	oneOf(ps, "login", d.Login, loginShared, loginClient)
 	oneOf(ps, "mode", d.Mode, modeTransaction, modeSession)
 	oneOf(ps, "reset", d.Reset, resetDirty, resetAlways)
 	atLeast(ps, "max_clients", d.MaxClients, 0)
@@ -262,18 +311,14 @@ func Compile(cfg Config) (*policy, error) {
 	if err := ps.Err(); err != nil {
 		return nil, err
 	}
-	p := &policy{config: cfg, accounts: map[string]account{}, targets: map[string]*upstream.Target{}, pools: map[string]*pool{}}
-	for name, secret := range cfg.Users {
-		c, err := credential.New(name, secret.Reveal(), credential.Human)
-		switch {
-		case err != nil:
-			ps.Add(setting.Join("users", name), err.Error(), "")
-		case cfg.Auth == authSCRAM && !c.SCRAM():
-			ps.Add(setting.Join("users", name), "is an md5 hash, which scram-sha-256 cannot check", "give the password or a SCRAM verifier, or write auth: md5")
-		case cfg.Auth == authMD5 && !c.MD5():
-			ps.Add(setting.Join("users", name), "is a SCRAM verifier, which md5 cannot check", "give the password or an md5 hash, or write auth: scram-sha-256")
-		}
-		p.accounts[name] = account{credential: c, color: telemetry.ColorUnknown}
+	p := &policy{
+		config: cfg, accounts: map[string]account{}, targets: map[string]*upstream.Target{}, pools: map[string]*pool{},
+		hosts: map[string]string{}, tenants: map[string]string{},
+	}
+	p.admitUsers(&ps)
+	var err error
+	if p.directory, err = directory.New(cfg.AuthQuery); err != nil {
+		ps.Add("auth_query", err.Error(), "")
 	}
 	for name, d := range cfg.Databases {
 		t, err := upstream.Parse(d.Upstream.Reveal())
@@ -284,14 +329,53 @@ func Compile(cfg Config) (*policy, error) {
 			t = t.With("statement_timeout", strconv.FormatInt(d.StatementTimeout.Milliseconds(), 10))
 		}
 		p.targets[name] = t
+		for _, host := range d.Hosts {
+			p.hosts[strings.ToLower(host)] = name
+		}
+		if d.Tenant != "" {
+			p.tenants[d.Tenant] = name
+		}
 	}
-	var err error
 	if p.tls, err = cfg.TLS.load(); err != nil {
 		ps.Add("tls", err.Error(), "")
 	} else if p.tls != nil {
 		p.binding = credential.EndPoint(p.tls.Certificates[0].Leaf)
 	}
 	return p, ps.Err()
+}
+
+// admitUsers makes an account for every user of the file and of the userlist.
+func (p *policy) admitUsers(ps *setting.Problems) {
+	cfg := &p.config
+	add := func(path, name, secret string) {
+		iterations := credential.Human
+		if slices.Contains(cfg.Generated, name) {
+			iterations = credential.Generated
+		}
+		c, err := credential.New(name, secret, iterations)
+		switch {
+		case err != nil:
+			ps.Add(path, err.Error(), "")
+		case len(cfg.HBA) > 0: // the rules say how each is checked
+		case cfg.Auth == authSCRAM && !c.SCRAM():
+			ps.Add(path, "is an md5 hash, which scram-sha-256 cannot check", "give the password or a SCRAM verifier, or write auth: md5")
+		case cfg.Auth == authMD5 && !c.MD5():
+			ps.Add(path, "is a SCRAM verifier, which md5 cannot check", "give the password or an md5 hash, or write auth: scram-sha-256")
+		}
+		p.accounts[name] = account{credential: c, color: telemetry.ColorUnknown}
+	}
+	if cfg.Userlist != "" {
+		listed, err := directory.ReadList(cfg.Userlist)
+		if err != nil {
+			ps.Add("userlist", err.Error(), `write on each line: "name" "password"`)
+		}
+		for name, secret := range listed {
+			add("userlist", name, secret)
+		}
+	}
+	for name, secret := range cfg.Users {
+		add(setting.Join("users", name), name, secret.Reveal())
+	}
 }
 
 func oneOf(ps *setting.Problems, path, value string, words ...string) {
@@ -321,5 +405,17 @@ func (t TLS) load() (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"postgresql"}}, nil
+	cfg := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"postgresql"}}
+	if t.ClientCA == "" {
+		return cfg, nil
+	}
+	pem, err := os.ReadFile(t.ClientCA)
+	if err != nil {
+		return nil, fmt.Errorf("read client_ca: %w", err)
+	}
+	cfg.ClientCAs, cfg.ClientAuth = x509.NewCertPool(), tls.VerifyClientCertIfGiven
+	if !cfg.ClientCAs.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("client_ca %s holds no certificate", t.ClientCA)
+	}
+	return cfg, nil
 }

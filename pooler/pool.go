@@ -2,13 +2,13 @@ package pooler
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/fair"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
@@ -41,6 +41,8 @@ type pool struct {
 	paused    *pause              // nil: it serves
 	renewed   time.Time           // servers that are older are not used again
 	retired   bool
+	members   map[string]*pool // by user, where each client logs in as itself
+	former    []*pool          // members that were replaced, and are not empty yet
 
 	base    string            // what a new connection reports, rendered
 	welcome map[string][]byte // what clients are told at login, by the key of their settings
@@ -71,6 +73,9 @@ func newPool(name string, d *Database, target *upstream.Target, deps Deps) *pool
 
 // configure changes the limits. Nothing is taken away from anybody.
 func (p *pool) configure(d *Database) {
+	for _, m := range p.family() {
+		m.configure(ofMember(d))
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.config.Store(d)
@@ -82,6 +87,81 @@ func (p *pool) configure(d *Database) {
 func (p *pool) limits() *Pool     { return &p.config.Load().Pool }
 func (p *pool) resetAlways() bool { return p.config.Load().Reset == resetAlways }
 func (p *pool) sessions() bool    { return p.config.Load().Mode == modeSession }
+
+// ofMember is a database's configuration for one client's own pool: nothing is kept
+// open for users who are not there.
+func ofMember(d *Database) *Database {
+	c := *d
+	c.Login, c.Pool.Min = loginShared, 0
+	return &c
+}
+
+// perClient reports whether each client logs in as itself, in a pool of its own.
+func (p *pool) perClient() bool { return p.config.Load().Login == loginClient }
+
+// member returns the pool of one user, who has logged in with these keys.
+func (p *pool) member(user string, keys credential.Keys) *pool {
+	p.mu.Lock()
+	m := p.members[user]
+	var old *pool
+	if m == nil || !m.target.Uses(keys) {
+		if old = m; old != nil {
+			p.former = append(p.former, old)
+		}
+		m = newPool(p.name, ofMember(p.config.Load()), p.target.As(user, keys), Deps{Dial: p.dial, Log: p.log, Sink: p.sink})
+		m.retired = p.retired
+		if p.paused != nil {
+			m.paused = &pause{since: p.paused.since, rested: make(chan struct{})}
+			m.rested()
+		}
+		if p.members == nil {
+			p.members = map[string]*pool{}
+		}
+		p.members[user] = m
+	}
+	ctx := p.ctx
+	p.mu.Unlock()
+	if ctx != nil {
+		m.start(ctx)
+	}
+	if old != nil {
+		old.retire() // the password has changed
+	}
+	return m
+}
+
+// family lists the pools of single users.
+func (p *pool) family() (all []*pool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range p.members {
+		all = append(all, m)
+	}
+	return append(all, p.former...)
+}
+
+// prune forgets the pools of users who are gone. The sweep calls it.
+func (p *pool) prune() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for user, m := range p.members {
+		if m.unused() {
+			delete(p.members, user)
+		}
+	}
+	p.former = slices.DeleteFunc(p.former, (*pool).gone)
+}
+
+// unused retires a pool that holds nothing and has nobody waiting.
+func (p *pool) unused() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.all)+p.dialing+p.line.Waiting() > 0 || p.paused != nil {
+		return false
+	}
+	p.retired = true
+	return true
+}
 
 // start lets the pool open connections, from now until ctx ends.
 func (p *pool) start(ctx context.Context) {
@@ -239,6 +319,9 @@ func (p *pool) greet(s *session) ([]byte, error) {
 // retire ends the pool: idle servers close now, lent ones when they come back, and
 // whoever waits is sent to look for the database again.
 func (p *pool) retire() {
+	for _, m := range p.family() {
+		m.retire()
+	}
 	p.mu.Lock()
 	p.retired = true
 	idle := p.idle
@@ -253,77 +336,16 @@ func (p *pool) retire() {
 	}
 }
 
-// A pause is a time in which a pool gives no servers away.
-type pause struct {
-	since  time.Time
-	rested chan struct{} // closed when every server has come back
-}
-
-// pause stops giving servers away and waits until all have come back, or until ctx
-// ends; then the pause stays. Servers that have come back are closed.
-func (p *pool) pause(ctx context.Context) error {
-	p.mu.Lock()
-	if p.paused == nil {
-		p.paused = &pause{since: time.Now(), rested: make(chan struct{})}
-		p.rested()
-	}
-	rested := p.paused.rested
-	p.mu.Unlock()
-	select {
-	case <-rested:
-	case <-ctx.Done():
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		return fmt.Errorf("%d connections of database %q are still in use; it is paused, and they stay out when they come back: %w",
-			len(p.all)-len(p.idle), p.name, context.Cause(ctx))
-	}
-	p.renew()
-	return nil
-}
-
-// rested notes that a server came back or was closed. The lock is held.
-func (p *pool) rested() {
-	if p.paused == nil || len(p.idle) < len(p.all) {
-		return
-	}
-	select {
-	case <-p.paused.rested:
-	default:
-		close(p.paused.rested)
-	}
-}
-
-// resume ends a pause.
-func (p *pool) resume() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.paused = nil
-	p.distribute()
-	p.grow(0)
-}
-
-// renew closes the idle servers now, and those that are lent when they come back:
-// from now on, only new connections are given away.
-func (p *pool) renew() {
-	p.mu.Lock()
-	p.renewed = time.Now()
-	idle := p.idle
-	p.idle = nil
-	for _, b := range idle {
-		delete(p.all, b)
-	}
-	p.grow(0)
-	p.mu.Unlock()
-	for _, b := range idle {
-		b.close()
-	}
-}
-
 // gone reports whether a retired pool holds nothing any more.
 func (p *pool) gone() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.retired && len(p.all) == 0 && p.dialing == 0
+	for _, m := range p.members {
+		if !m.gone() {
+			return false
+		}
+	}
+	return p.retired && len(p.all) == 0 && p.dialing == 0 && len(p.former) == 0
 }
 
 // sweepEvery is how often a pool is looked over. It is also how long a session is
@@ -333,6 +355,7 @@ const sweepEvery = 100 * time.Millisecond
 // sweep looks a pool over: idle servers that died or grew old go, those below the
 // minimum come, and sessions that are busy for long are watched.
 func (p *pool) sweep(stall time.Duration) {
+	p.prune()
 	p.mu.Lock()
 	now := time.Now()
 	dead := p.sweepIdle(now)

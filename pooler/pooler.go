@@ -26,6 +26,8 @@ import (
 
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/pooler/internal/credential"
+	"mainstay.dev/mainstay/pooler/internal/directory"
+	"mainstay.dev/mainstay/pooler/internal/throttle"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -66,10 +68,11 @@ func (d *Deps) setDefaults() {
 
 // A Server serves PostgreSQL clients on one listener.
 type Server struct {
-	deps   Deps
-	listen string
-	policy atomic.Pointer[policy]
-	doom   []byte // makes the answers to unknown users look like others
+	deps    Deps
+	listen  string
+	policy  atomic.Pointer[policy]
+	guesses throttle.Throttle
+	doom    []byte // makes the answers to unknown users look like others
 
 	ended    sync.WaitGroup // sessions
 	mu       sync.Mutex
@@ -83,12 +86,14 @@ type Server struct {
 
 // A policy is a configuration in the form in which it is obeyed. It is immutable.
 type policy struct {
-	config   Config
-	accounts map[string]account
-	tls      *tls.Config // nil: not offered
-	binding  []byte      // of logins to our certificate; nil: not offered
-	targets  map[string]*upstream.Target
-	pools    map[string]*pool // of a running pooler, by the database's name
+	config         Config
+	accounts       map[string]account
+	tls            *tls.Config // nil: not offered
+	binding        []byte      // of logins to our certificate; nil: not offered
+	targets        map[string]*upstream.Target
+	hosts, tenants map[string]string    // to databases
+	directory      *directory.Directory // nil: off
+	pools          map[string]*pool     // of a running pooler, by the database's name
 }
 
 // An account is somebody who may log in.
@@ -100,7 +105,7 @@ type account struct {
 }
 
 // trusts reports whether clients from this machine need no password.
-func (p *policy) trusts() bool { return len(p.config.Users) == 0 }
+func (p *policy) trusts() bool { return p.config.open() }
 
 // admitGrants adds the credentials of the app's colors.
 func (p *policy) admitGrants(grants []Grant) error {
@@ -169,7 +174,7 @@ func (p *Server) Prepare(cfg Config) (commit func(), err error) {
 
 // samePool reports whether a pool can go on with another configuration.
 func samePool(a, b Database) bool {
-	return a.Upstream == b.Upstream && a.Mode == b.Mode && a.StatementTimeout == b.StatementTimeout
+	return a.Upstream == b.Upstream && a.Mode == b.Mode && a.Login == b.Login && a.StatementTimeout == b.StatementTimeout
 }
 
 func (p *Server) commit(old, next *policy, kept map[*pool]*Database) {
@@ -238,6 +243,9 @@ func (p *Server) allPools() []*pool {
 	all := append([]*pool(nil), p.retired...)
 	for _, pool := range p.policy.Load().pools {
 		all = append(all, pool)
+	}
+	for _, pool := range all {
+		all = append(all, pool.family()...)
 	}
 	return all
 }

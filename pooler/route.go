@@ -18,6 +18,13 @@ func (s *session) route() (*pool, error) {
 		return nil, end(NoDatabase, fmt.Sprintf("database %q does not exist", s.database),
 			"name it under pooler.databases, or connect to one that stands there")
 	}
+	if p.perClient() {
+		if s.keys.Client == nil {
+			return nil, refusedLogin("28000", fmt.Sprintf("database %q is entered with the client's own login, and that was none by SCRAM", s.database),
+				"log in with scram-sha-256, as a user whose verifier PostgreSQL has")
+		}
+		p = p.member(s.user, s.keys)
+	}
 	s.mu.Lock()
 	s.pool = p
 	s.mu.Unlock()

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/socket"
 	"mainstay.dev/mainstay/pooler/internal/state"
@@ -31,9 +32,10 @@ type session struct {
 	pooler *Server
 	id     uint32
 	came   time.Time
-	secret [4]byte  // of the cancel key
-	raw    net.Conn // below TLS
-	conn   net.Conn // the same as raw without TLS
+	secret []byte          // of the cancel key
+	keys   credential.Keys // of the login, where the server is entered with them
+	raw    net.Conn        // below TLS
+	conn   net.Conn        // the same as raw without TLS
 	in     *pgwire.Reader
 	probe  *socket.Probe // for those who look at the client while it waits; nil: no socket
 

@@ -22,7 +22,7 @@ var ErrUnknown = errors.New("unknown")
 func (p *Server) named(database string) (some []*pool, err error) {
 	for name, pool := range p.policy.Load().pools {
 		if database == "" || name == database {
-			some = append(some, pool)
+			some = append(append(some, pool), pool.family()...)
 		}
 	}
 	if len(some) == 0 && database != "" {
@@ -221,10 +221,21 @@ func (p *Server) Stats() Stats {
 	st := Stats{Clients: len(p.sessions), MaxClients: policy.config.MaxClients, Databases: []DatabaseStats{}}
 	p.mu.Unlock()
 	for _, pool := range policy.pools {
-		st.Databases = append(st.Databases, pool.stats())
+		d := pool.stats()
+		for _, m := range pool.family() {
+			d.add(m.stats())
+		}
+		st.Databases = append(st.Databases, d)
 	}
 	slices.SortFunc(st.Databases, func(a, b DatabaseStats) int { return cmp.Compare(a.Database, b.Database) })
 	return st
+}
+
+// add counts one user's pool in.
+func (d *DatabaseStats) add(m DatabaseStats) {
+	d.Active, d.Idle, d.Connecting, d.Waiting = d.Active+m.Active, d.Idle+m.Idle, d.Connecting+m.Connecting, d.Waiting+m.Waiting
+	d.LongestWait, d.LongestUse = max(d.LongestWait, m.LongestWait), max(d.LongestUse, m.LongestUse)
+	d.Outage = cmp.Or(d.Outage, m.Outage)
 }
 
 func (p *pool) stats() DatabaseStats {

@@ -242,7 +242,7 @@ func TestAStartupPacketIsReadAsPgprotoWritesIt(t *testing.T) {
 
 func TestWhatIsWrittenIsReadByPgproto(t *testing.T) {
 	var b []byte
-	b = AppendNegotiate(b, []string{"_pq_.a", "_pq_.b"})
+	b = AppendNegotiate(b, 0, []string{"_pq_.a", "_pq_.b"})
 	b = AppendParameter(b, "TimeZone", "UTC")
 	b = Fault{SQLState: "53300", Message: "full", Hint: "wait"}.AppendFatal(b)
 	b = AppendReady(b, InBlock)

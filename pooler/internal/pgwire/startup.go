@@ -157,15 +157,15 @@ func AppendCancel(b []byte, pid uint32, key []byte) []byte {
 	return append(b, key...)
 }
 
-// AppendNegotiate appends a NegotiateProtocolVersion: 3.0 it is, and the protocol
+// AppendNegotiate appends a NegotiateProtocolVersion: 3.minor it is, and the protocol
 // options (parameters that begin with _pq_.) are unknown here.
-func AppendNegotiate(b []byte, options []string) []byte {
+func AppendNegotiate(b []byte, minor uint16, options []string) []byte {
 	n := 8
 	for _, o := range options {
 		n += len(o) + 1
 	}
 	b = AppendHeader(b, NegotiateProto, n)
-	b = binary.BigEndian.AppendUint32(b, 3<<16)
+	b = binary.BigEndian.AppendUint32(b, 3<<16|uint32(minor))
 	b = binary.BigEndian.AppendUint32(b, uint32(len(options)))
 	for _, o := range options {
 		b = append(append(b, o...), 0)

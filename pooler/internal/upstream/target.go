@@ -6,6 +6,7 @@
 package upstream
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -95,6 +96,20 @@ func (t *Target) With(name, value string) *Target {
 	c.Settings = append(slices.Clone(t.Settings), pgwire.Param{Name: name, Value: value})
 	return &c
 }
+
+// Only returns the target with these run-time settings (name=value) and no others.
+func (t *Target) Only(settings ...string) *Target {
+	c := *t
+	c.Settings = nil
+	for _, one := range settings {
+		name, value, _ := strings.Cut(one, "=")
+		c.Settings = append(c.Settings, pgwire.Param{Name: name, Value: value})
+	}
+	return &c
+}
+
+// Uses reports whether the target logs in with these keys.
+func (t *Target) Uses(keys credential.Keys) bool { return bytes.Equal(t.keys.Client, keys.Client) }
 
 // foreign are parameters that ORMs and hosting platforms put in a URL for
 // themselves. They mean nothing to PostgreSQL, which would refuse them.
