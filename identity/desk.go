@@ -18,6 +18,9 @@ type Deps struct {
 	// Secret is what the seal and the pseudonyms are made with if the Config has
 	// none. Nil: a random one of this process.
 	Secret []byte
+	// Dir is a folder where the issuer's keys are kept over a restart; empty: they are
+	// not.
+	Dir string
 	// Notice is told what happened, such as a key set that cannot be had: a level, a
 	// name, a sentence and what belongs to it. It must not block; nil: nobody is told.
 	Notice func(level slog.Level, name, text string, attrs ...slog.Attr)
@@ -93,7 +96,7 @@ func (d *Desk) running(p *policy) *running {
 		if old := d.policy.Load(); old != nil && old.keys != nil && old.keys.url == url {
 			r.keys = old.keys
 		} else {
-			r.keys = newKeySource(url, d.deps.Via)
+			r.keys = newKeySource(url, d.deps.Via, d.deps.Dir)
 		}
 	}
 	return r

@@ -2,12 +2,16 @@ package identity
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,6 +35,7 @@ type keySource struct {
 	client *http.Client
 	set    atomic.Pointer[keySet] // nil: none so far
 	poke   chan struct{}          // somebody needs a fetch
+	file   string                 // where the last set is kept over a restart; empty: nowhere
 
 	mu      sync.Mutex
 	asked   chan struct{} // closed when the next fetch has ended; nil: nobody waits for it
@@ -42,8 +47,8 @@ type keySource struct {
 	fetches, failures atomic.Uint64
 }
 
-func newKeySource(url string, via http.RoundTripper) *keySource {
-	return &keySource{
+func newKeySource(url string, via http.RoundTripper, dir string) *keySource {
+	s := &keySource{
 		url: url, poke: make(chan struct{}, 1),
 		client: &http.Client{Transport: via, Timeout: fetchWithin, CheckRedirect: func(r *http.Request, before []*http.Request) error {
 			if len(before) >= 3 || !fetchable(r.URL.String()) || before[0].URL.Scheme == "https" && r.URL.Scheme != "https" {
@@ -52,6 +57,51 @@ func newKeySource(url string, via http.RoundTripper) *keySource {
 			return nil
 		}},
 	}
+	if dir != "" {
+		sum := sha256.Sum256([]byte(url))
+		s.file = filepath.Join(dir, "jwks-"+hex.EncodeToString(sum[:8])+".json")
+		s.recall()
+	}
+	return s
+}
+
+// keepFor is how old a set may be that is taken from before a restart.
+const keepFor = 7 * 24 * time.Hour
+
+// recall takes the set of the last run, so that a restart while the issuer is down
+// makes nobody a stranger. Without one that can be used there is none.
+func (s *keySource) recall() {
+	info, err := os.Stat(s.file)
+	if err != nil || info.Size() > maxKeySet || time.Since(info.ModTime()) > keepFor {
+		return
+	}
+	b, err := os.ReadFile(s.file)
+	if err != nil {
+		return
+	}
+	if set, err := parseKeySet(b); err == nil {
+		s.set.Store(set)
+	}
+}
+
+// keep writes the set down for recall. Nothing is lost if that fails but the help.
+func (s *keySource) keep(b []byte) error {
+	if s.file == "" {
+		return nil
+	}
+	f, err := os.CreateTemp(filepath.Dir(s.file), filepath.Base(s.file)+".*")
+	if err != nil {
+		return fmt.Errorf("keep the key set: %w", err)
+	}
+	defer func() { _ = os.Remove(f.Name()) }() // gone already if all went well
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), s.file)
+	}
+	if err != nil {
+		return fmt.Errorf("keep the key set: %w", err)
+	}
+	return nil
 }
 
 // find returns the keys for a token. For one that nobody has published so far it
@@ -145,7 +195,7 @@ func (s *keySource) run(ctx context.Context, every time.Duration, notice notice)
 		case <-s.poke:
 			timer.Stop()
 		}
-		err := s.fetch(ctx)
+		err := s.fetch(ctx, notice)
 		if ctx.Err() != nil {
 			return
 		}
@@ -168,7 +218,7 @@ func (s *keySource) run(ctx context.Context, every time.Duration, notice notice)
 }
 
 // fetch asks once.
-func (s *keySource) fetch(ctx context.Context) error {
+func (s *keySource) fetch(ctx context.Context, notice notice) error {
 	s.mu.Lock()
 	s.begun = time.Now()
 	s.under, s.asked = s.asked, nil
@@ -181,11 +231,16 @@ func (s *keySource) fetch(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	s.fetches.Add(1)
-	set, err := s.get(ctx)
+	set, text, err := s.get(ctx)
 	if err != nil {
 		s.failures.Add(1)
-	} else if !set.equal(s.set.Load()) { // what was checked with the same keys stands
-		s.set.Store(set)
+	} else {
+		if !set.equal(s.set.Load()) { // what was checked with the same keys stands
+			s.set.Store(set)
+		}
+		if err := s.keep(text); err != nil {
+			notice(slog.LevelWarn, "jwks_not_kept", "The key set cannot be written down; after a restart while the issuer is down it would be missing.", slog.Any("err", err))
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -195,29 +250,30 @@ func (s *keySource) fetch(ctx context.Context) error {
 	return err
 }
 
-func (s *keySource) get(ctx context.Context) (*keySet, error) {
+func (s *keySource) get(ctx context.Context) (*keySet, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url, nil)
 	if err != nil {
-		return nil, fmt.Errorf("fetch the key set: %w", err)
+		return nil, nil, fmt.Errorf("fetch the key set: %w", err)
 	}
 	req.Header.Set("Accept", "application/json")
 	resp, err := s.client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("fetch the key set: %w", err)
+		return nil, nil, fmt.Errorf("fetch the key set: %w", err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("fetch the key set: the answer is %s", resp.Status)
+		return nil, nil, fmt.Errorf("fetch the key set: the answer is %s", resp.Status)
 	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxKeySet+1))
 	if err != nil {
-		return nil, fmt.Errorf("fetch the key set: %w", err)
+		return nil, nil, fmt.Errorf("fetch the key set: %w", err)
 	}
 	if len(b) > maxKeySet {
-		return nil, errors.New("fetch the key set: it is larger than 256 KiB")
+		return nil, nil, errors.New("fetch the key set: it is larger than 256 KiB")
 	}
 	if kind := resp.Header.Get("Content-Type"); strings.Contains(kind, "html") {
-		return nil, errors.New("fetch the key set: the answer is a web page; jwt.jwks must lead to the JSON itself")
+		return nil, nil, errors.New("fetch the key set: the answer is a web page; jwt.jwks must lead to the JSON itself")
 	}
-	return parseKeySet(b)
+	set, err := parseKeySet(b)
+	return set, b, err
 }

@@ -1,11 +1,14 @@
 package identity
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -350,6 +353,44 @@ func TestAReloadKeepsTheKeysAndForgetsWhatWasProved(t *testing.T) {
 		}
 		if _, err := d.Prepare(Config{}); err == nil {
 			t.Error("an empty configuration was taken")
+		}
+	})
+}
+
+func TestTheKeysOutliveARestartWhileTheIssuerIsDown(t *testing.T) {
+	k := newSigner(t, "k", jose.ES256)
+	dir := t.TempDir()
+	life := func(via *issuer, f func(t *testing.T, d *Desk)) {
+		synctest.Test(t, func(t *testing.T) {
+			d, err := New(config(withJWKS), Deps{Via: via, Dir: dir})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- d.Run(ctx) }()
+			synctest.Wait()
+			f(t, d)
+			cancel()
+			<-done
+		})
+	}
+	life(&issuer{keys: []signer{k}}, func(t *testing.T, d *Desk) {})
+	life(&issuer{down: true}, func(t *testing.T, d *Desk) {
+		if w := d.Resolve(t.Context(), withToken(k.token(t, supabase("u1", "w1", "pro")))); w.User != "u1" {
+			t.Errorf("after a restart: %+v", w)
+		}
+	})
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v %v", files, err)
+	}
+	if err := os.WriteFile(files[0], []byte("{damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	life(&issuer{down: true}, func(t *testing.T, d *Desk) {
+		if w := d.Resolve(t.Context(), withToken(k.token(t, supabase("u1", "w1", "pro")))); w.User != "" || w.Refused != NoKeys {
+			t.Errorf("with a damaged file: %+v", w)
 		}
 	})
 }

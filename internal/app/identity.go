@@ -19,7 +19,7 @@ func (a *App) wireIdentity(res *Resolved) error {
 	if err != nil {
 		return err
 	}
-	a.identity, err = identity.New(res.Identity, identity.Deps{Secret: secret, Notice: a.noticeOf("identity")})
+	a.identity, err = identity.New(res.Identity, identity.Deps{Secret: secret, Dir: res.Data, Notice: a.noticeOf("identity")})
 	var ps setting.Problems
 	ps.Below("identity", setting.Of(err))
 	return res.Locate(ps)
