@@ -93,10 +93,10 @@ func (s *Server) slow(ctx context.Context, r *Request) Code {
 
 // enter waits for the request's turn when more come than the app can take. A request
 // enters once, however many targets it is tried on; one that may not gives its place
-// on t back.
+// on t back. One that was held for a deploy has waited, and is not shed for it.
 func (l *lane) enter(ctx context.Context, t *target) Code {
 	s, p := l.s, l.s.policy.Load().overload
-	if !p.On || l.pass.Inside() {
+	if !p.On || l.pass.Inside() || l.held {
 		return OK
 	}
 	began := time.Now()

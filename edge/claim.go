@@ -232,4 +232,5 @@ func (h *hold) end(r *Request) {
 	h.timer.Stop()
 	h.s.holding.Add(-1)
 	r.x.Waited += time.Since(h.start)
+	r.held = true
 }

@@ -47,6 +47,7 @@ type Request struct {
 	// What claim found out for the steps after it.
 	replay bool   // sending it twice does what sending it once does
 	spare  bool   // another target could take it
+	held   bool   // it waited while the traffic was held
 	probe  bool   // it finds out whether an ejected target is back
 	secret string // the header that asked for the preview; the app is not shown it
 	pin    string // the value of the sticky cookie that the answer is to set
@@ -121,6 +122,7 @@ func (s *Server) adapt(w http.ResponseWriter, hr *http.Request, x *telemetry.Exc
 		r.cert = hr.TLS.VerifiedChains[0][0]
 	}
 	r.verdict = limits.Verdict{}
+	r.held = false
 	r.replay, r.spare, r.probe, r.secret, r.pin, r.mirror = false, false, false, "", "", nil
 	peer, _ := netip.ParseAddrPort(hr.RemoteAddr)
 	r.Peer = peer.Addr().Unmap().WithZone("")

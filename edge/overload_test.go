@@ -19,6 +19,7 @@ import (
 	"mainstay.dev/mainstay/edge/edgetest"
 	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/limits"
+	"mainstay.dev/mainstay/internal/traffic"
 )
 
 // crowded is an edge in a bubble before an app of so many workers, who take a tenth
@@ -238,5 +239,24 @@ func TestACallerWhoNearsItsLimitIsWarnedThenDelayedThenServedForLess(t *testing.
 		if waited.Round(time.Second) != 6*time.Second {
 			t.Errorf("recorded %v of waiting", waited)
 		}
+	})
+}
+
+func TestADeployThatHoldsTheTrafficHasNobodyShed(t *testing.T) {
+	crowded(t, 10, func(c *edge.Config) {
+		c.Overload.Concurrency, c.Overload.Most, c.Overload.Queue.Requests = "fixed", 5, 5
+	}, func(t *testing.T, b *bubble) {
+		b.apply(t, traffic.Plan{Mode: traffic.Hold, Targets: one("blue-1", "blue:80").Targets})
+		var all sync.WaitGroup
+		for range 100 {
+			all.Go(func() {
+				if status, code, _ := b.as(context.Background(), "0", "/"); status != 200 {
+					t.Errorf("got %d %s", status, code)
+				}
+			})
+		}
+		synctest.Wait()
+		b.apply(t, one("blue-1", "blue:80"))
+		all.Wait()
 	})
 }
