@@ -88,8 +88,8 @@ func TestACallerOverItsLimitIsToldSoAndTheAppSeesNothing(t *testing.T) {
 	if n := seen(); n != 2 {
 		t.Errorf("the app saw %d requests", n)
 	}
-	if x := h.ledger.next(t, 2); x.Code != "limited" || x.HTTP.Status != 429 {
-		t.Errorf("recorded as %s, %d", x.Code, x.HTTP.Status)
+	if x := h.ledger.next(t, 2); x.Code != "limited" || x.HTTP.Status != 429 || x.Err == nil || x.Err.Error() != "The limit address of 2 in 1h is used up." {
+		t.Errorf("recorded as %s, %d, %v", x.Code, x.HTTP.Status, x.Err)
 	}
 	resp, body = get(t, "http://"+h.addr+"/", "Accept", "text/html")
 	if !strings.Contains(body, "<h1>Too Many Requests</h1>") || resp.Header.Get("Content-Type") != "text/html; charset=utf-8" {

@@ -73,6 +73,9 @@ func isAbort(crash any) bool {
 
 // refuse gives Mainstay's own answer.
 func (l *lane) refuse(code Code, err error) {
+	if code == Limited {
+		err = l.verdict.Why()
+	}
 	l.code, l.err = code, err
 	m := meaning[code]
 	if code == ClientGone {

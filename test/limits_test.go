@@ -223,3 +223,23 @@ func TestThePeopleWhoRunItSeeAndChangeTheLimits(t *testing.T) {
 		return v == float64(c.limited.Load()), fmt.Sprint(v, c.limited.Load())
 	})
 }
+
+// A restart in the middle of a window is no second helping: neither with Redis, nor
+// on a node that counts alone.
+func TestARestartInMidWindowGivesNoSecondHelping(t *testing.T) {
+	redis := redistest.Start(t)
+	for name, more := range map[string]string{"with Redis": fmt.Sprintf("redis: redis://%s\n", redis.Addr), "alone": ""} {
+		t.Run(name, func(t *testing.T) {
+			m := setup(t, more+"limits: {tiers: {free: {requests: 20, window: 1h}}, store_timeout: 200ms}\n").start(testapp())
+			var c tally
+			c.storm(t, []*mainstay{m}, 2, 6)
+			m.stop(m.cmd, m.exited)
+			m.out.buf.Reset()
+			m.start(testapp())
+			c.storm(t, []*mainstay{m}, 2, 10)
+			if n := c.passed.Load(); n != 20 {
+				t.Errorf("%d passed under a limit of 20", n)
+			}
+		})
+	}
+}

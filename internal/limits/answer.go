@@ -2,6 +2,7 @@ package limits
 
 import (
 	"encoding/json"
+	"errors"
 	"html"
 	"math"
 	"net/http"
@@ -49,6 +50,15 @@ func (v *Verdict) Refused() *Rule { return httplimit.Refused(v.Rules, v.Decision
 
 // Nearest is the rule that refuses first, or has refused; nil if there is none.
 func (v *Verdict) Nearest() *Rule { return httplimit.Nearest(v.Rules) }
+
+// Why says in words which limit refused, for the log; nil if none did.
+func (v *Verdict) Why() error {
+	if v.Allowed {
+		return nil
+	}
+	p := v.problem("")
+	return errors.New(p.Detail)
+}
 
 // seconds rounds up.
 func seconds(d time.Duration) int64 { return int64(math.Ceil(d.Seconds())) }

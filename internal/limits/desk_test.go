@@ -361,3 +361,30 @@ func TestAReloadThatChangesOverridesIsWrittenDown(t *testing.T) {
 		t.Errorf("%s %v", b, err)
 	}
 }
+
+func TestARestartOfANodeWithoutRedisForgetsNothing(t *testing.T) {
+	dir := t.TempDir()
+	d := Deps{Dir: dir}
+	g := gate(t, d, nil)
+	if n := pass(t, g, Ask{User: "ann"}, 60); n != 60 {
+		t.Fatalf("%d passed", n)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := g.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(filepath.Join(dir, countersFile))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("%v %v", info, err)
+	}
+	if n := pass(t, gate(t, d, nil), Ask{User: "ann"}, 60); n != 40 {
+		t.Errorf("%d passed after the restart, want 40", n)
+	}
+	if err := os.WriteFile(filepath.Join(dir, countersFile), []byte("junk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n := pass(t, gate(t, d, nil), Ask{User: "ann"}, 60); n != 60 {
+		t.Errorf("%d passed after damage", n)
+	}
+}

@@ -35,6 +35,7 @@ type Gate struct {
 	deps   Deps
 	policy atomic.Pointer[Policy]
 	shield *ratelimit.Shield                       // nil: in process
+	memory *ratelimit.Memory                       // nil: shared
 	stores [ratelimit.FailDeny + 1]ratelimit.Store // by what to do when the shared one fails
 	tallies
 	seen     seen
@@ -64,9 +65,10 @@ func NewGate(cfg Config, d Deps) (*Gate, error) {
 		return nil, err
 	}
 	if d.Store == nil {
-		memory := ratelimit.NewMemory(int64(cfg.Memory))
+		g.memory = ratelimit.NewMemory(int64(cfg.Memory))
+		g.loadCounters(g.memory)
 		for f := range g.stores {
-			g.stores[f] = memory
+			g.stores[f] = g.memory
 		}
 		return g, nil
 	}
@@ -132,6 +134,7 @@ func (g *Gate) Run(ctx context.Context) error {
 		})
 	}
 	running.Go(func() { g.tend(ctx) })
+	running.Go(func() { g.saveCounters(ctx) })
 	var err error
 	if g.shield != nil {
 		err = g.shield.Run(ctx)

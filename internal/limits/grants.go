@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -189,24 +190,10 @@ func (g *Gate) keep() error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(g.deps.Dir, grantsFile)
-	f, err := os.CreateTemp(g.deps.Dir, grantsFile+".*") // 0600
-	if err != nil {
-		return fmt.Errorf("write down the grants: %w", err)
-	}
-	defer func() { _ = os.Remove(f.Name()) }() // gone already if all went well
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write down the grants: %w", err)
-	}
-	d, err := os.Open(g.deps.Dir)
-	if err != nil {
-		return fmt.Errorf("write down the grants: %w", err)
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return replace(g.deps.Dir, grantsFile, func(w io.Writer) error {
+		_, err := w.Write(b)
+		return err
+	})
 }
 
 // loadGrants reads what was written down. A file that others may write is not
