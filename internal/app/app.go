@@ -235,7 +235,7 @@ func (a *App) wirePlanes(res *Resolved, ls listeners, creds credentials) error {
 	if err != nil {
 		return err
 	}
-	a.deploy, err = deploy.New(res.App, deploy.Deps{Edge: a.edge, Driver: driver, Env: env.of, Evidence: evidence{a.monitor}, Dir: filepath.Join(res.Data, "app"), Log: a.part("deploy"), Sink: a.sink})
+	a.deploy, err = deploy.New(res.App, deploy.Deps{Edge: a.edge, Driver: driver, Env: env.of, Evidence: evidence{a.monitor}, Burning: a.burning, Dir: filepath.Join(res.Data, "app"), Log: a.part("deploy"), Sink: a.sink})
 	ps.Below("app", setting.Of(err))
 	if len(ps) > 0 {
 		return res.Locate(ps)

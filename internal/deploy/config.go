@@ -29,6 +29,7 @@ type Config struct {
 	Warm        Warm        `yaml:"warm" doc:"How a new color is warmed up before it is verified."`
 	Smoke       []Smoke     `yaml:"smoke" doc:"Requests that a new color must answer as expected before it gets any traffic."`
 	Hooks       []Hook      `yaml:"hooks" doc:"Commands and webhooks that are run, or told, as a deploy goes on."`
+	Gates       Gates       `yaml:"gates" doc:"What must be in order before a deploy begins, and again before it switches. mainstay deploy --force --why goes on all the same; the history keeps that."`
 	Switch      Switch      `yaml:"switch" doc:"How the traffic moves to a new color."`
 	Preview     Preview     `yaml:"preview" doc:"How chosen requests see the new color of a deploy at work before, and while, it gets traffic."`
 	Watch       Watch       `yaml:"watch" doc:"How a new color is compared with the old one after the switch: errors and p95 of its requests, errors of its queries and Claude calls, what those calls cost and how many there are, and errors in its log. What is worse is rolled back."`
@@ -98,6 +99,18 @@ func (h Hook) name() string {
 	return h.On + ": webhook"
 }
 
+// Gates are what must be in order before a switch.
+type Gates struct {
+	ErrorBudget ErrorBudget `yaml:"error_budget" doc:"Whether too many requests fail already: then no release is switched to that could hide it or add to it."`
+}
+
+// ErrorBudget says how many requests may fail.
+type ErrorBudget struct {
+	Objective setting.Percent `yaml:"objective" doc:"The share of requests that must go well, as 99.9%; the rest is the budget. 0%: this gate is open."`
+	Window    time.Duration   `yaml:"window" doc:"The time that is looked at, at most a day; a twelfth of it, at its end, must burn as well, so that the gate opens soon after all is well again."`
+	Burn      float64         `yaml:"burn" doc:"How many times as fast as the objective allows the budget must burn for the gate to close. At least 10 requests must have failed."`
+}
+
 // Switch says how the traffic moves.
 type Switch struct {
 	Steps  []setting.Percent `yaml:"steps" doc:"The shares of the traffic that the new color gets one after the other, as [10%, 50%]; the last, 100%, need not be written. Absent, everything at once."`
@@ -160,6 +173,7 @@ func (c *Config) SetDefaults() {
 	c.Drain = 30 * time.Second
 	c.Grace = 10 * time.Second
 	c.Warm.Within = 10 * time.Second
+	c.Gates.ErrorBudget = ErrorBudget{Window: time.Hour, Burn: 14}
 	c.Switch.Every = 30 * time.Second
 	c.Watch.MinSamples = 50
 	c.Settle.Old = settleKeep
@@ -189,6 +203,7 @@ func (c Config) Validate(ps *setting.Problems) {
 	for i, h := range c.Hooks {
 		h.validate(fmt.Sprintf("hooks[%d]", i), ps)
 	}
+	c.Gates.ErrorBudget.validate("gates.error_budget", ps)
 	c.Switch.validate(ps)
 	if (c.Preview.Header == "") != (c.Preview.Secret == "") {
 		ps.Add("preview", "needs a header and a secret together", "give both, or a host")
@@ -266,6 +281,21 @@ func (h Hook) validate(at string, ps *setting.Problems) {
 		}
 	}
 	positive(ps, setting.Join(at, "timeout"), h.Timeout, "30s")
+}
+
+func (b ErrorBudget) validate(at string, ps *setting.Problems) {
+	if b.Objective == 0 {
+		return // open
+	}
+	if b.Objective < 0 || b.Objective >= 1 {
+		ps.Add(setting.Join(at, "objective"), "must be below 100%", "try 99.9%")
+	}
+	if b.Window < time.Minute || b.Window > 24*time.Hour {
+		ps.Add(setting.Join(at, "window"), "must be between a minute and a day", "try 1h")
+	}
+	if b.Burn < 1 {
+		ps.Add(setting.Join(at, "burn"), "must be at least 1", "try 14")
+	}
 }
 
 func (s Switch) validate(ps *setting.Problems) {

@@ -30,7 +30,8 @@ type Edge interface {
 	Apply(traffic.Plan) (drain func(ctx context.Context) error, err error)
 }
 
-// Deps is what a Deployer works with. All fields but Log and Sink are required.
+// Deps is what a Deployer works with. All fields but Evidence,
+// Burning, Log and Sink are required.
 type Deps struct {
 	Edge   Edge
 	Driver Driver
@@ -40,9 +41,12 @@ type Deps struct {
 	// Evidence is what the watch judges by. If it is nil, or has nothing to
 	// tell, only probes and crashes count.
 	Evidence Evidence
-	Dir      string // state folder, made if it is missing; one Mainstay at a time works in it
-	Log      *slog.Logger
-	Sink     telemetry.Sink
+	// Burning tells, a sentence each, what is wrong already and must be mended
+	// before anything new is switched to. Nil: nothing ever is.
+	Burning func(ctx context.Context) []string
+	Dir     string // state folder, made if it is missing; one Mainstay at a time works in it
+	Log     *slog.Logger
+	Sink    telemetry.Sink
 }
 
 // ErrBusy is returned by Deploy while another deploy is at work; its text names

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os/exec"
 	"slices"
@@ -108,6 +109,34 @@ func (d *Deployer) shadow(ctx context.Context, t *transition, cfg Warm) error {
 	case <-ctx.Done():
 	}
 	return set(0)
+}
+
+// passGates fails while something burns, unless the deploy is forced; then the
+// record says what it passed over, and must have been written.
+func (d *Deployer) passGates(ctx context.Context, t *transition) error {
+	if d.deps.Burning == nil {
+		return nil
+	}
+	burning := d.deps.Burning(ctx)
+	if len(burning) == 0 {
+		return nil
+	}
+	all := strings.Join(burning, "; ")
+	d.mu.Lock()
+	forced := t.record.Force
+	if forced {
+		t.record.Overrode = burning
+	}
+	d.mu.Unlock()
+	if !forced {
+		return fmt.Errorf("a gate is closed: %s; mend that first, or deploy with --force and --why", all)
+	}
+	if err := d.save(); err != nil {
+		return fmt.Errorf("a gate is closed (%s), and that the deploy is forced could not be written down: %w", all, err)
+	}
+	d.progress(t, StepForced, "goes on by force though a gate is closed: "+all)
+	d.emit(slog.LevelWarn, "gate_forced", t.next.color, "the deploy goes on by force though a gate is closed: "+all, slog.String("who", t.record.Who), slog.String("why", t.record.Why))
+	return nil
 }
 
 // verify judges the new color by smoke requests, hooks and one more probe.

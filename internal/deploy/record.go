@@ -27,6 +27,9 @@ type Request struct {
 	// OneWay marks a deploy that must not be undone by itself, such as one that
 	// migrates a database: where another would be rolled back it is frozen.
 	OneWay bool `json:"one_way,omitempty"`
+	// Force makes the deploy go on though a gate of app.gates is closed; it needs
+	// a Why, and the record tells what was passed over.
+	Force bool `json:"force,omitempty"`
 	// Steps are the shares of the traffic that the new color gets one after the
 	// other; nil means as app.switch.steps says.
 	Steps []setting.Percent `json:"steps,omitempty"`
@@ -68,6 +71,7 @@ const (
 	StepHealthy   Step = "healthy"   // it passed its probes
 	StepWarming   Step = "warming"   // it gets its first requests, whose answers nobody sees
 	StepVerifying Step = "verifying" // a smoke request or a hook judged it
+	StepForced    Step = "forced"    // a gate is closed, and passed by force
 	StepSwitched  Step = "switched"  // new requests go to it; Text says how many of them
 	StepWatching  Step = "watching"  // it is compared with the old color
 	StepDraining  Step = "draining"  // a copy finishes its requests
@@ -113,6 +117,8 @@ type Record struct {
 	Why      string       `json:"why,omitempty"`
 	OneWay   bool         `json:"one_way,omitempty"`
 	Shares   []int        `json:"shares,omitempty"` // percent of the traffic, step by step; the last is that of the watch
+	Force    bool         `json:"force,omitempty"`
+	Overrode []string     `json:"overrode,omitempty"` // the gates that were closed, a sentence each
 	Began    time.Time    `json:"began"`
 	TookMS   int64        `json:"took_ms"`
 	Phase    Phase        `json:"phase"` // a final one, but for the deploy at work
@@ -141,7 +147,7 @@ func (r *Record) add(p Progress) {
 
 // clone is a copy that shares nothing which grows.
 func (r Record) clone() Record {
-	r.Steps, r.Hooks, r.Evidence = slices.Clone(r.Steps), slices.Clone(r.Hooks), slices.Clone(r.Evidence)
+	r.Steps, r.Hooks, r.Evidence, r.Overrode = slices.Clone(r.Steps), slices.Clone(r.Hooks), slices.Clone(r.Evidence), slices.Clone(r.Overrode)
 	return r
 }
 
@@ -181,6 +187,9 @@ func (r Request) check() error {
 		case key == "PORT":
 			ps.Add("env", "must not set PORT", "mainstay gives each copy a port of its own")
 		}
+	}
+	if r.Force && strings.TrimSpace(r.Why) == "" {
+		ps.Add("force", "needs a reason, for the record", "add --why")
 	}
 	if _, err := shares(r.Steps); err != nil {
 		ps.Add("steps", err.Error(), "try 10%,50%")

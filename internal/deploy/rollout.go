@@ -116,7 +116,7 @@ func (d *Deployer) tryBegin(r Request, progress func(Progress)) (t *transition, 
 	}
 	t = newTransition(d.life, next, Record{
 		Number: d.nextRecord, Kind: KindDeploy, Phase: Preparing, Color: next.color, From: d.live.color, Image: rel.Image, Command: rel.Command, Targets: rel.Targets, Dir: rel.Dir,
-		Version: rel.Version, Who: r.Who, Why: r.Why, OneWay: r.OneWay, Began: rel.Began, Shares: cfg.shares(steps),
+		Version: rel.Version, Who: r.Who, Why: r.Why, OneWay: r.OneWay, Force: r.Force, Began: rel.Began, Shares: cfg.shares(steps),
 	}, progress)
 	d.nextRecord++
 	d.next, d.current = next, t
@@ -174,6 +174,9 @@ func (d *Deployer) raise(ctx context.Context, t *transition) error {
 	if err := d.save(); err != nil { // a deploy that cannot be written down would not survive a kill -9
 		return fmt.Errorf("nothing was started: %w", err)
 	}
+	if err := d.passGates(ctx, t); err != nil {
+		return fmt.Errorf("nothing was started: %w", err)
+	}
 	d.takeDownOld(t, "makes room for a new release")
 	if err := d.start(ctx, t.next, func(st Step, text string) { d.progress(t, st, text) }); err != nil {
 		return err
@@ -189,6 +192,9 @@ func (d *Deployer) raise(ctx context.Context, t *transition) error {
 		return err
 	}
 	if err := d.verify(ctx, t); err != nil {
+		return err
+	}
+	if err := d.passGates(ctx, t); err != nil {
 		return err
 	}
 	return context.Cause(ctx)
