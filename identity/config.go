@@ -33,7 +33,7 @@ type Config struct {
 	OnRefusal string         `yaml:"on_refusal" doc:"What becomes of a request whose bearer token or API key is not believed: anonymous (it is its address) or refuse (401). A cookie never leads to a refusal, since the app must be able to renew it."`
 	Names     string         `yaml:"names" doc:"How users and workspaces stand in logs, traces and the dashboard's records: plain, hashed or none."`
 	Secret    setting.Secret `yaml:"secret" doc:"Secret that Mainstay-Identity and hashed names are made with, the same on all nodes; at least 32 bytes. Absent: one that this installation keeps for itself."`
-	TellApp   time.Duration  `yaml:"tell_app" doc:"How long the signed header Mainstay-Identity is valid that tells the app who asks, and that the app may forward to the Claude plane. 0s: no header."`
+	TellApp   time.Duration  `yaml:"tell_app" doc:"How long the signed header Mainstay-Identity is valid, and half of that at least, that tells the app who asks, and that the app may forward to the Claude plane. 0s: no header."`
 }
 
 // JWT says how tokens are found and verified.

@@ -72,7 +72,7 @@ func (d *Desk) Seal(w *Who, step string) string {
 	if p.cfg.TellApp == 0 || w.By == ByAddress && w.Workspace == "" && w.Tier == "" && step == "" {
 		return ""
 	}
-	return p.seal.Close(Sealed{w.User, w.Workspace, w.Tier, w.Key, step, time.Now().Add(p.cfg.TellApp).Unix()})
+	return p.seal.For(Sealed{User: w.User, Workspace: w.Workspace, Tier: w.Tier, Key: w.Key, Step: step}, p.cfg.TellApp)
 }
 
 // Open reads a value of [Header] that the app has forwarded, and returns whom it

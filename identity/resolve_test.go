@@ -200,6 +200,13 @@ func TestTheMemoryIsBounded(t *testing.T) {
 	if n := m.len(); n > shards*2*10 {
 		t.Errorf("%d are kept", n)
 	}
+	s := NewSeal([]byte("0123456789abcdef0123456789abcdef"))
+	for i := range 5 * maxClosed {
+		_ = s.For(Sealed{User: fmt.Sprint(i)}, time.Minute)
+	}
+	if n := len(s.young) + len(s.old); n > 2*maxClosed {
+		t.Errorf("%d seals are kept", n)
+	}
 	// What is asked for stays, however much comes by.
 	d := newDesk(t, config(), nil)
 	known := withToken(hs256(t, hmacSecret, supabase("u1", "w1", "pro")))
@@ -238,7 +245,18 @@ func TestASealedIdentityPassesThroughTheAppUnchanged(t *testing.T) {
 		if got, _ := newDesk(t, config(), nil).Open(text); got.User != "" {
 			t.Errorf("another installation believes it: %+v", got)
 		}
-		time.Sleep(10 * time.Minute)
+		time.Sleep(4 * time.Minute)
+		if again := d.Seal(&w, "cheaper"); again != text {
+			t.Error("another value within the first half of its life")
+		}
+		if other := d.Seal(&w, ""); other == text {
+			t.Error("another step has the same value")
+		}
+		time.Sleep(2 * time.Minute)
+		if again := d.Seal(&w, "cheaper"); again == text {
+			t.Error("the same value after half of its life")
+		}
+		time.Sleep(4 * time.Minute)
 		if got, _ := d.Open(text); got.User != "" || got.Refused != Expired {
 			t.Errorf("after ten minutes: %+v", got)
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -21,7 +22,21 @@ const maxSealed = 8 << 10
 // cannot be altered, and holds for a while only. It is no secret from the app,
 // which may read it: v1, the JSON of [Sealed] in base64url, and the seal, with dots
 // between. A Seal is safe for concurrent use.
-type Seal struct{ key, names []byte }
+type Seal struct {
+	key, names []byte
+
+	mu         sync.RWMutex
+	young, old map[Sealed]closed // by what they say, but for when they expire
+}
+
+// closed is a value that is given out until half of its life is over.
+type closed struct {
+	text  string
+	fresh time.Time
+}
+
+// maxClosed is how many values are kept in each of two generations.
+const maxClosed = 4096
 
 // NewSeal returns a seal with a secret, of 32 bytes or more.
 func NewSeal(secret []byte) *Seal {
@@ -46,6 +61,32 @@ type Sealed struct {
 }
 
 const sealVersion = "v1."
+
+// For seals v, to hold for between half of life and all of it: whoever comes again
+// within the first half gets the same value.
+func (s *Seal) For(v Sealed, life time.Duration) string {
+	now := time.Now()
+	v.Expires = 0
+	s.mu.RLock()
+	c, known := s.young[v]
+	if !known {
+		c, known = s.old[v]
+	}
+	s.mu.RUnlock()
+	if known && now.Before(c.fresh) {
+		return c.text
+	}
+	key := v
+	v.Expires = now.Add(life).Unix()
+	c = closed{s.Close(v), now.Add(life / 2)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.young == nil || len(s.young) >= maxClosed {
+		s.old, s.young = s.young, map[Sealed]closed{}
+	}
+	s.young[key] = c
+	return c.text
+}
 
 // Close seals s, to hold until it expires.
 func (s *Seal) Close(v Sealed) string {
