@@ -260,3 +260,37 @@ func TestADeployThatHoldsTheTrafficHasNobodyShed(t *testing.T) {
 		all.Wait()
 	})
 }
+
+func TestAFloodBeyondItsLimitCostsTheOthersNo429AndNoWait(t *testing.T) {
+	var mean [2]time.Duration
+	for i, rate := range []int{0, 500} {
+		g := gate(t, func(c *limits.Config) {
+			c.Tiers["free"] = limits.Tier{Requests: 100, Window: time.Hour}
+			c.Ceiling = limits.Tier{Requests: 100 + 5*40, Window: time.Hour} // what all of them may use
+		})
+		crowdedWith(t, 20, func(c *edge.Config) { c.Overload.Concurrency = "auto" }, func(d *edge.Deps) { d.Limits = g }, func(t *testing.T, b *bubble) {
+			var all sync.WaitGroup
+			flood := new(flow)
+			if rate > 0 {
+				flood = b.flow(&all, "flood", rate)
+			}
+			var victims []*flow
+			for v := range 5 {
+				victims = append(victims, b.flow(&all, fmt.Sprint(v), 4))
+			}
+			all.Wait()
+			for v, f := range victims {
+				if f.ok.Load() != 40 {
+					t.Errorf("flood %d: of victim %d %d answered, %d shed, %d refused", rate, v, f.ok.Load(), f.shed.Load(), f.other.Load())
+				}
+				mean[i] += time.Duration(f.took.Load() / 40 / 5)
+			}
+			if rate > 0 && (flood.ok.Load() > 100 || flood.other.Load() < 4800) {
+				t.Errorf("of the flood %d answered, %d shed, %d refused", flood.ok.Load(), flood.shed.Load(), flood.other.Load())
+			}
+		})
+	}
+	if mean[1] > mean[0]+10*time.Millisecond {
+		t.Errorf("victims took %v on average, %v without the flood", mean[1], mean[0])
+	}
+}
