@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -242,4 +243,47 @@ func TestARestartInMidWindowGivesNoSecondHelping(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A Redis user with what docs/limits.md names and no more is enough; what is granted
+// on one node holds on the other.
+func TestAGrantHoldsOnAllNodesWithAnACLUserThatMayDoNoMore(t *testing.T) {
+	redis := redistest.Start(t, append([]string{"--user", "limits", "on", ">secret", "~mainstay:*"}, permissions(t)...)...)
+	more := fmt.Sprintf("redis: redis://limits:secret@%s\nlimits: {tiers: {free: {requests: 3, window: 1h}}, store_timeout: 200ms}\n", redis.Addr)
+	nodes := []*mainstay{setup(t, more).start(testapp()), setup(t, more).start(testapp())}
+	if code, out := nodes[0].verb("limits", "grant", "address:127.0.0.1", "--requests", "9", "--window", "1h"); code != 0 {
+		t.Fatalf("grant: %d %s", code, out)
+	}
+	eventually(t, "the grant on the other node", func() (bool, string) {
+		v := nodes[1].metrics()["mainstay_limits_grants"]
+		return v == 1, fmt.Sprint(v)
+	})
+	eventually(t, "both nodes to know one another", func() (bool, string) {
+		_, out := nodes[1].verb("limits", "top")
+		return strings.Contains(out, "shared by Redis, 2 nodes live"), out
+	})
+	var c tally
+	c.storm(t, nodes, 2, 8)
+	if c.passed.Load() != 9 || c.local.Load() != 0 {
+		t.Errorf("%d passed with a grant of 9, %d without Redis", c.passed.Load(), c.local.Load())
+	}
+	for _, m := range nodes {
+		if log := m.log.String(); strings.Contains(log, "NOPERM") || strings.Contains(log, "secret@") {
+			t.Errorf("the log holds what it must not:\n%s", log)
+		}
+	}
+}
+
+// permissions are those that the documentation names.
+func permissions(t *testing.T) []string {
+	t.Helper()
+	text, err := os.ReadFile("../docs/limits.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile("`(\\+evalsha [^`]*)`").FindSubmatch(text)
+	if named == nil {
+		t.Fatal("docs/limits.md names no permissions")
+	}
+	return append([]string{"-@all"}, strings.Fields(string(named[1]))...)
 }

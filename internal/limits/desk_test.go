@@ -388,3 +388,19 @@ func TestARestartOfANodeWithoutRedisForgetsNothing(t *testing.T) {
 		t.Errorf("%d passed after damage", n)
 	}
 }
+
+func BenchmarkGate(b *testing.B) {
+	var c Config
+	c.SetDefaults()
+	g, err := NewGate(c, Deps{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx := context.Background()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := g.Admit(ctx, Ask{User: "ann", Workspace: "w", Tier: "enterprise"}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
