@@ -15,6 +15,7 @@ import (
 	"mainstay.dev/mainstay/edge/internal/events"
 	"mainstay.dev/mainstay/edge/internal/farewell"
 	"mainstay.dev/mainstay/edge/internal/tunnel"
+	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -173,7 +174,8 @@ func (l *lane) answered(resp *http.Response) error {
 	l.target.answered()
 	x.FirstByte = time.Since(x.Start)
 	l.took = l.pass.Since()
-	resp.Header.Del("Mainstay-Code") // ours alone
+	resp.Header.Del("Mainstay-Code")     // ours alone
+	delete(resp.Header, identity.Header) // for the app alone, should it echo what it gets
 	if resp.Header.Get("X-Request-Id") == "" {
 		set(resp.Header, "X-Request-Id", l.ID)
 	}

@@ -36,9 +36,14 @@ func TestTheAppIsToldWhoAsksAndNobodyElseMayTellIt(t *testing.T) {
 		})
 		seen := make(chan http.Header, 1)
 		h := startWith(t, defaults(), func(deps *edge.Deps) { deps.Identity = d })
-		h.serve(t, app(t, func(w http.ResponseWriter, r *http.Request) { seen <- r.Header }))
+		h.serve(t, app(t, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Mainstay-Identity", r.Header.Get("Mainstay-Identity")) // an app that echoes
+			seen <- r.Header
+		}))
 
-		get(t, "http://"+h.addr, "X-Api-Key", apiKey, "Mainstay-Identity", "v1.forged.x", "Mainstay_Identity", "v1.forged.y")
+		if resp, _ := get(t, "http://"+h.addr, "X-Api-Key", apiKey, "Mainstay-Identity", "v1.forged.x", "Mainstay_Identity", "v1.forged.y"); resp.Header.Get("Mainstay-Identity") != "" {
+			t.Error("the client was told what is for the app")
+		}
 		got := <-seen
 		if w, _ := d.Open(got.Get("Mainstay-Identity")); w.User != "key:ci" || w.Workspace != "acme" || w.Tier != "pro" || len(got["Mainstay-Identity"]) != 1 {
 			t.Errorf("the app was told %q: %+v", got["Mainstay-Identity"], w)

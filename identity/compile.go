@@ -115,7 +115,8 @@ func (p *policy) compileJWT(ps *setting.Problems) {
 	if j.JWKS != "" && !fetchable(j.JWKS) {
 		ps.Add("jwt.jwks", "must be an https address (http only to loopback, to private addresses and to names without a dot)", "try https://PROJECT.supabase.co/auth/v1/.well-known/jwks.json")
 	}
-	if j.Cookie != "" && (j.Cookie == "*" || strings.ContainsAny(j.Cookie, " \t;,=\"")) {
+	if j.Cookie != "" && (strings.HasSuffix(j.Cookie, "*") || // or a chunk would look like a whole one
+		strings.ContainsAny(j.Cookie, " \t;,=\"")) {
 		ps.Add("jwt.cookie", "is no name of a cookie", "try sb-*-auth-token")
 	}
 	if j.Cookie != "" && !p.tokens() {
