@@ -54,7 +54,10 @@ func (s *Server) Apply(p traffic.Plan) (drain func(ctx context.Context) error, e
 		t := live[spec.ID]
 		switch {
 		case t == nil:
-			t = newTarget(spec, s.deps, s.policy.Load().cfg.Timeouts)
+			t = newTarget(spec, s.deps, &s.policy.Load().cfg)
+			if spec.Weight > 0 && slices.ContainsFunc(old.shares, func(sh share) bool { return sh.color == spec.Color && sh.weight > 0 }) {
+				t.health.ease()
+			}
 		case !t.is(spec):
 			return nil, fmt.Errorf("apply traffic plan: target %s is live as another copy; give the new one an id of its own", spec.ID)
 		}
@@ -134,7 +137,7 @@ func (p *plan) draw(tried []*target, fit bool, of func(share) int) *target {
 		if slices.Contains(tried, sh.target) || fit && sh.health.out.Load() {
 			return 0
 		}
-		return of(sh)
+		return of(sh) * sh.health.eased()
 	}
 	total := 0
 	for _, sh := range p.shares {

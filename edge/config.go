@@ -20,6 +20,7 @@ type Config struct {
 	Header   setting.Bytes   `yaml:"max_header" doc:"Largest request line and header together; a larger one is answered 431."`
 	Timeouts Timeouts        `yaml:"timeouts" doc:"Deadlines. None of them ends a stream that is alive."`
 	Streams  Streams         `yaml:"streams" doc:"WebSockets and event streams. None is cut at a switch: they go on while the color stands by."`
+	Slow     time.Duration   `yaml:"slow_start" doc:"How long a copy of the app that joins others of its color, or comes back after it was ejected, gets less than its share: from a tenth of it, growing evenly. 0s: all at once."`
 	Hold     Hold            `yaml:"hold" doc:"Bounds for requests that wait while a deploy holds the traffic."`
 	Overload overload.Config `yaml:"overload" doc:"When more requests come than the app can take: who goes first, who waits, who is shed."`
 	Cache    Cache           `yaml:"cache" planned:"the HTTP cache" doc:"The HTTP cache."`
@@ -97,6 +98,7 @@ func (c *Config) SetDefaults() {
 			Dial: 5 * time.Second, Response: 2 * time.Minute, Attempt: 10 * time.Second, Stall: 5 * time.Minute, Upstream: 4 * time.Second,
 		},
 		Streams: Streams{WebSocket: streamClose, SSE: streamHandOver, Over: 20 * time.Second, Heartbeat: 15 * time.Second},
+		Slow:    10 * time.Second,
 		Hold:    Hold{For: 30 * time.Second, Requests: 1000},
 	}
 	c.Overload.SetDefaults()
@@ -129,6 +131,9 @@ func (c *Config) Validate(ps *setting.Problems) {
 	}
 	if w := c.Streams.SSE; w != streamHandOver && w != streamClose && w != streamRide {
 		ps.Add("streams.sse", "must be hand_over, close or ride", "try hand_over")
+	}
+	if c.Slow < 0 {
+		ps.Add("slow_start", "must not be negative", "try 10s, or 0s for none")
 	}
 	if c.Streams.Over < 0 {
 		ps.Add("streams.over", "must not be negative", "try 20s")

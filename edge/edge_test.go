@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -79,7 +80,7 @@ func start(t *testing.T, cfg edge.Config, who ...string) *house {
 func startWith(t *testing.T, cfg edge.Config, change func(*edge.Deps), who ...string) *house {
 	t.Helper()
 	h := &house{ledger: &ledger{}, done: make(chan error, 1)}
-	proxies, err := identity.CompileProxies(identity.Config{TrustedProxies: who, ClientHeader: identity.XForwardedFor})
+	proxies, err := identity.CompileProxies(identity.Config{TrustedProxies: who, Rewriting: rewriting(who), ClientHeader: identity.XForwardedFor})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,6 +111,12 @@ func startWith(t *testing.T, cfg edge.Config, change func(*edge.Deps), who ...st
 		}
 	})
 	return h
+}
+
+// rewriting are the trusted proxies of a test that write X-Forwarded-Host
+// themselves; 127.0.0.1, given as such, stands for one that passes it on.
+func rewriting(trusted []string) []string {
+	return slices.DeleteFunc(slices.Clone(trusted), func(s string) bool { return s == "127.0.0.1" })
 }
 
 func listen(t *testing.T) net.Listener {

@@ -135,7 +135,7 @@ func (l *lane) attempt(r *http.Request) (*http.Response, error) {
 		l.cancel(nil)
 	}
 	l.cancel = cancel // later: it would end the answer's body too
-	s := &silence{target: l.target, limit: limit, give: cancel, heard: l.target.health.answers.Load()}
+	s := &silence{target: l.target, up: l.up, limit: limit, give: cancel, heard: l.target.health.answers.Load()}
 	s.timer = time.AfterFunc(time.Hour, s.over)
 	s.timer.Reset(limit) // now that over can see it
 	resp, err := l.target.transport.RoundTrip(r.WithContext(ctx))
@@ -153,6 +153,7 @@ func (l *lane) attempt(r *http.Request) (*http.Response, error) {
 // with this request, and one that answers nobody hangs.
 type silence struct {
 	target *target
+	up     *upload
 	limit  time.Duration
 	timer  *time.Timer
 	give   context.CancelCauseFunc
@@ -160,7 +161,7 @@ type silence struct {
 }
 
 func (s *silence) over() {
-	if n := s.target.health.answers.Load(); n != s.heard {
+	if n := s.target.health.answers.Load(); n != s.heard || s.up.rest() { // or it waits for the client
 		s.heard = n
 		s.timer.Reset(s.limit)
 		return

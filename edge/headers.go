@@ -18,6 +18,10 @@ var untold = names("X-Real-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "X-Origina
 	"Forwarded", "Forwarded-For", "Cf-Connecting-Ip", "Cf-Connecting-Ipv6", "Cf-Pseudo-Ipv4", "Fastly-Client-Ip", "Fly-Client-Ip", "X-Appengine-User-Ip",
 	"X-Original-Url", "X-Original-Host", "X-Rewrite-Url", "X-Scheme", "X-Url-Scheme", "Front-End-Https")
 
+// diverting are those of them that change the host or the path.
+var diverting = names("X-Forwarded-Host", "X-Forwarded-Server", "X-Forwarded-Prefix", "X-Forwarded-Path", "X-Forwarded-Uri", "X-Forwarded-Url",
+	"X-Original-Url", "X-Original-Host", "X-Rewrite-Url")
+
 // framing are the headers that HTTP itself acts on, and Proxy, which a CGI app
 // would find in its environment as HTTP_PROXY.
 var framing = names("Host", "Content-Length", "Transfer-Encoding", "Connection", "Upgrade", "Te", "Trailer", "Keep-Alive", "Proxy", "Proxy-Authorization")
@@ -33,14 +37,17 @@ func names(list ...string) map[string]bool {
 // cleanse removes what the target must not be told. Many frameworks read X_Real_Ip
 // as X-Real-Ip, so a name with an underscore is judged as they would read it, and
 // no proxy worth the trust writes one.
-func cleanse(h http.Header, trusted bool) {
+//
+// What changes the host or the path is the client's word also behind a trusted
+// proxy, unless that one writes it itself: Cloudflare, say, passes it on.
+func cleanse(h http.Header, trusted, rewrites bool) {
 	for name := range h {
 		read, alias := name, strings.Contains(name, "_")
 		if alias {
 			read = http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
 		}
 		lie := untold[read] || strings.HasPrefix(read, "X-Forwarded")
-		if lie && (alias || !trusted) || alias && framing[read] || read == identity.Header || read == degradeHeader {
+		if lie && (alias || !trusted) || diverting[read] && !rewrites || alias && framing[read] || read == identity.Header || read == degradeHeader {
 			delete(h, name)
 		}
 	}
@@ -75,7 +82,7 @@ func disown(h http.Header, vouched []string, trusted bool) {
 // cleanseTrailer does the same for what comes after a body, where HTTP's own
 // headers have no business either (RFC 9110, 6.5.1).
 func cleanseTrailer(h http.Header) {
-	cleanse(h, false)
+	cleanse(h, false, false)
 	for name := range h {
 		if framing[name] {
 			delete(h, name)
@@ -96,7 +103,7 @@ func (l *lane) rewrite(pr *httputil.ProxyRequest) {
 	out.URL.RawQuery = pr.In.URL.RawQuery // as it came: the app is the one to judge it
 	out.Host = l.Host
 
-	cleanse(h, l.Trusted)
+	cleanse(h, l.Trusted, l.Who.Rewrites)
 	disown(h, l.Who.Vouched, l.Trusted)
 	step := ""
 	if l.verdict.Step() == limits.Cheaper {
@@ -126,7 +133,7 @@ func (l *lane) rewrite(pr *httputil.ProxyRequest) {
 		if p := l.header("X-Forwarded-Proto"); p == "http" || p == "https" {
 			proto = p
 		}
-		if f := l.header("X-Forwarded-Host"); f != "" {
+		if f := l.header("X-Forwarded-Host"); f != "" && l.Who.Rewrites {
 			host = f
 		}
 		if f := l.header("X-Forwarded-For"); f != "" {

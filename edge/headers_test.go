@@ -198,3 +198,17 @@ func TestATunnelOutlivesTheAppsPause(t *testing.T) {
 		}
 	})
 }
+
+func TestAProxyThatPassesOnWhatClientsSayDoesNotChooseTheHost(t *testing.T) {
+	h := start(t, defaults(), "127.0.0.1")
+	h.serve(t, app(t, func(w http.ResponseWriter, r *http.Request) {
+		for _, name := range []string{"X-Forwarded-Host", "X-Forwarded-Prefix", "X-Original-Url", "X-Rewrite-Url"} {
+			fmt.Fprintf(w, "%s=%s ", name, r.Header.Get(name))
+		}
+		fmt.Fprint(w, r.Header.Get("X-Forwarded-Proto"))
+	}))
+	_, body := get(t, "http://"+h.addr, "X-Forwarded-Host", "evil.example", "X-Forwarded-Prefix", "/evil", "X-Original-Url", "/admin", "X-Rewrite-Url", "/admin", "X-Forwarded-Proto", "https")
+	if want := "X-Forwarded-Host=" + h.addr + " X-Forwarded-Prefix= X-Original-Url= X-Rewrite-Url= https"; body != want {
+		t.Errorf("the app was told %q, want %q", body, want)
+	}
+}

@@ -146,7 +146,7 @@ func (s *Server) adapt(w http.ResponseWriter, hr *http.Request, x *telemetry.Exc
 // gather finds out whether the request may be sent twice (RFC 9110, 9.2.2), and
 // reads a small body of such a one whole, unless the client waits to be told
 // whether to send it. Other bodies pass as they come, so that the app may answer
-// before their end.
+// before their end; of one whose length nobody told the beginning is kept.
 func (l *lane) gather() Code {
 	switch l.Method {
 	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE":
@@ -157,11 +157,15 @@ func (l *lane) gather() Code {
 	if l.up == nil || !l.replay {
 		return OK
 	}
-	if l.Length < 0 || l.Length > maxReplay || len(l.hr.Header["Expect"]) > 0 {
+	switch {
+	case l.Length > maxReplay || len(l.hr.Header["Expect"]) > 0:
 		l.replay = false
-		return OK
+	case l.Length < 0:
+		l.up.tape = &tape{up: l.up}
+	default:
+		return l.up.gather(l.Length)
 	}
-	return l.up.gather(l.Length)
+	return OK
 }
 
 func (l *lane) header(name string) string {

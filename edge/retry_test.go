@@ -158,3 +158,107 @@ func TestATargetThatAnswersNobodyIsGivenUpAndOneThatIsSlowIsNot(t *testing.T) {
 		}
 	})
 }
+
+// twins are two copies of green that share the traffic evenly.
+func twins() traffic.Plan {
+	p := one("green-1", "one:80")
+	p.Targets = append(p.Targets, traffic.Target{ID: "green-2", Address: "two:80", Color: "green", Weight: 1})
+	return p
+}
+
+func (b *bubble) shareOf(t *testing.T, who string) (percent int) {
+	t.Helper()
+	for range 400 {
+		if _, _, body := b.send(t, "GET", ""); body == who+" " {
+			percent++
+		}
+	}
+	return percent / 4
+}
+
+func TestATargetThatComesBackGetsItsShareLittleByLittle(t *testing.T) {
+	inBubble(t, func(c *edge.Config) {}, func(t *testing.T, b *bubble) {
+		b.app(t, "two:80", echo("two"))
+		b.apply(t, twins()) // nobody listens on one:80
+		b.shareOf(t, "two")
+		if st := b.Stats().Targets; st[0].State != edge.Ejected || st[0].Until.IsZero() || st[0].Failed < 3 || st[1].State != edge.Ready {
+			t.Errorf("%+v", st)
+		}
+		b.app(t, "one:80", echo("one"))
+		time.Sleep(time.Second)
+		if got := b.shareOf(t, "one"); got == 0 || got > 25 {
+			t.Errorf("at once it got %d%%", got)
+		}
+		if st := b.Stats().Targets; st[0].State != edge.SlowStart || st[0].Failed != 0 {
+			t.Errorf("%+v", st)
+		}
+		time.Sleep(10 * time.Second)
+		if got := b.shareOf(t, "one"); got < 35 || got > 65 {
+			t.Errorf("after its slow start it got %d%%", got)
+		}
+		if st := b.Stats().Targets; st[0].State != edge.Ready {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+func TestATargetThatJoinsOthersOfItsColorStartsSlowly(t *testing.T) {
+	for slow, most := range map[time.Duration]int{10 * time.Second: 25, 0: 65} {
+		inBubble(t, func(c *edge.Config) { c.Slow = slow }, func(t *testing.T, b *bubble) {
+			b.app(t, "one:80", echo("one"))
+			b.app(t, "two:80", echo("two"))
+			b.apply(t, one("green-1", "one:80"))
+			b.apply(t, twins())
+			if got := b.shareOf(t, "two"); got == 0 || got > most || slow == 0 && got < 35 {
+				t.Errorf("slow_start %v: it got %d%%", slow, got)
+			}
+		})
+	}
+}
+
+func TestABodyOfUnknownLengthIsSentAgainIfItIsSmall(t *testing.T) {
+	inBubble(t, func(c *edge.Config) {}, func(t *testing.T, b *bubble) {
+		b.app(t, "green:80", func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Read") == "all" {
+				io.Copy(io.Discard, r.Body)
+			} else {
+				io.ReadFull(r.Body, make([]byte, 3))
+			}
+			panic(http.ErrAbortHandler)
+		})
+		b.app(t, "blue:80", echo("blue"))
+		put := func(method, read string, body io.Reader) (int, string) {
+			b.apply(t, traffic.Plan{Mode: traffic.Hold}) // forgets what was ejected
+			b.apply(t, withBackup())
+			req, _ := http.NewRequestWithContext(t.Context(), method, "http://edge/", body)
+			req.Header.Set("Read", read)
+			resp, err := b.client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			text, _ := io.ReadAll(resp.Body)
+			return resp.StatusCode, string(text)
+		}
+		small, large := strings.Repeat("x", 60<<10), strings.Repeat("x", 100<<10)
+		for _, tc := range []struct {
+			method, body string
+			status       int
+		}{{"PUT", small, 200}, {"PUT", large, 502}, {"POST", small, 502}} {
+			if status, got := put(tc.method, "all", io.MultiReader(strings.NewReader(tc.body))); status != tc.status || status == 200 && got != "blue "+tc.body {
+				t.Errorf("%s of %d bytes: %d", tc.method, len(tc.body), status)
+			}
+		}
+		// Green breaks off in the middle; what comes later goes to blue, behind what came.
+		in, out := io.Pipe()
+		go func() {
+			io.WriteString(out, "one")
+			time.Sleep(20 * time.Second)
+			io.WriteString(out, "two")
+			out.Close()
+		}()
+		if status, got := put("PUT", "some", in); status != 200 || got != "blue onetwo" {
+			t.Errorf("%d %q", status, got)
+		}
+	})
+}

@@ -1,6 +1,8 @@
 package edge
 
 import (
+	"time"
+
 	"mainstay.dev/mainstay/capacity"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -22,6 +24,32 @@ type Target struct {
 	Version  string `json:"version,omitempty"`
 	Weight   int    `json:"weight"`
 	InFlight int    `json:"in_flight"`
+	// State is ready, ejected or slow_start.
+	State  string    `json:"state"`
+	Until  time.Time `json:"until,omitzero"`  // when an ejected one is tried again, or the slow start ends
+	Failed int       `json:"failed,omitzero"` // tries in a row that came to no answer
+}
+
+// The words of Target.State.
+const (
+	Ready     = "ready"      // it gets its share
+	Ejected   = "ejected"    // it failed several requests in a row; others take its requests while they can
+	SlowStart = "slow_start" // it gets less than its share, and more from moment to moment
+)
+
+// state tells how the target stands.
+func (h *fitness) state() (state string, until time.Time) {
+	if h.out.Load() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return Ejected, h.until
+	}
+	if since := h.since.Load(); since != 0 {
+		if end := time.Unix(0, since).Add(h.slow); time.Now().Before(end) {
+			return SlowStart, end
+		}
+	}
+	return Ready, time.Time{}
 }
 
 // Stats may be called at any time.
@@ -33,7 +61,9 @@ func (s *Server) Stats() Stats {
 		st.Overload = &overload
 	}
 	for _, sh := range p.shares {
-		st.Targets = append(st.Targets, Target{sh.id, sh.color, sh.address, sh.version, sh.weight, sh.inflight()})
+		t := Target{ID: sh.id, Color: sh.color, Address: sh.address, Version: sh.version, Weight: sh.weight, InFlight: sh.inflight(), Failed: int(sh.health.failed.Load())}
+		t.State, t.Until = sh.health.state()
+		st.Targets = append(st.Targets, t)
 	}
 	return st
 }
@@ -46,17 +76,21 @@ func (s *Server) Levels() []telemetry.Level {
 		{Name: "mainstay_edge_holding", Help: "Requests that wait while the traffic is held.", Value: float64(st.Holding)},
 	}
 	for _, color := range []string{"blue", "green"} {
-		var n, weight float64
+		var n, weight, ejected float64
 		for _, t := range st.Targets {
 			if t.Color == color {
 				n += float64(t.InFlight)
 				weight += float64(t.Weight)
+				if t.State == Ejected {
+					ejected++
+				}
 			}
 		}
 		label := []telemetry.Label{{Name: "color", Value: color}}
 		levels = append(levels,
 			telemetry.Level{Name: "mainstay_edge_color_in_flight", Help: "Requests in flight by color.", Labels: label, Value: n},
-			telemetry.Level{Name: "mainstay_edge_color_weight", Help: "Share of new requests by color; 0: none.", Labels: label, Value: weight})
+			telemetry.Level{Name: "mainstay_edge_color_weight", Help: "Share of new requests by color; 0: none.", Labels: label, Value: weight},
+			telemetry.Level{Name: "mainstay_edge_color_ejected", Help: "Copies by color that failed several requests in a row, so that others take theirs.", Labels: label, Value: ejected})
 	}
 	return append(levels, s.overloadLevels()...)
 }

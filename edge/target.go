@@ -38,12 +38,13 @@ type target struct {
 
 const drainMark = math.MinInt64
 
-func newTarget(t traffic.Target, d Deps, c Timeouts) *target {
+func newTarget(t traffic.Target, d Deps, cfg *Config) *target {
+	c := cfg.Timeouts
 	return &target{
 		id: t.ID, address: t.Address, color: t.Color, version: t.Version,
 		release: release(t.Color, t.Version),
 		drained: make(chan struct{}),
-		health:  fitness{told: d.Sink},
+		health:  fitness{told: d.Sink, slow: cfg.Slow},
 		transport: &http.Transport{
 			DialContext:           d.dialWithin(c),
 			MaxIdleConns:          0,
@@ -190,6 +191,8 @@ type fitness struct {
 	failed  atomic.Int32 // tries in a row that came to no answer
 	out     atomic.Bool  // ejected
 	probing atomic.Bool
+	slow    time.Duration // that its slow start takes
+	since   atomic.Int64  // when that began, in Unix nanoseconds; 0: it gets its whole share
 
 	mu    sync.Mutex
 	until time.Time     // when it may be probed
@@ -209,6 +212,7 @@ func (t *target) answered() {
 	h.failed.Store(0)
 	h.spell, h.mute = 0, false
 	if h.out.Swap(false) {
+		h.ease()
 		h.tell(t, slog.LevelInfo, "target_back", t.id+" answers again")
 	}
 }
@@ -229,6 +233,27 @@ func (t *target) missed(code Code) {
 	if !h.out.Swap(true) {
 		h.tell(t, slog.LevelWarn, "target_ejected", fmt.Sprintf("%s failed %d requests in a row; others take its requests while they can", t.id, ejectAfter))
 	}
+}
+
+// ease begins a slow start.
+func (h *fitness) ease() {
+	if h.slow > 0 {
+		h.since.Store(time.Now().UnixNano())
+	}
+}
+
+// eased is how much of its share the target gets, in thousandths.
+func (h *fitness) eased() int {
+	since := h.since.Load()
+	if since == 0 {
+		return 1000
+	}
+	passed := time.Since(time.Unix(0, since))
+	if passed >= h.slow {
+		h.since.CompareAndSwap(since, 0)
+		return 1000
+	}
+	return 100 + int(900*max(passed, 0)/h.slow)
 }
 
 func (h *fitness) tell(t *target, level slog.Level, name, text string) {

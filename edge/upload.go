@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -30,6 +31,7 @@ type upload struct {
 	// written to once it is set.
 	kept  []byte
 	first playback
+	tape  *tape // keeps the beginning of a body of unknown length; nil: none
 
 	mu    sync.Mutex
 	n     int64
@@ -69,6 +71,9 @@ func (u *upload) gather(length int64) Code {
 
 // spent reports whether a part of the body is gone and can't be sent again.
 func (u *upload) spent() bool {
+	if u != nil && u.tape != nil {
+		return u.tape.full.Load()
+	}
 	n, _ := u.result()
 	return n > 0 && u.kept == nil
 }
@@ -77,6 +82,8 @@ func (u *upload) spent() bool {
 // spent.
 func (u *upload) again() io.ReadCloser {
 	switch {
+	case u.tape != nil:
+		return &rerun{tape: u.tape}
 	case u.kept == nil:
 		return u
 	case u.first.data == nil:
@@ -100,6 +107,55 @@ func (p *playback) Read(b []byte) (int, error) {
 }
 
 func (p *playback) Close() error { return nil }
+
+// tape keeps what was read of a body while that is little, so that another try can
+// begin with it and go on where the one before stopped reading.
+type tape struct {
+	up   *upload
+	full atomic.Bool // it was more, and is not kept
+
+	// mu is held while the client is read from: what comes belongs to all tries.
+	mu   sync.Mutex
+	kept []byte
+	read int // in all
+	err  error
+}
+
+// rerun is one reading of a tape. One try's may still be reading when the next
+// begins: what it gets is on the tape.
+type rerun struct {
+	tape *tape
+	off  int
+}
+
+var errSpent = errors.New("the request body is larger than what is kept of it for another try")
+
+func (r *rerun) Read(p []byte) (int, error) {
+	t := r.tape
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case r.off < len(t.kept):
+		n := copy(p, t.kept[r.off:])
+		r.off += n
+		return n, nil
+	case r.off < t.read:
+		return 0, errSpent
+	case t.err != nil:
+		return 0, t.err
+	}
+	n, err := t.up.Read(p)
+	if t.read += n; t.read > maxReplay {
+		t.full.Store(true)
+		t.kept = nil
+	} else {
+		t.kept = append(t.kept, p[:n]...)
+	}
+	r.off, t.err = r.off+n, err
+	return n, err
+}
+
+func (r *rerun) Close() error { return nil }
 
 var (
 	errTooLarge = errors.New("request body is larger than edge.max_body")

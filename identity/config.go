@@ -16,6 +16,7 @@ import (
 // Config is the identity section.
 type Config struct {
 	TrustedProxies []string `yaml:"trusted_proxies" doc:"Peers whose forwarding headers are believed: addresses, CIDR ranges, or the names loopback, private and cloudflare."`
+	Rewriting      []string `yaml:"rewriting_proxies" doc:"Of the trusted proxies, those that write X-Forwarded-Host, X-Forwarded-Prefix, X-Original-URL and their like themselves, whatever the client sent; given as trusted_proxies. From all others, such as Cloudflare, those headers are the client's own words, and the app is not shown them."`
 	ClientHeader   string   `yaml:"client_header" doc:"The one header in which a trusted proxy tells the client's address: x-forwarded-for, forwarded or cf-connecting-ip. The others are not believed, since a proxy passes on what it does not write."`
 
 	JWT          JWT            `yaml:"jwt" doc:"Tokens: where they stand and who vouches for them. They are looked for in Authorization: Bearer and in the cookie."`

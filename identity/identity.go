@@ -20,6 +20,9 @@ type Request struct {
 type Who struct {
 	Address netip.Addr // the client's, behind the proxies that are trusted
 	Trusted bool       // the peer is one of them
+	// Rewrites tells that the peer itself writes the headers that change the host
+	// or the path of a request.
+	Rewrites bool
 
 	User      string
 	Workspace string
@@ -85,7 +88,7 @@ var (
 
 // Resolve knows the address only, for a program that asks for no more.
 func (p *Proxies) Resolve(_ context.Context, r *Request) Who {
-	return Who{Address: p.Client(r.Peer, r.Header), Trusted: p.Trusted(r.Peer), By: ByAddress}
+	return Who{Address: p.Client(r.Peer, r.Header), Trusted: p.Trusted(r.Peer), Rewrites: p.Rewrites(r.Peer), By: ByAddress}
 }
 
 // Seal tells nothing.

@@ -91,3 +91,18 @@ func TestAZoneOrAMappedRangeHidesNobody(t *testing.T) {
 		t.Errorf("client %s", got)
 	}
 }
+
+func TestOnlyATrustedProxyThatIsNamedRewrites(t *testing.T) {
+	p, err := CompileProxies(Config{ClientHeader: XForwardedFor, TrustedProxies: []string{"private", "cloudflare"}, Rewriting: []string{"10.0.0.5", "9.9.9.9"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for peer, want := range map[string]bool{"10.0.0.5": true, "10.0.0.6": false, "9.9.9.9": false, "173.245.48.9": false} {
+		if got := p.Rewrites(netip.MustParseAddr(peer)); got != want {
+			t.Errorf("%s rewrites: %v", peer, got)
+		}
+	}
+	if _, err := CompileProxies(Config{ClientHeader: XForwardedFor, Rewriting: []string{"loopback"}}); err == nil {
+		t.Error("a proxy that rewrites and is not trusted was accepted")
+	}
+}

@@ -13,14 +13,21 @@ const maxHops = 32
 // Proxies knows which peers may speak for a client. It is immutable and safe for
 // concurrent use.
 type Proxies struct {
-	ranges []netip.Prefix
-	header string
+	ranges    []netip.Prefix
+	rewriting []netip.Prefix
+	header    string
 }
 
 // Trusted reports whether forwarding headers from peer are believed.
-func (p *Proxies) Trusted(peer netip.Addr) bool {
+func (p *Proxies) Trusted(peer netip.Addr) bool { return within(p.ranges, peer) }
+
+// Rewrites reports whether peer is trusted and itself writes the headers that
+// change the host or the path of a request, so that they are not the client's.
+func (p *Proxies) Rewrites(peer netip.Addr) bool { return p.Trusted(peer) && within(p.rewriting, peer) }
+
+func within(ranges []netip.Prefix, peer netip.Addr) bool {
 	peer = peer.Unmap().WithZone("") // a range contains no address with a zone
-	for _, r := range p.ranges {
+	for _, r := range ranges {
 		if r.Contains(peer) {
 			return true
 		}
@@ -128,7 +135,17 @@ func compileProxies(c Config, ps *setting.Problems) *Proxies {
 	default:
 		ps.Add("client_header", "must be x-forwarded-for, forwarded or cf-connecting-ip", "try "+XForwardedFor)
 	}
-	for _, s := range c.TrustedProxies {
+	p.ranges = peers("trusted_proxies", c.TrustedProxies, ps)
+	p.rewriting = peers("rewriting_proxies", c.Rewriting, ps)
+	if len(c.Rewriting) > 0 && len(c.TrustedProxies) == 0 {
+		ps.Add("rewriting_proxies", "counts for trusted proxies only, and there are none", "name them in trusted_proxies too")
+	}
+	return p
+}
+
+// peers reads a list of addresses, ranges and names.
+func peers(key string, list []string, ps *setting.Problems) (out []netip.Prefix) {
+	for _, s := range list {
 		ranges, ok := named[s]
 		if !ok {
 			ranges = s
@@ -136,13 +153,13 @@ func compileProxies(c Config, ps *setting.Problems) *Proxies {
 		for r := range strings.FieldsSeq(ranges) {
 			prefix, err := parseRange(r)
 			if err != nil {
-				ps.Add("trusted_proxies", s+" is neither an address, a range nor a known name", "try 10.0.0.5, 10.0.0.0/8, loopback, private or cloudflare")
+				ps.Add(key, s+" is neither an address, a range nor a known name", "try 10.0.0.5, 10.0.0.0/8, loopback, private or cloudflare")
 				continue
 			}
-			p.ranges = append(p.ranges, prefix)
+			out = append(out, prefix)
 		}
 	}
-	return p
+	return out
 }
 
 func parseRange(s string) (netip.Prefix, error) {

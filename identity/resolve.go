@@ -33,7 +33,7 @@ func first(list []string) string {
 // Resolve says who sent r.
 func (d *Desk) Resolve(ctx context.Context, r *Request) Who {
 	p := d.policy.Load()
-	w := Who{Address: p.proxies.Client(r.Peer, r.Header), Trusted: p.proxies.Trusted(r.Peer), By: ByAddress, Vouched: p.vouched}
+	w := Who{Address: p.proxies.Client(r.Peer, r.Header), Trusted: p.proxies.Trusted(r.Peer), Rewrites: p.proxies.Rewrites(r.Peer), By: ByAddress, Vouched: p.vouched}
 	if !d.byKey(p, r, &w) {
 		d.byClaims(ctx, p, r, &w)
 	}

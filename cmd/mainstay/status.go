@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mainstay.dev/mainstay/edge"
 	"mainstay.dev/mainstay/internal/admin"
 	"mainstay.dev/mainstay/internal/deploy"
 )
@@ -72,6 +73,11 @@ func printStatus(out io.Writer, st admin.Status) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	for _, p := range st.Planes {
+		if p.Name == "edge" {
+			unready(&b, p.Stats, st.Now)
+		}
+	}
 	for _, c := range []*deploy.Copy{st.App.Live, st.App.Next} {
 		if c != nil && c.Reason != "" {
 			fmt.Fprintf(&b, "\n%s: %s\n", c.ID, c.Reason)
@@ -88,6 +94,26 @@ func printStatus(out io.Writer, st admin.Status) error {
 	}
 	_, err := io.WriteString(out, b.String())
 	return err
+}
+
+// unready tells of the copies that do not get their share, and why.
+func unready(b *strings.Builder, stats any, now time.Time) {
+	raw, err := json.Marshal(stats) // what came as JSON
+	if err != nil {
+		return
+	}
+	var st edge.Stats
+	if json.Unmarshal(raw, &st) != nil {
+		return
+	}
+	for _, t := range st.Targets {
+		switch t.State {
+		case edge.Ejected:
+			fmt.Fprintf(b, "\n%s is ejected: it failed %d requests in a row; others take its requests, and it is tried again in %s\n", t.ID, t.Failed, age(max(0, t.Until.Sub(now))))
+		case edge.SlowStart:
+			fmt.Fprintf(b, "\n%s starts slowly: it has its whole share in %s\n", t.ID, age(max(0, t.Until.Sub(now))))
+		}
+	}
 }
 
 // millis writes milliseconds the way a person reads them.
