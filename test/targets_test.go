@@ -115,6 +115,14 @@ func TestCopiesThatSomebodyElseRunsAreDeployedLikeAnyOther(t *testing.T) {
 			t.Errorf("served by %v", got)
 		}
 	})
+	t.Run("the servers that stand by may get the next release", func(t *testing.T) {
+		if code, out := m.verb("deploy", "--targets", blue[1], "--version", "v1 again"); code != 0 {
+			t.Fatalf("deploy: %d\n%s", code, out)
+		}
+		if got := served(t, m); got["v1"] != 10 {
+			t.Errorf("served by %v", got)
+		}
+	})
 	t.Run("mainstay ends nobody", func(t *testing.T) {
 		if err := m.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)

@@ -70,6 +70,7 @@ deploy is at work or frozen, 2 wrong usage.`,
 	f := cmd.Flags()
 	f.StringVar(&request.Version, "version", "", "what is deployed, for people and traces")
 	f.StringVar(&request.Image, "image", "", "the container image to run, where app.image says that containers do")
+	f.StringVar(&request.Release, "release", "", "folder to run the release from: a whole path, or the name of a folder in app.release.dir")
 	f.BoolVar(&request.Force, "force", false, "go on though a gate of app.gates is closed; needs --why, and the history keeps it")
 	f.StringSliceVar(&request.Targets, "targets", nil, "addresses of the next release, where app.targets says that somebody else runs it, as 10.0.0.5:3008,10.0.0.6:3008")
 	f.StringVar(&request.Why, "why", "", "why, for the record")

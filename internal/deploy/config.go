@@ -21,7 +21,8 @@ import (
 type Config struct {
 	Run     Command       `yaml:"run" doc:"The command that starts the app: a shell line, or a list of words that no shell sees. It must serve HTTP on 127.0.0.1, on the port that the environment variable PORT names, and stay in the foreground."`
 	Targets []string      `yaml:"targets" doc:"Addresses of copies that somebody else runs, as host:port, instead of a command. They are probed, and never started or stopped; mainstay deploy --targets names those of the next release."`
-	Dir     string        `yaml:"dir" doc:"The folder in which the command runs; absent, the folder in which mainstay was started."`
+	Release Release       `yaml:"release" doc:"Where mainstay deploy --release finds releases, and how many are kept."`
+	Dir     string        `yaml:"dir" doc:"The folder in which the command runs; absent, the folder in which mainstay was started. A symbolic link is followed once, when a release is deployed."`
 	Health  Health        `yaml:"health" doc:"How to tell that the app is fit to serve."`
 	Drain   time.Duration `yaml:"drain" doc:"How long a color that is taken down may finish its requests before it is told to stop."`
 	Grace   time.Duration `yaml:"grace" doc:"How long the app may take to end after SIGTERM, before SIGKILL."`
@@ -38,6 +39,12 @@ type Config struct {
 
 	Image  string            `yaml:"image" doc:"A container image to run, as ghcr.io/acme/app:1.4. app.run then replaces what the image itself would run."`
 	Docker containers.Config `yaml:"docker" doc:"How the containers of app.image are run."`
+}
+
+// Release says where releases are.
+type Release struct {
+	Dir  string `yaml:"dir" doc:"The folder with a folder for each release, as /srv/app/releases; mainstay deploy --release 42 then runs app.run in its folder 42."`
+	Keep int    `yaml:"keep" doc:"How many releases that ran are kept there; older ones that no color uses are removed when a deploy has settled. 0: nothing is removed."`
 }
 
 // Health says how a copy of the app is probed, from its start to its end.
@@ -81,7 +88,7 @@ func (s *Smoke) SetDefaults() { s.Timeout = 10 * time.Second }
 type Hook struct {
 	Name    string         `yaml:"name" doc:"What it is called in the record; absent, on and what it runs."`
 	On      string         `yaml:"on" doc:"When: verifying, settled, rolled_back, frozen or failed. One on verifying can fail the deploy; the others are told only."`
-	Run     Command        `yaml:"run" doc:"A command, run in app.dir with the environment of the new color and MAINSTAY_PHASE, _COLOR, _TARGET, _ADDRESS, _VERSION and _NUMBER. Its exit code must be 0."`
+	Run     Command        `yaml:"run" doc:"A command, run in the folder of the release with the environment of the new color and MAINSTAY_PHASE, _COLOR, _TARGET, _ADDRESS, _VERSION and _NUMBER. Its exit code must be 0."`
 	URL     setting.Secret `yaml:"url" doc:"Or an address that gets a POST with the deploy as JSON, and must answer 200 to 299."`
 	Timeout time.Duration  `yaml:"timeout" doc:"How long it may take."`
 }
@@ -188,6 +195,12 @@ func (c Config) Validate(ps *setting.Problems) {
 	validateTargets(c.Targets, ps)
 	if len(c.Targets) > 0 && c.Settle.Old == settleUpdate {
 		ps.Add("settle.old", "cannot be update for copies that somebody else runs", "try keep, or stop")
+	}
+	if c.Release.Keep < 0 || c.Release.Keep == 1 {
+		ps.Add("release.keep", "must be 0, or 2 or more", "try 5")
+	}
+	if c.Release.Keep > 0 && c.Release.Dir == "" {
+		ps.Add("release.dir", "is missing though release.keep is given", "name the folder with the releases")
 	}
 	c.Health.validate(ps)
 	if c.Drain < 0 {

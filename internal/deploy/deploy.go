@@ -87,7 +87,7 @@ type Deployer struct {
 	live        *slot           // the release that was deployed last; gets share
 	old         *slot           // the color before; gets the rest of the traffic, or stands by
 	next        *slot           // is being brought up
-	leaving     *slot           // is being taken down
+	leaving     []*slot         // are being taken down
 	share       int             // percent, 1 to 100
 	mirror      int             // how many requests next is shown
 	maintenance bool
@@ -148,6 +148,11 @@ func compile(cfg Config) (*policy, error) {
 		ps.Add("dir", err.Error(), "write it as an absolute path")
 	}
 	cfg.Dir = dir
+	if cfg.Release.Dir != "" {
+		if cfg.Release.Dir, err = filepath.Abs(cfg.Release.Dir); err != nil {
+			ps.Add("release.dir", err.Error(), "write it as an absolute path")
+		}
+	}
 	p := &policy{Config: cfg}
 	if cfg.Maintenance.Page != "" {
 		page, err := readPage(cfg.Maintenance.Page)
@@ -240,7 +245,7 @@ func (d *Deployer) Kill() {
 	called, cancel := context.WithCancel(context.Background())
 	cancel()
 	d.mu.Lock()
-	slots := []*slot{d.live, d.old, d.next, d.leaving}
+	slots := append([]*slot{d.live, d.old, d.next}, d.leaving...)
 	d.mu.Unlock()
 	ended := make(chan struct{})
 	go func() {
@@ -283,10 +288,5 @@ func (d *Deployer) end(ctx context.Context) {
 		}
 	}
 	stops.Wait()
-	d.mu.Lock()
-	if d.frozen == nil { // a frozen deploy stays one, with the release that it may go back to
-		d.old, d.share, d.retireAt = nil, 100, time.Time{}
-	}
-	d.mu.Unlock()
-	d.saveOrSay()
+	d.saveOrSay() // with the release that may be gone back to, which the next life brings back
 }

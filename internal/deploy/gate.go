@@ -261,7 +261,7 @@ func (d *Deployer) runHook(ctx context.Context, t *transition, h Hook) (string, 
 	}
 	d.mu.Unlock()
 	cmd := exec.CommandContext(ctx, h.Run[0], h.Run[1:]...)
-	cmd.Dir = d.policy.Load().Dir
+	cmd.Dir = t.next.release.folder()
 	cmd.Env = append(append(slices.Clip(env), t.next.release.Env...), "MAINSTAY_PHASE="+string(r.Phase), "MAINSTAY_COLOR="+r.Color, "MAINSTAY_TARGET="+r.Target,
 		"MAINSTAY_ADDRESS="+address, "MAINSTAY_VERSION="+r.Version, fmt.Sprintf("MAINSTAY_NUMBER=%d", r.Number))
 	out := &tail{limit: maxHookOutput}

@@ -159,7 +159,7 @@ func (d *Deployer) takeUp(o Order, frozen bool) (*transition, error) {
 	}
 	t := newTransition(d.life, d.live, Record{
 		Number: d.nextRecord, Kind: KindRollback, Phase: Switching, Color: d.old.color, From: d.live.color, Target: d.old.id,
-		Image: d.old.release.Image, Command: d.old.release.Command, Targets: d.old.release.Targets, Dir: d.old.release.Dir, Version: d.old.release.Version, Who: o.Who, Why: o.Why, Began: time.Now(),
+		Image: d.old.release.Image, Command: d.old.release.Command, Targets: d.old.release.Targets, Dir: d.old.release.folder(), Version: d.old.release.Version, Who: o.Who, Why: o.Why, Began: time.Now(),
 	}, nil)
 	d.nextRecord++
 	d.current = t

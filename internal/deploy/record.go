@@ -2,11 +2,13 @@ package deploy
 
 import (
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"mainstay.dev/mainstay/internal/deploy/internal/releases"
 	"mainstay.dev/mainstay/internal/setting"
 )
 
@@ -18,6 +20,7 @@ type Request struct {
 	Image   string   `json:"image,omitempty"`   // as Command; a deploy of another image keeps the command
 	Targets []string `json:"targets,omitempty"` // as Command, where somebody else runs the copies
 	Dir     string   `json:"dir,omitempty"`     // absolute; empty: as for Command
+	Release string   `json:"release,omitempty"` // as Dir: a folder's name in app.release.dir, or its whole path
 	Env     []string `json:"env,omitempty"`     // KEY=value, laid over the color's own
 	Version string   `json:"version,omitempty"`
 	Who     string   `json:"who,omitempty"`
@@ -161,7 +164,10 @@ func (r Request) refuse(cfg *policy) error {
 	if r.Image != "" && cfg.Image == "" {
 		ps.Add("image", "is deployed only where app.image says that containers do", "give a command, or set app.image and restart Mainstay")
 	}
-	if lent && (len(r.Command) > 0 || r.Dir != "" || len(r.Env) > 0) {
+	if r.Release != "" && cfg.Image != "" {
+		ps.Add("release", "means nothing where app.image says that containers run", "give --image")
+	}
+	if lent && (len(r.Command) > 0 || r.Release != "" || r.Dir != "" || len(r.Env) > 0) {
 		ps.Add("command", "is nothing that Mainstay could run: app.targets says that somebody else runs the copies", "give their addresses: mainstay deploy --targets HOST:PORT")
 	}
 	return ps.Err()
@@ -178,6 +184,9 @@ func (r Request) check() error {
 	validateTargets(r.Targets, &ps)
 	if r.Dir != "" && !filepath.IsAbs(r.Dir) {
 		ps.Add("dir", "must be absolute", "")
+	}
+	if r.Dir != "" && r.Release != "" {
+		ps.Add("release", "and dir cannot be given together", "leave one out")
 	}
 	for _, kv := range r.Env {
 		key, _, ok := strings.Cut(kv, "=")
@@ -200,4 +209,45 @@ func (r Request) check() error {
 		}
 	}
 	return ps.Err()
+}
+
+// found is r with the folder that its release means.
+func (r Request) found(cfg *policy) (Request, error) {
+	if r.Release == "" {
+		return r, nil
+	}
+	folder, err := releases.Find(cfg.Release.Dir, r.Release)
+	if err != nil {
+		return r, setting.Problem{Path: "release", What: err.Error()}
+	}
+	if r.Dir = folder; r.Version == "" {
+		r.Version = filepath.Base(folder)
+	}
+	return r, nil
+}
+
+// pruneReleases removes the folders of old releases, if the file says so.
+func (d *Deployer) pruneReleases() {
+	cfg := d.policy.Load().Release
+	if cfg.Keep == 0 {
+		return
+	}
+	var ran, inUse []string
+	d.mu.Lock()
+	for _, r := range slices.Backward(d.history) {
+		ran = append(ran, r.Dir)
+	}
+	for _, s := range append([]*slot{d.live, d.old, d.next}, d.leaving...) {
+		if s != nil {
+			inUse = append(inUse, s.release.folder())
+		}
+	}
+	d.mu.Unlock()
+	removed, err := releases.Prune(cfg.Dir, cfg.Keep, ran, inUse)
+	if err != nil {
+		d.deps.Log.Warn("old releases could not be removed", "err", err)
+	}
+	for _, folder := range removed {
+		d.emit(slog.LevelInfo, "release_removed", "", "the old release "+folder+" was removed (app.release.keep)", slog.String("folder", folder))
+	}
 }

@@ -49,6 +49,9 @@ func (d *Deployer) bringUp(ctx context.Context, was state) (*unfinished, error) 
 	if err != nil {
 		return nil, err
 	}
+	if live != nil {
+		live.unborn = false
+	}
 	d.mu.Lock()
 	d.live, d.old = live, old
 	if old == nil {
@@ -111,8 +114,8 @@ func (d *Deployer) startAnew(ctx context.Context, was state, live, old *slot) er
 	cfg := d.policy.Load()
 	from, standby := was.Live, (*slot)(nil)
 	switch {
-	case was.Deploy == nil || was.Old == nil:
-		was.Share = 100
+	case was.Deploy == nil || was.Old == nil: // the standby comes back by its supervision
+		was.Share, standby = 100, old
 	case was.Deploy.Phase == Frozen: // both come back, the old one by its supervision
 		standby = old
 	default:
@@ -124,16 +127,16 @@ func (d *Deployer) startAnew(ctx context.Context, was state, live, old *slot) er
 	d.live, d.old, d.share, d.answers = nil, standby, was.Share, was.Answers
 	d.mu.Unlock()
 	if from != nil {
-		s.color, s.release = from.Color, from.Release
+		s.color, s.release, s.pinned = from.Color, from.Release, from.Pinned
 	}
 	if from == nil || !s.release.follows(cfg) && !was.Answers.match(cfg) {
-		s.release = d.wanted(Request{Who: "mainstay"})
+		s.release, s.pinned = d.wanted(Request{Who: "mainstay"}), ""
 	}
 	d.mu.Lock()
 	d.live = s
 	d.mu.Unlock()
 	if !s.release.Command.equal(cfg.Run) || s.release.Dir != cfg.Dir || !slices.Equal(s.release.Targets, cfg.Targets) {
-		d.deps.Log.Info("starting what was deployed last, not app.run", "command", s.release.what(), "dir", s.release.Dir, "deployed_by", s.release.Who)
+		d.deps.Log.Info("starting what was deployed last, not app.run", "command", s.release.what(), "dir", s.release.folder(), "deployed_by", s.release.Who)
 	}
 	if err := d.start(ctx, s, func(Step, string) {}); err != nil {
 		return err
@@ -154,13 +157,14 @@ func (d *Deployer) adoptSlot(ctx context.Context, was *savedSlot) (s *slot, why 
 	if was == nil {
 		return nil, "", nil
 	}
-	s = &slot{color: was.Color, release: was.Release, state: Down, since: time.Now()}
+	s = &slot{color: was.Color, release: was.Release, pinned: was.Pinned, state: Down, since: time.Now()}
 	if was.Copy == nil {
+		s.unborn = true
 		return s, "none of it ran", nil
 	}
 	c := was.Copy
 	s.id = c.ID
-	inst, err := d.deps.Driver.Adopt(ctx, Spec{ID: c.ID, Color: s.color, Image: s.release.Image, Command: s.release.Command, Dir: s.release.Dir, Targets: s.release.Targets}, c.Handle)
+	inst, err := d.deps.Driver.Adopt(ctx, s.release.spec(c.ID, s.color), c.Handle)
 	if errors.Is(err, ErrGone) {
 		why = c.ID + " ended while no mainstay was running"
 		d.emit(slog.LevelWarn, "app_gone", s.color, why, slog.String("target", c.ID))

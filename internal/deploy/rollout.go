@@ -95,6 +95,9 @@ func (d *Deployer) tryBegin(r Request, progress func(Progress)) (t *transition, 
 	if err := r.refuse(cfg); err != nil {
 		return nil, nil, err
 	}
+	if r, err = r.found(cfg); err != nil {
+		return nil, nil, err
+	}
 	rel := d.wanted(r)
 	steps := r.Steps
 	if steps == nil {
@@ -115,7 +118,7 @@ func (d *Deployer) tryBegin(r Request, progress func(Progress)) (t *transition, 
 		next.color = blue
 	}
 	t = newTransition(d.life, next, Record{
-		Number: d.nextRecord, Kind: KindDeploy, Phase: Preparing, Color: next.color, From: d.live.color, Image: rel.Image, Command: rel.Command, Targets: rel.Targets, Dir: rel.Dir,
+		Number: d.nextRecord, Kind: KindDeploy, Phase: Preparing, Color: next.color, From: d.live.color, Image: rel.Image, Command: rel.Command, Targets: rel.Targets, Dir: rel.folder(),
 		Version: rel.Version, Who: r.Who, Why: r.Why, OneWay: r.OneWay, Force: r.Force, Began: rel.Began, Shares: cfg.shares(steps),
 	}, progress)
 	d.nextRecord++
@@ -168,8 +171,9 @@ func (d *Deployer) enterPhase(t *transition, p Phase) error {
 	return d.save()
 }
 
-// raise brings the new color up and has it judged. On an error its copy may still
-// run; nothing else has changed, but that the color before the live one is gone.
+// raise brings the new color up and has it judged, beside the one that serves and
+// the one that stands by. On an error its copy may still run; nothing else has
+// changed.
 func (d *Deployer) raise(ctx context.Context, t *transition) error {
 	if err := d.save(); err != nil { // a deploy that cannot be written down would not survive a kill -9
 		return fmt.Errorf("nothing was started: %w", err)
@@ -177,7 +181,9 @@ func (d *Deployer) raise(ctx context.Context, t *transition) error {
 	if err := d.passGates(ctx, t); err != nil {
 		return fmt.Errorf("nothing was started: %w", err)
 	}
-	d.takeDownOld(t, "makes room for a new release")
+	if d.overlaps(t.next.release) { // it cannot be told apart from the release that stands by
+		d.takeDownOld(t, "its servers get a new release")
+	}
 	if err := d.start(ctx, t.next, func(st Step, text string) { d.progress(t, st, text) }); err != nil {
 		return err
 	}
@@ -213,17 +219,22 @@ func (d *Deployer) enterTraffic(ctx context.Context, t *transition) error {
 		d.mu.Unlock()
 		return err
 	}
-	old, next := d.live, t.next
-	d.live, d.next, d.old, d.share = next, nil, old, t.record.Shares[0]
+	old, next, standby, retire := d.live, t.next, d.old, d.retireAt
+	d.live, d.next, d.old, d.share, d.retireAt = next, nil, old, t.record.Shares[0], time.Time{}
+	if standby != nil {
+		d.leaving = append(d.leaving, standby)
+	}
 	t.record.Phase = Switching
 	d.mu.Unlock()
 	err := d.save()
+	var drain func(context.Context) error
 	if err == nil {
-		_, err = d.steer()
+		drain, err = d.steer()
 	}
 	if err != nil {
 		d.mu.Lock()
-		d.live, d.next, d.old, d.share = old, next, nil, 100
+		d.live, d.next, d.old, d.share, d.retireAt = old, next, standby, 100, retire
+		d.left(standby)
 		t.record.Phase = Verifying
 		d.mu.Unlock()
 		d.steerOrSay()
@@ -232,7 +243,23 @@ func (d *Deployer) enterTraffic(ctx context.Context, t *transition) error {
 	}
 	d.supervise(next)
 	d.tellSwitch(t)
+	if standby != nil { // only now: until the switch a rollback to it was possible
+		d.work.Go(func() { d.takeDown(t.life, standby, drain, "makes room for a new release", func(Step, string) {}) })
+	}
 	return nil
+}
+
+// overlaps reports whether a release has a server in common with the one that
+// stands by.
+func (d *Deployer) overlaps(r release) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.old != nil && slices.ContainsFunc(r.Targets, func(a string) bool { return slices.Contains(d.old.release.Targets, a) })
+}
+
+// left notes that s is not being taken down any more. Deployer.mu is held.
+func (d *Deployer) left(s *slot) {
+	d.leaving = slices.DeleteFunc(slices.Clone(d.leaving), func(l *slot) bool { return l == s })
 }
 
 // shift gives the new color another share.
@@ -335,7 +362,8 @@ func (d *Deployer) settled(t *transition) {
 func (d *Deployer) goBack(t *transition) {
 	d.mu.Lock()
 	bad := d.live
-	d.live, d.old, d.leaving, d.share, d.frozen, d.retireAt = d.old, nil, bad, 100, nil, time.Time{}
+	d.live, d.old, d.share, d.frozen, d.retireAt = d.old, nil, 100, nil, time.Time{}
+	d.leaving = append(d.leaving, bad)
 	t.record.Phase = RolledBack
 	cfg := d.policy.Load()
 	d.answers = answers{cfg.Image, cfg.Run, cfg.Dir, cfg.Targets}
@@ -349,16 +377,16 @@ func (d *Deployer) goBack(t *transition) {
 	text := fmt.Sprintf("every new request goes to %s again, none to %s", id, bad.color)
 	d.progress(t, StepSwitched, text)
 	d.emit(slog.LevelWarn, "rolled_back", d.live.color, text, slog.String("target", id), slog.String("from", bad.color))
-	d.takeDown(t, bad, drain, "rolled back")
+	d.takeDown(t.life, bad, drain, "rolled back", func(st Step, text string) { d.progress(t, st, text) })
 }
 
 // takeDownOld takes the color down that runs beside the live one, if there is one.
 func (d *Deployer) takeDownOld(t *transition, why string) {
 	d.mu.Lock()
 	s := d.old
-	d.old, d.leaving, d.retireAt = nil, s, time.Time{}
+	d.old, d.retireAt = nil, time.Time{}
 	if s != nil {
-		d.share = 100
+		d.share, d.leaving = 100, append(d.leaving, s)
 	}
 	d.mu.Unlock()
 	if s == nil {
@@ -368,19 +396,19 @@ func (d *Deployer) takeDownOld(t *transition, why string) {
 	if err != nil {
 		d.deps.Log.Error("the edge did not let go of the old color", "err", err)
 	}
-	d.takeDown(t, s, drain, why)
+	d.takeDown(t.life, s, drain, why, func(st Step, text string) { d.progress(t, st, text) })
 }
 
 // takeDown lets s, which the edge has let go, finish its requests and stops it.
 // Nothing here can fail the deploy: the traffic is elsewhere.
-func (d *Deployer) takeDown(t *transition, s *slot, drain func(context.Context) error, why string) {
+func (d *Deployer) takeDown(life context.Context, s *slot, drain func(context.Context) error, why string, tell func(Step, string)) {
 	d.unsupervise(s)
 	limit := d.policy.Load().Drain
 	if id, inst := d.instance(s); inst != nil {
 		d.enter(s, Draining, "")
 		if drain != nil {
-			d.progress(t, StepDraining, fmt.Sprintf("%s has %v to finish its requests", id, limit))
-			ctx, cancel := context.WithTimeout(t.life, limit)
+			tell(StepDraining, fmt.Sprintf("%s has %v to finish its requests", id, limit))
+			ctx, cancel := context.WithTimeout(life, limit)
 			if err := drain(ctx); err != nil {
 				d.deps.Log.Warn("a color had not finished all its requests when it was stopped", "target", id, "drain", limit, "err", err)
 			}
@@ -390,11 +418,11 @@ func (d *Deployer) takeDown(t *transition, s *slot, drain func(context.Context) 
 		if len(s.release.Targets) > 0 {
 			text = id + " is in use no longer; whoever runs it may end it"
 		}
-		d.progress(t, StepStopping, text)
+		tell(StepStopping, text)
 	}
-	d.discard(t.life, s, why)
+	d.discard(life, s, why)
 	d.mu.Lock()
-	d.leaving = nil
+	d.left(s)
 	d.mu.Unlock()
 	d.saveOrSay()
 }
@@ -434,6 +462,9 @@ func (d *Deployer) finish(t *transition, outcome Phase, err error) Record {
 	d.mu.Unlock()
 	if err := writeFile(d.deps.Dir, historyFile, history); err != nil {
 		d.deps.Log.Error("the history of deploys could not be written", "err", err)
+	}
+	if outcome == Settled {
+		d.work.Go(d.pruneReleases)
 	}
 	d.emit(level, "deploy_"+eventName[outcome], t.next.color, text, slog.Int("number", record.Number), slog.String("who", record.Who),
 		slog.String("why", record.Why), slog.Int64("took_ms", record.TookMS))

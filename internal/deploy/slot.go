@@ -19,6 +19,7 @@ type slot struct {
 	color   string
 	release release
 
+	unborn   bool   // no copy of it has run in this life yet: it comes back as a standby
 	pinned   string // the image that release.Image meant when the first copy was started
 	id       string // of the copy that runs or ran last
 	inst     Instance
@@ -96,10 +97,9 @@ func (d *Deployer) start(ctx context.Context, s *slot, tell func(Step, string)) 
 	}
 	id := d.claimID(s)
 	tell(StepStarting, fmt.Sprintf("starting %s: %s", id, s.release.what()))
-	inst, err := d.deps.Driver.Start(ctx, Spec{
-		ID: id, Color: s.color, Image: image, Command: s.release.Command, Dir: s.release.Dir, Targets: s.release.Targets,
-		Env: append(slices.Clip(env), s.release.Env...),
-	})
+	what := s.release.spec(id, s.color)
+	what.Image, what.Env = image, append(slices.Clip(env), s.release.Env...)
+	inst, err := d.deps.Driver.Start(ctx, what)
 	if err != nil {
 		return err
 	}

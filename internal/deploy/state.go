@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"mainstay.dev/mainstay/internal/deploy/internal/releases"
 )
 
 // A release is what runs in a color, and how it came to be.
@@ -20,7 +22,8 @@ type release struct {
 	Command Command   `json:"command"`
 	Targets []string  `json:"targets,omitempty"`
 	Dir     string    `json:"dir"`
-	Env     []string  `json:"env,omitempty"` // may hold secrets: the state file is for its owner alone
+	Folder  string    `json:"folder,omitempty"` // what Dir meant when the release was deployed
+	Env     []string  `json:"env,omitempty"`    // may hold secrets: the state file is for its owner alone
 	Version string    `json:"version,omitempty"`
 	Who     string    `json:"who,omitempty"`
 	Began   time.Time `json:"began"`
@@ -68,7 +71,21 @@ func (d *Deployer) wanted(r Request) release {
 	if rel.Dir == "" {
 		rel.Dir = cfg.Dir
 	}
+	rel.Folder = releases.Real(rel.Dir)
 	return rel
+}
+
+// folder is where the release runs.
+func (r release) folder() string {
+	if r.Folder == "" { // of a state file that knew no folders
+		return r.Dir
+	}
+	return r.Folder
+}
+
+// spec is what a driver is given to run the release as a copy.
+func (r release) spec(id, color string) Spec {
+	return Spec{ID: id, Color: color, Image: r.Image, Command: r.Command, Dir: r.folder(), Targets: r.Targets}
 }
 
 // follows reports whether the release was made from the file as it is now.
@@ -115,6 +132,7 @@ func (a answers) match(cfg *policy) bool {
 
 type savedSlot struct {
 	Color   string     `json:"color"`
+	Pinned  string     `json:"pinned,omitempty"` // the image that the release's name meant
 	Release release    `json:"release"`
 	Copy    *savedCopy `json:"copy,omitempty"` // absent: none runs
 }
@@ -333,7 +351,7 @@ func (d *Deployer) snapshot() state {
 		r := d.frozen.clone()
 		st.Deploy = &r
 	}
-	for _, s := range []*slot{d.next, d.leaving} {
+	for _, s := range append([]*slot{d.next}, d.leaving...) {
 		if c := s.saved(); c != nil {
 			st.Others = append(st.Others, *c)
 		}
@@ -346,7 +364,7 @@ func (s *slot) savedSlot() *savedSlot {
 	if s == nil {
 		return nil
 	}
-	return &savedSlot{Color: s.color, Release: s.release, Copy: s.saved()}
+	return &savedSlot{Color: s.color, Pinned: s.pinned, Release: s.release, Copy: s.saved()}
 }
 
 // saved is what is written down of the copy in s, nil if there is none.

@@ -67,8 +67,8 @@ func (d *Deployer) Status() Status {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	old := d.old
-	if old == nil {
-		old = d.leaving
+	if n := len(d.leaving); old == nil && n > 0 {
+		old = d.leaving[n-1]
 	}
 	st := Status{Live: d.live.copy(), Next: d.next.copy(), Old: old.copy(), SettlesAt: d.retireAt, Maintenance: d.maintenance}
 	for _, c := range []*Copy{st.Live, st.Old} {
@@ -98,7 +98,7 @@ func (s *slot) copy() *Copy {
 		return nil
 	}
 	c := &Copy{
-		ID: s.id, Color: s.color, Version: s.release.Version, Command: s.release.what(), Dir: s.release.Dir,
+		ID: s.id, Color: s.color, Version: s.release.Version, Command: s.release.what(), Dir: s.release.folder(),
 		State: s.state, Reason: s.reason, Since: s.since, Began: s.began, Adopted: s.adopted,
 		Restarts: s.restarts, LastExit: s.lastExit,
 	}

@@ -65,7 +65,13 @@ func (d *Deployer) plan() traffic.Plan {
 		if !s.present() || s == d.next && !cfg.Preview.on() && d.mirror == 0 {
 			continue
 		}
-		p.Targets = append(p.Targets, s.targets(of.weight, of.backup && s.fit())...)
+		ts := s.targets(of.weight, of.backup && s.fit())
+		for i := range ts {
+			if s == d.next && d.nameOf(s) != s.color { // another target for the edge than the one with traffic will be
+				ts[i].ID, ts[i].Color = ts[i].ID+".next", d.nameOf(s)
+			}
+		}
+		p.Targets = append(p.Targets, ts...)
 	}
 	if live+old == 0 {
 		p.Mode = traffic.Hold
@@ -74,15 +80,24 @@ func (d *Deployer) plan() traffic.Plan {
 		p.Sticky = traffic.Sticky{By: cfg.Switch.Sticky.By, Name: cfg.Switch.Sticky.Name}
 	}
 	if s := d.previewed(); s != nil && cfg.Preview.on() {
-		p.Preview = traffic.Preview{Color: s.color, Header: cfg.Preview.Header, Secret: cfg.Preview.Secret, Host: cfg.Preview.Host}
+		p.Preview = traffic.Preview{Color: d.nameOf(s), Header: cfg.Preview.Header, Secret: cfg.Preview.Secret, Host: cfg.Preview.Host}
 	}
 	if d.mirror > 0 && d.next.present() {
-		p.Mirror = traffic.Mirror{Color: d.next.color, Requests: d.mirror}
+		p.Mirror = traffic.Mirror{Color: d.nameOf(d.next), Requests: d.mirror}
 	}
 	if d.maintenance {
 		p.Mode, p.Page = traffic.Maintenance, cfg.page
 	}
 	return p
+}
+
+// nameOf is what the edge calls a color: a next one that shares it with the standby
+// is called next until that is gone.
+func (d *Deployer) nameOf(s *slot) string {
+	if s == d.next && d.old != nil && d.old.color == s.color {
+		return "next"
+	}
+	return s.color
 }
 
 // targets are the servers of s. One that is not fit gets nothing.
@@ -120,6 +135,7 @@ func (d *Deployer) steer() (drain func(context.Context) error, err error) {
 	defer d.routing.Unlock()
 	d.mu.Lock()
 	p := d.plan()
+	live, old := d.weights()
 	d.mu.Unlock()
 	if reflect.DeepEqual(p, d.applied) || d.applied.Mode == "" && p.Mode == traffic.Hold {
 		return nil, nil
@@ -130,7 +146,7 @@ func (d *Deployer) steer() (drain func(context.Context) error, err error) {
 	}
 	before := d.applied
 	d.applied = p
-	d.tellDiversion(before, p)
+	d.tellDiversion(before, p, live, old)
 	return drain, nil
 }
 
@@ -143,29 +159,19 @@ func (d *Deployer) steerOrSay() {
 
 // tellDiversion says when the traffic left a color because that is not fit, and
 // when it came back.
-func (d *Deployer) tellDiversion(before, now traffic.Plan) {
+func (d *Deployer) tellDiversion(before, now traffic.Plan, liveWeight, oldWeight int) {
 	d.mu.Lock()
 	live, old, share := d.live, d.old, d.share
-	diverted := share > 0 && old != nil && weightOf(now, old.color) > 0 && weightOf(now, live.color) == 0
+	diverted := share > 0 && old != nil && oldWeight > 0 && liveWeight == 0
 	was := d.diverted
 	d.diverted = diverted
 	d.mu.Unlock()
 	switch {
 	case diverted && !was:
 		d.emit(slog.LevelWarn, "diverted", old.color, fmt.Sprintf("%s is not fit; every new request goes to %s", live.color, old.color), slog.String("from", live.color))
-	case was && !diverted && weightOf(now, live.color) > 0:
+	case was && !diverted && liveWeight > 0:
 		d.emit(slog.LevelInfo, "diversion_ended", live.color, live.color+" is fit again and has its share of the traffic back")
 	case now.Mode == traffic.Hold && before.Mode == traffic.Serve:
 		d.emit(slog.LevelWarn, "held", live.color, "no copy of the app runs; requests wait, bounded by edge.hold, until one does")
 	}
-}
-
-func weightOf(p traffic.Plan, color string) int {
-	all := 0
-	for _, t := range p.Targets {
-		if t.Color == color {
-			all += t.Weight
-		}
-	}
-	return all
 }

@@ -47,7 +47,9 @@ func (d *Deployer) unsupervise(s *slot) {
 
 func (d *Deployer) keep(ctx context.Context, s *slot) {
 	crashes := 0
-	if _, inst := d.instance(s); inst == nil { // it ended while no mainstay was running
+	if s.unborn && d.bringBack(ctx, s) {
+		crashes = 0
+	} else if _, inst := d.instance(s); inst == nil { // it ended while no mainstay was running
 		crashes = 1
 		if !d.revive(ctx, s, &crashes) {
 			return
@@ -66,6 +68,26 @@ func (d *Deployer) keep(ctx context.Context, s *slot) {
 			return
 		}
 	}
+}
+
+// bringBack starts the release that stood by when mainstay was stopped, so that a
+// rollback is possible as before.
+func (d *Deployer) bringBack(ctx context.Context, s *slot) bool {
+	err := d.start(ctx, s, func(Step, string) {})
+	if err == nil {
+		_, err = d.steer()
+	}
+	switch {
+	case ctx.Err() != nil:
+		return false
+	case err != nil:
+		d.vacate(s, brief(err))
+		d.emit(slog.LevelWarn, "standby_failed", s.color, "the release that stood by could not be started again: "+err.Error())
+		return false
+	}
+	id, _ := d.instance(s)
+	d.emit(slog.LevelInfo, "standby_started", s.color, id+" stands by again", slog.String("target", id))
+	return true
 }
 
 // tend probes the copy in s until it ends, or until ctx is done.
