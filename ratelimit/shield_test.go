@@ -3,6 +3,8 @@ package ratelimit_test
 import (
 	"context"
 	"errors"
+	"runtime"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -252,4 +254,35 @@ func BenchmarkDenied(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(processor()-before)/float64(b.N), "cpu-ns/op")
+}
+
+// always admits, so that the shield has something to remember of everybody.
+type always struct{ ratelimit.Store }
+
+func (always) Take(_ context.Context, checks []ratelimit.Check, results []ratelimit.Result) (ratelimit.Decision, error) {
+	for i := range results[:len(checks)] {
+		results[i] = ratelimit.Result{Allowed: true, Remaining: 5, Next: time.Hour, Reset: time.Hour}
+	}
+	return ratelimit.Decision{Allowed: true, At: 1}, nil
+}
+
+func TestAFloodOfIdentitiesStaysInTheShieldsMemoryBound(t *testing.T) {
+	const bound = 4 << 20
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	s := ratelimit.NewShield(always{}, ratelimit.ShieldOptions{Memory: bound})
+	check := make([]ratelimit.Check, 1)
+	for i := range 300_000 {
+		check[0] = ratelimit.Check{Key: "flood:" + strconv.Itoa(i), Limit: ratelimit.Limit{Max: 6, Window: time.Hour}, Cost: 1}
+		if d, err := s.Take(context.Background(), check, nil); err != nil || !d.Allowed {
+			t.Fatal(d, err)
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > bound*12/10 {
+		t.Errorf("the heap grew by %d bytes, the bound is %d", grown, bound)
+	}
+	runtime.KeepAlive(s)
 }
