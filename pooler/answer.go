@@ -103,7 +103,9 @@ func (s *session) pass() {
 	}
 	if !s.mute {
 		s.writing.Store(true)
+		began := time.Now()
 		_, err := s.conn.Write(run)
+		s.exchange.DB.Client += time.Since(began)
 		s.writing.Store(false)
 		s.moved.Add(1)
 		if err != nil {
@@ -297,7 +299,7 @@ func (s *session) ready(status byte) (done bool, err error) {
 		}
 		s.undo(d)
 	}
-	b.status, s.copying = status, false
+	b.status, s.block, s.copying = status, status, false
 	c, _ := s.cycles.pop()
 	done = s.settled()
 	s.mu.Unlock()

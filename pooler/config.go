@@ -36,8 +36,22 @@ type Config struct {
 	LoginTimeout time.Duration             `yaml:"login_timeout" doc:"How long a client may take to log in."`
 	StallTimeout time.Duration             `yaml:"stall_timeout" doc:"How long a client may leave an answer unread or a message unfinished before it is disconnected; waiting between messages is no stall. 0: forever."`
 	Drain        time.Duration             `yaml:"drain" doc:"How long open transactions may take to finish when Mainstay stops."`
+	Span         string                    `yaml:"span" doc:"What a span, a log line and a count in the metrics is of: query, or transaction."`
+	Slow         Slow                      `yaml:"slow" doc:"The log of slow queries."`
 	Cache        Cache                     `yaml:"cache" planned:"the query cache" doc:"The query cache."`
 }
+
+// Slow says which queries are logged for being slow.
+type Slow struct {
+	Over time.Duration `yaml:"over" doc:"Log queries that took longer than this, with their shape (never a literal) and where the time went. 0: none."`
+	Plan bool          `yaml:"plan" doc:"Ask PostgreSQL for their plan too (EXPLAIN, not ANALYZE), on a connection of its own, one at a time; the plan may show literals. Statements with parameters need PostgreSQL 16."`
+}
+
+// The words that Config.Span knows.
+const (
+	spanQuery       = "query"
+	spanTransaction = "transaction"
+)
 
 // TLS is the pooler's certificate.
 type TLS struct {
@@ -111,7 +125,7 @@ const (
 // SetDefaults fills in what the file leaves out.
 func (c *Config) SetDefaults() {
 	*c = Config{
-		Listen: "127.0.0.1:6432", Auth: authSCRAM, MaxClients: 1000,
+		Listen: "127.0.0.1:6432", Auth: authSCRAM, Span: spanQuery, MaxClients: 1000,
 		LoginTimeout: 15 * time.Second, StallTimeout: 5 * time.Minute, Drain: 30 * time.Second,
 	}
 	c.AuthQuery.SetDefaults()
@@ -180,6 +194,8 @@ func (c *Config) Validate(ps *setting.Problems) {
 	positive(ps, "login_timeout", c.LoginTimeout, "15s")
 	notNegative(ps, "stall_timeout", c.StallTimeout, "5m")
 	notNegative(ps, "drain", c.Drain, "30s")
+	oneOf(ps, "span", c.Span, spanQuery, spanTransaction)
+	notNegative(ps, "slow.over", c.Slow.Over, "1s")
 	names := map[string]string{}
 	for name, d := range c.Databases {
 		var part setting.Problems

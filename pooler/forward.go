@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/state"
 )
@@ -23,13 +24,17 @@ type cycle struct {
 	bytes  int64
 	trace  pgwire.Traceparent
 	traced bool
+	shape  *fingerprint.Shape // of its first statement; nil: not known
+	sql    []byte             // of that, if its plan may be asked for
 }
 
 // forward sends the client's cycle to the server. One that is whole and small goes
 // at once; what is more than that is left to the uplink.
 func (s *session) forward(extent pgwire.Extent) error {
 	b := s.backend
+	s.mu.Lock()
 	s.next.start = s.exchange.Start
+	s.mu.Unlock()
 	if extent != pgwire.Whole || b.pool.sessions() {
 		s.startUplink()
 		return nil
@@ -330,6 +335,9 @@ func (s *session) text(typ byte, n int) (text []byte, whole bool) {
 	}
 	if whole && !s.next.traced {
 		s.next.trace, s.next.traced = pgwire.FindTraceparent(text)
+	}
+	if whole {
+		s.see(nil, text)
 	}
 	if text == nil {
 		text = body[:0]

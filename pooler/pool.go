@@ -336,6 +336,13 @@ func (p *pool) retire() {
 	}
 }
 
+// context ends with the pooler; what is open longer delays its end.
+func (p *pool) context() context.Context {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ctx
+}
+
 // gone reports whether a retired pool holds nothing any more.
 func (p *pool) gone() bool {
 	p.mu.Lock()

@@ -27,6 +27,7 @@ import (
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/directory"
+	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/throttle"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 	"mainstay.dev/mainstay/telemetry"
@@ -72,6 +73,8 @@ type Server struct {
 	listen  string
 	policy  atomic.Pointer[policy]
 	guesses throttle.Throttle
+	shapes  *fingerprint.Table
+	slow    slowness
 	doom    []byte // makes the answers to unknown users look like others
 
 	ended    sync.WaitGroup // sessions
@@ -130,7 +133,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	if deps.Listener == nil {
 		return nil, errors.New("pooler: needs a listener")
 	}
-	p := &Server{deps: deps, listen: cfg.Listen, doom: make([]byte, 32), sessions: map[uint32]*session{}}
+	p := &Server{deps: deps, listen: cfg.Listen, doom: make([]byte, 32), shapes: fingerprint.NewTable(), sessions: map[uint32]*session{}}
 	if _, err := rand.Read(p.doom); err != nil {
 		return nil, err
 	}
@@ -184,6 +187,7 @@ func (p *Server) commit(old, next *policy, kept map[*pool]*Database) {
 	p.mu.Lock()
 	ctx := p.ctx
 	p.policy.Store(next)
+	p.slow.plans.Store(next.config.Slow.Over > 0 && next.config.Slow.Plan)
 	var gone []*pool
 	if old != nil {
 		for _, pool := range old.pools {
@@ -254,10 +258,15 @@ func (p *Server) allPools() []*pool {
 func (p *Server) sweep(ctx context.Context) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
+	turn := time.NewTicker(seenFor)
+	defer turn.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-turn.C:
+			p.shapes.Turn()
+			continue
 		case <-tick.C:
 		}
 		stall := p.policy.Load().config.StallTimeout

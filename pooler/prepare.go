@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 
+	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/state"
 )
@@ -20,6 +21,8 @@ type statement struct {
 	name string // on the servers
 	body []byte // of the Parse message, after the name
 	left state.Traces
+
+	shape *fingerprint.Shape
 }
 
 // Names on the servers begin with namePrefix; the bare prefix never exists.
@@ -43,7 +46,7 @@ type registry struct {
 }
 
 // intern returns the statement with this body.
-func (r *registry) intern(settings *state.Settings, body []byte) *statement {
+func (r *registry) intern(settings *state.Settings, body []byte, shapes *fingerprint.Table) *statement {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	key := settings.Key() + string(body)
@@ -61,7 +64,7 @@ func (r *registry) intern(settings *state.Settings, body []byte) *statement {
 	}
 	r.last++
 	text, _, _ := pgwire.String(body)
-	st := &statement{namePrefix + strconv.FormatUint(r.last, 36), append([]byte(nil), body...), state.OfText(text)}
+	st := &statement{namePrefix + strconv.FormatUint(r.last, 36), append([]byte(nil), body...), state.OfText(text), shapes.Of(text)}
 	r.by[key] = st
 	return st
 }
@@ -143,7 +146,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 	if len(s.names) >= maxNames || s.nameBytes+len(body) > maxNameBytes {
 		return end(Unsupported, "too many prepared statements in one session", "close those that are not needed")
 	}
-	st := b.pool.statements.intern(s.settings, body)
+	st := b.pool.statements.intern(s.settings, body, s.pooler.shapes)
 	if s.names == nil {
 		s.names = map[string]*statement{}
 	}
@@ -230,6 +233,7 @@ func (s *session) resolve(name []byte) string {
 		return string(name)
 	}
 	s.ensure(st)
+	s.see(st, nil)
 	b.left |= st.left
 	return st.name
 }

@@ -1,6 +1,18 @@
 package pooler
 
-import "unsafe"
+import (
+	"bytes"
+	"strings"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"mainstay.dev/mainstay/pooler/internal/explain"
+	"mainstay.dev/mainstay/pooler/internal/fingerprint"
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/state"
+	"mainstay.dev/mainstay/telemetry"
+)
 
 // record finishes the exchange of a cycle that the server has answered.
 func (s *session) record(c *cycle) {
@@ -50,8 +62,124 @@ func (s *session) finish(c *cycle, code Code) {
 		x.Trace.Continue("", "")
 		x.Trace.Flags = 0
 	}
-	x.Finish(s.pooler.deps.Sink)
+	if c.shape != nil {
+		x.DB.Fingerprint, x.DB.Text = c.shape.ID, c.shape.Text
+	}
+	x.Took = time.Since(x.Start)
+	s.pooler.shapes.Record(c.shape, s.user, fingerprint.Sample{
+		Took: x.Took, Waited: x.Waited, Client: x.DB.Client, Rows: x.DB.Rows, Failed: x.Blame != telemetry.BlameNone,
+	})
+	cfg := &s.pooler.policy.Load().config
+	if cfg.Slow.Over > 0 && x.Took > cfg.Slow.Over {
+		s.tellSlow(c, cfg.Slow.Plan)
+	}
 	s.busy = false
+	if cfg.Span == spanTransaction || s.whole != nil {
+		s.addToWhole()
+		return
+	}
+	x.Finish(s.pooler.deps.Sink)
+}
+
+// see notes what the cycle is about: its first statement.
+func (s *session) see(st *statement, text []byte) {
+	if s.next.shape != nil {
+		return
+	}
+	switch {
+	case st != nil:
+		s.next.shape = st.shape
+		if s.pooler.slow.plans.Load() {
+			s.next.sql, _, _ = pgwire.String(st.body)
+		}
+	case len(text) > 0:
+		s.next.shape = s.pooler.shapes.Of(text)
+		if s.pooler.slow.plans.Load() {
+			s.next.sql = bytes.Clone(text)
+		}
+	}
+}
+
+// addToWhole adds the exchange of a query to that of its transaction, and records the
+// latter when it is over.
+func (s *session) addToWhole() {
+	x := &s.exchange
+	open := s.backend != nil && s.backend.status != pgwire.Idle
+	w := s.whole
+	switch {
+	case w == nil && !open:
+		x.Finish(s.pooler.deps.Sink)
+		return
+	case w == nil:
+		s.whole = x.Clone()
+		return
+	}
+	between := x.Start.Sub(w.Start) - w.Took
+	w.Took = x.Start.Sub(w.Start) + x.Took
+	w.Waited += x.Waited
+	w.BytesIn += x.BytesIn
+	w.BytesOut += x.BytesOut
+	w.DB.Client += x.DB.Client + max(0, between)
+	w.DB.Rows += x.DB.Rows
+	w.DB.Queries += x.DB.Queries
+	if w.DB.Command == "BEGIN" || w.DB.Command == "START TRANSACTION" { // the first that says something
+		w.DB.Command = strings.Clone(x.DB.Command)
+		w.DB.Fingerprint, w.DB.Text = x.DB.Fingerprint, x.DB.Text
+	}
+	if x.Blame != telemetry.BlameNone && w.Blame == telemetry.BlameNone {
+		w.Code, w.Blame, w.Err, w.DB.SQLState = x.Code, x.Blame, x.Err, strings.Clone(x.DB.SQLState)
+	}
+	if !open {
+		s.recordWhole()
+	}
+}
+
+// recordWhole records the transaction that is open, if there is one.
+func (s *session) recordWhole() {
+	if w := s.whole; w != nil {
+		s.whole = nil
+		w.Finish(s.pooler.deps.Sink)
+	}
+}
+
+// A slowness keeps the log of slow queries within bounds.
+type slowness struct {
+	plans  atomic.Bool // plans are asked for
+	asking atomic.Bool // one is
+	second atomic.Int64
+	lines  atomic.Int64 // in that second
+}
+
+// maxSlowLines bounds the lines of a second.
+const maxSlowLines = 20
+
+// tellSlow logs a slow query.
+func (s *session) tellSlow(c *cycle, plan bool) {
+	x, slow := &s.exchange, &s.pooler.slow
+	if now := time.Now().Unix(); slow.second.Swap(now) != now {
+		slow.lines.Store(0)
+	}
+	if slow.lines.Add(1) > maxSlowLines {
+		return
+	}
+	s.pooler.deps.Log.Warn("slow query", "database", s.database, "user", s.user, "application", s.application, "fingerprint", x.DB.Fingerprint,
+		"query", x.DB.Text, "took", x.Took, "queue", x.Waited, "postgres", max(0, x.Took-x.Waited-x.DB.Client), "client", x.DB.Client,
+		"rows", x.DB.Rows, "code", x.Code)
+	s.mu.Lock()
+	p, settings := s.pool, s.settings
+	s.mu.Unlock()
+	if plan && p != nil && explain.Possible(c.sql) && slow.asking.CompareAndSwap(false, true) {
+		sql, id := bytes.Clone(c.sql), x.DB.Fingerprint
+		p.opening.Go(func() {
+			defer slow.asking.Store(false)
+			lines, err := explain.Plan(p.context(), p.target, p.dial, explain.Query{SQL: string(sql), Settings: state.None.Change(settings)})
+			if err != nil {
+				s.pooler.deps.Log.Warn("the plan of a slow query cannot be had", "database", p.name, "fingerprint", id, "err", err)
+				return
+			}
+			s.pooler.deps.Log.Warn("plan of a slow query", "database", p.name, "fingerprint", id, "plan", lines)
+		})
+	}
 }
 
 // commands are the tags that need no memory of their own.

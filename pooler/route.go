@@ -81,7 +81,7 @@ func (s *session) release() {
 func (s *session) part() {
 	s.mu.Lock()
 	b := s.backend
-	s.backend = nil
+	s.backend, s.block = nil, pgwire.Idle
 	s.mu.Unlock()
 	b.cancels.Wait()
 	b.calm()
@@ -170,7 +170,7 @@ func (p *pool) enforce(l lease, now time.Time) {
 	if c, ok := s.cycles.first(); ok {
 		began = c.start
 	}
-	if !quiet || l.server.status == pgwire.Idle || turn != s.quietTurn {
+	if !quiet || s.block != pgwire.InBlock && s.block != pgwire.InFailed || turn != s.quietTurn {
 		s.quietTurn, s.quietSince = turn, now
 	}
 	s.mu.Unlock()
@@ -219,9 +219,9 @@ func (s *session) doing() string {
 		return "getting ready"
 	case !s.quiet():
 		return "running a query"
-	case s.backend.status == pgwire.InBlock:
+	case s.block == pgwire.InBlock:
 		return "idle in transaction"
-	case s.backend.status == pgwire.InFailed:
+	case s.block == pgwire.InFailed:
 		return "idle in a failed transaction"
 	}
 	return "idle"

@@ -44,7 +44,8 @@ type session struct {
 	settings                           *state.Settings
 
 	exchange telemetry.Exchange
-	busy     bool // the exchange has begun and is not recorded
+	whole    *telemetry.Exchange // the transaction, where spans are of those; nil: none is open
+	busy     bool                // the exchange has begun and is not recorded
 	waiter   waiter
 	mute     bool // the client takes no more answers
 	fatal    bool // the server's own last words have been passed on
@@ -70,6 +71,7 @@ type session struct {
 	pool      *pool
 	backend   *backend // claimed
 	pinned    string   // why the backend stays between transactions, for people; "": it does not
+	block     byte     // as the backend's status was after the last cycle
 	stage     stage
 	entered   bool // logged in
 	counted   bool // in the census; of the server's lock
@@ -294,6 +296,7 @@ func (s *session) depart(err error) {
 	if s.busy {
 		s.recordEnd(e)
 	}
+	s.recordWhole()
 	told := s.farewell(err, e)
 	s.surrender()
 	if told {

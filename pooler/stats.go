@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/fair"
+	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -264,6 +265,55 @@ func (p *pool) stats() DatabaseStats {
 	return st
 }
 
+// seenFor is how long a window of the queries that Top and Levels tell of lasts: they
+// are of this one and the one before.
+const seenFor = 5 * time.Minute
+
+// Summary is what is known of one shape or user.
+type Summary = fingerprint.Summary
+
+// Top is where the time went lately: in the last five to ten minutes.
+type Top struct {
+	Queries []Summary `json:"queries"` // by shape, those that took the most time first; the last is the rest
+	Users   []Summary `json:"users"`
+}
+
+// Top lists at most n shapes and users.
+func (p *Server) Top(n int) (t Top) {
+	t.Queries, t.Users = p.shapes.Top(n)
+	return t
+}
+
+// topLevels bounds the shapes and users that have metrics of their own.
+const topLevels = 20
+
+// seen is Top as metrics.
+func (p *Server) seen() (levels []telemetry.Level) {
+	top := p.Top(topLevels)
+	add := func(s Summary, label, value string) {
+		by := telemetry.Label{Name: label, Value: value}
+		for _, q := range []struct {
+			name string
+			d    time.Duration
+		}{{"0.5", s.P50}, {"0.95", s.P95}, {"0.99", s.P99}} {
+			levels = append(levels, telemetry.Level{
+				Name: "mainstay_pooler_" + label + "_seconds", Help: "Percentiles of the last minutes' queries, of the " + label + "s that took the most time.",
+				Labels: []telemetry.Label{by, {Name: "quantile", Value: q.name}}, Value: q.d.Seconds(),
+			})
+		}
+		levels = append(levels, telemetry.Level{
+			Name: "mainstay_pooler_" + label + "_queries", Help: "How many those were.", Labels: []telemetry.Label{by}, Value: float64(s.Calls),
+		})
+	}
+	for _, s := range top.Queries {
+		add(s, "fingerprint", s.Fingerprint)
+	}
+	for _, s := range top.Users {
+		add(s, "user", s.User)
+	}
+	return levels
+}
+
 // Levels is Stats as metrics.
 func (p *Server) Levels() []telemetry.Level {
 	st := p.Stats()
@@ -294,7 +344,7 @@ func (p *Server) Levels() []telemetry.Level {
 			levels = append(levels, l)
 		}
 	}
-	return levels
+	return append(levels, p.seen()...)
 }
 
 func bit(b bool) float64 {

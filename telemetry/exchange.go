@@ -97,6 +97,10 @@ type DB struct {
 	SQLState string // of the error, if there was one
 	Rows     int64
 	Queries  int // queries in this exchange (a pipeline or multi-statement counts each)
+
+	Fingerprint string        // of the text, without its literals
+	Text        string        // that text, never with a literal
+	Client      time.Duration // of Took, how long the client let us wait: to take the answer, or between the queries of a transaction
 }
 
 // GenAI is what the Claude plane knows of a call.
@@ -184,7 +188,7 @@ func (x *Exchange) eachString(visit func(*string)) {
 	for _, s := range [...]*string{
 		&x.Plane, &x.ID, &x.Route, &x.Color, &x.Caller, &x.User, &x.Workspace, &x.Tier, &x.Code, &x.Trace.State,
 		&x.HTTP.Method, &x.HTTP.Scheme, &x.HTTP.Host, &x.HTTP.Path, &x.HTTP.Proto, &x.HTTP.Target, &x.HTTP.Upgraded,
-		&x.DB.Database, &x.DB.User, &x.DB.Command, &x.DB.SQLState,
+		&x.DB.Database, &x.DB.User, &x.DB.Command, &x.DB.SQLState, &x.DB.Fingerprint, &x.DB.Text,
 		&x.GenAI.Model, &x.GenAI.StopReason, &x.GenAI.UpstreamID, &x.GenAI.ErrorType,
 	} {
 		visit(s)

@@ -27,6 +27,9 @@ func TestThePoolerIsSteeredFromTheCommandLine(t *testing.T) {
 	if _, err := conn.Exec(t.Context(), "begin"); err != nil {
 		t.Fatal(err)
 	}
+	if code, out := m.verb("db", "top"); code != 0 || !strings.Contains(out, "FINGERPRINT") || !strings.Contains(out, "begin") || !strings.Contains(out, "ann") {
+		t.Errorf("%d %s", code, out)
+	}
 	if code, out := m.verb("db", "pools"); code != 0 || !strings.Contains(out, "transaction") || strings.Contains(out, pg.Password()) {
 		t.Errorf("%d %s", code, out)
 	}

@@ -20,7 +20,7 @@ func (c *cli) db() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "db",
 		Short:   "Look at the pooler and steer it",
-		Example: "  mainstay db pools\n  mainstay db clients\n  mainstay db pause app && pg_ctl restart -m fast; mainstay db resume app",
+		Example: "  mainstay db top\n  mainstay db pools\n  mainstay db clients\n  mainstay db pause app && pg_ctl restart -m fast; mainstay db resume app",
 		Args:    knownVerb,
 
 		SuggestionsMinimumDistance: 2,
@@ -28,6 +28,7 @@ func (c *cli) db() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
+		look(c, "top", "Show where the time went in the last minutes, by query and by user", printTop),
 		look(c, "pools", "Show the pools of connections to PostgreSQL", printPools),
 		look(c, "clients", "List the clients, those that wait or work for longest first", printClients),
 		c.dbKill(), c.dbPause(),
@@ -93,6 +94,34 @@ func printPools(out io.Writer, st pooler.Stats) error {
 		}
 	}
 	return nil
+}
+
+// topShown bounds the rows of each table that a person gets; --json has more.
+const topShown = 20
+
+func printTop(out io.Writer, t pooler.Top) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	head := "CALLS\tFAILED\tROWS\tTIME\tQUEUE\tPOSTGRES\tCLIENT\tP50\tP95\tP99\t"
+	fmt.Fprintln(w, head+"FINGERPRINT\tQUERY")
+	row := func(q pooler.Summary, what string) {
+		fmt.Fprintf(w, "%d\t%d\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", q.Calls, q.Failed, q.Rows, brief(q.Took), brief(q.Waited), brief(q.Postgres),
+			brief(q.Client), brief(q.P50), brief(q.P95), brief(q.P99), what)
+	}
+	for i, q := range t.Queries {
+		if text := []rune(q.Text); len(text) > 100 {
+			q.Text = string(text[:99]) + "…"
+		}
+		if i < topShown && q.Calls > 0 {
+			row(q, q.Fingerprint+"\t"+q.Text)
+		}
+	}
+	fmt.Fprintln(w, "\n"+head+"USER")
+	for i, u := range t.Users {
+		if i < topShown && u.Calls > 0 {
+			row(u, u.User)
+		}
+	}
+	return w.Flush()
 }
 
 func printClients(out io.Writer, clients []pooler.ClientStats) error {

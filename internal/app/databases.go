@@ -18,12 +18,16 @@ func (a *App) databases() admin.Databases {
 
 type databases struct{ *pooler.Server }
 
+const topRows = 50 // of queries, and of users
+
 func (d databases) Look(what string) (any, bool) {
 	switch what {
 	case "pools":
 		return d.Stats(), true
 	case "clients":
 		return d.Clients(), true
+	case "top":
+		return d.Top(topRows), true
 	}
 	return nil, false
 }

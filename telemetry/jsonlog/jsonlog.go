@@ -84,6 +84,8 @@ const (
 	keySQLState = "sqlstate"
 	keyRows     = "rows"
 	keyQueries  = "queries"
+	keyFinger   = "fingerprint"
+	keyClientMS = "client_ms"
 
 	keyModel      = "model"
 	keyInput      = "input_tokens"
@@ -229,6 +231,8 @@ func (l *line) db(d *telemetry.DB) {
 	l.text(keySQLState, d.SQLState)
 	l.number(keyRows, d.Rows)
 	l.number(keyQueries, int64(d.Queries))
+	l.text(keyFinger, d.Fingerprint)
+	l.time(keyClientMS, d.Client)
 }
 
 func (l *line) genAI(g *telemetry.GenAI) {

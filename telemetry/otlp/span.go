@@ -34,6 +34,10 @@ const (
 	keyAttempts   = attribute.Key("mainstay.attempts")
 	keyUpstreamID = attribute.Key("mainstay.upstream_id")
 	keyTarget     = attribute.Key("mainstay.target")
+
+	keyFingerprint = attribute.Key("mainstay.db.fingerprint")
+	keyServerTime  = attribute.Key("mainstay.db.server_time") // PostgreSQL's part, with the network
+	keyClientTime  = attribute.Key("mainstay.db.client_time") // for which the client let us wait
 )
 
 var scope = instrumentation.Scope{Name: "mainstay.dev/mainstay", SchemaURL: semconv.SchemaURL}
@@ -167,6 +171,11 @@ func describeQuery(span *tracetest.SpanStub, x *telemetry.Exchange) {
 	}
 	if d.Rows > 0 {
 		a = append(a, semconv.DBResponseReturnedRows(int(d.Rows)))
+	}
+	a = text(a, semconv.DBQueryTextKey, d.Text)
+	a = text(a, keyFingerprint, d.Fingerprint)
+	if x.Took > 0 {
+		a = append(a, keyServerTime.Float64(max(0, x.Took-x.Waited-d.Client).Seconds()), keyClientTime.Float64(d.Client.Seconds()))
 	}
 	span.Attributes = address(a, x.HTTP.Target)
 }
