@@ -3,24 +3,24 @@
 // that every failure that reaches the app is seen.
 //
 //   node client.mjs crowd 500           500 calls, 16 at a time, half of them streams
-//   node client.mjs each json stream …  one call after the other
+//   node client.mjs each json stream …  one call after the other; json:claude-x names the model
 //   node client.mjs tour                tools, thinking, token counts, models, batches
 import Anthropic from '@anthropic-ai/sdk';
 
 const client = new Anthropic({ baseURL: process.env.BASE_URL, apiKey: process.env.API_KEY, maxRetries: 0, timeout: 60_000 });
 
-const ask = (text) => ({ model: 'claude-sonnet-5', max_tokens: 256, messages: [{ role: 'user', content: text }] });
+const ask = (text, model = 'claude-sonnet-5') => ({ model, max_tokens: 256, messages: [{ role: 'user', content: text }] });
 
-async function call(kind, text) {
-  const message = kind === 'stream' ? await client.messages.stream(ask(text)).finalMessage() : await client.messages.create(ask(text));
+async function call(kind, text, model) {
+  const message = kind === 'stream' ? await client.messages.stream(ask(text, model)).finalMessage() : await client.messages.create(ask(text, model));
   if (message.stop_reason !== 'end_turn' || !message.content[0]?.text || !(message.usage.output_tokens > 0)) {
     throw new Error('not a whole message: ' + JSON.stringify(message));
   }
 }
 
-async function attempt(kind, text) {
+async function attempt(kind, text, model) {
   try {
-    await call(kind, text);
+    await call(kind, text, model);
     return { kind, ok: true };
   } catch (e) {
     return { kind, ok: false, status: e.status ?? 0, type: e.type ?? e.error?.error?.type ?? '', message: String(e.message ?? e).slice(0, 200) };
@@ -43,7 +43,10 @@ async function crowd(n) {
 
 async function each(kinds) {
   const results = [];
-  for (const kind of kinds) results.push(await attempt(kind, 'hello'));
+  for (const word of kinds) {
+    const [kind, model] = word.split(':');
+    results.push(await attempt(kind, 'hello', model));
+  }
   return results;
 }
 
