@@ -1,10 +1,12 @@
 package claude
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -14,6 +16,7 @@ import (
 
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/peek"
+	"mainstay.dev/mainstay/claude/internal/price"
 )
 
 // fingerprint names the caller by its key without telling the key: the first 48
@@ -73,9 +76,17 @@ type request struct {
 
 // ask reads the request, and finds the gate that it has to pass.
 func (c *call) ask() {
-	if !c.rules.patient || !c.shape.message && c.x.Route != routeCount {
+	if !c.shape.message && c.x.Route != routeCount || !c.rules.patient && c.engine.ceiling == nil {
 		return
 	}
+	c.readRequest()
+	if c.rules.patient {
+		c.findGate()
+	}
+}
+
+// readRequest notes what the body says of itself.
+func (c *call) readRequest() {
 	if text := c.body.text(); text != nil {
 		peek.Members(text, func(key, value []byte) {
 			switch string(key) {
@@ -92,6 +103,10 @@ func (c *call) ask() {
 			}
 		})
 	}
+}
+
+// findGate prepares what the policy deadline needs.
+func (c *call) findGate() {
 	if c.request.recover && c.x.Route == routeMessages && c.shape.message {
 		c.makeWhole()
 	}
@@ -103,6 +118,39 @@ func (c *call) ask() {
 		}
 		c.lane = c.engine.pacer.Lane(c.x.Caller, class)
 	}
+}
+
+// afford reserves what the call may cost of the day's money.
+func (c *call) afford() (verdict, bool) {
+	if c.engine.ceiling == nil || !c.shape.message {
+		return verdict{}, true
+	}
+	ctx, cancel := c.ctx, context.CancelFunc(func() {})
+	if !c.deadline.IsZero() {
+		ctx, cancel = context.WithDeadlineCause(c.ctx, c.deadline, errQueued)
+	}
+	defer cancel()
+	const bytesPerToken = 3
+	nano, _ := c.rules.prices.Cost(price.Usage{
+		Model: c.request.model, CacheWrite: max(c.body.size, 0) / bytesPerToken, Output: c.engine.ledger.Answer(c.request.model, c.request.maxTokens),
+	})
+	before := time.Now()
+	stake, err := c.engine.ceiling.Reserve(ctx, nano)
+	c.x.Waited += time.Since(before)
+	c.stake = stake
+	if stake != nil && stake.First {
+		c.engine.emit("spend_reached", slog.LevelWarn, "Calls to Claude have cost what claude.spend.daily allows for today.")
+	}
+	switch {
+	case err == nil:
+		return verdict{}, true
+	case errors.Is(err, price.ErrReached):
+		return verdict{code: OverBudget, err: err}, false
+	}
+	if v, ended := c.ended(); ended {
+		return v, false
+	}
+	return verdict{code: Limited, cause: CauseRateLimited, err: err}, false
 }
 
 // mostName is the length of the longest model name that is looked at.

@@ -20,6 +20,7 @@ const (
 	UpstreamError   Code = "upstream_error"
 	Held            Code = "held"
 	Limited         Code = "limited"
+	OverBudget      Code = "over_budget"
 	Unreachable     Code = "unreachable"
 	UpstreamTimeout Code = "upstream_timeout"
 	StreamError     Code = "stream_error"
@@ -50,6 +51,7 @@ var Meanings = []Meaning{
 	{UpstreamError, telemetry.BlameUpstream, "Claude still answered 408, 409 or 5xx to the last try."},
 	{Held, telemetry.BlameUpstream, "Claude was failing for others, and did not come back while the call could wait; it was not sent."},
 	{Limited, telemetry.BlameUpstream, "The rate limit of the key left no room while the call could wait, or too many waited already; it was not sent."},
+	{OverBudget, telemetry.BlameClient, "The day's calls have cost what claude.spend.daily allows; it was not sent."},
 	{Unreachable, telemetry.BlameUpstream, "No try got an answer: no connection, or it broke."},
 	{UpstreamTimeout, telemetry.BlameUpstream, "The last try got no answer within the time limit."},
 	{StreamError, telemetry.BlameUpstream, "Claude's stream began well and then carried an error."},

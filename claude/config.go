@@ -7,20 +7,23 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/pace"
+	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/retry"
 )
 
 // Config is the claude section of the file.
 type Config struct {
-	Listen   string         `yaml:"listen" doc:"Address on which the app finds Claude; its ANTHROPIC_BASE_URL leads here."`
-	Upstream string         `yaml:"upstream" doc:"Base URL of the Claude API, or of what stands in front of it."`
-	Retry    RetryConfig    `yaml:"retry" doc:"When and how often a call that failed is tried again."`
-	Recovery RecoveryConfig `yaml:"recovery" doc:"Policy deadline: how answers that break are made whole."`
-	Pacing   pace.Config    `yaml:"pacing" doc:"How calls are kept within Claude's rate limits."`
-	Timeouts TimeoutConfig  `yaml:"timeouts" doc:"How long each side may keep the other waiting."`
-	Limits   LimitConfig    `yaml:"limits" doc:"How large requests may be, and how much of them is kept for a retry."`
-	Drain    time.Duration  `yaml:"drain" doc:"How long calls that are under way get to end when Mainstay stops."`
+	Listen   string                 `yaml:"listen" doc:"Address on which the app finds Claude; its ANTHROPIC_BASE_URL leads here."`
+	Upstream string                 `yaml:"upstream" doc:"Base URL of the Claude API, or of what stands in front of it."`
+	Retry    RetryConfig            `yaml:"retry" doc:"When and how often a call that failed is tried again."`
+	Recovery RecoveryConfig         `yaml:"recovery" doc:"Policy deadline: how answers that break are made whole."`
+	Pacing   pace.Config            `yaml:"pacing" doc:"How calls are kept within Claude's rate limits."`
+	Spend    price.Config           `yaml:"spend" doc:"What calls may cost."`
+	Prices   map[string]price.Price `yaml:"prices" doc:"What models cost, by the beginning of their names, beside and instead of the shipped table (of 2026-10-10): the longest that fits counts."`
+	Timeouts TimeoutConfig          `yaml:"timeouts" doc:"How long each side may keep the other waiting."`
+	Limits   LimitConfig            `yaml:"limits" doc:"How large requests may be, and how much of them is kept for a retry."`
+	Drain    time.Duration          `yaml:"drain" doc:"How long calls that are under way get to end when Mainstay stops."`
 }
 
 // RetryConfig says when and how often a call is tried again.
@@ -71,6 +74,7 @@ func (c *Config) SetDefaults() {
 		Drain:  30 * time.Second,
 	}
 	c.Pacing.SetDefaults()
+	c.Spend.OnReach = "refuse"
 }
 
 // Validate notes every mistake.
@@ -91,6 +95,12 @@ func (c Config) Validate(ps *setting.Problems) {
 	part = nil
 	c.Pacing.Validate(&part)
 	ps.Below("pacing", part)
+	part = nil
+	c.Spend.Validate(&part)
+	ps.Below("spend", part)
+	for name, p := range c.Prices {
+		p.Validate("prices."+name, ps)
+	}
 	part = nil
 	c.Timeouts.validate(&part)
 	ps.Below("timeouts", part)
@@ -163,7 +173,7 @@ const (
 
 // rules compiles what attempts obey.
 func (c Config) rules() rules {
-	r := rules{retry: c.Retry.policy(), firstByte: c.Timeouts.FirstByte, idle: c.Timeouts.Idle}
+	r := rules{prices: price.Compile(c.Prices), retry: c.Retry.policy(), firstByte: c.Timeouts.FirstByte, idle: c.Timeouts.Idle}
 	if c.Retry.Policy == "deadline" {
 		const floor = 1 // retries a second, for plants with little traffic
 		r.patient, r.deadline, r.hold, r.retryAfter = true, c.Retry.Deadline, c.Retry.Hold, c.Retry.MaxRetryAfter
@@ -206,6 +216,7 @@ func (c LimitConfig) validate(ps *setting.Problems) {
 type policy struct {
 	rules
 	upstream target
+	spend    price.Config
 	client   time.Duration // patience with the app
 	body     int64
 	replay   int64
@@ -220,6 +231,7 @@ type rules struct {
 	retry     retry.Policy
 	firstByte time.Duration
 	idle      time.Duration
+	prices    *price.Table
 
 	patient    bool // the policy deadline; what follows is its own
 	deadline   time.Duration
@@ -260,6 +272,7 @@ func Compile(cfg Config) (*policy, error) {
 		upstream: target{
 			scheme: u.Scheme, host: u.Host, path: strings.TrimRight(u.Path, "/"), base: strings.TrimRight(u.EscapedPath(), "/"), name: u.Scheme + "://" + u.Host,
 		},
+		spend:  cfg.Spend,
 		client: cfg.Timeouts.Client,
 		body:   int64(cfg.Limits.Body),
 		replay: int64(cfg.Limits.Replay),

@@ -108,6 +108,7 @@ type setup struct {
 	colors   []string
 	who      identity.Opener
 	edit     func(*claude.Config)
+	dir      string
 }
 
 // start runs a plane of the policy compatible whose retries wait for next to
@@ -129,7 +130,7 @@ func start(t *testing.T, s setup) *stage {
 	}
 	st := &stage{t: t, book: &book{}, logs: &safe{}, url: "http://" + s.ln.Addr().String()}
 	srv, err := claude.New(cfg, claude.Deps{
-		Listener: s.ln, Dial: s.dial, Sink: st.book, Colors: s.colors, Identity: s.who,
+		Listener: s.ln, Dial: s.dial, Sink: st.book, Colors: s.colors, Dir: s.dir, Identity: s.who,
 		Log: slog.New(slog.NewTextHandler(st.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
@@ -238,11 +239,18 @@ func (p *pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 // inBubble runs a test in fake time with a plane in front of h. The plane follows
 // the policy compatible, without jitter, unless edit says otherwise.
 func inBubble(t *testing.T, h http.Handler, edit func(*claude.Config), test func(t *testing.T, st *stage)) {
+	t.Helper()
+	inBubbleIn(t, "", h, edit, test)
+}
+
+// inBubbleIn is inBubble with a folder for state.
+func inBubbleIn(t *testing.T, dir string, h http.Handler, edit func(*claude.Config), test func(t *testing.T, st *stage)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		front, back := newPipes(), newPipes()
 		upstream := &http.Server{Handler: h}
 		go func() { _ = upstream.Serve(back) }()
-		st := start(t, setup{upstream: "http://claude.test", ln: front, dial: back.dial, edit: func(c *claude.Config) {
+		st := start(t, setup{upstream: "http://claude.test", dir: dir, ln: front, dial: back.dial, edit: func(c *claude.Config) {
 			c.Retry.Base, c.Retry.Jitter = time.Second, 0
 			if edit != nil {
 				edit(c)

@@ -22,9 +22,13 @@ type observer struct {
 	zipped  *unzipper
 	events  sse.Scanner
 	found   func(sse.Event)
-	started bool // message_start has come
-	stopped bool // message_stop has come
-	failed  bool // an error event has come
+	started bool  // message_start has come
+	stopped bool  // message_stop has come
+	failed  bool  // an error event has come
+	told    bool  // what the answer came to has been told
+	shown   int64 // bytes of deltas
+	hour    int64 // tokens written to the cache for an hour
+	batch   bool  // it is billed as part of a batch
 }
 
 // begin looks at the head of the answer that will be relayed.
@@ -63,6 +67,14 @@ func (o *observer) end() {
 	}
 }
 
+// estimate makes up for an answer that was cut before it told what it came to: at 4
+// bytes a token.
+func (o *observer) estimate() {
+	if o.gen != nil && o.started && !o.told {
+		o.gen.OutputTokens = max(o.gen.OutputTokens, (o.shown+3)/4)
+	}
+}
+
 // unfinished reports that a generation has begun and not ended, as far as that can
 // be told.
 func (o *observer) unfinished() bool { return o.started && !o.stopped && !o.failed }
@@ -78,8 +90,13 @@ func (o *observer) event(e sse.Event) {
 		o.failed = true
 		o.gen.ErrorType = "error" // unless it says which
 	case "message_delta":
+		o.told = true
+	case "content_block_delta":
+		const frame = 80 // bytes of an event beside what it says
+		o.shown += max(int64(len(e.Data))-frame, 1)
+		return
 	default:
-		return // the text itself, mostly
+		return
 	}
 	o.read(e.Data)
 }
@@ -105,6 +122,12 @@ func (o *observer) read(object []byte) {
 
 func (o *observer) usage(object []byte) {
 	peek.Members(object, func(key, value []byte) {
+		switch string(key) {
+		case "service_tier":
+			o.batch = peek.Text(value) == "batch"
+		case "cache_creation":
+			o.usage(value)
+		}
 		n, ok := peek.Count(value)
 		if !ok {
 			return // null, or something new
@@ -114,6 +137,8 @@ func (o *observer) usage(object []byte) {
 			o.gen.InputTokens = n
 		case "cache_creation_input_tokens":
 			o.gen.CacheWriteTokens = n
+		case "ephemeral_1h_input_tokens":
+			o.hour = n
 		case "cache_read_input_tokens":
 			o.gen.CacheReadTokens = n
 		case "output_tokens":

@@ -4,11 +4,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/peek"
+	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -25,6 +28,7 @@ var replies = map[Code]struct {
 	Overloaded:      {529, "overloaded_error"},
 	Held:            {529, "overloaded_error"},
 	Limited:         {429, "rate_limit_error"},
+	OverBudget:      {402, "billing_error"},
 	Unreachable:     {502, "api_error"},
 	UpstreamTimeout: {504, "timeout_error"},
 	StreamError:     {529, "overloaded_error"},
@@ -52,6 +56,8 @@ func explain(v verdict, target string, attempts int) (kind, message string) {
 		message = fmt.Sprintf("Claude at %s is overloaded or down, and did not come back in the time that this call could wait.", target)
 	case Limited:
 		message = fmt.Sprintf("The rate limit that %s sets this key leaves no room for the call in the time that it could wait.", target)
+	case OverBudget:
+		message = "Today's calls have cost what claude.spend.daily allows; the next day begins at 00:00 UTC."
 	case Unreachable:
 		message = fmt.Sprintf("Mainstay got no answer from %s in %s: the connection failed.", target, tries)
 	case UpstreamTimeout:
@@ -118,6 +124,7 @@ func (c *call) record() {
 	if c.end.code == "" {
 		c.end = verdict{code: Internal} // only a panic gets here
 	}
+	c.watch.estimate()
 	c.tried(c.end.cause)
 	x.Code, x.Blame, x.Err = string(c.end.code), blames[c.end.code], c.end.err
 	if c.upload != nil {
@@ -135,6 +142,7 @@ func (c *call) record() {
 		}
 		c.body.release()
 	}
+	c.book()
 	n := &c.engine.counts
 	n.inFlight.Add(-1)
 	if x.HTTP.Stream {
@@ -144,6 +152,28 @@ func (c *call) record() {
 		n.failed.Add(1)
 	}
 	x.End(c.engine.sink)
+}
+
+// book tells what the call has cost: by what Claude counted, of all its attempts as far
+// as that is known.
+func (c *call) book() {
+	g := &c.x.GenAI
+	defer func() { c.stake.Settle(g.CostNanoUSD) }()
+	used := g.InputTokens + g.CacheReadTokens + g.CacheWriteTokens + g.OutputTokens
+	if !c.shape.message || used == 0 || c.rules.prices == nil {
+		return
+	}
+	u := price.Usage{
+		Model: g.Model, Input: g.InputTokens, CacheRead: g.CacheReadTokens, CacheWrite: g.CacheWriteTokens, CacheHour: c.watch.hour,
+		Output: g.OutputTokens, Batch: c.watch.batch,
+	}
+	var known bool
+	g.CostNanoUSD, known = c.rules.prices.Cost(u)
+	g.Unpriced = !known
+	first := c.engine.ledger.Add(price.Entry{Usage: u, Color: c.x.Color, User: c.x.User, Workspace: c.x.Workspace, Nano: g.CostNanoUSD, Unpriced: !known})
+	if first {
+		c.engine.emit("unpriced_model", slog.LevelWarn, "The price of a Claude model is not known, so its calls are in no sum; give it in claude.prices.", slog.String("model", strings.Clone(g.Model)))
+	}
 }
 
 // text returns a body that is kept, or can be had again and is not large; else nil.

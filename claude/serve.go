@@ -13,6 +13,7 @@ package claude
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -26,6 +27,7 @@ import (
 	"mainstay.dev/mainstay/claude/internal/gather"
 	"mainstay.dev/mainstay/claude/internal/mend"
 	"mainstay.dev/mainstay/claude/internal/pace"
+	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/health"
 	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/setting"
@@ -44,6 +46,8 @@ type Deps struct {
 	Dial Dial
 	Log  *slog.Logger   // nil: none
 	Sink telemetry.Sink // nil: none
+	// Dir is where what the day has cost is kept; empty: nowhere, and a restart forgets it.
+	Dir string
 	// Identity reads the header Mainstay-Identity, in which the app tells in whose name
 	// it calls; nil: nobody is believed. The header goes no further either way.
 	Identity identity.Opener
@@ -67,13 +71,15 @@ type Server struct {
 
 // engine is what the doors to Claude share: [Server] and [Transport].
 type engine struct {
-	rt     http.RoundTripper
-	who    identity.Opener // nil: nobody is believed
-	log    *slog.Logger
-	sink   telemetry.Sink
-	counts counters
-	gates  gates
-	pacer  pace.Pacer
+	rt      http.RoundTripper
+	who     identity.Opener // nil: nobody is believed
+	log     *slog.Logger
+	sink    telemetry.Sink
+	counts  counters
+	gates   gates
+	pacer   pace.Pacer
+	ledger  price.Ledger
+	ceiling *price.Ceiling // nil: none
 }
 
 // New checks cfg and wires the plane; it starts nothing.
@@ -94,8 +100,17 @@ func New(cfg Config, d Deps) (*Server, error) {
 		s.engine.sink = telemetry.Discard
 	}
 	s.base, s.stop = context.WithCancelCause(context.Background())
+	if s.engine.ceiling, err = price.Open(d.Dir); err != nil {
+		return nil, fmt.Errorf("claude: %w", err)
+	}
 	s.obey(p)
 	return s, nil
+}
+
+// emit tells of something that is no call.
+func (e *engine) emit(name string, level slog.Level, text string, attrs ...slog.Attr) {
+	e.log.LogAttrs(context.Background(), level, "claude plane", append(attrs, slog.String("event", name), slog.String("text", text))...)
+	e.sink.Emit(telemetry.Event{Time: time.Now(), Part: "claude", Name: name, Level: level, Text: text, Attrs: attrs})
 }
 
 func orDiscard(log *slog.Logger) *slog.Logger {
@@ -148,6 +163,7 @@ func (s *Server) Prepare(cfg Config) (commit func(), err error) {
 // obey makes p the policy of the calls that come from now on.
 func (s *Server) obey(p *policy) {
 	s.engine.pacer.Obey(p.pacing)
+	s.engine.ceiling.Obey(p.spend)
 	s.policy.Store(p)
 }
 
@@ -177,7 +193,7 @@ func (s *Server) Run(ctx context.Context) error {
 	_ = srv.Close() // what is left is broken off; nobody is told of it
 	s.calls.Wait()
 	s.wire.CloseIdleConnections()
-	return err
+	return errors.Join(err, s.engine.ceiling.Close())
 }
 
 // drain waits for the calls under way, and breaks off those that take too long.
@@ -222,6 +238,7 @@ type call struct {
 	lane     *pace.Lane        // nil: not paced
 	ticket   *pace.Ticket      // of the attempt under way
 	weight   float64           // of the caller, in the lane
+	stake    *price.Stake      // reserved of the day's money
 	refused  verdict           // why claim was in vain
 	deadline time.Time         // for the first byte; policy deadline only
 	until    time.Time         // no wait may last longer; zero: nothing has gone wrong yet
@@ -240,6 +257,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.ask()
+	if v, ok := c.afford(); !ok {
+		c.refuse(w, v)
+		return
+	}
 	a, v := c.settle()
 	if a == nil {
 		c.refuse(w, v)

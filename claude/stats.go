@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"mainstay.dev/mainstay/claude/internal/pace"
+	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -36,6 +37,11 @@ type Stats struct {
 	// Pacing is how Claude's rate limits stand, by key and class of models, the busiest
 	// first; at most mostStandings.
 	Pacing []pace.Standing `json:"pacing,omitempty"`
+
+	// Cost is what the calls have cost.
+	Cost       price.Books `json:"cost"`
+	SpentToday float64     `json:"spent_today_usd"` // UTC; as far as it was kept, from before the start too
+	Ceiling    float64     `json:"ceiling_usd"`     // of a day; 0: none
 }
 
 // mostStandings bounds what is shown.
@@ -52,6 +58,15 @@ func (st Stats) Summary() string {
 	}
 	if name, used := busiest(st.Pacing); used > 0 {
 		said = append(said, fmt.Sprintf("%.0f%% of %s used", 100*used, name))
+	}
+	switch {
+	case st.Ceiling > 0:
+		said = append(said, fmt.Sprintf("$%.2f of $%.2f spent today", st.SpentToday, st.Ceiling))
+	case st.Cost.Dollars > 0:
+		said = append(said, fmt.Sprintf("$%.2f since the start, $%.2f an hour", st.Cost.Dollars, st.Cost.PerHour))
+	}
+	if n := len(st.Cost.Unpriced); n > 0 {
+		said = append(said, fmt.Sprintf("%d models have no price", n))
 	}
 	return strings.Join(said, "; ")
 }
@@ -82,7 +97,9 @@ func busiest(all []pace.Standing) (name string, used float64) {
 func (s *Server) Stats() Stats {
 	n, p := &s.engine.counts, s.policy.Load()
 	standings := s.engine.pacer.Standings()
+	spent, ceiling, _ := s.engine.ceiling.Stands()
 	return Stats{
+		Cost: s.engine.ledger.Books(), SpentToday: spent, Ceiling: ceiling,
 		Pacing:   standings[:min(len(standings), mostStandings)],
 		Upstream: p.upstream.name, Policy: p.name,
 		InFlight: n.inFlight.Load(), Waiting: n.waiting.Load(), Holding: n.holding.Load(), Shut: s.engine.gates.shut(),
@@ -107,6 +124,17 @@ func (s *Server) Levels() []telemetry.Level {
 		{Name: "mainstay_claude_queue_depth", Help: "Claude calls that wait in line for a rate limit.", Value: float64(waiting)},
 		{Name: "mainstay_claude_queue_oldest_seconds", Help: "How long the first of the Claude calls in line for a rate limit has waited.", Value: oldest},
 	}
+	spent, ceiling, failure := s.engine.ceiling.Stands()
+	unkept := 0.0
+	if failure != nil {
+		unkept = 1
+	}
+	ls = append(ls,
+		telemetry.Level{Name: "mainstay_claude_cost_usd_per_hour", Help: "What Claude calls cost an hour, over the last hour.", Value: st.Cost.PerHour},
+		telemetry.Level{Name: "mainstay_claude_cache_read_ratio", Help: "Share of the input tokens of the last hour that was read from the prompt cache.", Value: st.Cost.Cached},
+		telemetry.Level{Name: "mainstay_claude_spent_today_usd", Help: "What Claude calls have cost since 00:00 UTC.", Value: spent},
+		telemetry.Level{Name: "mainstay_claude_spend_ceiling_usd", Help: "What they may cost in a day; 0: no ceiling.", Value: ceiling},
+		telemetry.Level{Name: "mainstay_claude_spend_unkept", Help: "1 if what the day has cost could not be written down.", Value: unkept})
 	for _, name := range pace.Limits() {
 		ls = append(ls, telemetry.Level{
 			Name: "mainstay_claude_limit_used_ratio", Help: "Share that is used of one of Claude's rate limits: of the key and class of models that has used the most of it.",

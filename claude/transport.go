@@ -60,7 +60,7 @@ func (t *Transport) prepare() {
 	}
 	t.rules = cfg.rules()
 	if t.Policy != nil {
-		t.rules = rules{retry: t.Policy.Policy, firstByte: cfg.Timeouts.FirstByte, idle: cfg.Timeouts.Idle}
+		t.rules = rules{prices: t.rules.prices, retry: t.Policy.Policy, firstByte: cfg.Timeouts.FirstByte, idle: cfg.Timeouts.Idle}
 	}
 	if t.FirstByte > 0 {
 		t.rules.firstByte = t.FirstByte

@@ -114,6 +114,8 @@ type GenAI struct {
 	StopReason       string
 	UpstreamID       string // Anthropic's request-id
 	ErrorType        string // "overloaded_error" …, also when it came inside a 200 stream
+	CostNanoUSD      int64  // what it has cost, in billionths of a dollar
+	Unpriced         bool   // it has cost something, but the model's price is not known
 }
 
 // An Attempt is one try at an upstream; it becomes a child span.

@@ -222,7 +222,7 @@ func (a *App) wirePlanes(res *Resolved, ls listeners, creds credentials) error {
 		env.upstream = res.Pooler.Databases[res.Database].Upstream.Reveal()
 	}
 	if res.ClaudeOn {
-		a.claude, err = claude.New(res.Claude, claude.Deps{Listener: ls.claude, Log: a.part("claude"), Sink: a.sink, Identity: a.identity, Colors: colors})
+		a.claude, err = claude.New(res.Claude, claude.Deps{Listener: ls.claude, Dir: res.Data, Log: a.part("claude"), Sink: a.sink, Identity: a.identity, Colors: colors})
 		ps.Below("claude", setting.Of(err))
 		env.claudeAddr = dialable(ls.claude)
 	}

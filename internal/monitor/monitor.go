@@ -153,6 +153,7 @@ type cell struct {
 	retries  atomic.Uint64
 	bytesIn  atomic.Uint64
 	bytesOut atomic.Uint64
+	nanos    atomic.Uint64 // billionths of a dollar
 	tokens   [4]atomic.Uint64
 	blames   [4]atomic.Uint32
 	codes    [maxWords]atomic.Uint32
@@ -189,6 +190,7 @@ func (c *cell) record(p *plane, x *telemetry.Exchange) {
 		count(&c.cost, time.Duration(w)*time.Microsecond) // a spread counts in microseconds
 	}
 	g := &x.GenAI
+	add(&c.nanos, g.CostNanoUSD)
 	for i, n := range [...]int64{g.InputTokens, g.CacheReadTokens, g.CacheWriteTokens, g.OutputTokens} {
 		add(&c.tokens[i], n)
 	}

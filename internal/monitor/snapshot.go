@@ -42,6 +42,7 @@ type Figures struct {
 	BytesIn      uint64            `json:"bytes_in"`
 	BytesOut     uint64            `json:"bytes_out"`
 	Tokens       *Tokens           `json:"tokens,omitempty"`
+	Cost         float64           `json:"cost_usd,omitempty"` // claude only
 }
 
 // Tokens are what the Claude API counted.
@@ -120,7 +121,7 @@ func (m *Monitor) Series(planeName string, window, step time.Duration) []Point {
 
 // A tally is cells added up.
 type tally struct {
-	count, lasting, attempts, retries, bytesIn, bytesOut uint64
+	count, lasting, attempts, retries, bytesIn, bytesOut, nanos uint64
 
 	tokens                   [4]uint64
 	blames                   [4]uint64
@@ -144,6 +145,7 @@ func (t *tally) add(c *cell) {
 	t.retries += c.retries.Load()
 	t.bytesIn += c.bytesIn.Load()
 	t.bytesOut += c.bytesOut.Load()
+	t.nanos += c.nanos.Load()
 	for i := range c.tokens {
 		t.tokens[i] += c.tokens[i].Load()
 	}
@@ -161,6 +163,7 @@ func (t *tally) merge(o *tally) {
 	t.retries += o.retries
 	t.bytesIn += o.bytesIn
 	t.bytesOut += o.bytesOut
+	t.nanos += o.nanos
 	for i := range o.tokens {
 		t.tokens[i] += o.tokens[i]
 		t.blames[i] += o.blames[i]
@@ -187,7 +190,7 @@ func (t *tally) figures(p *plane, span float64) Figures {
 		Waited: t.wait.total, WaitP95: t.wait.quantile(0.95),
 		Lasting: t.lasting, Attempts: t.attempts, Retries: t.retries,
 		Causes: p.causes.named(&t.causes), Codes: p.codes.named(&t.codes),
-		BytesIn: t.bytesIn, BytesOut: t.bytesOut,
+		BytesIn: t.bytesIn, BytesOut: t.bytesOut, Cost: float64(t.nanos) / 1e9,
 	}
 	if t.count > 0 {
 		f.ErrorRate = float64(f.Errors) / float64(t.count)

@@ -93,6 +93,8 @@ const (
 	keyCacheWrite = "cache_write_tokens"
 	keyOutput     = "output_tokens"
 	keyStop       = "stop_reason"
+	keyCost       = "cost_usd"
+	keyUnpriced   = "unpriced"
 	keyUpstreamID = "upstream_id"
 	keyErrorType  = "error_type"
 
@@ -242,6 +244,10 @@ func (l *line) genAI(g *telemetry.GenAI) {
 	l.number(keyCacheWrite, g.CacheWriteTokens)
 	l.number(keyOutput, g.OutputTokens)
 	l.text(keyStop, g.StopReason)
+	if g.CostNanoUSD != 0 {
+		l.attrs = append(l.attrs, slog.Float64(keyCost, float64(g.CostNanoUSD)/1e9))
+	}
+	l.flag(keyUnpriced, g.Unpriced)
 	l.text(keyUpstreamID, g.UpstreamID)
 	l.text(keyErrorType, g.ErrorType)
 }

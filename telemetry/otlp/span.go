@@ -33,6 +33,7 @@ const (
 	keyFirstByte  = attribute.Key("mainstay.first_byte")
 	keyAttempts   = attribute.Key("mainstay.attempts")
 	keyUpstreamID = attribute.Key("mainstay.upstream_id")
+	keyCost       = attribute.Key("mainstay.cost.usd")
 	keyTarget     = attribute.Key("mainstay.target")
 
 	keyFingerprint = attribute.Key("mainstay.db.fingerprint")
@@ -204,6 +205,9 @@ func describeCall(span *tracetest.SpanStub, x *telemetry.Exchange) {
 	}
 	a = tokens(a, g)
 	a = text(a, keyUpstreamID, g.UpstreamID)
+	if g.CostNanoUSD > 0 {
+		a = append(a, keyCost.Float64(float64(g.CostNanoUSD)/1e9))
+	}
 	span.Attributes = address(a, x.HTTP.Target)
 }
 

@@ -60,6 +60,8 @@ func Metrics() []Metric {
 		{"mainstay_claude_streams_total", "counter", "Event streams that have ended.", []string{"route", "kind"}, nil},
 		{"mainstay_claude_attempts_total", "counter", "Attempts at the API; cause says why one failed, none that it did not.", []string{"cause"}, nil},
 		{"mainstay_claude_tokens_total", "counter", "Tokens as the API counted them; type is input (uncached), cache_read, cache_write or output.", []string{"model", "type"}, nil},
+		{"mainstay_claude_cost_usd_total", "counter", "What calls have cost, in dollars, where the model's price is known.", []string{"model", "color"}, nil},
+		{"mainstay_claude_unpriced_calls_total", "counter", "Calls that have cost something but whose model's price is not known.", []string{"model"}, nil},
 	}
 }
 

@@ -29,16 +29,17 @@ type key struct {
 
 // series are the metrics that an exchange with one key moves, found once.
 type series struct {
-	total       prometheus.Counter
-	took        prometheus.Observer
-	waited      prometheus.Observer
-	firstByte   prometheus.Observer
-	received    prometheus.Counter
-	sent        prometheus.Counter
-	statements  prometheus.Counter // pooler
-	rows        prometheus.Counter // pooler
-	tokens      [4]prometheus.Counter
-	streamKinds *prometheus.CounterVec
+	total          prometheus.Counter
+	took           prometheus.Observer
+	waited         prometheus.Observer
+	firstByte      prometheus.Observer
+	received       prometheus.Counter
+	sent           prometheus.Counter
+	statements     prometheus.Counter // pooler
+	rows           prometheus.Counter // pooler
+	tokens         [4]prometheus.Counter
+	cost, unpriced prometheus.Counter // claude
+	streamKinds    *prometheus.CounterVec
 }
 
 // plane counts the exchanges of one plane. Known keys are read from an immutable
@@ -55,6 +56,7 @@ type plane struct {
 	received, sent      *prometheus.CounterVec
 	statements, rows    *prometheus.CounterVec
 	tokens, streams     *prometheus.CounterVec
+	cost, unpriced      *prometheus.CounterVec
 	attempts            *causes
 }
 
@@ -79,6 +81,8 @@ func newPlane(s *Sink, name, thing string) *plane {
 	}
 	if name == "claude" {
 		p.tokens = s.counter("mainstay_claude_tokens_total")
+		p.cost = s.counter("mainstay_claude_cost_usd_total")
+		p.unpriced = s.counter("mainstay_claude_unpriced_calls_total")
 	}
 	p.known.Store(&map[key]*series{})
 	return p
@@ -115,6 +119,12 @@ func (p *plane) record(x *telemetry.Exchange) {
 		g := &x.GenAI
 		for i, n := range [...]int64{g.InputTokens, g.CacheReadTokens, g.CacheWriteTokens, g.OutputTokens} {
 			add(s.tokens[i], n)
+		}
+		if g.CostNanoUSD > 0 {
+			s.cost.Add(float64(g.CostNanoUSD) / 1e9)
+		}
+		if g.Unpriced {
+			s.unpriced.Inc()
 		}
 	}
 	if p.attempts != nil {
@@ -195,6 +205,8 @@ func (p *plane) make(k key) *series {
 	s.firstByte = p.first.WithLabelValues(k.route, k.color)
 	s.streamKinds = p.streams
 	if p.tokens != nil {
+		s.cost = p.cost.WithLabelValues(k.detail, k.color)
+		s.unpriced = p.unpriced.WithLabelValues(k.detail)
 		for i, kind := range [...]string{"input", "cache_read", "cache_write", "output"} {
 			s.tokens[i] = p.tokens.WithLabelValues(k.detail, kind)
 		}

@@ -1,0 +1,231 @@
+package price
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"mainstay.dev/mainstay/internal/setting"
+)
+
+// Config is the section claude.spend.
+type Config struct {
+	Daily   float64 `yaml:"daily" doc:"Dollars that all calls of a day (UTC) may cost together; 0: no ceiling. It survives a restart."`
+	OnReach string  `yaml:"on_reach" doc:"What becomes of calls beyond it. refuse: they are answered 402 billing_error until the day ends. warn: they go on, and it is said."`
+}
+
+// Validate notes every mistake.
+func (c Config) Validate(ps *setting.Problems) {
+	if !(c.Daily >= 0) || c.Daily > 1e6 {
+		ps.Add("daily", "must be dollars, from 0 to 1000000", "try 50")
+	}
+	if c.OnReach != "refuse" && c.OnReach != "warn" {
+		ps.Add("on_reach", "must be refuse or warn", "use refuse")
+	}
+}
+
+// A Ceiling bounds what the calls of a day cost: each reserves what it may come to,
+// and where that does not fit beside what the others have reserved it waits for them,
+// so that the ceiling is passed by one call at most, and no call is refused that there
+// was money for. Its methods may be called from many goroutines.
+type Ceiling struct {
+	path string // of the state; empty: not kept
+
+	mu       sync.Mutex
+	cfg      Config
+	day      string
+	spent    int64 // billionths of a dollar
+	reserved int64
+	calls    int   // that have reserved something
+	safe     int64 // what the file says was spent: never less than is
+	changed  chan struct{}
+	told     bool // that the ceiling is reached
+	failure  error
+}
+
+// ErrReached is returned when a day's money is spent.
+var ErrReached = errors.New("the daily ceiling claude.spend.daily is reached")
+
+// Open reads what the day has cost so far from the state in dir; an empty dir keeps none.
+func Open(dir string) (*Ceiling, error) {
+	c := &Ceiling{changed: make(chan struct{})}
+	if dir == "" {
+		return c, nil
+	}
+	c.path = filepath.Join(dir, "claude-spend.json")
+	text, err := os.ReadFile(c.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, nil
+	}
+	var s state
+	if err == nil {
+		err = json.Unmarshal(text, &s)
+	}
+	if err == nil && s.Nano < 0 {
+		err = errors.New("it says less than nothing")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read what Claude has cost today from %s: %w; mend or remove it", c.path, err)
+	}
+	c.day, c.spent, c.safe = s.Day, s.Nano, s.Nano
+	return c, nil
+}
+
+type state struct {
+	Day  string `json:"day"` // UTC
+	Nano int64  `json:"nano_usd"`
+}
+
+// Obey takes over cfg.
+func (c *Ceiling) Obey(cfg Config) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cfg, c.told = cfg, false
+	c.wake()
+}
+
+func (c *Ceiling) wake() {
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+func (c *Ceiling) limit() int64 { return int64(c.cfg.Daily * dollar) }
+
+// turn begins a new day when it is time.
+func (c *Ceiling) turn() {
+	if today := time.Now().UTC().Format(time.DateOnly); today != c.day {
+		c.day, c.spent, c.safe, c.told = today, 0, 0, false
+	}
+}
+
+// A Stake is what a call has reserved. The zero Stake has reserved nothing.
+type Stake struct {
+	of    *Ceiling
+	nano  int64
+	First bool // it is the first one of the day beyond the ceiling
+}
+
+// Reserve sets aside what a call may cost, waits for others where there is not enough
+// for all, and returns [ErrReached] when the money is spent.
+func (c *Ceiling) Reserve(ctx context.Context, nano int64) (*Stake, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		c.turn()
+		limit := c.limit()
+		switch {
+		case limit == 0 || c.spent < limit && (c.calls == 0 || c.spent+c.reserved+nano <= limit):
+			return c.stake(nano, false), nil
+		case c.spent >= limit && c.cfg.OnReach == "warn":
+			return c.stake(nano, true), nil
+		case c.spent >= limit:
+			first := !c.told
+			c.told = true
+			return &Stake{First: first}, ErrReached
+		}
+		changed := c.changed
+		c.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+		c.mu.Lock()
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+func (c *Ceiling) stake(nano int64, over bool) *Stake {
+	s := &Stake{of: c, nano: nano, First: over && !c.told}
+	c.told = c.told || over
+	c.calls++
+	c.reserved += nano
+	if c.spent+c.reserved > c.safe {
+		const steps = 200 // of a day's money: what a crash may cost of it at most, and how often there is something to write
+		c.save(c.spent + c.reserved + c.limit()/steps)
+	}
+	return s
+}
+
+// Settle says what the call has cost; once.
+func (s *Stake) Settle(nano int64) {
+	if s == nil || s.of == nil {
+		return
+	}
+	c := s.of
+	s.of = nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.turn()
+	c.calls--
+	c.reserved -= s.nano
+	if c.spent += nano; c.spent > c.safe {
+		c.save(c.spent)
+	}
+	c.wake()
+}
+
+// Close writes down exactly what was spent.
+func (c *Ceiling) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.turn()
+	if c.safe != c.spent {
+		c.save(c.spent)
+	}
+	return c.failure
+}
+
+// Stands returns what was spent today and what may be, in dollars, and what was wrong
+// with writing it down last.
+func (c *Ceiling) Stands() (spent, limit float64, failure error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.turn()
+	return float64(c.spent) / dollar, c.cfg.Daily, c.failure
+}
+
+// save writes the state so that it is there as a whole or not at all.
+func (c *Ceiling) save(nano int64) {
+	c.safe = nano
+	if c.path == "" || c.limit() == 0 {
+		return
+	}
+	c.failure = replace(c.path, state{c.day, nano})
+}
+
+func replace(path string, s state) (err error) {
+	text, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".claude-spend-*")
+	if err != nil {
+		return fmt.Errorf("keep what Claude has cost today: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name()) // it may be gone already
+		}
+	}()
+	_, err = f.Write(append(text, '\n'))
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("keep what Claude has cost today: %w", err)
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("keep what Claude has cost today: %w", err)
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
