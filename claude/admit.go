@@ -50,11 +50,12 @@ func (c *call) identify(sealed string) {
 // false.
 func (c *call) admit(w http.ResponseWriter, r *http.Request) bool {
 	p := c.policy
-	if r.ContentLength > p.body {
+	largest := p.largest(c.x.Route)
+	if r.ContentLength > largest {
 		c.refuse(w, verdict{code: TooLarge})
 		return false
 	}
-	c.upload = &upload{src: http.MaxBytesReader(w, r.Body, p.body), patience: c.patience}
+	c.upload = &upload{src: http.MaxBytesReader(w, r.Body, largest), patience: c.patience}
 	b, err := takeIn(c.upload, intake{memory: &c.engine.counts.replay, most: p.memory, keep: p.replay, size: r.ContentLength})
 	if err != nil {
 		c.refuse(w, verdict{code: uploadCode(err), err: err})

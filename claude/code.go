@@ -12,6 +12,7 @@ const (
 	OK              Code = "ok"
 	BadRequest      Code = "bad_request"
 	TooLarge        Code = "too_large"
+	HeadersTooLarge Code = "headers_too_large"
 	UploadTimeout   Code = "upload_timeout"
 	ClientGone      Code = "client_gone"
 	Rejected        Code = "rejected"
@@ -42,6 +43,7 @@ type Meaning struct {
 var Meanings = []Meaning{
 	{OK, telemetry.BlameNone, "Claude answered well, and the client has all of it."},
 	{BadRequest, telemetry.BlameClient, "The client's request could not be read."},
+	{HeadersTooLarge, telemetry.BlameClient, "The client's request has more than 64 KiB of headers."},
 	{TooLarge, telemetry.BlameClient, "The client's request is larger than the limit."},
 	{UploadTimeout, telemetry.BlameClient, "The client stopped sending its request."},
 	{ClientGone, telemetry.BlameClient, "The client left before it had its answer, or stopped reading it."},

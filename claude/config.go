@@ -57,6 +57,9 @@ type TimeoutConfig struct {
 // LimitConfig bounds sizes.
 type LimitConfig struct {
 	Body         setting.Bytes `yaml:"body" doc:"Largest request body; a larger one is answered 413."`
+	Message      setting.Bytes `yaml:"message" doc:"The same for messages and token counts, checked before anything is sent; the API's own limit. 0: body alone counts."`
+	Batch        setting.Bytes `yaml:"batch" doc:"The same for a batch of messages. 0: body alone counts."`
+	File         setting.Bytes `yaml:"file" doc:"The same for a file. 0: body alone counts."`
 	Replay       setting.Bytes `yaml:"replay" doc:"Largest request body that is kept so that it can be sent again; a larger one streams through and has one try."`
 	ReplayMemory setting.Bytes `yaml:"replay_memory" doc:"How much memory all kept request bodies may take together; beyond it bodies stream through and have one try."`
 }
@@ -69,8 +72,8 @@ func (c *Config) SetDefaults() {
 		Retry:    RetryConfig{Policy: "deadline", Deadline: 10 * time.Minute, Hold: 2 * time.Minute, Budget: 0.2, MaxRetries: 3, Base: time.Second, Jitter: 0.25, MaxRetryAfter: time.Minute},
 		Recovery: RecoveryConfig{Streams: true, Aggregate: true, MaxAnswer: 32e6, Stall: 30 * time.Second},
 		Timeouts: TimeoutConfig{FirstByte: 10 * time.Minute, Idle: 3 * time.Minute, Client: 30 * time.Second},
-		// The API takes 32 MB (which may be MiB) of message and 500 MB of file.
-		Limits: LimitConfig{Body: 600e6, Replay: 34e6, ReplayMemory: 512e6},
+		// The API's limits are 32, 256 and 500 MB, which may be MiB.
+		Limits: LimitConfig{Body: 600e6, Message: 32 << 20, Batch: 256 << 20, File: 500 << 20, Replay: 34e6, ReplayMemory: 512e6},
 		Drain:  30 * time.Second,
 	}
 	c.Pacing.SetDefaults()
@@ -207,6 +210,14 @@ func (c LimitConfig) validate(ps *setting.Problems) {
 	if c.Replay < 0 {
 		ps.Add("replay", "must not be negative", "try 34MB")
 	}
+	for _, l := range []struct {
+		key  string
+		size setting.Bytes
+	}{{"message", c.Message}, {"batch", c.Batch}, {"file", c.File}} {
+		if l.size < 0 {
+			ps.Add(l.key, "must not be negative", "leave it out for the API's own limit")
+		}
+	}
 	if c.ReplayMemory < c.Replay {
 		ps.Add("replay_memory", "must not be less than replay", "try 512MB")
 	}
@@ -219,6 +230,7 @@ type policy struct {
 	spend    price.Config
 	client   time.Duration // patience with the app
 	body     int64
+	bodies   map[string]int64 // limits of routes that have one of their own
 	replay   int64
 	memory   int64
 	drain    time.Duration
@@ -256,6 +268,25 @@ type target struct {
 	name   string // scheme and host, for people
 }
 
+// byRoute are the limits of the routes that have one of their own.
+func (c LimitConfig) byRoute() map[string]int64 {
+	of := map[string]int64{}
+	for route, size := range map[string]setting.Bytes{routeMessages: c.Message, routeCount: c.Message, routeBatches: c.Batch, routeFiles: c.File} {
+		if size > 0 {
+			of[route] = int64(min(size, c.Body))
+		}
+	}
+	return of
+}
+
+// largest is the largest body that a route takes.
+func (p *policy) largest(route string) int64 {
+	if n, ok := p.bodies[route]; ok {
+		return n
+	}
+	return p.body
+}
+
 // Compile checks cfg and makes of it what calls obey. It changes nothing and can be
 // called at any time; its error holds every mistake ([setting.Problems]).
 func Compile(cfg Config) (*policy, error) {
@@ -275,6 +306,7 @@ func Compile(cfg Config) (*policy, error) {
 		spend:  cfg.Spend,
 		client: cfg.Timeouts.Client,
 		body:   int64(cfg.Limits.Body),
+		bodies: cfg.Limits.byRoute(),
 		replay: int64(cfg.Limits.Replay),
 		memory: int64(cfg.Limits.ReplayMemory),
 		drain:  cfg.Drain,

@@ -23,6 +23,7 @@ var replies = map[Code]struct {
 }{
 	BadRequest:      {400, "invalid_request_error"},
 	TooLarge:        {413, "request_too_large"},
+	HeadersTooLarge: {431, "invalid_request_error"},
 	UploadTimeout:   {408, "timeout_error"},
 	ClientGone:      {499, "api_error"}, // nobody is there to read it
 	Overloaded:      {529, "overloaded_error"},
@@ -47,11 +48,13 @@ func explain(v verdict, target string, attempts int) (kind, message string) {
 	}
 	switch v.code {
 	case TooLarge:
-		message = "Request exceeds the maximum size that Mainstay lets through; raise claude.limits.body."
+		message = "Request exceeds the maximum size (claude.limits)."
 	case UploadTimeout:
 		message = "The request did not arrive in time."
 	case BadRequest:
 		message = "The request could not be read."
+	case HeadersTooLarge:
+		message = "The request's headers are larger than 64 KiB together."
 	case Overloaded, Held:
 		message = fmt.Sprintf("Claude at %s is overloaded or down, and did not come back in the time that this call could wait.", target)
 	case Limited:

@@ -53,6 +53,8 @@ const (
 	routeMessages = "/v1/messages"
 	routeCount    = "/v1/messages/count_tokens"
 	routeComplete = "/v1/complete"
+	routeBatches  = "/v1/messages/batches"
+	routeFiles    = "/v1/files"
 	routeOther    = "other"
 )
 
@@ -60,9 +62,9 @@ const (
 // segment.
 var templates = [...]string{
 	routeMessages, routeCount, routeComplete,
-	"/v1/messages/batches", "/v1/messages/batches/{id}", "/v1/messages/batches/{id}/cancel", "/v1/messages/batches/{id}/results",
+	routeBatches, "/v1/messages/batches/{id}", "/v1/messages/batches/{id}/cancel", "/v1/messages/batches/{id}/results",
 	"/v1/models", "/v1/models/{id}",
-	"/v1/files", "/v1/files/{id}", "/v1/files/{id}/content",
+	routeFiles, "/v1/files/{id}", "/v1/files/{id}/content",
 }
 
 // template returns the low-cardinality name of a path.

@@ -174,7 +174,7 @@ func (s *Server) Run(ctx context.Context) error {
 		Handler:           s,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
+		MaxHeaderBytes:    1 << 20, // beyond mostHeader the refusal is ours, beyond this net/http's
 		BaseContext:       func(net.Listener) context.Context { return s.base },
 		ErrorLog:          slog.NewLogLogger(s.engine.log.Handler(), slog.LevelWarn),
 	}
@@ -305,12 +305,28 @@ func (c *call) route(w http.ResponseWriter, r *http.Request, colors map[string]b
 		c.refuse(w, verdict{code: BadRequest, err: errors.New("the request names no path")})
 		return false
 	}
+	if size := headerSize(r.Header); size > mostHeader {
+		c.refuse(w, verdict{code: HeadersTooLarge, err: fmt.Errorf("%d bytes of headers", size)})
+		return false
+	}
 	c.shape = shapeOf(r.Method, c.x.Route)
 	c.choose(r.Header)
 	c.promise(r.Header)
 	c.out = aim(r, c.policy.upstream, path, escaped)
 	c.x.HTTP.Target = c.out.URL.Host
 	return true
+}
+
+// mostHeader is how many bytes of headers a request may have.
+const mostHeader = 64 << 10
+
+func headerSize(h http.Header) (n int) {
+	for name, values := range h {
+		for _, v := range values {
+			n += len(name) + len(v)
+		}
+	}
+	return n
 }
 
 // settle claims and forwards, and again, until an answer stands: it is good, it is
