@@ -459,6 +459,7 @@ func (s *session) welcome() error {
 	if err != nil {
 		return err
 	}
+	s.enrol(params)
 	_, _ = rand.Read(s.secret) // never fails
 	out := pgwire.Append(nil, pgwire.Authentication, make([]byte, 4))
 	out = append(out, params...)

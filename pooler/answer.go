@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
-	"mainstay.dev/mainstay/pooler/internal/state"
+	"mainstay.dev/mainstay/pooler/internal/scan"
 )
 
 // answer relays what the server says until it owes nothing more. A session that has
@@ -143,7 +143,9 @@ func (s *session) readFailed(err error) (done bool, _ error) {
 // settled reports whether the server owes nothing more and serve may read the client
 // again. If so the uplink has to end. The lock is held.
 func (s *session) settled() bool {
-	stays := s.backend.pool.sessions() && s.lost == nil && (s.stage == running || s.backend.status != pgwire.Idle)
+	b := s.backend
+	listens := b.pins&scan.Listens != 0 && b.left&scan.Lasting == 0
+	stays := (b.pool.sessions() || listens) && s.lost == nil && (s.stage == running || b.status != pgwire.Idle)
 	if !s.quiet() || stays {
 		return false
 	}
@@ -183,7 +185,7 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 		s.failed(body)
 		s.explain()
 	case pgwire.ParameterStatus:
-		s.leave(state.Set)
+		s.hear(body)
 	case pgwire.CopyIn:
 		s.takesCopy()
 	case pgwire.CopyBoth:
@@ -221,24 +223,11 @@ func (s *session) completed(body []byte) {
 	db.Command = commandName(command)
 	db.Rows += rows
 	db.Queries++
-	left := state.OfTag(command)
-	if left == 0 {
-		return
-	}
-	s.leave(left)
 	if db.Command == "DEALLOCATE ALL" || db.Command == "DISCARD ALL" {
 		s.mu.Lock()
 		s.forget()
 		s.mu.Unlock()
 	}
-}
-
-// leave notes that something stays on the connection which must be wiped before
-// another client gets it.
-func (s *session) leave(left state.Traces) {
-	s.mu.Lock()
-	s.backend.left |= left
-	s.mu.Unlock()
 }
 
 // failed notes an error: what was sent behind it in the same cycle is skipped.
@@ -255,10 +244,9 @@ func (s *session) failed(body []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.copying = false
-	// A plan that does not fit any more, or a statement that is not there: a new
-	// Parse must really be one.
-	if x.DB.SQLState == "0A000" || x.DB.SQLState == "26000" {
-		s.backend.left |= state.Prepared
+	// A plan that does not fit any more: a new Parse must really be one, everywhere.
+	if x.DB.SQLState == "0A000" {
+		s.backend.pool.statements.renew()
 	}
 	s.forgive()
 }

@@ -3,14 +3,16 @@ package pooler
 import (
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/socket"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
@@ -27,10 +29,14 @@ type backend struct {
 
 	status   byte // as the last ReadyForQuery told
 	out      []byte
-	settings *state.Settings // of the client that it was last made ready for
-	left     state.Traces    // what must be wiped before another client may have it
+	settings *state.Settings // those that a client chose and it has now
+	reports  *state.Settings // what it reported last (ParameterStatus)
+	atLogin  *state.Settings // what it reported when it was new
 	broken   atomic.Bool     // must not be used again
-	params   map[string]string
+
+	left     scan.Effect   // what the client may have left there since it was looked at
+	pins     scan.Effect   // what the client is known to have there
+	mentions scan.Mentions // names that the client's statements gave
 
 	prepared map[*statement]uint64 // statements that exist there, and when each was last used
 	uses     uint64
@@ -54,11 +60,9 @@ type ticket struct {
 func newBackend(p *pool, c *upstream.Conn) *backend {
 	s := &backend{
 		Conn: c, pool: p, probe: socket.NewProbe(c.Raw), born: time.Now(), spread: rand.Float64(), status: pgwire.Idle,
-		settings: state.None, params: make(map[string]string, len(c.Params)), prepared: map[*statement]uint64{},
+		settings: state.None, reports: p.settings.Intern(state.Of(c.Params)), prepared: map[*statement]uint64{},
 	}
-	for _, param := range c.Params {
-		s.params[param.Name] = param.Value
-	}
+	s.atLogin = s.reports
 	return s
 }
 
@@ -132,17 +136,19 @@ func (s *backend) readAside() bool {
 
 func (s *backend) note(body []byte) {
 	if name, value, _, ok := pgwire.Strings(body); ok {
-		s.params[string(name)] = string(value)
+		s.reports = s.pool.settings.Intern(s.reports.With(string(name), string(value)))
 	}
 }
 
 // execLimit is how long a statement of the pooler's own may take.
 const execLimit = 5 * time.Second
 
+// maxAnswer bounds a row of the answer to a statement of the pooler's own.
+const maxAnswer = 4 << 20
+
 // exec runs a statement of the pooler's own on a connection that is ready for one.
-// Settings that change thereby are told to the client, if there is one, as
-// PostgreSQL would have. An error of PostgreSQL's is an *upstream.Refused.
-func (s *backend) exec(sql string, client io.Writer) (err error) {
+// rows may be nil. An error of PostgreSQL's is an *upstream.Refused.
+func (s *backend) exec(sql string, rows func(body []byte) error) (err error) {
 	if err := s.SetDeadline(time.Now().Add(execLimit)); err != nil {
 		return err
 	}
@@ -151,9 +157,8 @@ func (s *backend) exec(sql string, client io.Writer) (err error) {
 	}
 	s.unnamed = ticket{} // PostgreSQL drops it with every simple query
 	var refused error
-	var reports []byte
 	for {
-		typ, body, err := s.In.Next()
+		typ, body, err := s.In.NextLarge(maxAnswer)
 		if err != nil {
 			return err
 		}
@@ -162,15 +167,17 @@ func (s *backend) exec(sql string, client io.Writer) (err error) {
 			refused = &upstream.Refused{SQLState: string(pgwire.Field(body, 'C')), Message: string(pgwire.Field(body, 'M'))}
 		case pgwire.ParameterStatus:
 			s.note(body)
-			reports = pgwire.Append(reports, typ, body)
+		case pgwire.DataRow:
+			if rows != nil {
+				if err := rows(body); err != nil {
+					return err
+				}
+			}
 		case pgwire.ReadyForQuery:
 			if len(body) != 1 {
 				return errors.New("malformed ReadyForQuery")
 			}
 			s.status = body[0]
-			if client != nil && len(reports) > 0 {
-				_, _ = client.Write(reports) // a client that is gone is noticed where it is served
-			}
 			if err := s.SetDeadline(time.Time{}); err != nil {
 				return err
 			}
@@ -179,76 +186,89 @@ func (s *backend) exec(sql string, client io.Writer) (err error) {
 	}
 }
 
-// suit makes the server as the client asked at login.
-func (s *backend) suit(want *state.Settings, client io.Writer) error {
-	if s.settings.Equal(want) {
-		s.settings = want
-		return nil
-	}
-	if err := s.exec(s.settings.Change(want), client); err != nil {
-		s.broken.Store(true) // some of the settings may be applied
-		return err
+// suit gives the server the client's settings.
+func (s *backend) suit(want *state.Settings) error {
+	for _, sql := range s.settings.Change(want) {
+		if err := s.exec(sql, nil); err != nil {
+			s.broken.Store(true) // some of the settings may be applied
+			return err
+		}
 	}
 	s.settings = want
 	return nil
 }
 
-// clean makes the server fit for another client: no transaction, nothing left
-// behind. client hears of settings that change thereby; it may be nil. A server
-// that cannot be cleaned is broken.
-func (s *backend) clean(client io.Writer) error {
+// rollBack ends a transaction that its client left open.
+func (s *backend) rollBack() error {
 	if s.broken.Load() {
 		return errors.New("the connection is broken")
 	}
-	if s.left&state.Wreck != 0 {
-		s.broken.Store(true)
-		return errors.New("LOAD cannot be undone")
-	}
-	if s.status != pgwire.Idle {
-		// By itself: what wipes must run outside of the transaction.
-		if err := s.exec("ROLLBACK", nil); err != nil {
-			s.broken.Store(true)
-			return fmt.Errorf("roll back: %w", err)
-		}
-	}
-	if s.pool.resetAlways() {
-		s.left |= state.Any
-	}
-	if s.left == 0 {
+	if s.status == pgwire.Idle {
 		return nil
 	}
-	sql := s.left.Wipe()
-	if s.left&state.Set != 0 {
-		sql += state.None.Change(s.settings)
+	// By itself: what wipes must run outside of the transaction.
+	if err := s.exec("ROLLBACK", nil); err != nil {
+		s.broken.Store(true)
+		return fmt.Errorf("roll back: %w", err)
 	}
-	if s.left&state.Prepared != 0 {
-		clear(s.prepared)
+	return nil
+}
+
+// clean makes the server fit for another client: no transaction, nothing left
+// behind. A server that cannot be cleaned is broken.
+func (s *backend) clean() error {
+	if err := s.rollBack(); err != nil {
+		return err
 	}
-	if err := s.exec(sql, client); err != nil || s.status != pgwire.Idle {
+	left := s.left | s.pins
+	if left&audit.Wreck != 0 {
+		s.broken.Store(true)
+		return errors.New("what the client left cannot be undone")
+	}
+	if s.pool.resetAlways() {
+		left |= scan.Lasting
+	}
+	sql := audit.Wipe(left)
+	if sql == "" {
+		s.forgive()
+		return nil
+	}
+	if err := s.exec(sql, nil); err != nil || s.status != pgwire.Idle {
 		s.broken.Store(true)
 		return fmt.Errorf("reset: %w", err)
 	}
-	s.left = 0
+	if strings.Contains(sql, "RESET ALL") {
+		s.settings = state.None
+	}
+	if strings.Contains(sql, "DEALLOCATE") {
+		clear(s.prepared)
+	}
+	s.forgive()
 	return nil
+}
+
+// forgive forgets what may have been left: it is not there, or it has been wiped.
+func (s *backend) forgive() {
+	s.left, s.pins = 0, 0
+	s.mentions.Settings = s.mentions.Settings[:0]
 }
 
 // discard wipes everything at the end of a session that had the server to itself.
 func (s *backend) discard() error {
-	if s.broken.Load() {
-		return errors.New("the connection is broken")
+	if err := s.rollBack(); err != nil {
+		return err
 	}
-	if s.status != pgwire.Idle {
-		if err := s.exec("ROLLBACK", nil); err != nil {
-			s.broken.Store(true)
-			return err
-		}
+	if (s.left|s.pins)&audit.Wreck != 0 {
+		s.broken.Store(true)
+		return errors.New("what the client left cannot be undone")
 	}
 	if err := s.exec("DISCARD ALL", nil); err != nil {
 		s.broken.Store(true)
 		return err
 	}
-	s.settings, s.left = state.None, 0
+	s.settings = state.None
 	clear(s.prepared)
+	s.forgive()
 	return nil
 }
 

@@ -1,5 +1,13 @@
 package pooler
 
+import (
+	"fmt"
+
+	"mainstay.dev/mainstay/pooler/internal/audit"
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/scan"
+)
+
 // A debt is an answer that the server owes. Only those are kept that are needed to
 // tell the server's answers apart.
 type debt struct {
@@ -117,4 +125,137 @@ func (s *session) undo(d debt) {
 	if d.kind == owesParse && d.name != "" {
 		s.unname(d.name)
 	}
+}
+
+// enrol notes what the client is told at login, and what it chose.
+func (s *session) enrol(welcome []byte) {
+	s.settings = s.pool.settings.Intern(s.settings)
+	s.login = s.settings
+	s.told = s.pool.settings.OfWelcome(welcome)
+}
+
+// equip gives the server that was claimed the client's settings.
+func (s *session) equip() error {
+	b := s.backend
+	if b.settings != s.settings {
+		if err := b.suit(s.settings); err != nil {
+			return unsuited(err)
+		}
+	}
+	s.inform()
+	return nil
+}
+
+// inform tells the client what the server reports differently from what the client
+// was told last.
+func (s *session) inform() {
+	if s.backend.reports == s.told {
+		return
+	}
+	var out []byte
+	for _, p := range s.backend.reports.All() {
+		if value, ok := s.told.Get(p.Name); !ok || value != p.Value {
+			out = pgwire.AppendParameter(out, p.Name, p.Value)
+		}
+	}
+	s.told = s.backend.reports
+	if len(out) > 0 && !s.mute {
+		_, _ = s.conn.Write(out) // a client that is gone is noticed where it is served
+	}
+}
+
+// hear notes a setting that the server reports to the client.
+func (s *session) hear(body []byte) {
+	name, value, _, ok := pgwire.Strings(body)
+	if !ok {
+		return
+	}
+	b := s.backend
+	b.note(body)
+	s.told = b.pool.settings.Intern(s.told.With(string(name), string(value)))
+	switch string(name) {
+	case "is_superuser", "in_hot_standby", "server_version", "server_encoding":
+		return // these follow from others
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b.left |= scan.Setting
+	b.mentions.Add(string(name))
+}
+
+// suspect notes what a statement may leave behind, by its text. The lock is held.
+func (s *session) suspect(text []byte, whole bool) scan.Effect {
+	b := s.backend
+	if !whole {
+		b.left |= scan.Unseen
+		return scan.Unseen
+	}
+	e := scan.Effects(text, b.backslash())
+	b.left |= e
+	if e&(scan.Setting|scan.AnyChange) != 0 {
+		b.mentions.Find(text, b.backslash())
+	}
+	return e
+}
+
+// backslash reports whether plain strings know backslash escapes.
+func (s *backend) backslash() bool {
+	v, ok := s.reports.Get("standard_conforming_strings")
+	return ok && v == "off"
+}
+
+// settle finds out what the client has left on its server at a transaction's end. It
+// returns whether the server may go to another client.
+func (s *session) settle(b *backend) (free bool, err error) {
+	if b.left&scan.Lasting != 0 {
+		if err := s.look(b); err != nil {
+			b.broken.Store(true)
+			return true, err
+		}
+	}
+	if b.pins != 0 {
+		return false, nil
+	}
+	if b.left != 0 || b.pool.resetAlways() {
+		_ = b.clean() // what cannot be cleaned is not used again
+	}
+	return true, nil
+}
+
+// look asks the server what the client has left there.
+func (s *session) look(b *backend) error {
+	q := audit.Question{Effects: b.left, Names: b.mentions.Settings, Known: b.settings}
+	var found audit.Findings
+	if err := b.exec(q.SQL(), found.Row); err != nil {
+		return s.unread(err)
+	}
+	if b.status != pgwire.Idle {
+		return s.unread(errOutOfStep)
+	}
+	user, _ := b.atLogin.Get("session_authorization")
+	has, wants := found.Settings(&q, s.login, user)
+	b.settings, s.settings = b.pool.settings.Intern(has), b.pool.settings.Intern(wants)
+	b.pins = b.pins&^q.Asked() | found.Pins | b.left&audit.Sticky
+	if b.left&scan.Discards != 0 && b.left&scan.Nameless == 0 {
+		b.pins &^= scan.Nameless
+	}
+	b.left = 0
+	b.mentions.Settings = b.mentions.Settings[:0]
+	reasons := ""
+	if b.pins != 0 {
+		reasons = audit.Reasons(b.pins)
+	}
+	s.mu.Lock()
+	s.pinned = reasons
+	s.mu.Unlock()
+	return nil
+}
+
+func (s *session) unread(err error) error {
+	return end(Lost, "the session's settings could not be read back from the server", "connect again").because(fmt.Errorf("audit: %w", err))
+}
+
+// listening reports whether the client has a server to itself because it listens.
+func (s *session) listening() bool {
+	return s.backend != nil && s.backend.pins&scan.Listens != 0 && s.between()
 }

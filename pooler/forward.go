@@ -9,7 +9,6 @@ import (
 
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
-	"mainstay.dev/mainstay/pooler/internal/state"
 )
 
 // outLimit is how much may be sent to a server before its answers are read. Less
@@ -358,14 +357,6 @@ func (s *session) seekTrace(tail []byte) {
 	if behind := bytes.TrimLeft(tail[end+2:], "; \t\n\v\f\r"); len(behind) > 0 && behind[0] == 0 {
 		s.next.trace, s.next.traced = pgwire.FindTraceparent(tail[:end+2])
 	}
-}
-
-// traces says what a statement may leave behind, by its text.
-func traces(text []byte, whole bool) state.Traces {
-	if !whole {
-		return state.Unseen
-	}
-	return state.OfText(text)
 }
 
 // relay moves the next n bytes from the client to what is ready for the server, and

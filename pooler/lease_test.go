@@ -13,6 +13,12 @@ import (
 // that another has used.
 func one(d *Database) { d.Pool.Max = 1 }
 
+// pinning are those that keep a server with its client until it leaves.
+var pinning = map[string]bool{
+	"an open transaction": true, "a temporary table": true, "select into": true, "an advisory lock": true,
+	"a prepared statement": true, "a cursor": true, "listening": true,
+}
+
 func TestNothingOfOneClientsSessionReachesAnother(t *testing.T) {
 	s := pg.Start(t)
 	if err := s.Exec(t.Context(), "drop role if exists lesser; create role lesser; grant lesser to postgres"); err != nil {
@@ -44,7 +50,7 @@ func TestNothingOfOneClientsSessionReachesAnother(t *testing.T) {
 				} else if rows.Close(); rows.Err() != nil {
 					t.Fatal(rows.Err())
 				}
-				if name == "an open transaction" {
+				if pinning[name] {
 					first.Close(t.Context())
 				}
 				if got := value(t, second, c.look, pgx.QueryExecModeSimpleProtocol); got != c.want {
@@ -53,8 +59,8 @@ func TestNothingOfOneClientsSessionReachesAnother(t *testing.T) {
 				if now := value(t, second, "select pg_backend_pid()::text"); now != pid {
 					t.Errorf("%v: it is another connection (%s, was %s), which proves nothing", mode, now, pid)
 				}
-				if name == "an open transaction" {
-					break
+				if pinning[name] {
+					first = h.connect(t)
 				}
 			}
 		})
@@ -93,11 +99,15 @@ func TestSettingsGivenAtLoginHoldForTheirClientAlone(t *testing.T) {
 			}
 		}
 	}
-	// A reset of what the client set itself brings back what it logged in with.
-	do(t, a, "set statement_timeout = '1s'")
-	value(t, plain, "select 'between'")
-	if got := value(t, a, "show statement_timeout"); got != "5s" {
-		t.Errorf("after a reset: %s", got)
+	// What the client sets itself stays, and a reset brings back what it logged in with.
+	for _, step := range []struct{ do, want string }{{"set statement_timeout = '1s'", "1s"}, {"reset statement_timeout", "5s"}, {"reset all", "5s"}} {
+		do(t, a, step.do)
+		if got := value(t, plain, "show statement_timeout"); got != "0" {
+			t.Errorf("another client sees %s after %s", got, step.do)
+		}
+		if got := value(t, a, "show statement_timeout"); got != step.want {
+			t.Errorf("after %s: %s", step.do, got)
+		}
 	}
 }
 

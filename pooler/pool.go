@@ -11,6 +11,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/fair"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -27,6 +28,7 @@ type pool struct {
 	sink   telemetry.Sink
 
 	statements registry
+	settings   state.Table
 
 	opening sync.WaitGroup // dials under way, and closings
 
@@ -295,17 +297,12 @@ func (p *pool) greet(s *session) ([]byte, error) {
 		return nil, err
 	}
 	defer p.release(b)
-	if err := b.suit(s.settings, nil); err != nil {
+	if err := b.suit(s.settings); err != nil {
 		return nil, unsuited(err)
 	}
 	var text []byte
-	names := make([]string, 0, len(b.params))
-	for name := range b.params {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		text = pgwire.AppendParameter(text, name, b.params[name])
+	for _, param := range b.reports.All() {
+		text = pgwire.AppendParameter(text, param.Name, param.Value)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 )
 
@@ -20,7 +21,8 @@ import (
 type statement struct {
 	name string // on the servers
 	body []byte // of the Parse message, after the name
-	left state.Traces
+	left scan.Effect
+	said scan.Mentions // if what it leaves has names
 
 	shape *fingerprint.Shape
 }
@@ -64,9 +66,19 @@ func (r *registry) intern(settings *state.Settings, body []byte, shapes *fingerp
 	}
 	r.last++
 	text, _, _ := pgwire.String(body)
-	st := &statement{namePrefix + strconv.FormatUint(r.last, 36), append([]byte(nil), body...), state.OfText(text), shapes.Of(text)}
+	st := &statement{name: namePrefix + strconv.FormatUint(r.last, 36), body: append([]byte(nil), body...), left: scan.Effects(text, false), shape: shapes.Of(text)}
+	if st.left&(scan.Setting|scan.AnyChange) != 0 {
+		st.said.Find(text, false)
+	}
 	r.by[key] = st
 	return st
+}
+
+// renew makes every statement that is prepared from now on a new one.
+func (r *registry) renew() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.by)
 }
 
 // unnamed is a session's unnamed statement. Servers have one each, which every
@@ -76,7 +88,8 @@ type unnamed struct {
 	last    uint64
 	body    []byte // of its Parse, if it was short enough to keep
 	kept    bool
-	left    state.Traces
+	left    scan.Effect
+	said    scan.Mentions
 }
 
 // rewrite puts the next message's header, and as much of its body as needs to be
@@ -94,7 +107,7 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 			return s.rewriteNamed(typ, n)
 		case pgwire.Query:
 			b.unnamed, s.unnamed.version = ticket{}, 0 // PostgreSQL drops it
-			b.left |= traces(text, whole)
+			s.suspect(text, whole)
 		}
 	}
 	b.out = pgwire.AppendHeader(b.out, typ, n)
@@ -114,14 +127,16 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 		return 0, protocolError("invalid Parse message")
 	}
 	if len(name) == 0 {
-		left := traces(text, whole)
 		u := &s.unnamed
 		u.last++
-		u.version, u.left, u.kept = u.last, left, whole && n <= maxUnnamedBytes
+		u.version, u.left, u.kept = u.last, s.suspect(text, whole), whole && n <= maxUnnamedBytes
+		u.said = scan.Mentions{}
+		if u.left&(scan.Setting|scan.AnyChange) != 0 {
+			u.said.Find(text, b.backslash())
+		}
 		if u.kept {
 			u.body = append(u.body[:0], s.head(n)[1:]...)
 		}
-		b.left |= left
 		b.unnamed = ticket{s.id, u.version}
 		s.owe(debt{kind: owesParse})
 		b.out = pgwire.AppendHeader(b.out, pgwire.Parse, n)
@@ -175,6 +190,9 @@ func (s *session) rewriteBind(n int) (int, error) {
 	}
 	as := s.resolve(name)
 	b := s.backend
+	if b.left&scan.AnyChange != 0 { // a value may be the name of a setting
+		pgwire.Values(s.head(n)[len(portal)+len(name)+2:], b.mentions.Guess)
+	}
 	b.out = pgwire.AppendHeader(b.out, pgwire.Bind, n-len(name)+len(as))
 	b.out = append(append(b.out, portal...), 0)
 	b.out = append(append(b.out, as...), 0)
@@ -221,7 +239,6 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 // making sure that it does. A name that means nothing becomes one that the server
 // will refuse.
 func (s *session) resolve(name []byte) string {
-	b := s.backend
 	if len(name) == 0 {
 		return s.resolveUnnamed()
 	}
@@ -233,8 +250,8 @@ func (s *session) resolve(name []byte) string {
 		return string(name)
 	}
 	s.ensure(st)
+	s.recall(st.left, &st.said)
 	s.see(st, nil)
-	b.left |= st.left
 	return st.name
 }
 
@@ -249,8 +266,17 @@ func (s *session) resolveUnnamed() string {
 	default:
 		return namePrefix // never somebody else's
 	}
-	b.left |= u.left
+	s.recall(u.left, &u.said)
 	return ""
+}
+
+// recall notes what a statement that is used again may leave behind.
+func (s *session) recall(left scan.Effect, said *scan.Mentions) {
+	b := s.backend
+	b.left |= left
+	for _, name := range said.Settings {
+		b.mentions.Add(name)
+	}
 }
 
 // ensure makes sure that the server knows a statement, or will by the time it gets

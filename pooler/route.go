@@ -48,10 +48,7 @@ func (s *session) claim() error {
 		s.mu.Lock()
 		s.backend = b
 		s.mu.Unlock()
-		if err := b.suit(s.settings, s.conn); err != nil {
-			return unsuited(err)
-		}
-		return nil
+		return s.equip()
 	}
 }
 
@@ -63,17 +60,23 @@ func unsuited(err error) error {
 	return end(Lost, "the server closed the connection", "try again").because(err)
 }
 
-// release gives the server back at the end of a transaction.
-func (s *session) release() {
+// release gives the server back at the end of a transaction, unless the client has
+// something there that cannot be carried to another.
+func (s *session) release() error {
 	b := s.backend
 	if b.status != pgwire.Idle {
-		return
+		return nil
 	}
 	s.part()
-	if err := b.clean(s.conn); err != nil {
-		s.pooler.deps.Log.Debug("drop a server connection", "database", b.pool.name, "err", err)
+	free, err := s.settle(b)
+	if err == nil && !free {
+		s.mu.Lock()
+		s.backend = b
+		s.mu.Unlock()
+		return s.equip()
 	}
 	b.pool.release(b)
+	return err
 }
 
 // part ends the lease and waits until no cancel request is under way that was meant
@@ -105,7 +108,7 @@ func (s *session) surrender() {
 		b.pool.drop(b)
 		return
 	}
-	tidy := func() error { return b.clean(nil) }
+	tidy := b.clean
 	if b.pool.sessions() {
 		tidy = b.discard
 	}

@@ -41,7 +41,9 @@ type session struct {
 
 	// Known after admit.
 	user, database, application, color string
-	settings                           *state.Settings
+	settings                           *state.Settings // chosen, at login or since
+	login                              *state.Settings // chosen at login
+	told                               *state.Settings // what the client believes of the server
 
 	exchange telemetry.Exchange
 	whole    *telemetry.Exchange // the transaction, where spans are of those; nil: none is open
@@ -149,7 +151,18 @@ func (s *session) live() error {
 		if err := s.answer(); err != nil {
 			return err
 		}
-		s.release()
+		if err := s.release(); err != nil {
+			return err
+		}
+		for s.listening() { // the server may speak at any time
+			s.startUplink()
+			if err := s.answer(); err != nil {
+				return err
+			}
+			if err := s.release(); err != nil {
+				return err
+			}
+		}
 	}
 }
 
@@ -192,7 +205,7 @@ func (s *session) await() (pgwire.Extent, error) {
 // rest reads from a client that holds everybody up for nothing: it may take its time.
 func (s *session) rest() error {
 	s.mu.Lock()
-	if s.stage == killed || s.stage == draining && s.backend == nil {
+	if s.stage == killed || s.stage == draining && s.between() {
 		s.mu.Unlock()
 		return s.sentence()
 	}
@@ -208,7 +221,7 @@ func (s *session) rest() error {
 		return nil
 	case errors.Is(err, os.ErrDeadlineExceeded) && stage != running:
 		return s.sentence()
-	case s.backend == nil && (errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed)):
+	case s.between() && (errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed)):
 		return errLeft // without a goodbye, but nothing is lost
 	}
 	return errGone
@@ -221,6 +234,10 @@ func (s *session) sentence() error {
 	}
 	return errStopping()
 }
+
+// between reports whether a session that rests is between two transactions. The lock
+// is held, or serve asks.
+func (s *session) between() bool { return s.backend == nil || s.backend.status == pgwire.Idle }
 
 func errStopping() error {
 	return end(Stopping, "terminating connection: Mainstay is stopping", "connect again")
@@ -263,7 +280,7 @@ func (s *session) tell(what stage) {
 		if s.pool != nil {
 			s.pool.withdraw(&s.waiter, s.sentence())
 		}
-	case s.backend == nil && s.resting:
+	case s.resting && s.between():
 		_ = s.conn.SetReadDeadline(longAgo)
 	case s.backend != nil && s.answering && s.quiet() && s.backend.status == pgwire.Idle:
 		s.backend.interrupt(0) // a session that has its server to itself

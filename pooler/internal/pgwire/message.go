@@ -172,3 +172,65 @@ func Tag(body []byte) (command []byte, rows int64) {
 	}
 	return tag[:i], rows
 }
+
+// Split takes the first of several messages that are whole, as Append makes them: its
+// type, its length with the header, and its body.
+func Split(b []byte) (typ byte, n int, body []byte) {
+	n = 1 + int(binary.BigEndian.Uint32(b[1:]))
+	return b[0], n, b[HeaderSize:n]
+}
+
+// Columns takes a DataRow's first columns; nil stands for null.
+func Columns(body []byte, columns [][]byte) bool {
+	if len(body) < 2 || int(binary.BigEndian.Uint16(body)) < len(columns) {
+		return false
+	}
+	body = body[2:]
+	for i := range columns {
+		var ok bool
+		if columns[i], body, ok = value(body); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// value takes a length and as many bytes.
+func value(b []byte) (v, rest []byte, ok bool) {
+	if len(b) < 4 {
+		return nil, nil, false
+	}
+	n := binary.BigEndian.Uint32(b)
+	if b = b[4:]; n == 1<<32-1 {
+		return nil, b, true
+	}
+	if uint64(n) > uint64(len(b)) {
+		return nil, nil, false
+	}
+	return b[:n:n], b[n:], true
+}
+
+// Values calls yield for each of a Bind's values that is not null, given what follows
+// its names, as far as it is there.
+func Values(b []byte, yield func([]byte)) {
+	if len(b) < 2 {
+		return
+	}
+	formats := 2 * int(binary.BigEndian.Uint16(b))
+	if len(b) < 4+formats {
+		return
+	}
+	b = b[2+formats:]
+	count := int(binary.BigEndian.Uint16(b))
+	b = b[2:]
+	for range count {
+		v, rest, ok := value(b)
+		if !ok {
+			return
+		}
+		if v != nil {
+			yield(v)
+		}
+		b = rest
+	}
+}

@@ -160,6 +160,40 @@ func (r *Reader) Next() (typ byte, body []byte, err error) {
 	}
 }
 
+// NextLarge is Next for messages up to limit bytes: one that does not fit the buffer
+// is put together in memory of its own.
+func (r *Reader) NextLarge(limit int) (typ byte, body []byte, err error) {
+	for {
+		typ, n, ok, err := r.Header()
+		switch {
+		case err != nil:
+			return typ, nil, err
+		case !ok:
+			if err := r.Fill(); err != nil {
+				return 0, nil, err
+			}
+			continue
+		case HeaderSize+n <= len(r.buf):
+			return r.Next()
+		case n > limit:
+			return typ, nil, fmt.Errorf("message %q of %d bytes: %w", typ, n, ErrTooLong)
+		}
+		r.Skip(HeaderSize)
+		body = make([]byte, 0, n)
+		for len(body) < n {
+			k := min(n-len(body), r.Buffered())
+			body = append(body, r.Peek(k)...)
+			r.Skip(k)
+			if len(body) < n {
+				if err := r.Fill(); err != nil {
+					return 0, nil, err
+				}
+			}
+		}
+		return typ, body, nil
+	}
+}
+
 // Extent says how much of a client's cycle of messages is buffered.
 type Extent uint8
 

@@ -1,28 +1,25 @@
-// Package state knows what a PostgreSQL session carries beyond its transaction:
-// the settings that a client gives at login, and the traces that it may leave on a
-// connection, which must be wiped before another client gets it.
+// Package state knows the settings that a client has chosen for its PostgreSQL
+// session, at login or since, as a value: they can be compared, and carried from one
+// server connection to another.
 //
 // Only the pooler imports it. It is pure: nothing here touches a connection.
 package state
 
 import (
-	"bytes"
-	"fmt"
 	"slices"
 	"strings"
 
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 )
 
-// Settings are the run-time settings that a client gave at login. They are applied
-// to each server connection that the client gets. They are immutable; equal ones
-// have equal keys.
+// Settings are run-time settings by name. They are immutable; equal ones have equal
+// keys, and those of one [Table] are the same.
 type Settings struct {
 	key  string
 	list []pgwire.Param // sorted by name, each name once
 }
 
-// None is a client that gave no settings.
+// None is a client that chose nothing.
 var None = &Settings{}
 
 // Equal reports whether a server with these settings needs nothing done for a client
@@ -32,222 +29,157 @@ func (s *Settings) Equal(o *Settings) bool { return s == o || s.key == o.key }
 // Key tells settings apart: equal ones have equal keys. It is empty for none.
 func (s *Settings) Key() string { return s.key }
 
-// OfStartup takes the run-time settings from a startup packet, those inside
-// "options" included (-c name=value, --name=value).
-func OfStartup(start *pgwire.Startup) (*Settings, error) {
-	chosen := map[string]string{}
-	for _, p := range start.Parameters {
-		switch name := strings.ToLower(p.Name); {
-		case name == "user" || name == "database" || strings.HasPrefix(name, "_pq_."):
-		case name == "replication":
-			if !slices.Contains([]string{"false", "off", "no", "0", ""}, p.Value) {
-				return nil, refuse("0A000", "replication does not go through the pooler; connect to PostgreSQL directly")
-			}
-		case name == "options":
-			if err := parseOptions(p.Value, chosen); err != nil {
-				return nil, err
-			}
-		default:
-			if err := choose(chosen, name, p.Value); err != nil {
-				return nil, err
-			}
-		}
-	}
-	if len(chosen) == 0 {
-		return None, nil
-	}
-	s := &Settings{}
-	for name, value := range chosen {
-		s.list = append(s.list, pgwire.Param{Name: name, Value: value})
-	}
-	slices.SortFunc(s.list, func(a, b pgwire.Param) int { return strings.Compare(a.Name, b.Name) })
-	var key strings.Builder
-	for _, p := range s.list {
-		fmt.Fprintf(&key, "%s\x00%s\x00", p.Name, p.Value)
-	}
-	s.key = key.String()
-	return s, nil
-}
+// Len counts them.
+func (s *Settings) Len() int { return len(s.list) }
 
-// A Refusal is why a startup packet cannot be obeyed.
-type Refusal struct{ SQLState, Message string }
+// All lists them by name. The slice must not be changed.
+func (s *Settings) All() []pgwire.Param { return s.list }
 
-func (r *Refusal) Error() string { return r.Message }
-
-func refuse(sqlstate, message string) error { return &Refusal{sqlstate, message} }
-
-func choose(chosen map[string]string, name, value string) error {
-	ok := name != ""
-	for i, c := range []byte(name) {
-		letter := 'a' <= c && c <= 'z' || c == '_'
-		ok = ok && (letter || i > 0 && (c == '.' || '0' <= c && c <= '9'))
-	}
+// Get returns one setting.
+func (s *Settings) Get(name string) (value string, ok bool) {
+	i, ok := slices.BinarySearchFunc(s.list, name, byName)
 	if !ok {
-		return refuse("42704", fmt.Sprintf("unrecognized configuration parameter %q", name))
+		return "", false
 	}
-	chosen[name] = value
-	return nil
+	return s.list[i].Value, true
 }
 
-// parseOptions reads command-line switches as PostgreSQL does: words split at white
-// space, a backslash taking the next byte as it is.
-func parseOptions(text string, chosen map[string]string) error {
-	words := optionWords(text)
-	for i := 0; i < len(words); i++ {
-		assignment, ok := strings.CutPrefix(words[i], "--")
-		if !ok {
-			assignment, ok = strings.CutPrefix(words[i], "-c")
-			if ok && assignment == "" && i+1 < len(words) {
-				i++
-				assignment = words[i]
-			}
-		}
-		name, value, found := strings.Cut(assignment, "=")
-		if !ok || !found {
-			return refuse("0A000", fmt.Sprintf("option %q is not understood; write -c name=value", words[i]))
-		}
-		name = strings.ToLower(strings.ReplaceAll(name, "-", "_"))
-		if err := choose(chosen, name, value); err != nil {
-			return err
-		}
+func byName(p pgwire.Param, name string) int { return strings.Compare(p.Name, name) }
+
+// With returns the settings with one more, or another value of one.
+func (s *Settings) With(name, value string) *Settings {
+	i, ok := slices.BinarySearchFunc(s.list, name, byName)
+	if ok && s.list[i].Value == value {
+		return s
 	}
-	return nil
+	list := slices.Clone(s.list)
+	if ok {
+		list[i].Value = value
+	} else {
+		list = slices.Insert(list, i, pgwire.Param{Name: name, Value: value})
+	}
+	return seal(list)
 }
 
-func optionWords(text string) (words []string) {
-	var word []byte
-	for i, begun := 0, false; i <= len(text); i++ {
-		switch {
-		case i == len(text) || strings.IndexByte(" \t\n\v\f\r", text[i]) >= 0:
-			if begun {
-				words = append(words, string(word))
-			}
-			word, begun = word[:0], false
-		case text[i] == '\\' && i+1 < len(text):
-			i++
-			word, begun = append(word, text[i]), true
-		default:
-			word, begun = append(word, text[i]), true
-		}
+// Without returns the settings without one.
+func (s *Settings) Without(name string) *Settings {
+	i, ok := slices.BinarySearchFunc(s.list, name, byName)
+	if !ok {
+		return s
 	}
-	return words
+	return seal(slices.Delete(slices.Clone(s.list), i, i+1))
 }
 
-// Change is the SQL, one simple query, that leads a server from these settings to
-// others; empty if there is nothing to do.
-func (s *Settings) Change(to *Settings) string {
+// seal makes settings of a sorted list, which must not be changed any more.
+func seal(list []pgwire.Param) *Settings {
+	if len(list) == 0 {
+		return None
+	}
+	n := 0
+	for _, p := range list {
+		n += len(p.Name) + len(p.Value) + 2
+	}
+	var key strings.Builder
+	key.Grow(n)
+	for _, p := range list {
+		key.WriteString(p.Name)
+		key.WriteByte(0)
+		key.WriteString(p.Value)
+		key.WriteByte(0)
+	}
+	return &Settings{key: key.String(), list: list}
+}
+
+// Of makes settings of a list, of which the last of a name counts.
+func Of(list []pgwire.Param) *Settings {
+	s := None
+	for _, p := range list {
+		s = s.With(p.Name, p.Value)
+	}
+	return s
+}
+
+// Settings that are changed apart from the others: what a client may set, and may
+// see, depends on them.
+const (
+	role          = "role"
+	authorization = "session_authorization"
+	encoding      = "client_encoding"
+)
+
+// Change is the SQL, simple queries that each are carried out as a whole or not at
+// all, that leads a server from these settings to others. Mostly it is one query;
+// none if there is nothing to do.
+func (s *Settings) Change(to *Settings) (queries []string) {
+	if s.Equal(to) {
+		return nil
+	}
 	var sql strings.Builder
+	if _, ok := s.Get(authorization); ok {
+		sql.WriteString("RESET SESSION AUTHORIZATION;")
+	}
+	if _, ok := s.Get(role); ok {
+		sql.WriteString("RESET ROLE;")
+	}
 	for _, p := range s.list {
-		if !slices.ContainsFunc(to.list, func(q pgwire.Param) bool { return q.Name == p.Name }) {
-			sql.WriteString("RESET " + p.Name + ";")
+		if _, kept := to.Get(p.Name); !kept && p.Name != role && p.Name != authorization {
+			sql.WriteString("RESET " + identifier(p.Name) + ";")
 		}
 	}
-	for i, p := range to.list {
-		// set_config reads lists such as search_path as a startup packet does; SET
-		// would take a quoted one for a single name.
-		if i == 0 {
-			sql.WriteString("SELECT ")
-		} else {
-			sql.WriteString(",")
+	// What follows may be encoded in another way than what came before.
+	if was, _ := s.Get(encoding); !to.plain() {
+		if is, ok := to.Get(encoding); ok && is != was {
+			sql.WriteString("SELECT " + assign(encoding, is))
+			queries = append(queries, sql.String())
+			sql.Reset()
 		}
-		sql.WriteString("pg_catalog.set_config(" + literal(p.Name) + "," + literal(p.Value) + ",false)")
 	}
-	return sql.String()
+	separator := "SELECT "
+	set := func(name, value string) {
+		sql.WriteString(separator + assign(name, value))
+		separator = ","
+	}
+	for _, p := range to.list {
+		if was, ok := s.Get(p.Name); p.Name != role && p.Name != authorization && (!ok || was != p.Value) {
+			set(p.Name, p.Value)
+		}
+	}
+	for _, name := range []string{authorization, role} {
+		if value, ok := to.Get(name); ok {
+			if separator == "," {
+				sql.WriteString(";")
+			}
+			separator = "SELECT "
+			set(name, value)
+		}
+	}
+	if sql.Len() > 0 {
+		queries = append(queries, sql.String())
+	}
+	return queries
 }
 
-// literal quotes a string whatever standard_conforming_strings says.
-func literal(s string) string {
+// plain reports whether the values are the same in every encoding.
+func (s *Settings) plain() bool {
+	return strings.IndexFunc(s.key, func(r rune) bool { return r >= 0x80 }) < 0
+}
+
+// assign calls set_config: it reads lists such as search_path as a startup packet
+// does; SET would take a quoted one for a single name.
+func assign(name, value string) string {
+	return "pg_catalog.set_config(" + Literal(name) + "," + Literal(value) + ",false)"
+}
+
+// Literal quotes a string whatever standard_conforming_strings says.
+func Literal(s string) string {
 	return "E'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
 }
 
-// Traces are what a client may have left behind on a server connection, beyond its
-// transaction. Each has its own way to be wiped.
-type Traces uint8
-
-const (
-	Set       Traces = 1 << iota // SET, set_config, SET ROLE
-	Prepared                     // PREPARE
-	Listening                    // LISTEN
-	Cursors                      // DECLARE … WITH HOLD
-	Tables                       // CREATE TEMP …
-	Locks                        // pg_advisory_lock
-	Wreck                        // what nothing wipes: LOAD
-
-	// Unseen is for statements that were not looked at.
-	Unseen = Set | Tables | Locks
-	Any    = Unseen | Prepared | Listening | Cursors
-)
-
-// OfTag says what a command may have left behind, by its tag
-// (https://www.postgresql.org/docs/current/protocol-message-formats.html,
-// CommandComplete). A SELECT's own text says more: see [OfText].
-func OfTag(command []byte) Traces {
-	switch string(command) {
-	case "SELECT", "INSERT", "UPDATE", "DELETE", "BEGIN", "COMMIT", "ROLLBACK", "MERGE", "COPY", "FETCH":
-		return 0
-	case "SET", "RESET":
-		return Set
-	case "PREPARE", "DEALLOCATE", "DEALLOCATE ALL":
-		return Prepared
-	case "LISTEN", "UNLISTEN":
-		return Listening
-	case "DECLARE CURSOR":
-		return Cursors
-	case "CREATE TABLE", "CREATE TABLE AS", "CREATE VIEW", "CREATE SEQUENCE", "CREATE FUNCTION", "CREATE TYPE":
-		return Tables
-	case "DO", "CALL", "DISCARD ALL", "EXECUTE":
-		return Any
-	case "LOAD":
-		return Wreck
+// identifier quotes a setting's name, part by part.
+func identifier(name string) string {
+	parts := strings.Split(name, ".")
+	for i, part := range parts {
+		parts[i] = `"` + strings.ReplaceAll(part, `"`, `""`) + `"`
 	}
-	return 0
-}
-
-// OfText looks in a statement's text for the words without which neither a
-// setting, nor a session's lock, nor a temporary table can come out of a statement
-// whose tag does not tell. What a function does inside is not seen; a reset after every
-// use is for those.
-func OfText(text []byte) (left Traces) {
-	for i := 0; i+4 <= len(text); i++ {
-		switch text[i] | 0x20 {
-		case 's':
-			if hasFold(text[i:], "set_config") {
-				left |= Set
-			}
-		case 'a':
-			if hasFold(text[i:], "advisory") {
-				left |= Locks
-			}
-		case 't':
-			if hasFold(text[i:], "temp") {
-				left |= Tables
-			}
-		}
-	}
-	return left
-}
-
-func hasFold(text []byte, word string) bool {
-	return len(text) >= len(word) && text[1]|0x20 == word[1]|0x20 && bytes.EqualFold(text[:len(word)], []byte(word))
-}
-
-// Wipe is the SQL, one simple query, that removes what was left.
-func (left Traces) Wipe() string {
-	var sql strings.Builder
-	for _, step := range [...]struct {
-		of  Traces
-		sql string
-	}{
-		{Cursors, "CLOSE ALL;"},
-		{Set, "SET SESSION AUTHORIZATION DEFAULT;RESET ALL;"},
-		{Prepared, "DEALLOCATE ALL;"},
-		{Listening, "UNLISTEN *;"},
-		{Tables, "DISCARD TEMP;"},
-		{Locks, "SELECT pg_catalog.pg_advisory_unlock_all();"},
-	} {
-		if left&step.of != 0 {
-			sql.WriteString(step.sql)
-		}
-	}
-	return sql.String()
+	return strings.Join(parts, ".")
 }

@@ -1,0 +1,228 @@
+// Package audit asks a server connection, between two transactions, what its client
+// has left there: settings, temporary objects, locks, cursors, prepared statements,
+// channels. What a text may have done is guessed by package scan; what it did is
+// known here. So a rollback, a savepoint and a function's inner workings need no
+// model of ours.
+//
+// Only the pooler imports it. It is pure: it makes the SQL and reads the rows.
+package audit
+
+import (
+	"errors"
+	"slices"
+	"strings"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/state"
+)
+
+// A Question is what is to be found out.
+type Question struct {
+	Effects scan.Effect     // what the client's statements may have done
+	Names   []string        // settings that they named
+	Known   *state.Settings // those that the client had before
+}
+
+// What a question's effects make worth asking.
+const (
+	asksSettings = scan.Setting | scan.AnyChange | scan.Back | scan.Unseen | scan.Discards | scan.Nameless
+	asksAll      = scan.AnyChange | scan.Back | scan.Unseen | scan.Discards | scan.Nameless
+	asksTables   = scan.Temporary | scan.Unseen | scan.Discards
+	asksLocks    = scan.Locks | scan.Unseen | scan.Discards
+	asksCursors  = scan.Hold | scan.Unseen | scan.Discards
+	asksPrepared = scan.Prepares | scan.Discards
+	asksChannels = scan.Listens | scan.Discards
+)
+
+// Pins are the effects that an audit can find to last, and that keep a connection
+// with its client.
+const Pins = scan.Temporary | scan.Locks | scan.Hold | scan.Prepares | scan.Listens
+
+// Asked says which of the pins a question asks about.
+func (q *Question) Asked() (pins scan.Effect) {
+	for _, one := range [...]struct{ when, pin scan.Effect }{{asksTables, scan.Temporary}, {asksLocks, scan.Locks}, {asksCursors, scan.Hold}, {asksPrepared, scan.Prepares}, {asksChannels, scan.Listens}} {
+		if q.Effects&one.when != 0 {
+			pins |= one.pin
+		}
+	}
+	return pins
+}
+
+// Everything reports whether all of the client's settings are asked for.
+func (q *Question) Everything() bool { return q.Effects&asksAll != 0 }
+
+// The parts of the SQL. Operators are qualified, since the client's search_path may
+// hold others of the same name.
+const (
+	begin    = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE;"
+	everyone = "SELECT 'a',name,pg_catalog.current_setting(name) FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session';"
+	tables   = "SELECT 't',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid OPERATOR(pg_catalog.=) 2615" +
+		" AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema());"
+	locks = "SELECT 'l',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory'" +
+		" AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid());"
+	cursors  = "SELECT 'c',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable);"
+	prepared = "SELECT 'p',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql);"
+	channels = "SELECT 'n',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels());"
+)
+
+// SQL is the question as one simple query.
+func (q *Question) SQL() string {
+	var sql strings.Builder
+	sql.WriteString(begin)
+	if q.Effects&asksSettings != 0 {
+		names := q.Names
+		if q.Everything() {
+			sql.WriteString(everyone)
+			names = append([]string{"role", "session_authorization"}, names...)
+			for _, p := range q.Known.All() {
+				if strings.Contains(p.Name, ".") && !slices.Contains(names, p.Name) {
+					names = append(names, p.Name)
+				}
+			}
+		}
+		for _, name := range names {
+			name = state.Literal(name)
+			sql.WriteString("SELECT 's'," + name + ",pg_catalog.current_setting(" + name + ",true);")
+		}
+	}
+	for _, part := range [...]struct {
+		when scan.Effect
+		sql  string
+	}{{asksTables, tables}, {asksLocks, locks}, {asksCursors, cursors}, {asksPrepared, prepared}, {asksChannels, channels}} {
+		if q.Effects&part.when != 0 {
+			sql.WriteString(part.sql)
+		}
+	}
+	sql.WriteString("COMMIT")
+	return sql.String()
+}
+
+// Findings are the answer.
+type Findings struct {
+	Pins scan.Effect
+
+	all   []pgwire.Param // every setting of the session
+	named []pgwire.Param // those that were asked for by name, and exist
+}
+
+var errRow = errors.New("malformed row")
+
+// Row takes one row of the answer.
+func (f *Findings) Row(body []byte) error {
+	var columns [3][]byte
+	if !pgwire.Columns(body, columns[:]) || len(columns[0]) != 1 {
+		return errRow
+	}
+	name, value := string(columns[1]), string(columns[2])
+	switch columns[0][0] {
+	case 'a':
+		f.all = append(f.all, pgwire.Param{Name: strings.ToLower(name), Value: value})
+	case 's':
+		if columns[2] != nil {
+			f.named = append(f.named, pgwire.Param{Name: name, Value: value})
+		}
+	case 't':
+		f.Pins |= scan.Temporary
+	case 'l':
+		f.Pins |= scan.Locks
+	case 'c':
+		f.Pins |= scan.Hold
+	case 'p':
+		f.Pins |= scan.Prepares
+	case 'n':
+		f.Pins |= scan.Listens
+	default:
+		return errRow
+	}
+	return nil
+}
+
+// Settings says what the server has now, and what the client means it to have: the
+// same, but for what went back to its default, which for the client is what it gave
+// at login. user is who the connection logged in as.
+func (f *Findings) Settings(q *Question, login *state.Settings, user string) (has, wants *state.Settings) {
+	if q.Effects&asksSettings == 0 {
+		return q.Known, q.Known
+	}
+	has = q.Known
+	back := q.Effects&(scan.Back|scan.Discards) != 0
+	if q.Everything() {
+		has = state.None
+		for _, p := range f.all {
+			if !strings.HasPrefix(p.Name, "transaction_") {
+				has = has.With(p.Name, p.Value)
+			}
+		}
+	}
+	for _, p := range f.named {
+		switch {
+		case p.Name == "role" && p.Value == "none", p.Name == "session_authorization" && p.Value == user:
+			has = has.Without(p.Name)
+		case back && p.Value == "" && strings.Contains(p.Name, "."):
+			has = has.Without(p.Name)
+		case strings.HasPrefix(p.Name, "transaction_"):
+		case q.Everything() && !strings.Contains(p.Name, ".") && p.Name != "role" && p.Name != "session_authorization":
+			// It is among all of them, unless it went back to its default.
+		default:
+			has = has.With(p.Name, p.Value)
+		}
+	}
+	wants = has
+	if q.Everything() {
+		for _, p := range login.All() {
+			if _, ok := has.Get(p.Name); !ok {
+				wants = wants.With(p.Name, p.Value)
+			}
+		}
+	}
+	return has, wants
+}
+
+// Wipe is the SQL, one simple query, that removes what was left behind, for the next
+// client; empty if nothing was.
+func Wipe(left scan.Effect) string {
+	var sql strings.Builder
+	for _, step := range [...]struct {
+		of  scan.Effect
+		sql string
+	}{
+		{asksCursors | scan.AnyChange, "CLOSE ALL;"},
+		{asksSettings, "SET SESSION AUTHORIZATION DEFAULT;RESET ALL;"},
+		{asksPrepared | scan.AnyChange, "DEALLOCATE ALL;"},
+		{asksChannels | scan.AnyChange, "UNLISTEN *;"},
+		{asksTables | scan.AnyChange, "DISCARD TEMP;"},
+		{asksLocks | scan.AnyChange, "SELECT pg_catalog.pg_advisory_unlock_all();"},
+		{scan.Sequence, "DISCARD SEQUENCES;"},
+	} {
+		if left&step.of != 0 {
+			sql.WriteString(step.sql)
+		}
+	}
+	return sql.String()
+}
+
+// Wreck are effects that nothing undoes: such a connection is closed when its client
+// leaves it.
+const Wreck = scan.Loads | scan.Seeds | scan.Connects
+
+// Sticky are pins that are known by the text alone.
+const Sticky = Wreck | scan.Nameless
+
+// Reasons names what keeps a connection with its client, for people.
+func Reasons(pins scan.Effect) string {
+	var words []string
+	for _, r := range [...]struct {
+		pin  scan.Effect
+		word string
+	}{
+		{scan.Temporary, "temporary table"}, {scan.Locks, "advisory lock"}, {scan.Hold, "cursor with hold"},
+		{scan.Seeds, "random seed"}, {scan.Connects, "dblink connection"}, {scan.Loads, "loaded library"},
+		{scan.Nameless, "setting with a computed name"}, {scan.Prepares, "PREPARE"}, {scan.Listens, "LISTEN"},
+	} {
+		if pins&r.pin != 0 {
+			words = append(words, r.word)
+		}
+	}
+	return strings.Join(words, ", ")
+}

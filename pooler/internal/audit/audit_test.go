@@ -1,0 +1,71 @@
+package audit
+
+import (
+	"encoding/binary"
+	"strings"
+	"testing"
+
+	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/state"
+)
+
+// row is a DataRow's body; "-" stands for null.
+func row(columns ...string) []byte {
+	b := binary.BigEndian.AppendUint16(nil, uint16(len(columns)))
+	for _, c := range columns {
+		if c == "-" {
+			b = binary.BigEndian.AppendUint32(b, 1<<32-1)
+			continue
+		}
+		b = append(binary.BigEndian.AppendUint32(b, uint32(len(c))), c...)
+	}
+	return b
+}
+
+func TestOnlyWhatMayHaveChangedIsAsked(t *testing.T) {
+	q := Question{Effects: scan.Setting, Names: []string{"it's"}, Known: state.None}
+	if got := q.SQL(); !strings.Contains(got, `current_setting(E'it\'s',true)`) || strings.Contains(got, "pg_settings") || strings.Contains(got, "pg_locks") {
+		t.Error(got)
+	}
+	q = Question{Effects: scan.Unseen, Known: state.None.With("app.x", "1")}
+	for _, want := range []string{"pg_settings", "pg_locks", "pg_cursors", "pg_depend", "E'app.x'", "E'role'"} {
+		if got := q.SQL(); !strings.Contains(got, want) {
+			t.Errorf("%s is missing in %s", want, got)
+		}
+	}
+}
+
+func TestWhatWentBackIsWhatWasGivenAtLogin(t *testing.T) {
+	login := state.None.With("work_mem", "7MB").With("app.x", "start")
+	q := Question{Effects: scan.Setting | scan.Back, Names: []string{"work_mem", "app.x"}, Known: login.With("timezone", "UTC")}
+	var found Findings
+	for _, r := range [][]byte{
+		row("a", "TimeZone", "UTC"), row("a", "transaction_isolation", "serializable"), row("s", "role", "none"), row("s", "work_mem", "4MB"),
+		row("s", "session_authorization", "ann"), row("s", "app.x", ""), row("s", "app.unknown", "-"), row("l", "-", "-"),
+	} {
+		if err := found.Row(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	has, wants := found.Settings(&q, login, "ann")
+	if !has.Equal(state.None.With("timezone", "UTC")) || !wants.Equal(login.With("timezone", "UTC")) || found.Pins != scan.Locks {
+		t.Errorf("has %q, wants %q, pins %b", has.Key(), wants.Key(), found.Pins)
+	}
+}
+
+func TestEveryPinHasAReason(t *testing.T) {
+	for pin := scan.Effect(1); pin != 0; pin <<= 1 {
+		if (Pins|Sticky)&pin != 0 && Reasons(pin) == "" {
+			t.Errorf("%b", pin)
+		}
+	}
+}
+
+func FuzzRow(f *testing.F) {
+	f.Add(row("a", "b", "c"))
+	f.Add([]byte{0, 3, 0, 0, 0, 1, 'a', 255, 255, 255, 255})
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var found Findings
+		_ = found.Row(body)
+	})
+}

@@ -1,0 +1,292 @@
+package scan
+
+// Effect is what a text may do to its session beyond its transaction, and what else
+// a pooler must know of it.
+type Effect uint32
+
+const (
+	Setting   Effect = 1 << iota // changes a setting that [Mentions] names
+	AnyChange                    // may change settings that nobody can name: DO, CALL, set_config of an expression
+	Back                         // RESET, SET … TO DEFAULT, DISCARD: leads back to what was at login
+	Temporary                    // may make or drop something temporary
+	Locks                        // takes or gives back a session's advisory lock
+	Hold                         // makes or closes a cursor that outlives its transaction
+	Listens                      // LISTEN or UNLISTEN
+	Notifies                     // NOTIFY, or pg_notify
+	Prepares                     // PREPARE, EXECUTE, DEALLOCATE
+	Seeds                        // setseed: what random() will return
+	Sequence                     // asks what the session's last sequence value was
+	Connects                     // dblink_connect: a connection that the server's session holds
+	Loads                        // LOAD: a library stays
+	Ends                         // COMMIT, ROLLBACK and their kind
+	Discards                     // DISCARD
+	Alone                        // may refuse to run in a transaction block: VACUUM, CREATE DATABASE…
+	Unseen                       // was not looked at as a whole
+	Nameless                     // changes a setting whose name the server computes
+)
+
+// Lasting are the effects that outlive a transaction.
+const Lasting = Setting | AnyChange | Back | Temporary | Locks | Hold | Listens | Prepares | Seeds | Connects | Loads | Discards | Unseen | Nameless
+
+// Effects says what a text may do. backslash is whether plain strings know backslash
+// escapes.
+func Effects(sql []byte, backslash bool) (e Effect) {
+	w := walk{lexer: lexer{sql: sql, backslash: backslash}}
+	for {
+		t := w.next()
+		switch {
+		case t.kind == end:
+			return e
+		case w.isMark(t, ';'):
+			w.first, w.second = wordNone, wordNone
+			w.began = false
+		case t.kind == word:
+			e |= w.word(t)
+			w.began = true
+		case t.kind == quoted && w.began:
+			e |= w.word(t) // a function's name may stand in quotes
+		default:
+			w.began = true
+		}
+	}
+}
+
+// A walk is a lexer that knows where in its statement it is.
+type walk struct {
+	lexer
+	began         bool // the statement's first token has been seen
+	first, second wordID
+	last          wordID // the word before
+}
+
+// wordID is a word that means something; most don't.
+type wordID uint8
+
+const (
+	wordNone wordID = iota
+	wordOther
+	wordSet
+	wordReset
+	wordLocal
+	wordDo
+	wordCall
+	wordCreate
+	wordSelect
+	wordWith
+	wordInsert
+	wordInto
+	wordDeclare
+	wordHold
+	wordExecute
+	wordExplain
+	wordPrepare
+	wordReplace
+	wordGlobal
+	wordDrop
+	wordClose
+	wordStart
+)
+
+// word says what a word does where it stands.
+func (w *walk) word(t token) (e Effect) {
+	var buf [40]byte
+	n := w.fold(t, &buf)
+	id := wordOther
+	if !w.began {
+		id, e = w.command(buf[:n])
+		w.first, w.last = id, id
+		return e
+	}
+	switch string(buf[:n]) {
+	case "set_config":
+		e = w.setConfig()
+	case "setseed":
+		e = Seeds
+	case "set_limit":
+		e = AnyChange
+	case "currval", "lastval":
+		e = Sequence
+	case "pg_notify":
+		e = Notifies
+	case "dblink_connect", "dblink_connect_u":
+		e = Connects
+	case "pg_advisory_lock", "pg_advisory_lock_shared", "pg_try_advisory_lock", "pg_try_advisory_lock_shared",
+		"pg_advisory_unlock", "pg_advisory_unlock_shared", "pg_advisory_unlock_all":
+		e = Locks
+	case "temp", "temporary":
+		if w.temporary() {
+			e = Temporary
+		}
+	case "into":
+		id = wordInto
+	case "create":
+		id = wordCreate
+	case "local":
+		id = wordLocal
+	case "global":
+		id = wordGlobal
+	case "replace":
+		id = wordReplace
+	case "hold":
+		if w.first == wordDeclare && w.last == wordWith {
+			e = Hold
+		}
+	case "with":
+		id = wordWith
+	case "execute":
+		if w.first == wordExplain || w.first == wordCreate {
+			e = Prepares
+		}
+	case "transaction":
+		if w.first == wordPrepare && w.second == wordNone {
+			e = Ends
+		}
+	case "database", "tablespace", "concurrently", "subscription", "system":
+		e = Alone
+	default:
+		if n >= 7 && string(buf[:7]) == "pg_temp" {
+			e = Temporary
+		}
+	}
+	if w.second == wordNone {
+		w.second = id
+	}
+	w.last = id
+	return e
+}
+
+// fold puts a word into buf in lower case; 0 if it is too long to mean anything.
+func (w *walk) fold(t token, buf *[40]byte) int {
+	n := t.to - t.from
+	if n > len(buf) {
+		return 0
+	}
+	for i := range n {
+		buf[i] = lower(w.sql[t.from+i])
+	}
+	return n
+}
+
+// temporary reports whether TEMP stands where it makes something temporary: it is
+// also a name that columns and tables have.
+func (w *walk) temporary() bool {
+	switch w.last {
+	case wordCreate, wordReplace, wordLocal, wordGlobal:
+		return w.first == wordCreate || w.first == wordSelect || w.first == wordWith || w.first == wordExplain
+	case wordInto:
+		return w.first != wordInsert
+	}
+	return false
+}
+
+// command says what the first word of a statement means.
+func (w *walk) command(name []byte) (id wordID, e Effect) {
+	switch string(name) {
+	case "select", "values", "table":
+		return wordSelect, 0
+	case "insert":
+		return wordInsert, 0
+	case "with":
+		return wordWith, 0
+	case "set":
+		return wordSet, w.set()
+	case "reset":
+		return wordReset, Setting | Back
+	case "discard":
+		return wordOther, Discards | Back
+	case "do":
+		return wordDo, AnyChange | Temporary | Locks | Hold | Listens
+	case "call":
+		return wordCall, AnyChange | Temporary | Locks | Hold | Ends
+	case "create":
+		return wordCreate, 0
+	case "explain":
+		return wordExplain, 0
+	case "declare":
+		return wordDeclare, 0
+	case "close":
+		return wordClose, Hold
+	case "drop":
+		return wordDrop, Temporary
+	case "listen", "unlisten":
+		return wordOther, Listens
+	case "notify":
+		return wordOther, Notifies
+	case "prepare":
+		l := w.lexer
+		if l.is(l.next(), "transaction") {
+			return wordOther, Ends
+		}
+		return wordPrepare, Prepares
+	case "execute", "deallocate":
+		return wordExecute, Prepares
+	case "load":
+		return wordOther, Loads
+	case "commit", "rollback", "end", "abort":
+		return wordOther, Ends
+	case "vacuum", "cluster", "reindex", "checkpoint":
+		return wordOther, Alone
+	}
+	return wordOther, 0
+}
+
+// set says what a SET does; the word itself has been read.
+func (w *walk) set() Effect {
+	l := w.lexer
+	t := l.next()
+	switch {
+	case l.is(t, "local"), l.is(t, "constraints"), l.is(t, "transaction"):
+		return 0
+	case l.is(t, "seed"):
+		return Seeds
+	}
+	// SET name { = | TO } DEFAULT
+	last := t
+	for t = l.next(); t.kind != end && !l.isMark(t, ';'); t = l.next() {
+		last = t
+	}
+	if l.is(last, "default") {
+		return Setting | Back
+	}
+	return Setting
+}
+
+// setConfig says what set_config(name, value, is_local) does; the word itself has
+// been read.
+func (w *walk) setConfig() Effect {
+	l := w.lexer
+	if !l.isMark(l.next(), '(') {
+		return 0
+	}
+	name := l.next()
+	depth, commas := 0, 0
+	for t := name; t.kind != end; t = l.next() {
+		switch {
+		case l.isMark(t, '(') || l.isMark(t, '['):
+			depth++
+		case (l.isMark(t, ')') || l.isMark(t, ']')) && depth > 0:
+			depth--
+		case l.isMark(t, ')'):
+			return AnyChange | Nameless
+		case l.isMark(t, ',') && depth == 0:
+			if commas++; commas == 2 {
+				return w.scope(l, name)
+			}
+		}
+	}
+	return AnyChange | Nameless
+}
+
+// scope looks at set_config's last argument.
+func (w *walk) scope(l lexer, name token) Effect {
+	value, closing := l.next(), l.next()
+	switch {
+	case l.isMark(closing, ')') && (l.is(value, "true") || value.kind == text && string(l.sql[value.from:value.to]) == "t"):
+		return 0
+	case name.kind == text:
+		return Setting
+	case name.kind == param:
+		return AnyChange
+	}
+	return AnyChange | Nameless
+}

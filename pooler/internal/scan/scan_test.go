@@ -1,0 +1,90 @@
+package scan
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestTheEffectsOfATextAreSeen(t *testing.T) {
+	for sql, want := range map[string]Effect{
+		"select 1": 0, "": 0, ";;": 0, "update t set a = 1": 0, "insert into temp values (1)": 0, "select temp from weather": 0,
+		"select 'set x = 1; listen a'": 0, "select $$set x$$": 0, "select $a$ $$ listen $a$": 0, "/* set */ select 1 -- listen": 0,
+		"/* /* nested */ listen x */ select 1": 0, "select E'it\\'s; set x = 1'": 0, `select "set_configs"`: 0,
+		"set x = 1": Setting, "  SET Session x TO 'a'": Setting, "set local x = 1": 0, "set transaction read only": 0,
+		"set constraints all deferred": 0, "set x to default": Setting | Back, "reset all": Setting | Back, "reset x": Setting | Back,
+		"begin; set x = 1; commit": Setting | Ends, "set time zone 'UTC'": Setting, "set seed to 0.5": Seeds, "select setseed(0.5)": Seeds,
+		"select set_config('a.b', 'c', true)": 0, "select set_config('a.b', 'c', false)": Setting, "select set_config($1, $2, true)": 0,
+		"select set_config($1, $2, $3)": AnyChange, "select set_config(n, v, false) from t": AnyChange | Nameless, "select pg_catalog.set_config('a', f(1, 2), $1)": Setting,
+		"select set_config('a', b[1,2], 't')": 0, "select set_config('request.jwt.claims', '{}', true), set_config('role', 'x', false)": Setting,
+		"create temp table x()": Temporary, "create temporary view x as select 1": Temporary, "create or replace temp view x as select 1": Temporary,
+		"create local temporary table x()": Temporary, "select 1 into temp x": Temporary, "create table pg_temp.x()": Temporary,
+		`create table "pg_temp".x()`: Temporary, "drop table x": Temporary, "explain analyze create temp table x as select 1": Temporary,
+		"select pg_advisory_lock(1)": Locks, `select "pg_advisory_lock"(1)`: Locks, "select pg_advisory_xact_lock(1)": 0, "select pg_try_advisory_lock(1, 2)": Locks,
+		"declare c cursor with hold for select 1": Hold, "declare c cursor for select 1": 0, "close c": Hold,
+		"listen a": Listens, "unlisten *": Listens, "notify a, 'x'": Notifies, "select pg_notify('a', 'b')": Notifies,
+		"prepare x as select 1": Prepares, "prepare transaction 'x'": Ends, "execute x(1)": Prepares, "deallocate all": Prepares,
+		"explain execute x": Prepares, "create table y as execute x": Prepares, "select currval('s')": Sequence, "select lastval()": Sequence,
+		"load 'x'": Loads, "discard all": Discards | Back, "commit": Ends, "ROLLBACK": Ends, "vacuum": Alone,
+		"do $$ begin perform 1; end $$":  AnyChange | Temporary | Locks | Hold | Listens,
+		"select dblink_connect('x', '')": Connects,
+	} {
+		if got := Effects([]byte(sql), false); got != want {
+			t.Errorf("%q: %b, want %b", sql, got, want)
+		}
+	}
+	if got := Effects([]byte(`select 'it\'s; set x = 1'`), true); got != 0 {
+		t.Errorf("with backslashes: %b", got)
+	}
+}
+
+func TestTheNamesThatATextChangesAreFound(t *testing.T) {
+	for sql, want := range map[string]Mentions{
+		"set a = 1; reset b; set session c.D to 'x'; set local e = 1":                      {Settings: []string{"a", "b", "c.d"}},
+		"set time zone 'UTC'; set names 'x'; set schema 'y'; set role z; reset all":        {Settings: []string{"timezone", "client_encoding", "search_path", "role"}},
+		"set session authorization x; reset session authorization":                         {Settings: []string{"session_authorization"}},
+		"set session characteristics as transaction read only":                             {Settings: []string{"default_transaction_isolation", "default_transaction_read_only", "default_transaction_deferrable"}},
+		`set "Custom"."Name" = 1`:                                                          {Settings: []string{"custom.name"}},
+		"select set_config('A.b', 'x', false), set_config(n, 'x', false)":                  {Settings: []string{"a.b"}},
+		"do $$ begin perform set_config('x.y', '1', false); execute 'set p.q = 1'; end $$": {Settings: []string{"x.y", "p.q"}},
+	} {
+		var got Mentions
+		got.Find([]byte(sql), false)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: %s", sql, diff)
+		}
+	}
+	var m Mentions
+	for _, value := range []string{"app.tenant", "plain", "a b.c", "1.2", "", strings.Repeat("x", 70) + ".y", ".x"} {
+		m.Guess([]byte(value))
+	}
+	if diff := cmp.Diff([]string{"app.tenant"}, m.Settings); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestLookingForEffectsAllocatesNothing(t *testing.T) {
+	sql := []byte("update accounts set balance = balance + $1 where id = $2 and name = 'x' /* comment */")
+	if n := testing.AllocsPerRun(100, func() { Effects(sql, false) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func FuzzEffects(f *testing.F) {
+	for _, s := range []string{"set x = 'a", "select $a$", "select U&\"x\" \"", "/*", "--", "e'\\", "set_config(", "set_config('a',,", "do $$ set $$", "prepare", "u&'"} {
+		f.Add([]byte(s), true)
+	}
+	f.Fuzz(func(t *testing.T, sql []byte, backslash bool) {
+		Effects(sql, backslash)
+		var m Mentions
+		m.Find(sql, backslash)
+	})
+}
+
+func BenchmarkEffects(b *testing.B) {
+	sql := []byte("select abalance from accounts where aid = 4711")
+	for b.Loop() {
+		Effects(sql, false)
+	}
+}
