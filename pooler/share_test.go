@@ -70,7 +70,7 @@ func TestAVictimIsServedBeforeAnAdversarysSecondLease(t *testing.T) {
 
 func TestAUsersCapAndGuaranteeHold(t *testing.T) {
 	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) {
-		d.Pool.Max, d.Pool.AcquireTimeout = 3, 300*time.Millisecond
+		d.Pool.Max, d.Pool.AcquireTimeout = 3, 1500*time.Millisecond
 		d.Pool.Users = map[string]Share{"capped": {Max: 1, Weight: 1}, "vip": {Min: 1, Weight: 1}}
 	})))
 	value(t, h.connect(t), "select 'what the server is like is known now'")
@@ -104,11 +104,11 @@ func TestTheReserveOpensForThoseWhoHaveWaitedAndClosesAgain(t *testing.T) {
 func TestATransactionThatRestsForTooLongIsEnded(t *testing.T) {
 	for _, mode := range []string{modeTransaction, modeSession} {
 		t.Run(mode, func(t *testing.T) {
-			h := run(t, config(database(pg.Start(t).URL(), one, func(d *Database) { d.Mode, d.IdleTransaction = mode, 150*time.Millisecond })))
+			h := run(t, config(database(pg.Start(t).URL(), one, func(d *Database) { d.Mode, d.IdleTransaction = mode, time.Second })))
 			idle := newFrontend(t, h)
 			idle.send(frame('Q', "begin\x00"))
 			idle.expect("CZ")
-			idle.send(frame('Q', "select pg_sleep(0.4)\x00")) // work is no rest
+			idle.send(frame('Q', "select pg_sleep(1.5)\x00")) // work is no rest
 			idle.expect("TDCZ")
 			if got := lastWords(t, idle.in); got != "25P03" {
 				t.Errorf("SQLSTATE %q", got)
@@ -122,7 +122,7 @@ func TestATransactionThatRestsForTooLongIsEnded(t *testing.T) {
 func TestAQueryThatTakesTooLongIsCanceledAndToldWhy(t *testing.T) {
 	for _, mode := range []string{modeTransaction, modeSession} {
 		t.Run(mode, func(t *testing.T) {
-			h := run(t, config(database(pg.Start(t).URL(), one, func(d *Database) { d.Mode, d.QueryTimeout = mode, 150*time.Millisecond })))
+			h := run(t, config(database(pg.Start(t).URL(), one, func(d *Database) { d.Mode, d.QueryTimeout = mode, time.Second })))
 			var notices []string
 			cfg, err := pgx.ParseConfig(h.url("ann", ""))
 			if err != nil {
@@ -136,7 +136,7 @@ func TestAQueryThatTakesTooLongIsCanceledAndToldWhy(t *testing.T) {
 			defer conn.Close(context.Background())
 			_, err = conn.Exec(t.Context(), "select pg_sleep(600)")
 			refusedWith(t, err, "57014")
-			if len(notices) != 1 || !strings.Contains(notices[0], "query_timeout, which is 150ms") {
+			if len(notices) != 1 || !strings.Contains(notices[0], "query_timeout, which is 1s") {
 				t.Errorf("notices: %q", notices)
 			}
 			do(t, conn, "begin") // the session lives on
@@ -249,7 +249,7 @@ func TestPauseWaitsForTransactionsAndResumeServesThoseWhoWaited(t *testing.T) {
 }
 
 func TestAPauseThatTakesTooLongSaysWhatIsLeft(t *testing.T) {
-	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.AcquireTimeout = 200 * time.Millisecond })))
+	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.AcquireTimeout = time.Second })))
 	busy, other := h.connect(t), h.connect(t)
 	do(t, busy, "begin")
 	ctx, cancel := context.WithCancel(t.Context())
