@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -56,12 +57,21 @@ func program(variable, name string) (string, error) {
 func launch(p *proxy, cmd *exec.Cmd) error {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.WaitDelay = 2 * time.Second // a worker that outlives its master holds the output
 	if err := cmd.Start(); err != nil {
 		return err
 	}
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }()
-	p.stop = func() { _ = cmd.Process.Kill(); <-ended }
+	p.stop = func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM) // nginx takes its workers along
+		select {
+		case <-ended:
+		case <-time.After(3 * time.Second):
+			_ = cmd.Process.Kill()
+			<-ended
+		}
+	}
 	for range 100 {
 		if c, err := net.Dial("tcp", p.addr); err == nil {
 			return c.Close()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,10 +34,15 @@ if it is worse than the old one the switch is undone. The old color stands by fo
 rollback as long as app.settle says.
 
 Without a command, what runs now is started anew. The verb ends when the deploy
-does; Ctrl-C gives up a deploy that has not switched yet.
+does; Ctrl-C gives up a deploy that has not switched yet, and leaves one that has to
+go on.
 
-Exit codes: 0 settled, 1 failed before the switch, 3 rolled back, 4 frozen, 5 another
-deploy is at work or frozen, 2 wrong usage.`,
+On a terminal one block shows the phases, the traffic and what the watch sees; else
+every step is a line. With --json each step is an object {"progress": …} on a line of
+its own, and the last line is {"record": …}, with an "error" if it did not settle.
+
+Exit codes: 0 settled, 1 failed before the switch, 2 wrong usage, 3 rolled back,
+4 frozen, 5 another deploy is at work or frozen, 130 interrupted.`,
 		Example: `  mainstay deploy -- npm start
   mainstay deploy --version "$(git rev-parse --short HEAD)"
   mainstay deploy --env FEATURE_X=on --why "try feature X"`,
@@ -53,18 +59,7 @@ deploy is at work or frozen, 2 wrong usage.`,
 				return err
 			}
 			request.Command, request.Who = args, whoami()
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
-			defer stop()
-			out := cmd.OutOrStdout()
-			record, err := client.Deploy(ctx, request, progress(out, asJSON))
-			if err != nil {
-				return ended(record, err)
-			}
-			if asJSON {
-				return json.NewEncoder(out).Encode(map[string]any{"record": record})
-			}
-			_, err = fmt.Fprintf(out, "deployed as %s in %s\n", record.Target, (time.Duration(record.TookMS) * time.Millisecond).Round(10*time.Millisecond))
-			return err
+			return runDeploy(cmd, client, request, asJSON)
 		},
 	}
 	f := cmd.Flags()
@@ -81,6 +76,58 @@ deploy is at work or frozen, 2 wrong usage.`,
 	f.StringSliceVar(&steps, "steps", nil, "shares of the traffic, one after the other, as 10%,50%")
 	f.BoolVar(&asJSON, "json", false, "print progress and record as lines of JSON")
 	return cmd
+}
+
+// runDeploy runs the deploy, shows how it goes and says how it ended.
+func runDeploy(cmd *cobra.Command, client *admin.Client, request deploy.Request, asJSON bool) error {
+	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	out := cmd.OutOrStdout()
+	tell, last := progress(out, asJSON), deploy.Progress{}
+	shown := func() {}
+	if f, ok := out.(*os.File); ok && !asJSON && terminal(f) && os.Getenv("TERM") != "dumb" {
+		v := newLive(f)
+		tell = v.step
+		looking, enough := context.WithCancel(ctx)
+		done := make(chan struct{})
+		go func() { defer close(done); v.follow(looking, client.Status) }()
+		shown = func() { enough(); <-done }
+	}
+	record, err := client.Deploy(ctx, request, func(p deploy.Progress) { last = p; tell(p) })
+	shown()
+	if asJSON {
+		result := map[string]any{}
+		if record.Number != 0 {
+			result["record"] = record
+		}
+		if err != nil {
+			result["error"] = err.Error()
+		}
+		if e := json.NewEncoder(out).Encode(result); e != nil {
+			return e
+		}
+	}
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return deployError{fmt.Errorf("interrupted: %s", left(last)), 130}
+	case err != nil:
+		return ended(record, err)
+	case asJSON:
+		return nil
+	}
+	_, err = fmt.Fprintf(out, "deployed as %s in %s\n", record.Target, (time.Duration(record.TookMS) * time.Millisecond).Round(10*time.Millisecond))
+	return err
+}
+
+// left says what becomes of a deploy whose caller has gone.
+func left(p deploy.Progress) string {
+	switch p.Phase {
+	case deploy.Switching, deploy.Watching:
+		return fmt.Sprintf("the deploy of %s has traffic and goes on (%s) without you; mainstay status shows it, mainstay promote ends the watch, mainstay rollback undoes it", p.Target, p.Phase)
+	case "":
+		return "the deploy had not begun"
+	}
+	return fmt.Sprintf("the deploy of %s had no traffic yet and is given up; the old color serves on", p.Target)
 }
 
 // progress prints what happens as it happens.

@@ -60,6 +60,8 @@ type Underway struct {
 	Phase Phase     `json:"phase,omitempty"`
 	Step  Step      `json:"step"`
 	Text  string    `json:"text"`
+	// Evidence is what the watch saw last, a sentence each.
+	Evidence []string `json:"evidence,omitempty"`
 }
 
 // Status tells how things stand now.
@@ -82,7 +84,7 @@ func (d *Deployer) Status() Status {
 	if u := d.underway; u != nil {
 		c := *u
 		if d.current != nil {
-			c.Phase = d.current.record.Phase
+			c.Phase, c.Evidence = d.current.record.Phase, slices.Clone(d.current.record.Evidence)
 		}
 		st.Deploying = &c
 	}
