@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/pace"
+	"mainstay.dev/mainstay/claude/internal/routes"
 	"mainstay.dev/mainstay/health"
 	"mainstay.dev/mainstay/retry"
 	"mainstay.dev/mainstay/telemetry"
@@ -145,7 +146,7 @@ func (c *call) pause(wait time.Duration) bool {
 // enter waits until the upstream is fit and its rate limits leave room.
 func (c *call) enter() bool {
 	for {
-		if !c.passGate() {
+		if passed := c.findWay(); !passed && !c.passGate() {
 			return false
 		}
 		began := time.Now()
@@ -157,6 +158,72 @@ func (c *call) enter() bool {
 		}
 		c.ticket.Return(false) // it shut in the meantime
 	}
+}
+
+// findWay takes the first route that is fit: the upstream that the call asked for, or,
+// while its gate is not open, what claude.routes names instead. False: none is, and
+// the call waits for the first one.
+func (c *call) findWay() bool {
+	if c.gate == nil || len(c.rules.routes) == 0 || c.pinned || !c.body.replayable() || c.x.Route != routeMessages {
+		return false
+	}
+	c.take(nil, c.request.model)
+	turn := health.Turn{Since: c.x.Start, Again: c.x.Tries > 0}
+	var ok bool
+	if c.pass, ok = c.gate.TryJoin(turn); ok {
+		return true
+	}
+	for _, r := range c.rules.routes {
+		model, takes := r.Takes(c.x.Tier, c.request.model)
+		if !takes {
+			continue
+		}
+		c.take(r, model)
+		if c.pass, ok = c.gate.TryJoin(turn); ok {
+			return true
+		}
+	}
+	c.take(nil, c.request.model)
+	return false
+}
+
+// take makes r the call's route; nil: the one that it asked for.
+func (c *call) take(r *routes.Route, model string) {
+	if c.asked == nil {
+		c.asked = c.out
+	}
+	c.via, c.out, c.sent = r, c.asked, c.body
+	key := c.x.Caller
+	if r != nil {
+		c.out = r.Aim(c.asked, c.rules.basePath)
+		text := r.Body(c.body.text(), model)
+		c.sent = newBody(int64(len(text)), &reserve{})
+		c.sent.kept = text
+		if r.Owns() {
+			key = "route:" + r.Name
+		}
+	}
+	c.x.HTTP.Target = c.out.URL.Host
+	c.gate = c.engine.gates.at(c.out.URL.Host, model)
+	if c.rules.pacing.Enabled {
+		c.lane = c.engine.pacer.Lane(key, pace.Class(model))
+	}
+}
+
+// routeName is the name of the way that was chosen.
+func (c *call) routeName() string {
+	if c.via == nil {
+		return "claude"
+	}
+	return c.via.Name
+}
+
+// chosen is the body that goes that way.
+func (c *call) chosen() *body {
+	if c.sent != nil {
+		return c.sent
+	}
+	return c.body
 }
 
 // passGate waits at the gate of an upstream that is not fit.

@@ -8,6 +8,7 @@ import (
 
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/price"
+	"mainstay.dev/mainstay/claude/internal/routes"
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/retry"
 )
@@ -21,6 +22,7 @@ type Config struct {
 	Pacing   pace.Config            `yaml:"pacing" doc:"How calls are kept within Claude's rate limits."`
 	Spend    price.Config           `yaml:"spend" doc:"What calls may cost."`
 	Prices   map[string]price.Price `yaml:"prices" doc:"What models cost, by the beginning of their names, beside and instead of the shipped table (of 2026-10-10): the longest that fits counts."`
+	Routes   []routes.Config        `yaml:"routes" doc:"Policy deadline: where messages go while claude.upstream is failing, in order: the first that is fit and takes the call."`
 	Timeouts TimeoutConfig          `yaml:"timeouts" doc:"How long each side may keep the other waiting."`
 	Limits   LimitConfig            `yaml:"limits" doc:"How large requests may be, and how much of them is kept for a retry."`
 	Drain    time.Duration          `yaml:"drain" doc:"How long calls that are under way get to end when Mainstay stops."`
@@ -105,6 +107,7 @@ func (c Config) Validate(ps *setting.Problems) {
 		p.Validate("prices."+name, ps)
 	}
 	part = nil
+	routes.Validate(c.Routes, ps)
 	c.Timeouts.validate(&part)
 	ps.Below("timeouts", part)
 	part = nil
@@ -251,10 +254,12 @@ type rules struct {
 	retryAfter time.Duration
 	budget     *retry.Budget
 	pacing     pace.Config
-	recovers   bool // one of the next two
-	streams    bool // are made whole
-	gathers    bool // what does not stream, from a stream
-	answer     int  // the largest that is gathered
+	routes     []*routes.Route
+	basePath   string // of the upstream
+	recovers   bool   // one of the next two
+	streams    bool   // are made whole
+	gathers    bool   // what does not stream, from a stream
+	answer     int    // the largest that is gathered
 	stall      time.Duration
 	except     map[string]bool // callers whose streams are left alone
 }
@@ -298,8 +303,15 @@ func Compile(cfg Config) (*policy, error) {
 	if err != nil {
 		return nil, err
 	}
+	r := cfg.rules()
+	if r.patient {
+		if r.routes, err = routes.Compile(cfg.Routes); err != nil {
+			return nil, err
+		}
+		r.basePath = strings.TrimRight(u.Path, "/")
+	}
 	return &policy{
-		rules: cfg.rules(),
+		rules: r,
 		upstream: target{
 			scheme: u.Scheme, host: u.Host, path: strings.TrimRight(u.Path, "/"), base: strings.TrimRight(u.EscapedPath(), "/"), name: u.Scheme + "://" + u.Host,
 		},
@@ -313,3 +325,6 @@ func Compile(cfg Config) (*policy, error) {
 		name:   cfg.Retry.Policy,
 	}, nil
 }
+
+// RouteConfig is one of claude.routes.
+type RouteConfig = routes.Config

@@ -109,6 +109,9 @@ func (c *call) sign(h http.Header, code Code) {
 	if c.trying {
 		tries++
 	}
+	if len(c.rules.routes) > 0 && tries > 0 {
+		h["Mainstay-Claude-Route"] = []string{c.routeName()}
+	}
 	if tries > 0 {
 		h["Mainstay-Attempts"] = []string{strconv.Itoa(tries)}
 	}

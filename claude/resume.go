@@ -273,7 +273,9 @@ func (m *mending) resume(v verdict) {
 // goOn makes one attempt at the rest.
 func (m *mending) goOn(wait time.Duration, broke verdict) verdict {
 	c := m.c
-	rest := c.mend.Continue(c.body.text(), m.plain)
+	c.pinned = true
+	defer func() { c.pinned = false }()
+	rest := c.mend.Continue(c.chosen().text(), m.plain)
 	if rest == nil || !c.claim(wait) {
 		broke.again = false
 		return broke

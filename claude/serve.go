@@ -28,6 +28,7 @@ import (
 	"mainstay.dev/mainstay/claude/internal/mend"
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/price"
+	"mainstay.dev/mainstay/claude/internal/routes"
 	"mainstay.dev/mainstay/health"
 	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/setting"
@@ -239,6 +240,10 @@ type call struct {
 	ticket   *pace.Ticket      // of the attempt under way
 	weight   float64           // of the caller, in the lane
 	stake    *price.Stake      // reserved of the day's money
+	via      *routes.Route     // the one that was chosen; nil: as the call asked
+	asked    *http.Request     // out, as the call asked for it; nil: out is
+	sent     *body             // what goes the way that was chosen; nil: body
+	pinned   bool              // the way must not change: an answer is continued
 	refused  verdict           // why claim was in vain
 	deadline time.Time         // for the first byte; policy deadline only
 	until    time.Time         // no wait may last longer; zero: nothing has gone wrong yet
@@ -338,7 +343,7 @@ func (c *call) settle() (*answer, verdict) {
 	var last verdict
 	wait := time.Duration(0)
 	for c.loop = c.rules.retry.Begin(); c.claim(wait); {
-		c.sends = c.body
+		c.sends = c.chosen()
 		a, v := c.forward()
 		c.report(v)
 		last = v

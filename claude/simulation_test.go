@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/claude"
+	"mainstay.dev/mainstay/retry"
 )
 
 // calls is how many calls each seed of a simulation makes, and seeds how many there
@@ -301,6 +302,12 @@ func every(period, length time.Duration) func(time.Duration) bool {
 	return func(at time.Duration) bool { return at > length && at%period < length }
 }
 
+// ofSDK is what the official SDKs do by themselves: two retries after half a second and
+// a second, less up to a quarter.
+func ofSDK() *claude.Policy {
+	return &claude.Policy{Policy: retry.Policy{Max: 2, Base: 500 * time.Millisecond, Cap: 8 * time.Second, Jitter: 0.25}}
+}
+
 func TestSimulatedCallsOfTheDefaultPolicyDoNotFail(t *testing.T) {
 	compatible := claude.Compatible()
 	for _, c := range []struct {
@@ -327,6 +334,7 @@ func TestSimulatedCallsOfTheDefaultPolicyDoNotFail(t *testing.T) {
 			v := simulate(t, *calls, nil, c.streams, c.make)
 			t.Logf("deadline:   %s", v)
 			t.Logf("compatible: %s", simulate(t, min(*calls, 10_000), &compatible, c.streams, c.make))
+			t.Logf("an SDK's:   %s", simulate(t, min(*calls, 10_000), ofSDK(), c.streams, c.make))
 			if v.failed*10_000 >= v.calls {
 				t.Errorf("%d of %d failed, 0.01%% or more", v.failed, v.calls)
 			}
@@ -372,6 +380,8 @@ func TestASimulatedBurstBeyondTheOwnLimitIsPaced(t *testing.T) {
 	t.Logf("deadline:   %s, %d refused", v, v.limited)
 	c := simulateAt(t, 80, 5*2*912, &compatible, false, bursts)
 	t.Logf("compatible: %s, %d refused", c, c.limited)
+	c = simulateAt(t, 80, 5*2*912, ofSDK(), false, bursts)
+	t.Logf("an SDK's:   %s, %d refused", c, c.limited)
 	if v.failed != 0 || v.limited != 0 {
 		t.Errorf("%d of %d failed, and %d attempts were refused", v.failed, v.calls, v.limited)
 	}
@@ -392,6 +402,7 @@ func TestASimulatedOverloadIsRiddenOut(t *testing.T) {
 	v := simulateAt(t, 10, 6000, nil, false, overload)
 	t.Logf("deadline:   %s", v)
 	t.Logf("compatible: %s", simulateAt(t, 10, 6000, &compatible, false, overload))
+	t.Logf("an SDK's:   %s", simulateAt(t, 10, 6000, ofSDK(), false, overload))
 	if v.failed != 0 {
 		t.Errorf("%d of %d failed", v.failed, v.calls)
 	}

@@ -1,0 +1,138 @@
+package claude_test
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"mainstay.dev/mainstay/claude"
+)
+
+const backupKey = "sk-backup-that-must-not-leave"
+
+// twoHouses is a Claude that is down until a time, and a backup; it notes what came.
+type twoHouses struct {
+	mu    sync.Mutex
+	until time.Time
+	came  []string // host, path, model, max_tokens, the key that was sent
+}
+
+func (h *twoHouses) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	var ask struct {
+		Model     string
+		MaxTokens int `json:"max_tokens"`
+	}
+	text, _ := io.ReadAll(r.Body)
+	_ = json.Unmarshal(text, &ask)
+	h.mu.Lock()
+	line, _ := json.Marshal([]any{r.Host, r.URL.Path, ask.Model, ask.MaxTokens, r.Header.Get("X-Api-Key") + r.Header.Get("Authorization")})
+	h.came = append(h.came, string(line))
+	down := time.Now().Before(h.until) && (r.Host == "claude.test" && ask.Model != "claude-haiku-4-5")
+	h.mu.Unlock()
+	if down {
+		busy(w, r)
+		return
+	}
+	fine(w, r)
+}
+
+func (h *twoHouses) last() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.came[len(h.came)-1]
+}
+
+func TestWhileClaudeIsDownTheNextRouteAnswersAndThenClaudeDoesAgain(t *testing.T) {
+	h := &twoHouses{}
+	edit := func(c *claude.Config) {
+		patient(c)
+		c.Recovery.Aggregate = false
+		c.Routes = []claude.RouteConfig{
+			{Name: "small", Models: map[string]string{"claude-sonnet": "claude-haiku-4-5"}, MaxTokens: 32, Tiers: []string{"free"}},
+			{Name: "backup", Upstream: "http://backup.test/anthropic/", Key: backupKey, Auth: "bearer"},
+		}
+	}
+	inBubble(t, h, edit, func(t *testing.T, st *stage) {
+		if r := st.post(hello); r.status != 200 || r.head.Get("Mainstay-Claude-Route") != "claude" {
+			t.Errorf("%d %v", r.status, r.head)
+		}
+		h.mu.Lock()
+		h.until = time.Now().Add(time.Minute)
+		h.mu.Unlock()
+		for range 20 {
+			before := time.Now()
+			r := st.post(hello)
+			if r.status != 200 || r.head.Get("Mainstay-Claude-Route") != "backup" || time.Since(before) > 3*time.Second {
+				t.Errorf("%d %v after %v", r.status, r.head, time.Since(before))
+			}
+			for _, values := range r.head {
+				if strings.Contains(strings.Join(values, " "), backupKey) {
+					t.Error("the key is in a header")
+				}
+			}
+		}
+		if want := `["backup.test","/anthropic/v1/messages","claude-sonnet-5",64,"Bearer ` + backupKey + `"]`; h.last() != want {
+			t.Error(h.last())
+		}
+		for _, line := range h.came {
+			if strings.HasPrefix(line, `["backup`) && strings.Contains(line, key) {
+				t.Error("the caller's own key went to the backup")
+			}
+		}
+		time.Sleep(time.Minute)
+		st.post(hello)
+		time.Sleep(10 * time.Second)
+		if r := st.post(hello); r.head.Get("Mainstay-Claude-Route") != "claude" || !strings.Contains(h.last(), key) {
+			t.Errorf("%v %s", r.head, h.last())
+		}
+		if strings.Contains(st.logs.String(), backupKey) || strings.Contains(st.logs.String(), key) {
+			t.Error("a key is in the log")
+		}
+	})
+}
+
+func TestADegradedRouteAsksForLessAndNotInTheNameOfOthers(t *testing.T) {
+	h := &twoHouses{until: time.Now().Add(100_000 * time.Hour)}
+	routes := func(tiers ...string) func(*claude.Config) {
+		return func(c *claude.Config) {
+			patient(c)
+			c.Routes = []claude.RouteConfig{{Name: "small", Models: map[string]string{"claude-sonnet": "claude-haiku-4-5"}, MaxTokens: 32, Tiers: tiers}}
+		}
+	}
+	inBubble(t, h, routes(), func(t *testing.T, st *stage) {
+		r := st.post(hello)
+		if r.status != 200 || r.head.Get("Mainstay-Claude-Route") != "small" || h.last() != `["claude.test","/v1/messages","claude-haiku-4-5",32,"`+key+`"]` {
+			t.Errorf("%d %v %s", r.status, r.head, h.last())
+		}
+	})
+	inBubble(t, h, routes("free"), func(t *testing.T, st *stage) {
+		r := st.send("POST", "/v1/messages", hello, func(r *http.Request) { r.Header.Set("Mainstay-Deadline", "20s") })
+		if r.status != 529 {
+			t.Errorf("a caller without the tier: %d %v", r.status, r.head)
+		}
+	})
+}
+
+func TestRoutesThatMakeNoSenseAreToldWithTheirMend(t *testing.T) {
+	var c claude.Config
+	c.SetDefaults()
+	c.Routes = []claude.RouteConfig{
+		{Name: "", Upstream: "ftp://x", Auth: "basic"},
+		{Name: "a", Key: "k", MaxTokens: -1},
+		{Name: "a", Models: map[string]string{"x": ""}},
+		{Name: "claude", Upstream: "https://u:p@h/", Key: "k"},
+	}
+	_, err := claude.Compile(c)
+	if err == nil {
+		t.Fatal("taken")
+	}
+	for _, want := range []string{"routes.0.name", "routes.0.upstream", "routes.0.key", "routes.0.auth", "routes.1.key", "routes.1: ", "routes.1.max_tokens", "routes.2.name", "routes.2.models", "routes.3.name", "routes.3.upstream"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("no word of %s in %v", want, err)
+		}
+	}
+}
