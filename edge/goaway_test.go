@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -59,7 +60,7 @@ func (h *h2conn) until(t *testing.T, ok func(http2.Frame) bool) {
 	for {
 		f, err := h.ReadFrame()
 		if err != nil {
-			if h.closed = err == io.EOF; !h.closed {
+			if h.closed = errors.Is(err, io.EOF); !h.closed {
 				t.Errorf("read: %v", err)
 			}
 			return

@@ -83,7 +83,7 @@ func (l *listener) follow(ctx context.Context, url string, n int) {
 		}
 		if len(l.got) < n {
 			if l.ended++; len(data) > 0 || in.Err() != nil {
-				l.err = fmt.Errorf("cut within an event: %q %v", data, in.Err())
+				l.err = fmt.Errorf("cut within an event: %q %w", data, in.Err())
 			}
 		}
 		resp.Body.Close()

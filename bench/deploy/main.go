@@ -51,7 +51,7 @@ func bench(switches int, every time.Duration, peers bool) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	fmt.Println("| | switches | requests | failed | p99 near a switch | new version after | stale | WS cut / told | SSE cut / told / holes | 8 s requests lost | 100 MB | 30 s stream |")
 	fmt.Println("|---|---|---|---|---|---|---|---|---|---|---|---|")
 	var bad error

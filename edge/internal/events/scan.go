@@ -34,7 +34,7 @@ func (s *scanner) feed(p []byte, stop bool) int {
 			s.begun, s.col = false, 0
 		default:
 			s.open = false
-			if stop && !(s.cr && i+1 < len(p) && p[i+1] == '\n') {
+			if half := s.cr && i+1 < len(p) && p[i+1] == '\n'; stop && !half {
 				return i + 1
 			}
 		}
