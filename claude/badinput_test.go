@@ -102,7 +102,14 @@ func TestAClientThatLeavesCancelsItsUpstreamCall(t *testing.T) {
 			_, _ = fmt.Fprintf(conn, "POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 			<-begun
 			_ = conn.Close()
-			<-left
+			waitFor(t, func() bool { // a call that gathers goes on for a moment, in case a retry comes
+				select {
+				case <-left:
+					return true
+				default:
+					return false
+				}
+			})
 			if x := st.book.last(t, 1); x.Code != "client_gone" {
 				t.Errorf("%s %v", x.Code, x.Err)
 			}

@@ -43,8 +43,8 @@ type Meaning struct {
 var Meanings = []Meaning{
 	{OK, telemetry.BlameNone, "Claude answered well, and the client has all of it."},
 	{BadRequest, telemetry.BlameClient, "The client's request could not be read."},
-	{HeadersTooLarge, telemetry.BlameClient, "The client's request has more than 64 KiB of headers."},
 	{TooLarge, telemetry.BlameClient, "The client's request is larger than the limit."},
+	{HeadersTooLarge, telemetry.BlameClient, "The client's request has more than 64 KiB of headers."},
 	{UploadTimeout, telemetry.BlameClient, "The client stopped sending its request."},
 	{ClientGone, telemetry.BlameClient, "The client left before it had its answer, or stopped reading it."},
 	{Rejected, telemetry.BlameClient, "Claude refused the request as wrong: a 4xx that another try can't mend."},

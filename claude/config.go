@@ -34,6 +34,8 @@ type RetryConfig struct {
 	Deadline      time.Duration   `yaml:"deadline" doc:"Policy deadline: how long a call may take to begin its answer; x-stainless-timeout and mainstay-deadline of the request can shorten it."`
 	Hold          time.Duration   `yaml:"hold" doc:"Policy deadline: how long a call may wait for Claude to come back, retries and all; also for each break of a stream."`
 	Budget        setting.Percent `yaml:"budget" doc:"Policy deadline: retries of all calls together, as a share of the calls; a retry beyond it waits."`
+	Attach        time.Duration   `yaml:"attach" doc:"Policy deadline: how long a gathered call (recovery.aggregate) goes on after its client has left, so that the SDK's retry of it can attach to it instead of paying twice; 0: it ends at once."`
+	Join          bool            `yaml:"join" doc:"Policy deadline: identical gathered calls of the same key, at the same time, share one answer."`
 	MaxRetries    int             `yaml:"max_retries" doc:"Policy compatible: retries after the first try; 0 turns them off."`
 	Base          time.Duration   `yaml:"base" doc:"Policy compatible: wait before the first retry; each further one is twice as long."`
 	Jitter        setting.Percent `yaml:"jitter" doc:"Policy compatible: by how much of itself a wait is spread, up or down; on top of a wait that Claude asked for, only up."`
@@ -71,7 +73,7 @@ func (c *Config) SetDefaults() {
 	*c = Config{
 		Listen:   "127.0.0.1:8700",
 		Upstream: "https://api.anthropic.com",
-		Retry:    RetryConfig{Policy: "deadline", Deadline: 10 * time.Minute, Hold: 2 * time.Minute, Budget: 0.2, MaxRetries: 3, Base: time.Second, Jitter: 0.25, MaxRetryAfter: time.Minute},
+		Retry:    RetryConfig{Policy: "deadline", Deadline: 10 * time.Minute, Hold: 2 * time.Minute, Attach: 3 * time.Second, Budget: 0.2, MaxRetries: 3, Base: time.Second, Jitter: 0.25, MaxRetryAfter: time.Minute},
 		Recovery: RecoveryConfig{Streams: true, Aggregate: true, MaxAnswer: 32e6, Stall: 30 * time.Second},
 		Timeouts: TimeoutConfig{FirstByte: 10 * time.Minute, Idle: 3 * time.Minute, Client: 30 * time.Second},
 		// The API's limits are 32, 256 and 500 MB, which may be MiB.
@@ -142,6 +144,9 @@ func (c RetryConfig) validate(ps *setting.Problems) {
 	if c.Hold < 0 {
 		ps.Add("hold", "must not be negative", "try 2m")
 	}
+	if c.Attach < 0 || c.Attach > time.Minute {
+		ps.Add("attach", "must be from 0s to 1m", "try 3s")
+	}
 	if c.Budget < 0 || c.Budget > 1 {
 		ps.Add("budget", "must be from 0% to 100%", "try 20%")
 	}
@@ -184,6 +189,7 @@ func (c Config) rules() rules {
 		const floor = 1 // retries a second, for plants with little traffic
 		r.patient, r.deadline, r.hold, r.retryAfter = true, c.Retry.Deadline, c.Retry.Hold, c.Retry.MaxRetryAfter
 		r.recovers, r.stall, r.except = c.Recovery.Streams || c.Recovery.Aggregate, c.Recovery.Stall, map[string]bool{}
+		r.attach, r.joins = c.Retry.Attach, c.Retry.Join
 		r.streams, r.gathers, r.answer = c.Recovery.Streams, c.Recovery.Aggregate, int(c.Recovery.MaxAnswer)
 		for _, caller := range c.Recovery.Except {
 			r.except[caller] = true
@@ -258,8 +264,10 @@ type rules struct {
 	basePath   string // of the upstream
 	recovers   bool   // one of the next two
 	streams    bool   // are made whole
-	gathers    bool   // what does not stream, from a stream
-	answer     int    // the largest that is gathered
+	attach     time.Duration
+	joins      bool
+	gathers    bool // what does not stream, from a stream
+	answer     int  // the largest that is gathered
 	stall      time.Duration
 	except     map[string]bool // callers whose streams are left alone
 }

@@ -11,3 +11,6 @@ func Trust(s *Server, c *x509.Certificate) {
 	pool.AddCert(c)
 	s.wire.TLSClientConfig = &tls.Config{RootCAs: pool}
 }
+
+// Flights is how many calls others may attach to.
+func (s *Server) Flights() int { return s.board.Len() }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/attach"
 	"mainstay.dev/mainstay/claude/internal/gather"
 	"mainstay.dev/mainstay/claude/internal/mend"
 )
@@ -117,6 +118,97 @@ func (c *call) told(res *http.Response) (*answer, verdict) {
 var statuses = map[string]int{
 	"invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403, "not_found_error": 404,
 	"conflict_error": 409, "request_too_large": 413, "rate_limit_error": 429, "api_error": 500, "timeout_error": 504, "overloaded_error": 529,
+}
+
+// landed is a gathered answer, for those who are attached to its call. Nobody changes
+// it.
+type landed struct {
+	status int
+	header http.Header
+	body   []byte
+	end    verdict
+}
+
+// attach shares the answer of an identical call under way, where the call is an SDK's
+// retry of it or calls may join. True: it has been answered.
+func (c *call) attach(w http.ResponseWriter, r *http.Request, s *Server) bool {
+	if c.gather == nil || c.rules.attach == 0 && !c.rules.joins {
+		return false
+	}
+	who := identityOf(c.out)
+	again, _ := strconv.Atoi(r.Header.Get("X-Stainless-Retry-Count"))
+	if c.rules.joins || again > 0 {
+		if f := s.board.Join(who, c.body.kept); f != nil && c.ride(w, f) {
+			return true
+		}
+	}
+	c.flight = s.board.Begin(s.base, who, c.body.kept, c.rules.attach)
+	c.ctx = c.flight.Context()
+	c.leave = context.AfterFunc(r.Context(), c.flight.Leave)
+	return false
+}
+
+// identityOf tells apart what must not share an answer: the key, the address, and the
+// headers that shape what is answered.
+func identityOf(out *http.Request) string {
+	parts := []string{out.URL.Path, out.URL.RawQuery}
+	for _, name := range []string{"X-Api-Key", "Authorization", "Anthropic-Version", "Anthropic-Beta", "Content-Type"} {
+		parts = append(parts, strings.Join(out.Header[name], ","))
+	}
+	return strings.Join(parts, "\x00")
+}
+
+// ride waits for another call's answer. False: it came to nothing, and the call has
+// to see for itself.
+func (c *call) ride(w http.ResponseWriter, f *attach.Flight[landed]) bool {
+	defer f.Leave()
+	late := time.NewTimer(time.Until(c.deadline))
+	defer late.Stop()
+	select {
+	case <-f.Landed():
+	case <-late.C:
+		c.refuse(w, verdict{code: UpstreamTimeout, cause: CauseTimeout, err: errLate})
+		return true
+	case <-c.ctx.Done():
+		v, _ := c.ended()
+		c.refuse(w, v)
+		return true
+	}
+	l := f.Answer()
+	if l == nil {
+		return false
+	}
+	res := &http.Response{StatusCode: l.status, Header: l.header.Clone(), ContentLength: int64(len(l.body))}
+	res.Header["Mainstay-Attached"] = []string{"1"}
+	c.firstByte()
+	c.end, _ = c.relay(w, &answer{res: res, body: http.NoBody, verdict: l.end, ahead: l.body, whole: true})
+	g := &c.x.GenAI // paid for, and counted, by the other call
+	g.InputTokens, g.CacheReadTokens, g.CacheWriteTokens, g.OutputTokens = 0, 0, 0, 0
+	return true
+}
+
+// land gives a call's answer to those who are attached to it.
+func (c *call) land(a *answer) {
+	if c.flight == nil {
+		return
+	}
+	var l *landed
+	if a != nil && a.whole && a.verdict.code == OK {
+		l = &landed{a.res.StatusCode, a.res.Header.Clone(), a.ahead, a.verdict}
+	}
+	c.flight.Land(l)
+}
+
+// depart ends the flight, if there is one, however the call ended.
+func (c *call) depart() {
+	if c.flight == nil {
+		return
+	}
+	c.flight.Land(nil)
+	if c.leave() {
+		c.flight.Leave()
+	}
+	c.flight.End()
 }
 
 // A mending is the body of a message's stream that is made whole from as many

@@ -24,6 +24,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/attach"
 	"mainstay.dev/mainstay/claude/internal/gather"
 	"mainstay.dev/mainstay/claude/internal/mend"
 	"mainstay.dev/mainstay/claude/internal/pace"
@@ -64,6 +65,7 @@ type Server struct {
 	policy atomic.Pointer[policy]
 	engine engine
 	wire   *http.Transport
+	board  *attach.Board[landed]
 
 	base  context.Context // of every request
 	stop  context.CancelCauseFunc
@@ -92,7 +94,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 	if d.Listener == nil {
 		return nil, errors.New("claude: a server needs a listener")
 	}
-	s := &Server{listen: cfg.Listen, ln: d.Listener, colors: map[string]bool{}, wire: newWire(d.Dial)}
+	s := &Server{listen: cfg.Listen, ln: d.Listener, colors: map[string]bool{}, wire: newWire(d.Dial), board: attach.NewBoard[landed]()}
 	for _, color := range d.Colors {
 		s.colors[color] = true
 	}
@@ -229,10 +231,12 @@ type call struct {
 	body     *body
 	sends    *body // the one that the attempt under way sends: body, or a continuation
 	request  request
-	mend     *mend.Message   // of a stream that is recovered; nil: it passes as it comes
-	gather   *gather.Message // of the stream of a call that does not stream; nil: it is none
-	resumes  int             // attempts that went on with what the client had
-	midway   bool            // the client has the beginning of an answer
+	mend     *mend.Message          // of a stream that is recovered; nil: it passes as it comes
+	gather   *gather.Message        // of the stream of a call that does not stream; nil: it is none
+	flight   *attach.Flight[landed] // that others may attach to; nil: none
+	leave    func() bool            // stops watching whether the client leaves
+	resumes  int                    // attempts that went on with what the client had
+	midway   bool                   // the client has the beginning of an answer
 	loop     retry.Loop
 	gate     *health.Gate // nil: none
 	pass     health.Pass
@@ -266,7 +270,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c.refuse(w, v)
 		return
 	}
+	if c.attach(w, r, s) {
+		return
+	}
+	defer c.depart()
 	a, v := c.settle()
+	c.land(a)
 	if a == nil {
 		c.refuse(w, v)
 		return
