@@ -329,6 +329,37 @@ func TestClientsEnterTheServerAsThemselves(t *testing.T) {
 	await(t, "pools of users who are gone are forgotten", func() bool { return len(h.allPools()) == 1 })
 }
 
+func TestUsersShareTheTotalOfADatabase(t *testing.T) {
+	s := pg.Start(t)
+	cfg := config(database(s.URL(), func(d *Database) { d.Login, d.Pool.Max, d.Pool.Total = loginClient, 3, 2 }), func(c *Config) { c.AuthQuery.On = true })
+	h := run(t, cfg)
+	for round := range 2 {
+		for _, user := range []string{"total_a", "total_b", "total_c"} {
+			if round == 0 {
+				if err := s.Exec(t.Context(), "drop role if exists "+user+"; create role "+user+" login password 'pw'"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			conn, err := pgx.Connect(t.Context(), h.url(user, "pw"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := value(t, conn, "select session_user::text"); got != user {
+				t.Errorf("%s is %s there", user, got)
+			}
+			conn.Close(t.Context())
+			if st := h.Stats().Databases[0]; st.Active+st.Idle+st.Connecting > 2 {
+				t.Errorf("more than the total: %+v", st)
+			}
+		}
+	}
+	pools := h.policy.Load().pools["app"]
+	if err := h.Reconnect("app"); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the books are even", func() bool { return pools.occupied.Load() == 0 })
+}
+
 func TestWhoGuessesPasswordsIsTurnedAway(t *testing.T) {
 	h := run(t, config(database(pg.Start(t).URL()), func(c *Config) { c.Users = map[string]setting.Secret{"ann": "pencil", "bob": "pencil"} }))
 	var mu sync.Mutex

@@ -281,6 +281,7 @@ func (p *pool) drop(b *backend) {
 	p.mu.Lock()
 	if _, ours := p.all[b]; ours {
 		delete(p.all, b)
+		p.vacate()
 		p.end(b)
 		p.distribute() // what the lease stood in the way of
 		p.grow(0)
@@ -311,6 +312,9 @@ func (p *pool) grow(more int) {
 		}
 		if p.outage != nil && (p.dialing > 0 || time.Now().Before(p.outage.again)) {
 			return // one at a time finds out whether the server is back
+		}
+		if !p.occupy() {
+			return // the sweep makes room
 		}
 		p.dialing++
 		p.opening.Add(1)
@@ -376,6 +380,7 @@ func (p *pool) renew() {
 	p.idle = nil
 	for _, b := range idle {
 		delete(p.all, b)
+		p.vacate()
 	}
 	p.grow(0)
 	p.mu.Unlock()

@@ -90,6 +90,7 @@ type Pool struct {
 
 	Reserve      int              `yaml:"reserve" doc:"How many more than max may be open while clients have waited for longer than reserve_after."`
 	ReserveAfter time.Duration    `yaml:"reserve_after" doc:"How long a client must have waited for the reserve to be opened."`
+	Total        int              `yaml:"total" doc:"How many may be open for all users together, where each client logs in as itself (login: client): unused ones of other users are closed to make room. 0: no limit."`
 	UserMax      int              `yaml:"user_max" doc:"How many of them one user's clients may have at once, if users does not say. 0: all."`
 	Users        map[string]Share `yaml:"users" doc:"What single users may have of the pool, by name. Without it all users have equal parts when they want more than there is."`
 }
@@ -296,6 +297,7 @@ func (p *Pool) Validate(ps *setting.Problems) {
 	atLeast(ps, "reserve", p.Reserve, 0)
 	notNegative(ps, "reserve_after", p.ReserveAfter, "5s")
 	atLeast(ps, "user_max", p.UserMax, 0)
+	atLeast(ps, "total", p.Total, 0)
 	kept := 0
 	for name, s := range p.Users {
 		at := setting.Join("users", name)

@@ -3,12 +3,10 @@ package pooler
 import (
 	"context"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/fair"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/state"
@@ -43,6 +41,8 @@ type pool struct {
 	paused    *pause              // nil: it serves
 	renewed   time.Time           // servers that are older are not used again
 	retired   bool
+	parent    *pool            // of a member
+	occupied  atomic.Int64     // connections of all members
 	members   map[string]*pool // by user, where each client logs in as itself
 	former    []*pool          // members that were replaced, and are not empty yet
 
@@ -90,81 +90,6 @@ func (p *pool) limits() *Pool     { return &p.config.Load().Pool }
 func (p *pool) resetAlways() bool { return p.config.Load().Reset == resetAlways }
 func (p *pool) sessions() bool    { return p.config.Load().Mode == modeSession }
 
-// ofMember is a database's configuration for one client's own pool: nothing is kept
-// open for users who are not there.
-func ofMember(d *Database) *Database {
-	c := *d
-	c.Login, c.Pool.Min = loginShared, 0
-	return &c
-}
-
-// perClient reports whether each client logs in as itself, in a pool of its own.
-func (p *pool) perClient() bool { return p.config.Load().Login == loginClient }
-
-// member returns the pool of one user, who has logged in with these keys.
-func (p *pool) member(user string, keys credential.Keys) *pool {
-	p.mu.Lock()
-	m := p.members[user]
-	var old *pool
-	if m == nil || !m.target.Uses(keys) {
-		if old = m; old != nil {
-			p.former = append(p.former, old)
-		}
-		m = newPool(p.name, ofMember(p.config.Load()), p.target.As(user, keys), Deps{Dial: p.dial, Log: p.log, Sink: p.sink})
-		m.retired = p.retired
-		if p.paused != nil {
-			m.paused = &pause{since: p.paused.since, rested: make(chan struct{})}
-			m.rested()
-		}
-		if p.members == nil {
-			p.members = map[string]*pool{}
-		}
-		p.members[user] = m
-	}
-	ctx := p.ctx
-	p.mu.Unlock()
-	if ctx != nil {
-		m.start(ctx)
-	}
-	if old != nil {
-		old.retire() // the password has changed
-	}
-	return m
-}
-
-// family lists the pools of single users.
-func (p *pool) family() (all []*pool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, m := range p.members {
-		all = append(all, m)
-	}
-	return append(all, p.former...)
-}
-
-// prune forgets the pools of users who are gone. The sweep calls it.
-func (p *pool) prune() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for user, m := range p.members {
-		if m.unused() {
-			delete(p.members, user)
-		}
-	}
-	p.former = slices.DeleteFunc(p.former, (*pool).gone)
-}
-
-// unused retires a pool that holds nothing and has nobody waiting.
-func (p *pool) unused() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.all)+p.dialing+p.line.Waiting() > 0 || p.paused != nil {
-		return false
-	}
-	p.retired = true
-	return true
-}
-
 // start lets the pool open connections, from now until ctx ends.
 func (p *pool) start(ctx context.Context) {
 	p.mu.Lock()
@@ -201,11 +126,13 @@ func (p *pool) opened(b *backend, err error, began time.Time) bool {
 	defer p.mu.Unlock()
 	p.dialing--
 	if err != nil {
+		p.vacate()
 		p.fail(err)
 		return true
 	}
 	p.recover()
 	if p.retired || began.Before(p.renewed) {
+		p.vacate()
 		p.grow(0)
 		return false
 	}
@@ -325,6 +252,7 @@ func (p *pool) retire() {
 	p.idle = nil
 	for _, b := range idle {
 		delete(p.all, b)
+		p.vacate()
 	}
 	p.dismiss(errRetired)
 	p.mu.Unlock()

@@ -5,8 +5,10 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
@@ -228,4 +230,140 @@ func (s *session) doing() string {
 		return "idle in a failed transaction"
 	}
 	return "idle"
+}
+
+// ofMember is a database's configuration for one client's own pool: nothing is kept
+// open for users who are not there.
+func ofMember(d *Database) *Database {
+	c := *d
+	c.Login, c.Pool.Min = loginShared, 0
+	return &c
+}
+
+// perClient reports whether each client logs in as itself, in a pool of its own.
+func (p *pool) perClient() bool { return p.config.Load().Login == loginClient }
+
+// member returns the pool of one user, who has logged in with these keys.
+func (p *pool) member(user string, keys credential.Keys) *pool {
+	p.mu.Lock()
+	m := p.members[user]
+	var old *pool
+	if m == nil || !m.target.Uses(keys) {
+		if old = m; old != nil {
+			p.former = append(p.former, old)
+		}
+		m = newPool(p.name, ofMember(p.config.Load()), p.target.As(user, keys), Deps{Dial: p.dial, Log: p.log, Sink: p.sink})
+		m.retired, m.parent = p.retired, p
+		if p.paused != nil {
+			m.paused = &pause{since: p.paused.since, rested: make(chan struct{})}
+			m.rested()
+		}
+		if p.members == nil {
+			p.members = map[string]*pool{}
+		}
+		p.members[user] = m
+	}
+	ctx := p.ctx
+	p.mu.Unlock()
+	if ctx != nil {
+		m.start(ctx)
+	}
+	if old != nil {
+		old.retire() // the password has changed
+	}
+	return m
+}
+
+// family lists the pools of single users.
+func (p *pool) family() (all []*pool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range p.members {
+		all = append(all, m)
+	}
+	return append(all, p.former...)
+}
+
+// prune forgets the pools of users who are gone. The sweep calls it.
+func (p *pool) prune() {
+	if b := p.shed(); b != nil {
+		b.close()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for user, m := range p.members {
+		if m.unused() {
+			delete(p.members, user)
+		}
+	}
+	p.former = slices.DeleteFunc(p.former, (*pool).gone)
+}
+
+// occupy takes room for one more connection of a member; false if the database's
+// total is reached.
+func (p *pool) occupy() bool {
+	if p.parent == nil {
+		return true
+	}
+	for {
+		n, total := p.parent.occupied.Load(), int64(p.limits().Total)
+		if total > 0 && n >= total {
+			return false
+		}
+		if p.parent.occupied.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+// vacate gives that room back.
+func (p *pool) vacate() {
+	if p.parent != nil {
+		p.parent.occupied.Add(-1)
+	}
+}
+
+// shed takes the connection out that no user has needed for longest, if the total is
+// reached and somebody waits; nil if there is none, or no need.
+func (p *pool) shed() *backend {
+	total := int64(p.limits().Total)
+	if total == 0 || p.occupied.Load() < total {
+		return nil
+	}
+	var owner *pool
+	var oldest time.Time
+	wanted := false
+	for _, m := range p.family() {
+		m.mu.Lock()
+		waiting := m.line.Waiting() > 0
+		wanted = wanted || waiting
+		if !waiting && len(m.idle) > 0 && (owner == nil || m.idle[0].since.Before(oldest)) {
+			owner, oldest = m, m.idle[0].since
+		}
+		m.mu.Unlock()
+	}
+	if !wanted || owner == nil {
+		return nil
+	}
+	owner.mu.Lock()
+	defer owner.mu.Unlock()
+	if len(owner.idle) == 0 {
+		return nil
+	}
+	b := owner.idle[0]
+	owner.idle = append(owner.idle[:0], owner.idle[1:]...)
+	delete(owner.all, b)
+	owner.vacate()
+	return b
+}
+
+// unused retires a pool that holds nothing and has nobody waiting.
+func (p *pool) unused() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.all)+p.dialing+p.line.Waiting() > 0 || p.paused != nil {
+		return false
+	}
+	p.retired = true
+	return true
 }
