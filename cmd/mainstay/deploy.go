@@ -91,7 +91,14 @@ func runDeploy(cmd *cobra.Command, client *admin.Client, request deploy.Request,
 		looking, enough := context.WithCancel(ctx)
 		done := make(chan struct{})
 		go func() { defer close(done); v.follow(looking, client.Status) }()
-		shown = func() { enough(); <-done }
+		shown = func() {
+			enough()
+			<-done
+			if st, err := client.Status(cmd.Context()); err == nil { // how it is left
+				v.look(st)
+				v.draw(time.Now())
+			}
+		}
 	}
 	record, err := client.Deploy(ctx, request, func(p deploy.Progress) { last = p; tell(p) })
 	shown()
