@@ -273,7 +273,10 @@ func (s *session) tell(what stage) {
 	switch {
 	case what == killed:
 		s.dead.Store(true)
-		_ = s.conn.SetDeadline(longAgo) // a closed connection is as good, here and below
+		_ = s.conn.SetReadDeadline(longAgo) // a closed connection is as good, here and below
+		// What is being written may end: a client that is cut in the middle of an
+		// answer cannot be told why.
+		_ = s.conn.SetWriteDeadline(time.Now().Add(grace))
 		if s.backend != nil {
 			s.backend.interrupt(0)
 		}
