@@ -16,6 +16,7 @@ import (
 )
 
 func TestABurningErrorBudgetStopsADeployButNotOneByForce(t *testing.T) {
+	t.Parallel()
 	s := newStage(t, "\n  gates: {error_budget: {objective: 99.9%}}\n  warm: {within: 3s}\n")
 	s.start(testapp())
 	if code, out := s.verb("deploy", "--version", "v2"); code != 0 {
@@ -72,6 +73,7 @@ func (l *listener) answer(status int) (heard []deploy.Record, bodies []string) {
 }
 
 func TestSmokeRequestsHooksAndWebhooksJudgeARealRelease(t *testing.T) {
+	t.Parallel()
 	l := &listener{status: 200}
 	hears := httptest.NewServer(l)
 	defer hears.Close()

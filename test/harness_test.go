@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -75,18 +76,27 @@ type mainstay struct {
 	edge     string // http://…
 }
 
-// ports finds free ones. Another process may take one before it is used; the
-// range of the kernel makes that rare, and start tells it.
+// given are the ports that a test has got: no other gets them, too.
+var given sync.Map
+
+// ports finds free ones, below those that Mainstay gives to apps and those that the
+// kernel gives to outgoing connections: one of these could take a port between two
+// lives of a mainstay. Another process may take one before it is used; the size of
+// the range makes that rare, and start tells it.
 func ports(t *testing.T, n int) (ps []int) {
 	t.Helper()
 	var lns []net.Listener
-	for range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+	for len(ps) < n {
+		port := 10_000 + rand.IntN(10_000)
+		if _, taken := given.LoadOrStore(port, true); taken {
+			continue
+		}
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
-			t.Fatal(err)
+			continue // somebody has it
 		}
 		lns = append(lns, ln)
-		ps = append(ps, ln.Addr().(*net.TCPAddr).Port)
+		ps = append(ps, port)
 	}
 	for _, ln := range lns {
 		ln.Close()

@@ -104,7 +104,13 @@ func (s *stage) reach(d *deployment, phase deploy.Phase) (green *deploy.Copy) {
 		if phase == deploy.Settled {
 			return st.Deploying == nil && green.Version == "green", fmt.Sprintf("%+v", st.Live)
 		}
-		return st.Deploying != nil && st.Deploying.Phase == phase && green.PID != 0 && green.Version == "green", fmt.Sprintf("%+v", st.Deploying)
+		step := map[deploy.Phase]deploy.Step{
+			deploy.Warming: deploy.StepWarming, deploy.Verifying: deploy.StepVerifying, deploy.Switching: deploy.StepWatching, deploy.Watching: deploy.StepWatching,
+		}[phase]
+		if d := st.Deploying; d == nil || step != "" && d.Step != step {
+			return false, fmt.Sprintf("%+v", d) // shown, and not yet written down
+		}
+		return st.Deploying.Phase == phase && green.PID != 0 && green.Version == "green", fmt.Sprintf("%+v", st.Deploying)
 	})
 	return green
 }
@@ -288,6 +294,7 @@ func hurtIn(t *testing.T, s *stage, phase deploy.Phase, how string) {
 }
 
 func TestAReleaseThatRefusesToStartLeavesBlueServing(t *testing.T) {
+	t.Parallel()
 	s := newStage(t, careful)
 	s.start(testapp())
 	f := s.traffic()
@@ -304,6 +311,7 @@ func TestAReleaseThatRefusesToStartLeavesBlueServing(t *testing.T) {
 // After it has settled a release is no longer compared; but where its probes tell
 // that it is not fit, blue takes over, and a rollback is one switch.
 func TestASettledReleaseThatIsHurtIsBackedByBlue(t *testing.T) {
+	t.Parallel()
 	s := newStage(t, careful)
 	s.start(testapp())
 	for _, how := range hurts {

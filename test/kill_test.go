@@ -129,6 +129,7 @@ func (s *stage) full(name string) (freed func()) {
 }
 
 func TestAFullDiskStopsNoTrafficAndNoRollback(t *testing.T) {
+	t.Parallel()
 	s := newStage(t, careful)
 	s.start(testapp())
 	f := s.traffic()
@@ -162,6 +163,7 @@ func TestAFullDiskStopsNoTrafficAndNoRollback(t *testing.T) {
 }
 
 func TestAStateFileThatCannotBeUsedIsToldAndTheLiveColorServesOn(t *testing.T) {
+	t.Parallel()
 	s := newStage(t, careful)
 	s.start(testapp())
 	blue := s.app().Live

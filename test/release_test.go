@@ -14,6 +14,7 @@ import (
 // Each release runs from its own folder with its own environment, also when it is
 // gone back to after mainstay was stopped, or killed and the app with it.
 func TestAReleaseRunsFromItsFolderAndIsGoneBackToAfterARestart(t *testing.T) {
+	t.Parallel()
 	s := newStage(t, "\n  release: {dir: RELEASES, keep: 2}\n  dir: RELEASES/current\n  run: \"VERSION=$(cat version)-$EXTRA exec TESTAPP\"\n")
 	releases := filepath.Join(filepath.Dir(s.file), "releases")
 	s.edit("RELEASES", releases)

@@ -52,6 +52,7 @@ func served(t *testing.T, m *mainstay) map[string]int {
 }
 
 func TestCopiesThatSomebodyElseRunsAreDeployedLikeAnyOther(t *testing.T) {
+	t.Parallel()
 	blue, pids := outside(t, "v1", 2)
 	m := setup(t, "")
 	text, err := os.ReadFile(m.file)
