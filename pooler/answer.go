@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"time"
@@ -227,6 +228,10 @@ func (s *session) completed(body []byte) {
 		s.mu.Lock()
 		s.forget()
 		s.mu.Unlock()
+	}
+	if bytes.HasPrefix(command, []byte("ALTER ")) || bytes.HasPrefix(command, []byte("DROP ")) || bytes.HasPrefix(command, []byte("CREATE ")) {
+		// The types of a statement's parameters are those of when it was prepared.
+		s.backend.pool.statements.renew()
 	}
 }
 

@@ -136,3 +136,23 @@ func TestNotificationsReachAClientInTransactionMode(t *testing.T) {
 		value(t, listener, "select 'and works'")
 	}
 }
+
+func TestAStatementThatIsPreparedAfterATableChangedIsNew(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	conn := h.connect(t)
+	do(t, conn, "drop table if exists changing")
+	for _, kind := range []string{"int", "bool", "text"} {
+		do(t, conn, "create table changing (v "+kind+")")
+		d, err := conn.Prepare(t.Context(), "insert", "insert into changing values ($1)")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := conn.TypeMap().TypeForOID(d.ParamOIDs[0]); got == nil || got.Name[:3] != kind[:3] {
+			t.Errorf("%s: the parameter is %v", kind, got)
+		}
+		if err := conn.Deallocate(t.Context(), "insert"); err != nil {
+			t.Fatal(err)
+		}
+		do(t, conn, "drop table changing")
+	}
+}
