@@ -24,7 +24,7 @@ type Figures struct {
 	Claude   Ratio         // errors of calls
 	Database Ratio         // errors of queries
 	Latency  Spread        // of requests that are neither tunnels nor event streams, in nanoseconds
-	Cost     Spread        // of Claude calls, in the price of one uncached input token
+	Cost     Spread        // of Claude calls, in millionths of a dollar
 	Log      Mishaps       // what the app wrote as errors
 	Span     time.Duration // how much of the window is known
 }
@@ -267,7 +267,7 @@ func (l look) noisy() string {
 // costlier compares what a Claude call costs, and how many of them a request makes.
 func (l look) costlier() string {
 	if p95, mark, worse := heavier(l.fresh.Cost, l.then.Cost, l.now.Cost, minCalls, costly); worse {
-		return fmt.Sprintf("its Claude calls cost the price of %d input tokens (p95), the old color's of %d (chance that this is luck: less than %g)", p95, mark, sureThat)
+		return fmt.Sprintf("its Claude calls cost $%.4f (p95), the old color's $%.4f (chance that this is luck: less than %g)", dollars(p95), dollars(mark), sureThat)
 	}
 	of := func(f Figures) compare.Times { return f.times(f.Claude.Of / clustered) }
 	fresh, old := of(l.fresh), poolTimes(of(l.then), of(l.now))
@@ -309,6 +309,8 @@ func pool(then, now Ratio) Ratio {
 	return then.Plus(now)
 }
 
+func dollars(millionths int64) float64 { return float64(millionths) / 1e6 }
+
 // sentences are what was seen, for the record.
 func (l look) sentences(fresh, old string) []string {
 	line := func(who string, f Figures) string {
@@ -317,7 +319,7 @@ func (l look) sentences(fresh, old string) []string {
 			s += fmt.Sprintf("; %d Claude calls, %d failed", f.Claude.Of, f.Claude.Hits)
 		}
 		if f.Cost.Count() > 0 {
-			s += fmt.Sprintf(", at the price of %d input tokens (p95)", f.Cost.P95())
+			s += fmt.Sprintf(", at $%.4f each (p95)", dollars(f.Cost.P95()))
 		}
 		if f.Log.Lines > 0 {
 			s += fmt.Sprintf("; %d lines of error in its log", f.Log.Lines)

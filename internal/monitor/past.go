@@ -78,11 +78,19 @@ func (l *lane) since(first, now int64) (count, errors uint64, latency, cost [buc
 	return count, errors, latency, cost
 }
 
-// weight is what a call costs, in the price of one uncached input token: the
-// prices of Claude models differ, but not by how much one kind of token costs more
-// than another. It is the one place to change once calls carry their price.
+// unpriced is what an input token of a model without a known price is taken to
+// cost, in millionths of a dollar: the middle of the models'.
+const unpriced = 3
+
+// weight is what a call costs, in millionths of a dollar. One without a known price
+// is weighed by its tokens, whose prices differ from model to model, but not by how
+// much one kind costs more than another.
 func weight(g *telemetry.GenAI) int64 {
-	return max(g.InputTokens, 0) + 5*max(g.OutputTokens, 0) + max(g.CacheReadTokens, 0)/10 + max(g.CacheWriteTokens, 0)*5/4
+	if g.CostNanoUSD > 0 {
+		return (g.CostNanoUSD + 999) / 1000
+	}
+	tokens := max(g.InputTokens, 0) + 5*max(g.OutputTokens, 0) + max(g.CacheReadTokens, 0)/10 + max(g.CacheWriteTokens, 0)*5/4
+	return unpriced * tokens
 }
 
 // budgetMinutes is how far back Failed looks: a day, and the minute under way.

@@ -55,8 +55,12 @@ func TestASpellReachesTenMinutesBackThoughCellsWereReplaced(t *testing.T) {
 		if s.Count < 580 || s.Count > 600 || s.Errors != s.Count || len(s.Latency) != 1 || s.Latency[0].Count != s.Count || s.Span != Reach {
 			t.Errorf("%d of 600, %d errors, latency %v, span %v", s.Count, s.Errors, s.Latency, s.Span)
 		}
-		if c := m.Since("claude", "blue", time.Now().Add(-time.Minute)).Cost; len(c) != 1 || c[0].Count != 60 || c[0].Took < 190*time.Microsecond || c[0].Took > 210*time.Microsecond {
+		if c := m.Since("claude", "blue", time.Now().Add(-time.Minute)).Cost; len(c) != 1 || c[0].Count != 60 || c[0].Took < 580*time.Microsecond || c[0].Took > 620*time.Microsecond {
 			t.Errorf("cost %v", c)
+		}
+		m.Record(&telemetry.Exchange{Plane: "claude", Color: "green", GenAI: telemetry.GenAI{InputTokens: 100, OutputTokens: 20, CostNanoUSD: 50e6}})
+		if c := m.Since("claude", "green", time.Now().Add(-time.Minute)).Cost; len(c) != 1 || c[0].Took < 48*time.Millisecond || c[0].Took > 52*time.Millisecond {
+			t.Errorf("five cents are told as %v", c)
 		}
 		// Nobody writes any more: the ring is not replaced, and fades all the same.
 		time.Sleep(8 * time.Minute)
