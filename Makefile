@@ -4,7 +4,7 @@ VERSION ?= 0.1.0-dev
 LDFLAGS  = -s -w -X main.release=$(VERSION)
 GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: build demo test check bench docs fuzz clean setup
+.PHONY: build demo test check bench bench-deploy bench-pooler bench-limits docs fuzz clean setup
 
 build: ## bin/mainstay and the demo's app
 	@mkdir -p bin build
@@ -30,6 +30,18 @@ check: ## format, vet, lint, generated pages
 bench: ## ns/op, B/op and allocs/op of a whole exchange per plane, and the peers beside it
 	@scripts/setup.sh postgres
 	scripts/bench.sh
+
+bench-deploy: ## 1,000 switches under load, beside kamal-proxy, nginx, HAProxy and Caddy where they are found (8 minutes)
+	@scripts/setup.sh postgres
+	$(GO) run ./bench/deploy
+
+bench-pooler: ## the pooler beside PgBouncer and a direct connection
+	@scripts/setup.sh all
+	$(GO) run ./bench/pooler
+
+bench-limits: ## limits beside redis_rate and an INCRBY pipeline
+	@scripts/setup.sh all
+	scripts/redis.sh $(GO) -C bench/limits run . -kill
 
 docs: ## write the pages that are generated from the code
 	$(GO) test ./internal/config -run Generated -update -count=1
