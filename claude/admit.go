@@ -17,6 +17,7 @@ import (
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/peek"
 	"mainstay.dev/mainstay/claude/internal/price"
+	"mainstay.dev/mainstay/internal/limits"
 )
 
 // fingerprint names the caller by its key without telling the key: the first 48
@@ -62,7 +63,72 @@ func (c *call) admit(w http.ResponseWriter, r *http.Request) bool {
 		return false
 	}
 	c.body = b
+	if v, ok := c.permit(); !ok {
+		c.refuse(w, v)
+		return false
+	}
 	return true
+}
+
+// Limits say whether the caller for whom the app calls may. limits.Gate is them.
+type Limits interface {
+	// Admit decides. An error means that nothing was decided.
+	Admit(ctx context.Context, a limits.Ask) (limits.Verdict, error)
+	// SettleTokens tells what an admitted call has taken: tokens where those are
+	// counted.
+	SettleTokens(v *limits.Verdict, tokens int64)
+	// Release tells that it has ended.
+	Release(v *limits.Verdict)
+}
+
+// permit asks the limits, once, about a call that Claude would charge for. A caller
+// whom the app does not name was charged at the edge, and is not charged again.
+func (c *call) permit() (verdict, bool) {
+	batch := c.x.Route == routeBatches && c.out.Method == http.MethodPost
+	if c.engine.limits == nil || c.who.User == "" && c.who.Workspace == "" || !c.shape.message && !batch {
+		return verdict{}, true
+	}
+	v, err := c.engine.limits.Admit(c.ctx, limits.Ask{User: c.who.User, Workspace: c.who.Workspace, Tier: c.who.Tier, Claude: true})
+	c.allowed = v
+	switch {
+	case err == nil && v.Allowed:
+		return verdict{}, true
+	case err == nil:
+		code := Limited
+		if v.Denied {
+			code = Denied
+		}
+		return verdict{code: code, own: true, err: v.Why()}, false
+	}
+	if v, ended := c.ended(); ended {
+		return v, false
+	}
+	return verdict{code: Internal, err: err}, false
+}
+
+// patientSDK is the longest Retry-After that the official SDKs heed
+// (retries in anthropic-sdk-typescript and -python): asked to wait longer, they come
+// back after seconds, in vain.
+const patientSDK = time.Minute
+
+// tellLimits says in the head of a refusal when the caller may come again.
+func (c *call) tellLimits(h http.Header) {
+	c.allowed.Headers(time.Now(), h.Set)
+	if wait, ok := c.allowed.RetryAfter(); !ok || wait > int64(patientSDK/time.Second) {
+		h["X-Should-Retry"] = []string{"false"}
+	}
+}
+
+// settleLimits tells the limits what the call has taken: reading from the prompt
+// cache is free, as in the API's own limits.
+func (c *call) settleLimits() {
+	if len(c.allowed.Rules) == 0 || !c.allowed.Allowed {
+		return
+	}
+	if g := &c.x.GenAI; c.shape.message {
+		c.engine.limits.SettleTokens(&c.allowed, g.InputTokens+g.CacheWriteTokens+g.OutputTokens)
+	}
+	c.engine.limits.Release(&c.allowed)
 }
 
 // A request is what the body of a message's request says of itself.

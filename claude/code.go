@@ -21,6 +21,7 @@ const (
 	UpstreamError   Code = "upstream_error"
 	Held            Code = "held"
 	Limited         Code = "limited"
+	Denied          Code = "denied"
 	OverBudget      Code = "over_budget"
 	Unreachable     Code = "unreachable"
 	UpstreamTimeout Code = "upstream_timeout"
@@ -52,7 +53,8 @@ var Meanings = []Meaning{
 	{Overloaded, telemetry.BlameUpstream, "Claude still answered 529 to the last try."},
 	{UpstreamError, telemetry.BlameUpstream, "Claude still answered 408, 409 or 5xx to the last try."},
 	{Held, telemetry.BlameUpstream, "Claude was failing for others, and did not come back while the call could wait; it was not sent."},
-	{Limited, telemetry.BlameUpstream, "The rate limit of the key left no room while the call could wait, or too many waited already; it was not sent."},
+	{Limited, telemetry.BlameUpstream, "The rate limit of the key left no room while the call could wait, or too many waited already; or the caller whom the app named is over limits.claude, and then it is the client's. It was not sent."},
+	{Denied, telemetry.BlameClient, "The caller whom the app named is on the deny list of limits.deny."},
 	{OverBudget, telemetry.BlameClient, "The day's calls have cost what claude.spend.daily allows; it was not sent."},
 	{Unreachable, telemetry.BlameUpstream, "No try got an answer: no connection, or it broke."},
 	{UpstreamTimeout, telemetry.BlameUpstream, "The last try got no answer within the time limit."},

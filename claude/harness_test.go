@@ -107,6 +107,7 @@ type setup struct {
 	dial     claude.Dial
 	colors   []string
 	who      identity.Opener
+	limits   claude.Limits
 	edit     func(*claude.Config)
 	dir      string
 }
@@ -130,7 +131,7 @@ func start(t *testing.T, s setup) *stage {
 	}
 	st := &stage{t: t, book: &book{}, logs: &safe{}, url: "http://" + s.ln.Addr().String()}
 	srv, err := claude.New(cfg, claude.Deps{
-		Listener: s.ln, Dial: s.dial, Sink: st.book, Colors: s.colors, Dir: s.dir, Identity: s.who,
+		Listener: s.ln, Dial: s.dial, Sink: st.book, Colors: s.colors, Dir: s.dir, Identity: s.who, Limits: s.limits,
 		Log: slog.New(slog.NewTextHandler(st.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {

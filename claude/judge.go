@@ -19,6 +19,7 @@ type verdict struct {
 	cause Cause
 	again bool          // another attempt may mend it
 	after time.Duration // the wait that Claude asked for; 0: none
+	own   bool          // limits.claude refused, and nobody else
 	err   error
 }
 

@@ -32,6 +32,7 @@ import (
 	"mainstay.dev/mainstay/claude/internal/routes"
 	"mainstay.dev/mainstay/health"
 	"mainstay.dev/mainstay/identity"
+	"mainstay.dev/mainstay/internal/limits"
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/retry"
 	"mainstay.dev/mainstay/telemetry"
@@ -53,6 +54,9 @@ type Deps struct {
 	// Identity reads the header Mainstay-Identity, in which the app tells in whose name
 	// it calls; nil: nobody is believed. The header goes no further either way.
 	Identity identity.Opener
+	// Limits are asked about each call of a caller whom the app names; nil: nobody is
+	// limited.
+	Limits Limits
 	// Colors are the colors that a path may begin with (/@blue).
 	Colors []string
 }
@@ -76,6 +80,7 @@ type Server struct {
 type engine struct {
 	rt      http.RoundTripper
 	who     identity.Opener // nil: nobody is believed
+	limits  Limits          // nil: nobody is limited
 	log     *slog.Logger
 	sink    telemetry.Sink
 	counts  counters
@@ -99,6 +104,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 		s.colors[color] = true
 	}
 	s.engine.rt, s.engine.log, s.engine.sink, s.engine.who = s.wire, orDiscard(d.Log), d.Sink, d.Identity
+	s.engine.limits = d.Limits
 	if d.Sink == nil {
 		s.engine.sink = telemetry.Discard
 	}
@@ -222,6 +228,7 @@ type call struct {
 	rules    rules
 	x        *telemetry.Exchange
 	who      identity.Who    // in whose name the app calls; zero: it did not say
+	allowed  limits.Verdict  // what the limits said of that caller; zero: they were not asked
 	step     string          // the rung of the ladder of degradation on which that caller stands; empty: none
 	ctx      context.Context // the client's
 	patience *patience

@@ -222,7 +222,11 @@ func (a *App) wirePlanes(res *Resolved, ls listeners, creds credentials) error {
 		env.upstream = res.Pooler.Databases[res.Database].Upstream.Reveal()
 	}
 	if res.ClaudeOn {
-		a.claude, err = claude.New(res.Claude, claude.Deps{Listener: ls.claude, Dir: res.Data, Log: a.part("claude"), Sink: a.sink, Identity: a.identity, Colors: colors})
+		d := claude.Deps{Listener: ls.claude, Dir: res.Data, Log: a.part("claude"), Sink: a.sink, Identity: a.identity, Colors: colors}
+		if a.limits != nil {
+			d.Limits = a.limits
+		}
+		a.claude, err = claude.New(res.Claude, d)
 		ps.Below("claude", setting.Of(err))
 		env.claudeAddr = dialable(ls.claude)
 	}

@@ -24,6 +24,7 @@ type Config struct {
 	Routes      []Route         `yaml:"routes" doc:"Requests with rules of their own; the first that matches counts."`
 	Ceiling     Tier            `yaml:"ceiling" doc:"A limit over all callers together. Counted in a Redis Cluster, it costs a second round trip."`
 	Apps        map[string]Tier `yaml:"apps" doc:"A limit over all callers of one app, by its name; the one app that there is now is app. Costs as the ceiling does."`
+	Claude      Claude          `yaml:"claude" doc:"Limits of calls to Claude, beside those of the requests that lead to them."`
 	CostHeader  string          `yaml:"cost_header" doc:"Header of the app's answer that says how many units of the caller's tier the request really took: a whole number from 0 on. Clients do not see it. Empty: none is read."`
 	Overrides   map[string]Tier `yaml:"overrides" doc:"Limits of single callers in place of their tier's, by user:ID, workspace:ID or address:ADDRESS."`
 	Allow       []string        `yaml:"allow" doc:"Callers who are never limited: user:ID, workspace:ID, tier:NAME, address:ADDRESS or address:RANGE."`
@@ -85,6 +86,7 @@ func (c *Config) SetDefaults() {
 		OnStoreFailure: "local", StoreTimeout: 5 * time.Millisecond, Memory: 32e6,
 	}
 	c.Degrade.SetDefaults()
+	c.Claude.SetDefaults()
 }
 
 // What a limit can be per.

@@ -75,6 +75,10 @@ func (g *Gate) asks(q Inquiry) (Caller, []Ask, error) {
 			asks = append(asks, a)
 		}
 	}
+	if c := &g.policy.Load().claude; len(c.limit.limits) > 0 || len(c.tiers) > 0 {
+		a.Class, a.Claude = "", true
+		asks = append(asks, a)
+	}
 	return who, asks, nil
 }
 
@@ -120,7 +124,7 @@ func (g *Gate) Show(ctx context.Context, q Inquiry) (Showing, error) {
 // concerns reports whether a rule counts the caller alone: a user's workspace is
 // somebody else's business.
 func concerns(who Caller, r *Rule) bool {
-	return who.Kind == perWorkspace || !strings.HasPrefix(r.Name, perWorkspace) || !strings.HasSuffix(r.Check.Key, "}")
+	return who.Kind == perWorkspace || !ofWorkspace(r)
 }
 
 // Reset forgets what a caller has taken. Other nodes may repeat a refusal for
@@ -136,7 +140,11 @@ func (g *Gate) Reset(ctx context.Context, q Inquiry) error {
 		if _, ok := v.policy.tiers[v.Tier]; !ok {
 			v.Tier = v.policy.cfg.DefaultTier
 		}
-		v.policy.rules(&a, &v, *g.granted.Load())
+		if a.Tier = v.Tier; a.Claude {
+			v.policy.claudeRules(&a, &v)
+		} else {
+			v.policy.rules(&a, &v, *g.granted.Load())
+		}
 		for i := range v.Rules {
 			c := v.Rules[i].Check
 			if concerns(who, &v.Rules[i]) && !slices.ContainsFunc(checks, func(o ratelimit.Check) bool {

@@ -95,6 +95,7 @@ func TestEachClassGoesOnInItsOwnWayWhileTheStoreIsDown(t *testing.T) {
 		}
 		store.set(false)
 		time.Sleep(5 * time.Second)
+		synctest.Wait()
 		if level(g, "mainstay_limits_store_down") != 0 || pass(t, g, Ask{User: "ann"}, 20) != 0 {
 			t.Error("after the store came back the caller had a second helping")
 		}

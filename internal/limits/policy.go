@@ -24,6 +24,8 @@ type Ask struct {
 	App       string // whose request it is; empty: no app's
 	Cost      int64  // in place of the route's; 0: the route's
 
+	Claude bool // it is a call to Claude: what limits.claude says holds, and nothing else
+
 	// What the app itself may ask for, within a request that was admitted.
 	Inner bool   // it is no request of its own: what counts requests of all does not count it
 	Class string // the route by its name, since there is no path
@@ -65,6 +67,7 @@ type Policy struct {
 	routes    []route
 	apps      map[string]appCeiling
 	ceiling   bound
+	claude    claude
 	allow     selector
 	deny      selector
 	failure   ratelimit.Failure
@@ -136,6 +139,7 @@ func Compile(c Config) (*Policy, error) {
 	c.Degrade.Validate(&ladder)
 	ps.Below("degrade", ladder)
 	p.compileRoutes(&ps)
+	p.compileClaude(&ps)
 	if len(ps) > 0 {
 		return nil, ps
 	}
@@ -179,7 +183,11 @@ func (p *Policy) admit(ctx context.Context, stores Stores, a Ask, granted grants
 		v.Allowed, v.Denied = p.cfg.Shadow, true
 		return v, nil
 	}
-	p.rules(&a, &v, granted)
+	if a.Claude {
+		p.claudeRules(&a, &v)
+	} else {
+		p.rules(&a, &v, granted)
+	}
 	if err := v.own(a.Own); err != nil {
 		return Verdict{}, err
 	}

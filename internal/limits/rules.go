@@ -24,7 +24,7 @@ const perAddress = "address"
 var callers = []string{perUser, perAddress, perWorkspace}
 
 // reserved are names that rules of other kinds have.
-var reserved = append([]string{ceilingRule, "deny", "none", "other"}, callers...)
+var reserved = append([]string{ceilingRule, "deny", "none", "other", claudeUser, claudeWorkspace}, callers...)
 
 // headerName is what a header's name may be (RFC 9110, 5.6.2).
 var headerName = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")

@@ -49,7 +49,7 @@ func (s *seen) note(a *Ask, v *Verdict) {
 		switch {
 		case strings.HasPrefix(r.Check.Key, ownKey) || r.Check.Limit.Algorithm == ratelimit.Concurrency:
 			continue
-		case strings.HasPrefix(r.Name, perWorkspace):
+		case ofWorkspace(r):
 			to = &space
 		case strings.HasPrefix(r.Check.Key, "{app:") || strings.HasPrefix(r.Check.Key, "{"+ceilingRule):
 			continue
