@@ -238,6 +238,7 @@ func (c *call) passGate() bool {
 	}
 	c.engine.counts.waiting.Add(1)
 	defer c.engine.counts.waiting.Add(-1)
+	c.held = true
 	c.engine.counts.holding.Add(1)
 	defer c.engine.counts.holding.Add(-1)
 	ctx, cancel := context.WithDeadlineCause(c.ctx, c.limit(), errHeld)

@@ -99,3 +99,18 @@ const (
 	CauseClient      Cause = "client"       // the client left, or its upload broke
 	CauseStopping    Cause = "stopping"     // Mainstay stopped
 )
+
+// Saved says what made a call go well that would have failed without Mainstay. The set
+// is closed; it stands in the log line (saved_by), on the span and in mainstay claude
+// calls. Where several did, the first of this list is told.
+type Saved string
+
+const (
+	SavedNone      Saved = ""          // nothing had to, or nothing could
+	SavedAttach    Saved = "attach"    // an SDK's retry found its first try still running
+	SavedRoute     Saved = "route"     // another model or upstream answered
+	SavedAggregate Saved = "aggregate" // an answer that does not stream broke midway and was made whole
+	SavedResume    Saved = "resume"    // a stream that had begun to be shown was continued
+	SavedHold      Saved = "hold"      // it waited until Claude was back
+	SavedRetry     Saved = "retry"     // another attempt went well
+)

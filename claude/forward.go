@@ -58,7 +58,8 @@ func (c *call) forward() (*answer, verdict) {
 	}
 	a.res, a.body = res, res.Body
 	c.try.Status = res.StatusCode
-	c.x.GenAI.UpstreamID = res.Header.Get("Request-Id")
+	c.try.UpstreamID = res.Header.Get("Request-Id")
+	c.x.GenAI.UpstreamID = c.try.UpstreamID
 	a.verdict = judge(res)
 	c.ticket.Told(res.StatusCode, res.Header, a.verdict.after)
 	if a.verdict.code == OK {

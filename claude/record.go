@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,7 +30,6 @@ var replies = map[Code]struct {
 	Overloaded:      {529, "overloaded_error"},
 	Held:            {529, "overloaded_error"},
 	Limited:         {429, "rate_limit_error"},
-	Denied:          {403, "permission_error"},
 	OverBudget:      {402, "billing_error"},
 	Unreachable:     {502, "api_error"},
 	UpstreamTimeout: {504, "timeout_error"},
@@ -108,12 +108,7 @@ func (c *call) refuse(w http.ResponseWriter, v verdict) {
 	c.end = v
 	reply := replies[v.code]
 	kind, message := explain(v, c.policy.upstream.host, max(c.x.Tries, 1))
-	if v.own {
-		message = v.err.Error()
-		c.tellLimits(w.Header())
-	} else {
-		c.closeRetries(w.Header(), v)
-	}
+	c.closeRetries(w.Header(), v)
 	body := errorJSON(kind, message, c.x.ID)
 	h := w.Header()
 	h["Content-Type"] = []string{"application/json"}
@@ -136,9 +131,7 @@ func (c *call) record() {
 	c.watch.estimate()
 	c.tried(c.end.cause)
 	x.Code, x.Blame, x.Err = string(c.end.code), blames[c.end.code], c.end.err
-	if c.end.own {
-		x.Blame = telemetry.BlameClient
-	}
+	x.GenAI.Saved = string(c.saved())
 	if c.upload != nil {
 		x.BytesIn = c.upload.taken.Load()
 	}
@@ -155,7 +148,6 @@ func (c *call) record() {
 		c.body.release()
 	}
 	c.book()
-	c.settleLimits()
 	n := &c.engine.counts
 	n.inFlight.Add(-1)
 	if x.HTTP.Stream {
@@ -165,6 +157,30 @@ func (c *call) record() {
 		n.failed.Add(1)
 	}
 	x.End(c.engine.sink)
+}
+
+// saved tells what made the call go well where it would have failed.
+func (c *call) saved() Saved {
+	broke := slices.ContainsFunc(c.x.Attempts, func(a telemetry.Attempt) bool {
+		return a.Cause == string(CauseCut) || a.Cause == string(CauseStalled) || a.Cause == string(CauseStream)
+	})
+	switch {
+	case c.end.code != OK:
+		return SavedNone
+	case c.attached:
+		return SavedAttach
+	case c.via != nil:
+		return SavedRoute
+	case c.gather != nil && broke:
+		return SavedAggregate
+	case c.resumes > 0:
+		return SavedResume
+	case c.held:
+		return SavedHold
+	case c.x.Tries > 1:
+		return SavedRetry
+	}
+	return SavedNone
 }
 
 // book tells what the call has cost: by what Claude counted, of all its attempts as far

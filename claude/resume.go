@@ -139,6 +139,7 @@ func (c *call) attach(w http.ResponseWriter, r *http.Request, s *Server) bool {
 	again, _ := strconv.Atoi(r.Header.Get("X-Stainless-Retry-Count"))
 	if c.rules.joins || again > 0 {
 		if f := s.board.Join(who, c.body.kept); f != nil && c.ride(w, f) {
+			c.attached = again > 0
 			return true
 		}
 	}

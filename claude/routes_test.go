@@ -69,6 +69,9 @@ func TestWhileClaudeIsDownTheNextRouteAnswersAndThenClaudeDoesAgain(t *testing.T
 			if r.status != 200 || r.head.Get("Mainstay-Claude-Route") != "backup" || time.Since(before) > 3*time.Second {
 				t.Errorf("%d %v after %v", r.status, r.head, time.Since(before))
 			}
+			if x := st.book.last(t, st.book.len()); x.GenAI.Saved != "route" {
+				t.Errorf("saved by %q", x.GenAI.Saved)
+			}
 			for _, values := range r.head {
 				if strings.Contains(strings.Join(values, " "), backupKey) {
 					t.Error("the key is in a header")

@@ -262,6 +262,8 @@ type call struct {
 	trying   bool
 	watch    observer
 	end      verdict
+	held     bool // at a gate that was not open
+	attached bool // as an SDK's retry, to the call that still ran
 }
 
 // ServeHTTP is the life of a call.

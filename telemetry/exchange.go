@@ -116,6 +116,7 @@ type GenAI struct {
 	ErrorType        string // "overloaded_error" …, also when it came inside a 200 stream
 	CostNanoUSD      int64  // what it has cost, in billionths of a dollar
 	Unpriced         bool   // it has cost something, but the model's price is not known
+	Saved            string // what made it go well where it would have failed, from the plane's closed set; empty: nothing had to
 }
 
 // An Attempt is one try at an upstream; it becomes a child span.
@@ -126,6 +127,8 @@ type Attempt struct {
 	Target string
 	Status int    // HTTP status, 0 when none came
 	Cause  string // why it failed, from a closed set; empty if it did not
+	// UpstreamID is the id that the upstream gave it: Anthropic's request-id.
+	UpstreamID string
 }
 
 var exchanges = sync.Pool{New: func() any { return new(Exchange) }}
@@ -191,12 +194,13 @@ func (x *Exchange) eachString(visit func(*string)) {
 		&x.Plane, &x.ID, &x.Route, &x.Color, &x.Caller, &x.User, &x.Workspace, &x.Tier, &x.Code, &x.Trace.State,
 		&x.HTTP.Method, &x.HTTP.Scheme, &x.HTTP.Host, &x.HTTP.Path, &x.HTTP.Proto, &x.HTTP.Target, &x.HTTP.Upgraded,
 		&x.DB.Database, &x.DB.User, &x.DB.Command, &x.DB.SQLState, &x.DB.Fingerprint, &x.DB.Text,
-		&x.GenAI.Model, &x.GenAI.StopReason, &x.GenAI.UpstreamID, &x.GenAI.ErrorType,
+		&x.GenAI.Model, &x.GenAI.StopReason, &x.GenAI.UpstreamID, &x.GenAI.ErrorType, &x.GenAI.Saved,
 	} {
 		visit(s)
 	}
 	for i := range x.Attempts {
 		visit(&x.Attempts[i].Target)
 		visit(&x.Attempts[i].Cause)
+		visit(&x.Attempts[i].UpstreamID)
 	}
 }

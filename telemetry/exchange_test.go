@@ -27,7 +27,7 @@ func full(t *testing.T) (*Exchange, []byte) {
 	fillValue(reflect.ValueOf(x).Elem(), text)
 	x.Attempts, x.Tries = nil, 0
 	for range 3 {
-		x.Try(Attempt{Start: time.Now(), Took: time.Second, Target: text("10.0.0.1:80"), Cause: text("reset"), Status: 502})
+		x.Try(Attempt{Start: time.Now(), Took: time.Second, Target: text("10.0.0.1:80"), Cause: text("reset"), UpstreamID: text("req_1"), Status: 502})
 	}
 	x.Err = errors.New("boom")
 	return x, buf

@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,6 +66,7 @@ const (
 	keyBytesOut  = "bytes_out"
 	keyAttempts  = "attempts"
 	keyCauses    = "causes"
+	keyWaits     = "waits_ms"
 	keyTraceID   = "trace_id"
 	keySpanID    = "span_id"
 	keyErr       = "err"
@@ -97,6 +99,7 @@ const (
 	keyUnpriced   = "unpriced"
 	keyUpstreamID = "upstream_id"
 	keyErrorType  = "error_type"
+	keySaved      = "saved_by"
 
 	keyPart  = "part"
 	keyEvent = "event"
@@ -250,13 +253,14 @@ func (l *line) genAI(g *telemetry.GenAI) {
 	l.flag(keyUnpriced, g.Unpriced)
 	l.text(keyUpstreamID, g.UpstreamID)
 	l.text(keyErrorType, g.ErrorType)
+	l.text(keySaved, g.Saved)
 }
 
 // attempts tells how many tries there were, and of more than one, why those that
-// failed did: "overloaded,reset".
+// failed did ("overloaded,reset") and how long each of them had waited ("0,251,1032").
 func (l *line) attempts(x *telemetry.Exchange) {
 	l.number(keyAttempts, int64(x.Tries))
-	causes := ""
+	causes, waited := "", false
 	for i := range x.Attempts {
 		switch cause := x.Attempts[i].Cause; {
 		case cause == "":
@@ -267,6 +271,20 @@ func (l *line) attempts(x *telemetry.Exchange) {
 		}
 	}
 	l.text(keyCauses, causes)
+	for i := range x.Attempts {
+		waited = waited || x.Attempts[i].Waited > 0
+	}
+	if !waited || len(x.Attempts) < 2 {
+		return
+	}
+	var waits []byte
+	for i := range x.Attempts {
+		if i > 0 {
+			waits = append(waits, ',')
+		}
+		waits = strconv.AppendInt(waits, x.Attempts[i].Waited.Milliseconds(), 10)
+	}
+	l.text(keyWaits, string(waits))
 }
 
 // trace writes both ids from one string.

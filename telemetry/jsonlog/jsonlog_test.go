@@ -44,7 +44,7 @@ func request() *telemetry.Exchange {
 	x.Trace.Continue("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "")
 	x.Trace.SpanID = [8]byte{1, 2, 3, 4, 5, 6, 7, 8}
 	x.Try(telemetry.Attempt{Cause: "refused"})
-	x.Try(telemetry.Attempt{Cause: "reset"})
+	x.Try(telemetry.Attempt{Cause: "reset", Waited: 251 * time.Millisecond})
 	x.Try(telemetry.Attempt{})
 	return x
 }
@@ -56,7 +56,7 @@ func TestARequestIsOneLineWithAllThatIsKnown(t *testing.T) {
 		"plane": "edge", "id": "r-1", "route": "app", "method": "GET", "host": "example.com", "path": "/a", "proto": "HTTP/1.1",
 		"status": 502.0, "target": "127.0.0.1:3000", "code": "upstream_reset", "blame": "upstream", "color": "blue",
 		"caller": "203.0.113.7", "took_ms": 1.234, "waited_ms": 2.0, "first_byte_ms": 1.0, "bytes_in": 5.0, "bytes_out": 7.0,
-		"attempts": 3.0, "causes": "refused,reset",
+		"attempts": 3.0, "causes": "refused,reset", "waits_ms": "0,251,0",
 		"trace_id": "0af7651916cd43dd8448eb211c80319c", "span_id": "0102030405060708",
 		"err": "read reply: connection reset",
 	}}
@@ -70,14 +70,14 @@ func TestAQueryAndACallHaveTheirOwnMessageAndNoEmptyKeys(t *testing.T) {
 		s.Record(&telemetry.Exchange{Plane: "pooler", Route: "app", Code: "ok", Start: start,
 			DB: telemetry.DB{Database: "app", User: "u", Command: "SELECT", Rows: 3, Queries: 1}})
 		s.Record(&telemetry.Exchange{Plane: "claude", Code: "ok", Start: start, HTTP: telemetry.HTTP{Stream: true},
-			GenAI: telemetry.GenAI{Model: "m", InputTokens: 1, CacheReadTokens: 2, CacheWriteTokens: 3, OutputTokens: 4, StopReason: "end_turn", UpstreamID: "req_1", ErrorType: "e"}})
+			GenAI: telemetry.GenAI{Model: "m", InputTokens: 1, CacheReadTokens: 2, CacheWriteTokens: 3, OutputTokens: 4, StopReason: "end_turn", UpstreamID: "req_1", ErrorType: "e", Saved: "retry"}})
 	})
 	want := []map[string]any{
 		{"time": "2026-11-23T10:00:00Z", "level": "INFO", "msg": "query", "plane": "pooler", "route": "app", "code": "ok", "took_ms": 0.0,
 			"database": "app", "user": "u", "command": "SELECT", "rows": 3.0, "queries": 1.0},
 		{"time": "2026-11-23T10:00:00Z", "level": "INFO", "msg": "call", "plane": "claude", "code": "ok", "took_ms": 0.0, "stream": true,
 			"model": "m", "input_tokens": 1.0, "cache_read_tokens": 2.0, "cache_write_tokens": 3.0, "output_tokens": 4.0,
-			"stop_reason": "end_turn", "upstream_id": "req_1", "error_type": "e"},
+			"stop_reason": "end_turn", "upstream_id": "req_1", "error_type": "e", "saved_by": "retry"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Fatalf("(-want +got):\n%s", diff)

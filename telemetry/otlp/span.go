@@ -35,6 +35,7 @@ const (
 	keyUpstreamID = attribute.Key("mainstay.upstream_id")
 	keyCost       = attribute.Key("mainstay.cost.usd")
 	keyTarget     = attribute.Key("mainstay.target")
+	keySaved      = attribute.Key("mainstay.saved_by")
 
 	keyFingerprint = attribute.Key("mainstay.db.fingerprint")
 	keyServerTime  = attribute.Key("mainstay.db.server_time") // PostgreSQL's part, with the network
@@ -205,6 +206,7 @@ func describeCall(span *tracetest.SpanStub, x *telemetry.Exchange) {
 	}
 	a = tokens(a, g)
 	a = text(a, keyUpstreamID, g.UpstreamID)
+	a = text(a, keySaved, g.Saved)
 	if g.CostNanoUSD > 0 {
 		a = append(a, keyCost.Float64(float64(g.CostNanoUSD)/1e9))
 	}
@@ -246,6 +248,7 @@ func attempt(x *telemetry.Exchange, i int, parent trace.SpanContext, res *resour
 			a = append(a, semconv.HTTPRequestResendCount(i))
 		}
 	}
+	a = text(a, keyUpstreamID, try.UpstreamID)
 	if try.Status != 0 {
 		a = append(a, semconv.HTTPResponseStatusCode(try.Status))
 	}

@@ -36,7 +36,7 @@ func TestARequestIsAServerSpanInTheCallersTrace(t *testing.T) {
 		HTTP: telemetry.HTTP{Method: "GET", Scheme: "https", Host: "example.com:8443", Path: "/api", Proto: "HTTP/2.0", Status: 200, Target: "127.0.0.1:3000"},
 	}
 	x.Try(telemetry.Attempt{Start: begin, Took: time.Second, Target: "127.0.0.1:3000", Cause: "refused"})
-	x.Try(telemetry.Attempt{Start: begin.Add(time.Second), Took: 2 * time.Second, Waited: 100 * time.Millisecond, Target: "127.0.0.1:3001", Status: 200})
+	x.Try(telemetry.Attempt{Start: begin.Add(time.Second), Took: 2 * time.Second, Waited: 100 * time.Millisecond, Target: "127.0.0.1:3001", Status: 200, UpstreamID: "req_2"})
 	spans := spansOf(x)
 	if len(spans) != 3 {
 		t.Fatalf("%d spans, want the request and two attempts", len(spans))
@@ -62,7 +62,7 @@ func TestARequestIsAServerSpanInTheCallersTrace(t *testing.T) {
 	second := attributes(spans[2])
 	wantTry := map[string]any{
 		"mainstay.plane": "edge", "mainstay.color": "blue", "mainstay.wait": 0.1, "http.request.method": "GET", "http.request.resend_count": int64(1),
-		"http.response.status_code": int64(200), "server.address": "127.0.0.1", "server.port": int64(3001),
+		"http.response.status_code": int64(200), "server.address": "127.0.0.1", "server.port": int64(3001), "mainstay.upstream_id": "req_2",
 	}
 	if diff := cmp.Diff(wantTry, second); diff != "" {
 		t.Errorf("second attempt (-want +got):\n%s", diff)
@@ -101,14 +101,14 @@ func TestACallIsAGenAISpanWhoseInputIsTheSumOfTheThree(t *testing.T) {
 		Plane: "claude", Route: "/v1/messages", Code: "ok", FirstByte: time.Second, Took: 2 * time.Second,
 		HTTP: telemetry.HTTP{Method: "POST", Status: 200, Target: "api.anthropic.com:443"},
 		GenAI: telemetry.GenAI{Model: "claude-opus-4", Stream: true, InputTokens: 1, CacheReadTokens: 20, CacheWriteTokens: 300, OutputTokens: 4000,
-			StopReason: "end_turn", UpstreamID: "req_1"},
+			StopReason: "end_turn", UpstreamID: "req_1", Saved: "resume"},
 	})[0]
 	got := attributes(s)
 	for key, want := range map[string]any{
 		"gen_ai.provider.name": "anthropic", "gen_ai.operation.name": "chat", "gen_ai.request.model": "claude-opus-4", "gen_ai.request.stream": true,
 		"gen_ai.usage.input_tokens": int64(321), "gen_ai.usage.cache_read.input_tokens": int64(20),
 		"gen_ai.usage.cache_creation.input_tokens": int64(300), "gen_ai.usage.output_tokens": int64(4000),
-		"gen_ai.response.time_to_first_chunk": 1.0, "mainstay.upstream_id": "req_1", "server.address": "api.anthropic.com", "server.port": int64(443),
+		"gen_ai.response.time_to_first_chunk": 1.0, "mainstay.upstream_id": "req_1", "mainstay.saved_by": "resume", "server.address": "api.anthropic.com", "server.port": int64(443),
 	} {
 		if got[key] != want {
 			t.Errorf("%s is %v, want %v", key, got[key], want)

@@ -1,0 +1,75 @@
+package claude_test
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"mainstay.dev/mainstay/claude"
+	"mainstay.dev/mainstay/claude/claudetest"
+)
+
+func TestACallTellsWhatSavedItAndEveryAttemptsRequestID(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		body   string
+		faults []claudetest.Fault
+		saved  claude.Saved
+	}{
+		{"healthy", hello, nil, claude.SavedNone},
+		{"wrong", `{"model":"claude-sonnet-5"}`, nil, claude.SavedNone},
+		{"overloaded once", hello, []claudetest.Fault{claudetest.Overloaded}, claude.SavedRetry},
+		{"overloaded twice", hello, []claudetest.Fault{claudetest.Overloaded, claudetest.Overloaded}, claude.SavedHold}, // waits for its turn as a probe
+		{"begun anew", helloS, []claudetest.Fault{claudetest.ErrorAfterStart}, claude.SavedRetry},
+		{"cut midway", helloS, []claudetest.Fault{claudetest.CutBetween}, claude.SavedResume},
+		{"gathered, cut midway", hello, []claudetest.Fault{claudetest.CutBetween}, claude.SavedAggregate},
+		{"shut gate", hello, []claudetest.Fault{"overloaded", "overloaded", "overloaded", "overloaded", "overloaded", "overloaded", "overloaded", "overloaded"}, claude.SavedHold},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			fake := claudetest.New(claudetest.Options{})
+			fake.Next(c.faults...)
+			inBubble(t, fake, patient, func(t *testing.T, st *stage) {
+				st.post(c.body)
+				x := st.book.last(t, 1)
+				if x.GenAI.Saved != string(c.saved) || x.Tries != len(c.faults)+1 {
+					t.Errorf("saved by %q in %d tries, want %q: %v", x.GenAI.Saved, x.Tries, c.saved, x.Err)
+				}
+				seen := map[string]bool{"": true}
+				for _, a := range x.Attempts {
+					if seen[a.UpstreamID] || !strings.HasPrefix(a.UpstreamID, "req_") {
+						t.Errorf("request-id %q among %v", a.UpstreamID, seen)
+					}
+					seen[a.UpstreamID] = true
+				}
+			})
+		})
+	}
+}
+
+func TestAnAttachedRetrySaysSo(t *testing.T) {
+	inBubble(t, claudetest.New(claudetest.Options{Latency: 10 * time.Second}), patient, func(t *testing.T, st *stage) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, "POST", st.url+"/v1/messages", strings.NewReader(hello))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = http.Header{"X-Api-Key": {key}, "Anthropic-Version": {"2023-06-01"}, "Content-Type": {"application/json"}}
+		if _, err := st.http.Do(req); err == nil {
+			t.Fatal("an answer")
+		}
+		r := st.send("POST", "/v1/messages", hello, func(r *http.Request) { r.Header.Set("X-Stainless-Retry-Count", "1") })
+		if r.status != 200 || r.head.Get("Mainstay-Attached") != "1" {
+			t.Fatalf("%d %v", r.status, r.head)
+		}
+		saved := map[string]int{}
+		for _, x := range st.book.pages(t, 2) {
+			saved[x.GenAI.Saved]++
+		}
+		if saved["attach"] != 1 || saved[""] != 1 {
+			t.Errorf("%v", saved)
+		}
+	})
+}
