@@ -30,6 +30,7 @@ var replies = map[Code]struct {
 	Overloaded:      {529, "overloaded_error"},
 	Held:            {529, "overloaded_error"},
 	Limited:         {429, "rate_limit_error"},
+	Denied:          {403, "permission_error"},
 	OverBudget:      {402, "billing_error"},
 	Unreachable:     {502, "api_error"},
 	UpstreamTimeout: {504, "timeout_error"},
@@ -108,7 +109,12 @@ func (c *call) refuse(w http.ResponseWriter, v verdict) {
 	c.end = v
 	reply := replies[v.code]
 	kind, message := explain(v, c.policy.upstream.host, max(c.x.Tries, 1))
-	c.closeRetries(w.Header(), v)
+	if v.own {
+		message = v.err.Error()
+		c.tellLimits(w.Header())
+	} else {
+		c.closeRetries(w.Header(), v)
+	}
 	body := errorJSON(kind, message, c.x.ID)
 	h := w.Header()
 	h["Content-Type"] = []string{"application/json"}
@@ -131,6 +137,9 @@ func (c *call) record() {
 	c.watch.estimate()
 	c.tried(c.end.cause)
 	x.Code, x.Blame, x.Err = string(c.end.code), blames[c.end.code], c.end.err
+	if c.end.own {
+		x.Blame = telemetry.BlameClient
+	}
 	x.GenAI.Saved = string(c.saved())
 	if c.upload != nil {
 		x.BytesIn = c.upload.taken.Load()
@@ -148,6 +157,7 @@ func (c *call) record() {
 		c.body.release()
 	}
 	c.book()
+	c.settleLimits()
 	n := &c.engine.counts
 	n.inFlight.Add(-1)
 	if x.HTTP.Stream {
