@@ -26,7 +26,7 @@ var layer = map[string]int{
 
 	// L2: the planes and their peers. These siblings never import one another.
 	"edge": 2, "pooler": 2, "claude": 2,
-	"internal/deploy": 2, "internal/monitor": 2, "internal/assess": 2,
+	"internal/deploy": 2, "internal/monitor": 2, "internal/calls": 2, "internal/assess": 2,
 
 	"internal/admin":  3, // the private listener
 	"internal/local":  3, // the app's own listener

@@ -3,7 +3,9 @@ package claude_test
 import (
 	"context"
 	"net/http"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,11 +23,9 @@ func TestACallTellsWhatSavedItAndEveryAttemptsRequestID(t *testing.T) {
 		{"healthy", hello, nil, claude.SavedNone},
 		{"wrong", `{"model":"claude-sonnet-5"}`, nil, claude.SavedNone},
 		{"overloaded once", hello, []claudetest.Fault{claudetest.Overloaded}, claude.SavedRetry},
-		{"overloaded twice", hello, []claudetest.Fault{claudetest.Overloaded, claudetest.Overloaded}, claude.SavedHold}, // waits for its turn as a probe
 		{"begun anew", helloS, []claudetest.Fault{claudetest.ErrorAfterStart}, claude.SavedRetry},
 		{"cut midway", helloS, []claudetest.Fault{claudetest.CutBetween}, claude.SavedResume},
 		{"gathered, cut midway", hello, []claudetest.Fault{claudetest.CutBetween}, claude.SavedAggregate},
-		{"shut gate", hello, []claudetest.Fault{"overloaded", "overloaded", "overloaded", "overloaded", "overloaded", "overloaded", "overloaded", "overloaded"}, claude.SavedHold},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			fake := claudetest.New(claudetest.Options{})
@@ -46,6 +46,27 @@ func TestACallTellsWhatSavedItAndEveryAttemptsRequestID(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestACallThatWaitsForClaudeToComeBackIsSavedByTheHold(t *testing.T) {
+	fake := claudetest.New(claudetest.Options{FaultRate: 1, Faults: []claudetest.Fault{claudetest.Overloaded}})
+	inBubble(t, fake, patient, func(t *testing.T, st *stage) {
+		var wg sync.WaitGroup
+		for i := range 8 { // calls that differ shut the gate
+			wg.Go(func() { st.post(strings.Replace(hello, "hello", strconv.Itoa(i), 1)) })
+		}
+		time.Sleep(5 * time.Second)
+		time.AfterFunc(5*time.Second, func() { fake.SetFaults(0) })
+		if r := st.send("POST", "/v1/messages", hello, func(r *http.Request) { r.Header.Set("X-Request-Id", "late") }); r.status != 200 {
+			t.Errorf("%d %s", r.status, r.body)
+		}
+		wg.Wait()
+		for _, x := range st.book.pages(t, 9) {
+			if x.ID == "late" && x.GenAI.Saved != "hold" {
+				t.Errorf("saved by %q in %d tries", x.GenAI.Saved, x.Tries)
+			}
+		}
+	})
 }
 
 func TestAnAttachedRetrySaysSo(t *testing.T) {

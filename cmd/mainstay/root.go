@@ -48,7 +48,7 @@ and ANTHROPIC_BASE_URL that lead to the planes.`,
 	})
 	root.AddCommand(c.run(), c.check(), c.config(), c.reload(), c.status(), c.deploy(), c.maintenance(), c.history(), c.dashboard(), c.db(), c.demo(), version())
 	root.AddCommand(c.orders()...)
-	root.AddCommand(c.limits())
+	root.AddCommand(c.limits(), c.claude())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()

@@ -140,7 +140,7 @@ func TestHealthAndReadinessNeedNoToken(t *testing.T) {
 func TestEverythingElseNeedsTheToken(t *testing.T) {
 	s := newServer(t, nil)
 	for _, route := range []string{
-		"GET /metrics", "GET /api/v1/status", "GET /api/v1/series", "GET /api/v1/events", "GET /api/v1/deploys",
+		"GET /metrics", "GET /api/v1/status", "GET /api/v1/claude/calls", "GET /api/v1/series", "GET /api/v1/events", "GET /api/v1/deploys",
 		"POST /api/v1/deploys", "POST /api/v1/reload", "POST /api/v1/login-link", "POST /api/v1/logout",
 	} {
 		method, path, _ := strings.Cut(route, " ")

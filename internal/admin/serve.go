@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/internal/calls"
 	"mainstay.dev/mainstay/internal/deploy"
 	"mainstay.dev/mainstay/internal/limits"
 	"mainstay.dev/mainstay/internal/monitor"
@@ -44,6 +45,7 @@ type Deps struct {
 	Deploys   Deployer
 	Databases Databases
 	Limits    *limits.Gate // nil: nobody is limited
+	Calls     *calls.Ring  // nil: the claude plane is off
 	Reload    func(context.Context) error
 	Monitor   *monitor.Monitor
 	Levels    func() []telemetry.Level
@@ -167,6 +169,7 @@ func (s *Server) routes(page http.Handler) http.Handler {
 	mux.HandleFunc("POST /api/v1/limits/reset", s.only(owner, s.limitsReset))
 	mux.HandleFunc("POST /api/v1/limits/grant", s.only(owner, s.limitsGrant))
 	mux.HandleFunc("POST /api/v1/limits/end", s.only(owner, s.limitsEnd))
+	mux.HandleFunc("GET /api/v1/claude/calls", s.only(browser, s.claudeCalls))
 	mux.HandleFunc("POST /api/v1/reload", s.only(owner, s.reload))
 	mux.HandleFunc("POST /api/v1/login-link", s.only(owner, s.loginLink))
 	mux.HandleFunc("POST /api/v1/logout", s.only(browser, s.logout))

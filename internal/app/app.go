@@ -24,6 +24,7 @@ import (
 	"mainstay.dev/mainstay/edge"
 	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/admin"
+	"mainstay.dev/mainstay/internal/calls"
 	"mainstay.dev/mainstay/internal/config"
 	"mainstay.dev/mainstay/internal/deploy"
 	"mainstay.dev/mainstay/internal/deploy/docker"
@@ -71,6 +72,7 @@ type App struct {
 	edge   *edge.Server
 	pooler *pooler.Server // nil: off
 	claude *claude.Server // nil: off
+	calls  *calls.Ring    // nil: likewise
 	local  *local.Server  // nil: off
 	deploy *deploy.Deployer
 	docker *docker.Driver // nil: the app is no container
@@ -245,7 +247,7 @@ func (a *App) wirePlanes(res *Resolved, ls listeners, creds credentials) error {
 		return res.Locate(ps)
 	}
 	a.admin, err = admin.New(res.Admin, admin.Deps{
-		Listener: ls.admin, Dir: res.Data, Metrics: a.metrics.Handler(), Planes: a.planes, Deploys: a.deploy, Limits: a.limits, Databases: a.databases(),
+		Listener: ls.admin, Dir: res.Data, Metrics: a.metrics.Handler(), Planes: a.planes, Deploys: a.deploy, Limits: a.limits, Databases: a.databases(), Calls: a.calls,
 		Reload: a.Reload, Monitor: a.monitor, Levels: a.levels, Ready: a.Ready,
 		Service: res.Service, Environment: res.Environment, Version: a.opts.Version, Log: a.part("admin"), Sink: a.sink,
 	})

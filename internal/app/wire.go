@@ -3,6 +3,7 @@ package app
 import (
 	"fmt"
 
+	"mainstay.dev/mainstay/internal/calls"
 	"mainstay.dev/mainstay/internal/monitor"
 	"mainstay.dev/mainstay/telemetry"
 	"mainstay.dev/mainstay/telemetry/otlp"
@@ -16,6 +17,11 @@ func (a *App) wireTelemetry(res *Resolved) error {
 	a.monitor = monitor.New()
 	a.metrics = prom.New(a.levels, prom.Version(a.opts.Version))
 	sinks := []telemetry.Sink{a.metrics, a.monitor, a.logs.exchanges}
+	if res.ClaudeOn {
+		const keep = 100
+		a.calls = calls.New(keep)
+		sinks = append(sinks, a.calls)
+	}
 	if cfg.Export != "" {
 		export, err := otlp.New(cfg.OTLP(), otlp.Resource{
 			Service: res.Service, Environment: res.Environment, Version: a.opts.Version, Instance: host(),
