@@ -93,6 +93,9 @@ func TestTwoNodesShareALimitAndOutliveTheirRedis(t *testing.T) {
 		if !strings.Contains(m.log.String(), "the shared store is down") {
 			t.Error("the log does not say that the store is down")
 		}
+		if _, out := m.verb("status"); !strings.Contains(out, "warning: Redis does not answer") {
+			t.Errorf("the status does not warn:\n%s", out)
+		}
 	}
 
 	redis.Restart()

@@ -83,6 +83,9 @@ func printStatus(out io.Writer, st admin.Status) error {
 			fmt.Fprintf(&b, "\n%s: %s\n", c.ID, c.Reason)
 		}
 	}
+	for _, warning := range st.Warnings {
+		fmt.Fprintf(&b, "\nwarning: %s\n", warning)
+	}
 	if st.App.Maintenance {
 		fmt.Fprintf(&b, "\nmaintenance mode is on\n")
 	}

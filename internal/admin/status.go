@@ -40,6 +40,7 @@ type Status struct {
 	Window      float64       `json:"window_s"`         // what the figures are of, in seconds
 	Planes      []PlaneStatus `json:"planes"`
 	App         deploy.Status `json:"app"`
+	Warnings    []string      `json:"warnings,omitempty"` // what works, but not as it should
 	Levels      []Level       `json:"levels"`
 }
 
@@ -79,6 +80,9 @@ func (s *Server) current(window time.Duration) Status {
 			r := shown(*f)
 			st.App.Frozen = &r
 		}
+	}
+	if s.deps.Limits != nil && s.deps.Limits.Overview(0).Down {
+		st.Warnings = append(st.Warnings, "Redis does not answer: rate limits go on as limits.on_store_failure says, without the other nodes")
 	}
 	if s.deps.Levels != nil {
 		for _, l := range s.deps.Levels() {

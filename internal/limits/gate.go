@@ -39,6 +39,7 @@ type Gate struct {
 	stores [ratelimit.FailDeny + 1]ratelimit.Store // by what to do when the shared one fails
 	tallies
 	seen     seen
+	lines    lines
 	granting granting
 	audit    audit
 	granted  atomic.Pointer[grants]
@@ -60,7 +61,7 @@ func NewGate(cfg Config, d Deps) (*Gate, error) {
 	g := &Gate{deps: d, settling: make(chan settlement, maxSettling)}
 	g.policy.Store(p)
 	g.granted.Store(&grants{})
-	g.seen.seed, g.audit.dir = maphash.MakeSeed(), d.Dir
+	g.seen.seed, g.lines.seed, g.audit.dir = maphash.MakeSeed(), maphash.MakeSeed(), d.Dir
 	if err := g.loadGrants(); err != nil {
 		return nil, err
 	}
@@ -158,6 +159,7 @@ func (g *Gate) Admit(ctx context.Context, a Ask) (Verdict, error) {
 		return v, err
 	}
 	if !a.Peek {
+		g.queue(ctx, &a, &v)
 		g.count(&v)
 		g.seen.note(&a, &v)
 	}

@@ -31,6 +31,7 @@ const startWithin = 30 * time.Second
 type Server struct {
 	Addr string      // 127.0.0.1:port
 	TLS  *tls.Config // what a client needs to trust it; nil without TLS
+	CA   string      // the same as a file, PEM; "" without TLS
 
 	t    testing.TB
 	dir  string
@@ -57,7 +58,7 @@ func StartTLS(t testing.TB, args ...string) *Server {
 	if err != nil {
 		t.Fatalf("make certificates: %v", err)
 	}
-	s.TLS = config
+	s.TLS, s.CA = config, filepath.Join(s.dir, "server.crt")
 	_, port, _ := net.SplitHostPort(s.Addr)
 	s.args = append([]string{
 		"--port", "0", "--tls-port", port, "--tls-auth-clients", "no",

@@ -115,9 +115,10 @@ export function showHead(status) {
   else if (status.app && status.app.deploying) showState("good", "serving, deploying");
   else showState("good", "serving");
   const banner = document.getElementById("banner");
-  banner.hidden = status.ready;
-  set(banner, { "data-tone": null });
-  text(banner, status.ready ? "" : `Requests cannot be served: ${status.reason}`);
+  const warnings = status.warnings || [];
+  banner.hidden = status.ready && !warnings.length;
+  set(banner, { "data-tone": status.ready ? "warn" : null });
+  text(banner, status.ready ? warnings.join(" · ") : `Requests cannot be served: ${status.reason}`);
 }
 
 export function showState(tone, say) {
