@@ -6,6 +6,10 @@
 // processor time is that of this process, client library included.
 //
 //	scripts/redis.sh go -C bench/limits run . -kill
+//
+// With -flood it needs no Redis, and tells what one flooding caller costs the others.
+//
+//	go -C bench/limits run . -flood
 package main
 
 import (
@@ -42,7 +46,15 @@ func main() {
 	span := flag.Duration("for", 3*time.Second, "how long each row takes in each round")
 	rounds := flag.Int("rounds", 3, "how often; the best round of each row counts")
 	kill := flag.Bool("kill", false, "kill -9 the Redis at the end, and tell how long decisions take")
+	flooded := flag.Bool("flood", false, "measure a flood, and nothing else")
 	flag.Parse()
+	if *flooded {
+		if err := flood(*span, *rounds); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	err := measure(*addr, *clients, *span, *rounds)
 	if err == nil && *kill {
 		err = killed(*addr, min(*clients, 16))

@@ -37,7 +37,7 @@ func competing(t *testing.T, d Deps, limit Tier) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Duration(random.ExpFloat64() * float64(limit.Window/4)/float64(limit.Requests))) // in clumps
+		time.Sleep(time.Duration(random.ExpFloat64() * float64(limit.Window/4) / float64(limit.Requests))) // in clumps
 	}
 	members := 40
 	if limit.Burst > 0 {
