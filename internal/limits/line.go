@@ -42,7 +42,7 @@ func (l *lines) place(key string, who Caller, now time.Time) (ahead int, told ti
 }
 
 // tell notes when a member was told to come.
-func (l *lines) tell(key string, who Caller, now, at time.Time) {
+func (l *lines) tell(key string, who Caller, at time.Time) {
 	shard := &l.shards[maphash.String(l.seed, key)%lineShards]
 	shard.Lock()
 	defer shard.Unlock()
@@ -84,7 +84,7 @@ func (g *Gate) queue(ctx context.Context, a *Ask, v *Verdict) {
 			wait = max(wait, g.roomFor(ctx, r, int64(ahead+1)*r.Check.Cost))
 		}
 		told = now.Add(time.Duration(seconds(wait)) * time.Second)
-		g.lines.tell(key, who, now, told)
+		g.lines.tell(key, who, told)
 	}
 	r.Retry = max(r.Retry, told.Sub(now))
 }
