@@ -183,7 +183,9 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 	case pgwire.EmptyQuery:
 		s.exchange.DB.Queries++
 	case pgwire.ErrorResponse:
-		s.failed(body)
+		if !s.failed(body) {
+			return false, false, nil
+		}
 		s.explain()
 	case pgwire.ParameterStatus:
 		s.hear(body)
@@ -195,7 +197,7 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 		if len(body) != 1 {
 			return false, false, s.confused(errOutOfStep)
 		}
-		done, err = s.ready(body[0])
+		return s.ready(body[0])
 	}
 	return true, done, err
 }
@@ -208,7 +210,11 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch d, ok := s.debts.pop(); {
+	d, ok := s.debts.pop()
+	for ok && d.kind == owesDrop { // a portal that was closed before its end
+		d, ok = s.debts.pop()
+	}
+	switch {
 	case ok && d.kind == theirs:
 		return true, false, nil
 	case ok && d.kind == ours:
@@ -224,9 +230,17 @@ func (s *session) completed(body []byte) {
 	db.Command = commandName(command)
 	db.Rows += rows
 	db.Queries++
-	if db.Command == "DEALLOCATE ALL" || db.Command == "DISCARD ALL" {
+	switch db.Command {
+	case "DEALLOCATE ALL", "DISCARD ALL":
 		s.mu.Lock()
 		s.forget()
+		s.mu.Unlock()
+	case "DEALLOCATE":
+		s.mu.Lock()
+		if d, ok := s.debts.first(); ok && d.kind == owesDrop {
+			s.debts.pop()
+			s.unname(d.name)
+		}
 		s.mu.Unlock()
 	}
 	if bytes.HasPrefix(command, []byte("ALTER ")) || bytes.HasPrefix(command, []byte("DROP ")) || bytes.HasPrefix(command, []byte("CREATE ")) {
@@ -235,25 +249,31 @@ func (s *session) completed(body []byte) {
 	}
 }
 
-// failed notes an error: what was sent behind it in the same cycle is skipped.
-func (s *session) failed(body []byte) {
+// failed notes an error: what was sent behind it in the same cycle is skipped. It
+// reports whether the error is for the client.
+func (s *session) failed(body []byte) (keep bool) {
 	code := pgwire.Field(body, 'C')
 	severity := pgwire.Field(body, 'V')
 	if severity == nil {
 		severity = pgwire.Field(body, 'S')
 	}
 	s.fatal = string(severity) == "FATAL" || string(severity) == "PANIC"
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d, ok := s.debts.firstReady(); ok && d.kind == owesOurSync && !s.fatal {
+		s.forgive()
+		return false // what the client sent fails too, behind it
+	}
 	x := &s.exchange
 	x.DB.SQLState = string(code)
 	x.DB.Queries++
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.copying = false
 	// A plan that does not fit any more: a new Parse must really be one, everywhere.
 	if x.DB.SQLState == "0A000" {
 		s.backend.pool.statements.renew()
 	}
 	s.forgive()
+	return true
 }
 
 // takesCopy notes that the server takes COPY data from now on, so that client and
@@ -277,15 +297,21 @@ func (s *session) takesCopy() {
 }
 
 // ready notes that the server has finished a cycle and records it. done reports
-// whether it owes nothing more and the client may be read by serve again.
-func (s *session) ready(status byte) (done bool, err error) {
+// whether it owes nothing more and the client may be read by serve again, keep whether
+// the client is to hear of it.
+func (s *session) ready(status byte) (keep, done bool, err error) {
 	s.mu.Lock()
 	b := s.backend
 	for {
 		d, ok := s.debts.pop()
 		if !ok {
 			s.mu.Unlock()
-			return false, s.confused(errOutOfStep)
+			return false, false, s.confused(errOutOfStep)
+		}
+		if d.kind == owesOurSync {
+			b.status, s.block = status, status
+			s.mu.Unlock()
+			return false, false, nil
 		}
 		if d.kind.ready() {
 			break
@@ -297,7 +323,7 @@ func (s *session) ready(status byte) (done bool, err error) {
 	done = s.settled()
 	s.mu.Unlock()
 	s.record(&c)
-	return done, nil
+	return true, done, nil
 }
 
 // join ends the uplink and takes the client over from it. After a failure the server

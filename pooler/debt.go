@@ -13,7 +13,7 @@ import (
 type debt struct {
 	kind      debtKind
 	statement *statement // the one that a Parse creates, or a Close of ours removes
-	name      string     // the client's, for that statement
+	name      string     // the client's, for that statement or the one it drops
 }
 
 type debtKind uint8
@@ -23,8 +23,10 @@ const (
 	owesOurParse                 // ParseComplete for us
 	owesClose                    // CloseComplete for the client
 	owesOurClose                 // CloseComplete for us
+	owesDrop                     // CommandComplete of a DEALLOCATE of the client's statement of this name
 	owesSync                     // ReadyForQuery after a Sync
 	owesQuery                    // ReadyForQuery after a Query or FunctionCall
+	owesOurSync                  // ReadyForQuery for us
 )
 
 // ready reports whether the debt is a ReadyForQuery.
@@ -114,9 +116,9 @@ func (s *session) forgive() {
 func (s *session) undo(d debt) {
 	b := s.backend
 	switch {
-	case d.kind == owesOurClose:
+	case d.kind == owesOurClose && d.statement != nil:
 		b.prepared[d.statement] = 0 // it is still there
-	case d.kind.ready() || d.kind == owesClose:
+	case d.kind.ready() || d.kind == owesClose || d.kind == owesOurClose || d.kind == owesDrop:
 	case d.statement != nil:
 		delete(b.prepared, d.statement)
 	case d.name == "":

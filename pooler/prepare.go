@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,12 +24,24 @@ type statement struct {
 	body []byte // of the Parse message, after the name
 	left scan.Effect
 	said scan.Mentions // if what it leaves has names
+	use
 
 	shape *fingerprint.Shape
 }
 
+// A use is what a statement does, in SQL, with another that was prepared through the
+// protocol: its text has the server's name in place of the client's.
+type use struct {
+	drops string     // DEALLOCATE: of the client's statement of this name
+	runs  *statement // EXECUTE
+}
+
 // Names on the servers begin with namePrefix; the bare prefix never exists.
 const namePrefix = "_ms"
+
+// decoy is an empty statement that a client's DEALLOCATE drops in place of its own,
+// which others may use.
+const decoy = namePrefix + "_decoy"
 
 // Bounds of what is kept for clients' prepared statements. A statement may be as
 // long as PostgreSQL's own limit for a query that is worth preparing ever is.
@@ -47,11 +60,11 @@ type registry struct {
 	last uint64
 }
 
-// intern returns the statement with this body.
-func (r *registry) intern(settings *state.Settings, body []byte, shapes *fingerprint.Table) *statement {
+// intern returns the statement with this body, which has this use.
+func (r *registry) intern(settings *state.Settings, body []byte, u use, shapes *fingerprint.Table) *statement {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	key := settings.Key() + string(body)
+	key := settings.Key() + u.drops + "\x00" + string(body)
 	if st := r.by[key]; st != nil {
 		return st
 	}
@@ -66,7 +79,10 @@ func (r *registry) intern(settings *state.Settings, body []byte, shapes *fingerp
 	}
 	r.last++
 	text, _, _ := pgwire.String(body)
-	st := &statement{name: namePrefix + strconv.FormatUint(r.last, 36), body: append([]byte(nil), body...), left: scan.Effects(text, false), shape: shapes.Of(text)}
+	st := &statement{name: namePrefix + strconv.FormatUint(r.last, 36), body: append([]byte(nil), body...), left: scan.Effects(text, false), use: u, shape: shapes.Of(text)}
+	if u != (use{}) {
+		st.left &^= scan.Prepares // what it names is nothing that stays
+	}
 	if st.left&(scan.Setting|scan.AnyChange) != 0 {
 		st.said.Find(text, false)
 	}
@@ -90,6 +106,7 @@ type unnamed struct {
 	kept    bool
 	left    scan.Effect
 	said    scan.Mentions
+	use
 }
 
 // rewrite puts the next message's header, and as much of its body as needs to be
@@ -107,7 +124,17 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 			return s.rewriteNamed(typ, n)
 		case pgwire.Query:
 			b.unnamed, s.unnamed.version = ticket{}, 0 // PostgreSQL drops it
+			if renamed, u := s.rename(text, whole); renamed != nil {
+				s.queryRenamed(renamed, u)
+				s.in.Skip(pgwire.HeaderSize + n)
+				return 0, nil
+			}
 			s.suspect(text, whole)
+		case pgwire.Execute:
+			if s.dropping != "" {
+				s.owe(debt{kind: owesDrop, name: s.dropping})
+				s.dropping = ""
+			}
 		}
 	}
 	b.out = pgwire.AppendHeader(b.out, typ, n)
@@ -129,6 +156,12 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 	if len(name) == 0 {
 		u := &s.unnamed
 		u.last++
+		var renamed []byte
+		if renamed, u.use = s.rename(text, whole); renamed != nil {
+			s.parseRenamed(renamed, s.head(n)[len(text)+2:])
+			s.in.Skip(pgwire.HeaderSize + n)
+			return 0, nil
+		}
 		u.version, u.left, u.kept = u.last, s.suspect(text, whole), whole && n <= maxUnnamedBytes
 		u.said = scan.Mentions{}
 		if u.left&(scan.Setting|scan.AnyChange) != 0 {
@@ -161,7 +194,12 @@ func (s *session) parseNamed(name string, body []byte) error {
 	if len(s.names) >= maxNames || s.nameBytes+len(body) > maxNameBytes {
 		return end(Unsupported, "too many prepared statements in one session", "close those that are not needed")
 	}
-	st := b.pool.statements.intern(s.settings, body, s.pooler.shapes)
+	text, types, _ := pgwire.String(body)
+	renamed, u := s.rename(text, true)
+	if renamed != nil {
+		body = append(append(renamed, 0), types...)
+	}
+	st := b.pool.statements.intern(s.settings, body, u, s.pooler.shapes)
 	if s.names == nil {
 		s.names = map[string]*statement{}
 	}
@@ -190,6 +228,16 @@ func (s *session) rewriteBind(n int) (int, error) {
 	}
 	as := s.resolve(name)
 	b := s.backend
+	s.dropping = s.unnamed.drops
+	if len(name) > 0 {
+		s.dropping = ""
+		if st := s.names[string(name)]; st != nil {
+			s.dropping = st.drops
+		}
+	}
+	if s.dropping != "" {
+		s.offerDecoy(s.dropping)
+	}
 	if b.left&scan.AnyChange != 0 { // a value may be the name of a setting
 		pgwire.Values(s.head(n)[len(portal)+len(name)+2:], b.mentions.Guess)
 	}
@@ -250,6 +298,7 @@ func (s *session) resolve(name []byte) string {
 		return string(name)
 	}
 	s.ensure(st)
+	s.run(st.runs)
 	s.recall(st.left, &st.said)
 	s.see(st, nil)
 	return st.name
@@ -266,6 +315,7 @@ func (s *session) resolveUnnamed() string {
 	default:
 		return namePrefix // never somebody else's
 	}
+	s.run(u.runs)
 	s.recall(u.left, &u.said)
 	return ""
 }
@@ -277,6 +327,91 @@ func (s *session) recall(left scan.Effect, said *scan.Mentions) {
 	for _, name := range said.Settings {
 		b.mentions.Add(name)
 	}
+}
+
+// rename puts the server's name into a text that deallocates or executes by name, in
+// SQL, what the client prepared through the protocol; nil if the text does not.
+func (s *session) rename(text []byte, whole bool) (renamed []byte, _ use) {
+	if len(s.names) == 0 || !whole {
+		return nil, use{}
+	}
+	found, ok := scan.UseOf(text, s.backend.backslash())
+	if !ok {
+		return nil, use{}
+	}
+	st := s.names[found.Name]
+	if st == nil {
+		return nil, use{} // one that SQL prepared
+	}
+	u, as := use{runs: st}, st.name
+	if found.Drops {
+		u, as = use{drops: found.Name}, decoy
+	}
+	return slices.Concat(text[:found.From], []byte(as), text[found.To:]), u
+}
+
+// queryRenamed sends a simple query whose text was renamed.
+func (s *session) queryRenamed(text []byte, u use) {
+	b := s.backend
+	s.suspectRenamed(text)
+	switch _, known := b.prepared[u.runs]; {
+	case u.runs == nil:
+		s.offerDecoy(u.drops)
+		s.owe(debt{kind: owesDrop, name: u.drops})
+	case known || s.debts.none() && b.status != pgwire.InFailed:
+		// A Parse that fails makes the server skip everything up to a Sync.
+		s.run(u.runs)
+		if !known {
+			b.out = pgwire.Append(b.out, pgwire.Sync)
+			s.owe(debt{kind: owesOurSync})
+		}
+	}
+	b.out = pgwire.AppendQuery(b.out, string(text))
+}
+
+// suspectRenamed notes what a renamed statement may leave behind: what it names is
+// nothing that stays.
+func (s *session) suspectRenamed(text []byte) scan.Effect {
+	b := s.backend
+	before := b.left & scan.Prepares
+	e := s.suspect(text, true) &^ scan.Prepares
+	b.left = b.left&^scan.Prepares | before
+	return e
+}
+
+// parseRenamed sends the unnamed statement, whose text was renamed.
+func (s *session) parseRenamed(text, types []byte) {
+	b, u := s.backend, &s.unnamed
+	u.version, u.left, u.kept = u.last, s.suspectRenamed(text), true
+	u.said = scan.Mentions{}
+	if u.left&(scan.Setting|scan.AnyChange) != 0 {
+		u.said.Find(text, b.backslash())
+	}
+	u.body = append(append(append(u.body[:0], text...), 0), types...)
+	b.unnamed = ticket{s.id, u.version}
+	s.owe(debt{kind: owesParse})
+	b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.body)
+}
+
+// offerDecoy makes a statement that the client's DEALLOCATE of this name can drop, if
+// there is such a name.
+func (s *session) offerDecoy(name string) {
+	b := s.backend
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(decoy), nul)
+	s.owe(debt{kind: owesOurClose})
+	if s.names[name] != nil {
+		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(decoy), nul, nul, nul, nul)
+		s.owe(debt{kind: owesOurParse})
+	}
+}
+
+// run prepares for a statement that another executes in SQL; st may be nil.
+func (s *session) run(st *statement) {
+	if st == nil {
+		return
+	}
+	s.ensure(st)
+	s.recall(st.left, &st.said)
 }
 
 // ensure makes sure that the server knows a statement, or will by the time it gets

@@ -91,6 +91,7 @@ type session struct {
 	names     map[string]*statement
 	nameBytes int // of the statements that have names
 	unnamed   unnamed
+	dropping  string // the name of the statement that what was bound last will deallocate
 }
 
 // A stage is how near its end a session is.

@@ -1,0 +1,73 @@
+package scan
+
+// A Use is how a text uses a prepared statement by its name.
+type Use struct {
+	Name     string
+	From, To int  // of the name in the text, with its quotes
+	Drops    bool // DEALLOCATE; otherwise it is an EXECUTE, or one that is explained or fills a table
+}
+
+// UseOf finds the name in a text that is a single DEALLOCATE name or EXECUTE name. ok
+// is false for all others.
+func UseOf(sql []byte, backslash bool) (u Use, ok bool) {
+	l := lexer{sql: sql, backslash: backslash}
+	switch t := l.next(); {
+	case l.is(t, "deallocate"):
+		u.Drops = true
+	case l.is(t, "execute"):
+	case l.is(t, "explain"), l.is(t, "create"):
+		if !l.toExecute(l.is(t, "create")) {
+			return u, false
+		}
+	default:
+		return u, false
+	}
+	t := l.next()
+	if u.Drops && l.is(t, "prepare") {
+		if after := l; after.next().kind != end { // it is no name
+			t = l.next()
+		}
+	}
+	if u.Drops && l.is(t, "all") {
+		return u, false
+	}
+	u.From, u.To = t.from, t.to
+	if t.kind == quoted {
+		if u.From < 1 || u.From > 2 && l.sql[u.From-2] == '&' {
+			return u, false // its escapes are not known here
+		}
+		u.From, u.To = u.From-1, u.To+1
+	} else if t.kind != word {
+		return u, false
+	}
+	if !l.last(u.Drops) {
+		return u, false
+	}
+	u.Name, ok = l.value(t)
+	return u, ok
+}
+
+// toExecute reads up to EXECUTE, in a CREATE only to one that follows AS.
+func (l *lexer) toExecute(create bool) bool {
+	as := false
+	for t := l.next(); t.kind != end && !l.isMark(t, ';'); t = l.next() {
+		if l.is(t, "execute") && (as || !create) {
+			return true
+		}
+		as = l.is(t, "as")
+	}
+	return false
+}
+
+// last reports whether the text ends with this statement; with bare, right here.
+func (l *lexer) last(bare bool) bool {
+	for t := l.next(); t.kind != end; t = l.next() {
+		if l.isMark(t, ';') {
+			return l.next().kind == end
+		}
+		if bare {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,34 @@
+package scan
+
+import "testing"
+
+func TestTheNameThatATextUsesIsFound(t *testing.T) {
+	for sql, want := range map[string]string{
+		"deallocate ps": "drops ps", " /* x */ DEALLOCATE Prepare Ps;": "drops ps", `deallocate "P""s"`: `drops P"s`,
+		"deallocate prepare": "drops prepare", "deallocate all": "", "deallocate prepare all": "", "deallocate a; select 1": "",
+		"deallocate a b": "", `deallocate U&"a"`: "", "deallocate 'a'": "", "deallocate": "", "select 1": "",
+		"execute ps": "runs ps", "execute ps(1, ';');": "runs ps", "execute a; execute b": "", "prepare a as select 1": "",
+		"explain (analyze) execute ps(1)": "runs ps", "create temp table t as execute ps": "runs ps",
+		"create trigger x after insert on t execute function f()": "", "explain select 1": "",
+	} {
+		u, ok := UseOf([]byte(sql), false)
+		got := ""
+		if ok {
+			got = map[bool]string{true: "drops ", false: "runs "}[u.Drops] + u.Name
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", sql, got, want)
+		}
+	}
+}
+
+func FuzzUseOf(f *testing.F) {
+	for _, sql := range []string{"deallocate ps", `deallocate U&"`, "explain execute", `execute "`, "create x as execute y"} {
+		f.Add([]byte(sql))
+	}
+	f.Fuzz(func(t *testing.T, sql []byte) {
+		if u, ok := UseOf(sql, false); ok && (u.From < 0 || u.To > len(sql) || u.From >= u.To) {
+			t.Errorf("%q: %+v", sql, u)
+		}
+	})
+}
