@@ -189,6 +189,8 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 		s.explain()
 	case pgwire.ParameterStatus:
 		s.hear(body)
+	case pgwire.NoticeResponse:
+		return !s.signal(body), false, nil
 	case pgwire.CopyIn:
 		s.takesCopy()
 	case pgwire.CopyBoth:

@@ -37,6 +37,7 @@ type backend struct {
 	left     scan.Effect   // what the client may have left there since it was looked at
 	pins     scan.Effect   // what the client is known to have there
 	mentions scan.Mentions // names that the client's statements gave
+	heard    []byte        // notifications that came while the pooler itself asked something
 
 	prepared map[*statement]uint64 // statements that exist there, and when each was last used
 	uses     uint64
@@ -167,6 +168,10 @@ func (s *backend) exec(sql string, rows func(body []byte) error) (err error) {
 			refused = &upstream.Refused{SQLState: string(pgwire.Field(body, 'C')), Message: string(pgwire.Field(body, 'M'))}
 		case pgwire.ParameterStatus:
 			s.note(body)
+		case pgwire.Notification:
+			if len(s.heard)+len(body) <= maxAnswer {
+				s.heard = pgwire.Append(s.heard, typ, body)
+			}
 		case pgwire.DataRow:
 			if rows != nil {
 				if err := rows(body); err != nil {
@@ -249,7 +254,7 @@ func (s *backend) clean() error {
 
 // forgive forgets what may have been left: it is not there, or it has been wiped.
 func (s *backend) forgive() {
-	s.left, s.pins = 0, 0
+	s.left, s.pins, s.heard = 0, 0, nil
 	s.mentions.Settings = s.mentions.Settings[:0]
 }
 

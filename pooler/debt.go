@@ -250,6 +250,10 @@ func (s *session) look(b *backend) error {
 	s.mu.Lock()
 	s.pinned = reasons
 	s.mu.Unlock()
+	if len(b.heard) > 0 && !s.mute {
+		_, _ = s.conn.Write(b.heard) // a client that is gone is noticed where it is served
+	}
+	b.heard = nil
 	return nil
 }
 

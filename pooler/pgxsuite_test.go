@@ -45,7 +45,7 @@ func TestPgxsOwnSuite(t *testing.T) {
 		cfg := config(database(url, func(d *Database) { d.Mode = mode; d.Pool.Max = 40 }))
 		cfg.Databases["pgx_test"] = cfg.Databases["app"]
 		h := run(t, cfg)
-		through := pgxSuite(t, dir, strings.Replace(h.url("ann", ""), "/app", "/pgx_test", 1))
+		through := pgxSuite(t, dir, strings.Replace(h.url(s.User(), ""), "/app", "/pgx_test", 1))
 		for name, action := range through {
 			if action == "fail" && direct[name] == "pass" {
 				t.Logf("%s: fails through the pooler in %s mode", name, mode)

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -378,6 +379,10 @@ func (p *Server) accept(ctx context.Context) error {
 	}
 }
 
+// firstID is the least id of a session. Clients take it for their server's process
+// id, so it must be none that a process may have: Linux's end at 1<<22.
+const firstID = 1<<22 + 1
+
 // enter registers a session under a key of its own; nil if there are too many.
 func (p *Server) enter(conn net.Conn) *session {
 	s := newSession(p, conn)
@@ -390,7 +395,10 @@ func (p *Server) enter(conn net.Conn) *session {
 	}
 	for {
 		p.lastID++
-		if _, taken := p.sessions[p.lastID]; !taken && p.lastID != 0 {
+		if p.lastID < firstID || p.lastID > math.MaxInt32 {
+			p.lastID = firstID
+		}
+		if _, taken := p.sessions[p.lastID]; !taken {
 			break
 		}
 	}

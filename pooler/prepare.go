@@ -136,6 +136,8 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 				s.dropping = ""
 			}
 		}
+	} else if text != nil && whole {
+		b.left |= scan.Effects(text, false) & (scan.Terminates | scan.Cancels)
 	}
 	b.out = pgwire.AppendHeader(b.out, typ, n)
 	s.in.Skip(pgwire.HeaderSize)

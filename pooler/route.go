@@ -1,15 +1,18 @@
 package pooler
 
 import (
+	"bytes"
 	"context"
 	"crypto/subtle"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
 
@@ -161,6 +164,49 @@ func (p *Server) cancelFor(start pgwire.Startup) {
 	if s != nil && s.admitted() && subtle.ConstantTimeCompare(s.secret[:], start.Key) == 1 {
 		s.cancel()
 	}
+}
+
+// signal ends, or cancels, the session whose id a client gives to pg_terminate_backend
+// or pg_cancel_backend, since it was told that this is its server's process: what
+// PostgreSQL warns of is that it has no such process. As there, clients may do that to
+// those of their own user, here in their own database. It reports whether it did.
+func (s *session) signal(notice []byte) bool {
+	s.mu.Lock()
+	asked := s.backend.left & (scan.Terminates | scan.Cancels)
+	s.mu.Unlock()
+	if asked == 0 || string(pgwire.Field(notice, 'C')) != "01000" {
+		return false
+	}
+	id := firstNumber(pgwire.Field(notice, 'M'))
+	s.pooler.mu.Lock()
+	other := s.pooler.sessions[id]
+	s.pooler.mu.Unlock()
+	if id < firstID || other == nil || !other.admitted() || other.user != s.user || other.database != s.database {
+		return false
+	}
+	if asked&scan.Terminates == 0 {
+		s.pooler.ended.Go(other.cancel) // it has not ended while s has not
+		return true
+	}
+	other.expel(end(Killed, "terminating connection due to administrator command", ""))
+	return true
+}
+
+// firstNumber is the first number in a text, in whatever language; 0 if there is none.
+func firstNumber(text []byte) uint32 {
+	from := bytes.IndexAny(text, "0123456789")
+	if from < 0 {
+		return 0
+	}
+	to := from
+	for to < len(text) && '0' <= text[to] && text[to] <= '9' {
+		to++
+	}
+	n, err := strconv.ParseUint(string(text[from:to]), 10, 32)
+	if err != nil {
+		return 0
+	}
+	return uint32(n)
 }
 
 // enforce ends what takes longer than the database allows. Only the sweep calls it.

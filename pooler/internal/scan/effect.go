@@ -5,24 +5,26 @@ package scan
 type Effect uint32
 
 const (
-	Setting   Effect = 1 << iota // changes a setting that [Mentions] names
-	AnyChange                    // may change settings that nobody can name: DO, CALL, set_config of an expression
-	Back                         // RESET, SET … TO DEFAULT, DISCARD: leads back to what was at login
-	Temporary                    // may make or drop something temporary
-	Locks                        // takes or gives back a session's advisory lock
-	Hold                         // makes or closes a cursor that outlives its transaction
-	Listens                      // LISTEN or UNLISTEN
-	Notifies                     // NOTIFY, or pg_notify
-	Prepares                     // PREPARE, EXECUTE, DEALLOCATE
-	Seeds                        // setseed: what random() will return
-	Sequence                     // asks what the session's last sequence value was
-	Connects                     // dblink_connect: a connection that the server's session holds
-	Loads                        // LOAD: a library stays
-	Ends                         // COMMIT, ROLLBACK and their kind
-	Discards                     // DISCARD
-	Alone                        // may refuse to run in a transaction block: VACUUM, CREATE DATABASE…
-	Unseen                       // was not looked at as a whole
-	Nameless                     // changes a setting whose name the server computes
+	Setting    Effect = 1 << iota // changes a setting that [Mentions] names
+	AnyChange                     // may change settings that nobody can name: DO, CALL, set_config of an expression
+	Back                          // RESET, SET … TO DEFAULT, DISCARD: leads back to what was at login
+	Temporary                     // may make or drop something temporary
+	Locks                         // takes or gives back a session's advisory lock
+	Hold                          // makes or closes a cursor that outlives its transaction
+	Listens                       // LISTEN or UNLISTEN
+	Notifies                      // NOTIFY, or pg_notify
+	Prepares                      // PREPARE, EXECUTE, DEALLOCATE
+	Seeds                         // setseed: what random() will return
+	Sequence                      // asks what the session's last sequence value was
+	Connects                      // dblink_connect: a connection that the server's session holds
+	Loads                         // LOAD: a library stays
+	Ends                          // COMMIT, ROLLBACK and their kind
+	Discards                      // DISCARD
+	Alone                         // may refuse to run in a transaction block: VACUUM, CREATE DATABASE…
+	Unseen                        // was not looked at as a whole
+	Nameless                      // changes a setting whose name the server computes
+	Terminates                    // pg_terminate_backend
+	Cancels                       // pg_cancel_backend
 )
 
 // Lasting are the effects that outlive a transaction.
@@ -113,6 +115,10 @@ func (w *walk) word(t token) (e Effect) {
 	case "pg_advisory_lock", "pg_advisory_lock_shared", "pg_try_advisory_lock", "pg_try_advisory_lock_shared",
 		"pg_advisory_unlock", "pg_advisory_unlock_shared", "pg_advisory_unlock_all":
 		e = Locks
+	case "pg_terminate_backend":
+		e = Terminates
+	case "pg_cancel_backend":
+		e = Cancels
 	case "temp", "temporary":
 		if w.temporary() {
 			e = Temporary
