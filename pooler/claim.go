@@ -200,8 +200,14 @@ func (p *pool) held() (all []lease) {
 
 // String must not be called under the pool's lock: it asks the session.
 func (l lease) String() string {
-	return fmt.Sprintf("user %q (application %q, color %s) has one since %v and is %s",
+	text := fmt.Sprintf("user %q (application %q, color %s) has one since %v and is %s",
 		l.holder.user, l.holder.application, l.holder.color, time.Since(l.since).Round(time.Millisecond), l.holder.doing())
+	l.holder.mu.Lock()
+	defer l.holder.mu.Unlock()
+	if l.holder.pinned != "" {
+		text += ", pinned by: " + l.holder.pinned
+	}
+	return text
 }
 
 // unreachable explains that PostgreSQL cannot be reached. A refusal that says why

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/fair"
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/telemetry"
@@ -316,7 +318,7 @@ func (p *Server) seen() (levels []telemetry.Level) {
 
 // Levels is Stats as metrics.
 func (p *Server) Levels() []telemetry.Level {
-	st := p.Stats()
+	st, pins := p.Stats(), p.pins()
 	levels := []telemetry.Level{
 		{Name: "mainstay_pooler_clients", Help: "Clients that are connected.", Value: float64(st.Clients)},
 		{Name: "mainstay_pooler_clients_max", Help: "Clients that may be connected at once.", Value: float64(st.MaxClients)},
@@ -343,8 +345,33 @@ func (p *Server) Levels() []telemetry.Level {
 			l.Labels = []telemetry.Label{database}
 			levels = append(levels, l)
 		}
+		for reason, n := range audit.Tally(pins[d.Database]) {
+			levels = append(levels, telemetry.Level{
+				Name: "mainstay_pooler_pinned", Help: "Clients that keep their connection to PostgreSQL between transactions, by what they left there.",
+				Labels: []telemetry.Label{database, {Name: "reason", Value: reason}}, Value: float64(n),
+			})
+		}
 	}
 	return append(levels, p.seen()...)
+}
+
+// pins is why clients keep their server, by database: one text for each client.
+func (p *Server) pins() map[string][]string {
+	p.mu.Lock()
+	sessions := slices.Collect(maps.Values(p.sessions))
+	p.mu.Unlock()
+	by := map[string][]string{}
+	for _, s := range sessions {
+		if !s.admitted() {
+			continue
+		}
+		s.mu.Lock()
+		if s.pinned != "" {
+			by[s.database] = append(by[s.database], s.pinned)
+		}
+		s.mu.Unlock()
+	}
+	return by
 }
 
 func bit(b bool) float64 {

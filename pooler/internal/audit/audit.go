@@ -209,20 +209,42 @@ const Wreck = scan.Loads | scan.Seeds | scan.Connects
 // Sticky are pins that are known by the text alone.
 const Sticky = Wreck | scan.Nameless
 
+// reasons are the words for what keeps a connection with its client.
+var reasons = [...]struct {
+	pin  scan.Effect
+	word string
+}{
+	{scan.Temporary, "temporary table"}, {scan.Locks, "advisory lock"}, {scan.Hold, "cursor with hold"},
+	{scan.Seeds, "random seed"}, {scan.Connects, "dblink connection"}, {scan.Loads, "loaded library"},
+	{scan.Nameless, "setting with a computed name"}, {scan.Prepares, "PREPARE"}, {scan.Listens, "LISTEN"},
+}
+
 // Reasons names what keeps a connection with its client, for people.
 func Reasons(pins scan.Effect) string {
 	var words []string
-	for _, r := range [...]struct {
-		pin  scan.Effect
-		word string
-	}{
-		{scan.Temporary, "temporary table"}, {scan.Locks, "advisory lock"}, {scan.Hold, "cursor with hold"},
-		{scan.Seeds, "random seed"}, {scan.Connects, "dblink connection"}, {scan.Loads, "loaded library"},
-		{scan.Nameless, "setting with a computed name"}, {scan.Prepares, "PREPARE"}, {scan.Listens, "LISTEN"},
-	} {
+	for _, r := range reasons {
 		if pins&r.pin != 0 {
 			words = append(words, r.word)
 		}
 	}
-	return strings.Join(words, ", ")
+	return strings.Join(words, separator)
+}
+
+const separator = ", "
+
+// Tally counts, by reason, what [Reasons] named of several connections; each reason
+// that there is has its count, if only 0.
+func Tally(named []string) map[string]int {
+	n := make(map[string]int, len(reasons))
+	for _, r := range reasons {
+		n[r.word] = 0
+	}
+	for _, words := range named {
+		for word := range strings.SplitSeq(words, separator) {
+			if word != "" {
+				n[word]++
+			}
+		}
+	}
+	return n
 }
