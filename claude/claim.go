@@ -149,11 +149,11 @@ func (c *call) enter() bool {
 		if passed := c.findWay(); !passed && !c.passGate() {
 			return false
 		}
-		began := time.Now()
+		probe := c.gate != nil && c.gate.State() == health.Shut
 		if !c.queue() {
 			return false
 		}
-		if c.gate == nil || time.Since(began) == 0 || c.gate.State() != health.Shut {
+		if c.gate == nil || probe || c.gate.State() != health.Shut {
 			return true
 		}
 		c.ticket.Return(false) // it shut in the meantime

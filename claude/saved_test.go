@@ -94,3 +94,20 @@ func TestAnAttachedRetrySaysSo(t *testing.T) {
 		}
 	})
 }
+
+// In real time: where no time passes between two steps, a probe can't lose its way.
+func TestClaudeIsFoundToBeBackByARealClockToo(t *testing.T) {
+	st, fake := over(t, claudetest.Options{}, func(c *claude.Config) { patient(c); c.Retry.Deadline = 30 * time.Second })
+	for range 8 {
+		fake.Next(claudetest.Overloaded)
+	}
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			if r := st.post(strings.Replace(hello, "hello", strconv.Itoa(i), 1)); r.status != 200 {
+				t.Errorf("%d %s", r.status, r.body)
+			}
+		})
+	}
+	wg.Wait()
+}
