@@ -9,7 +9,7 @@ import (
 )
 
 func TestWhatPinsIsCountedAndNamedToThoseWhoWaitInVain(t *testing.T) {
-	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { one(d); d.Pool.AcquireTimeout = 50 * time.Millisecond })))
+	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { one(d); d.Pool.AcquireTimeout = 2 * time.Second })))
 	client, other := h.connect(t), h.connect(t)
 	counted := func() map[string]float64 {
 		by := map[string]float64{}
