@@ -7,16 +7,18 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
 
-	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/peek"
 	"mainstay.dev/mainstay/claude/internal/price"
+	"mainstay.dev/mainstay/claude/internal/routes"
 	"mainstay.dev/mainstay/internal/limits"
 )
 
@@ -147,6 +149,12 @@ func (c *call) ask() {
 		return
 	}
 	c.readRequest()
+	c.askLess()
+	if text := c.body.text(); len(c.rules.routes) > 1 || len(c.rules.routes) == 1 && c.rules.routes[0].Len() > 1 {
+		if c.way.prefix, c.way.filed = routes.Prefix(text); c.way.filed {
+			c.way.prefix = 0 // as the calls by which the files came
+		}
+	}
 	if c.rules.patient {
 		c.findGate()
 	}
@@ -172,19 +180,42 @@ func (c *call) readRequest() {
 	}
 }
 
+// askLess makes the request one for less, if claude.degrade has a rule for the caller.
+func (c *call) askLess() {
+	rule := routes.Degrade(c.rules.degrade, c.x.Tier, c.step)
+	text := c.body.text()
+	if rule == nil || len(text) == 0 || c.x.Route != routeMessages {
+		return
+	}
+	model, ok := routes.Instead(rule.Models, c.request.model)
+	if !ok {
+		model = c.request.model
+	}
+	changed, tokens := routes.Change(text, model, rule.MaxTokens)
+	if &changed[0] == &text[0] {
+		return
+	}
+	if room := int64(len(text)) + routes.Slack; c.body.memory.take(room, math.MaxInt64) { // what the rule is for must not depend on memory
+		c.body.held += room
+	}
+	c.body.replace(changed)
+	var less []string
+	if model != c.request.model {
+		c.request.model, less = model, append(less, model)
+	}
+	if tokens > 0 {
+		c.request.maxTokens, less = tokens, append(less, "max_tokens "+strconv.FormatInt(tokens, 10))
+	}
+	c.x.GenAI.Degraded = strings.Join(less, ", ")
+}
+
 // findGate prepares what the policy deadline needs.
 func (c *call) findGate() {
 	if c.request.recover && c.x.Route == routeMessages && c.shape.message {
 		c.makeWhole()
 	}
 	c.gate = c.engine.gates.at(c.out.URL.Host, c.request.model)
-	if c.rules.pacing.Enabled {
-		class := pace.Class(c.request.model)
-		if !c.shape.message {
-			class += " count"
-		}
-		c.lane = c.engine.pacer.Lane(c.x.Caller, class)
-	}
+	c.findLane(c.request.model)
 }
 
 // afford reserves what the call may cost of the day's money.

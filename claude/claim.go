@@ -2,6 +2,7 @@ package claude
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math"
 	"net/http"
@@ -11,7 +12,6 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/pace"
-	"mainstay.dev/mainstay/claude/internal/routes"
 	"mainstay.dev/mainstay/health"
 	"mainstay.dev/mainstay/retry"
 	"mainstay.dev/mainstay/telemetry"
@@ -143,11 +143,17 @@ func (c *call) pause(wait time.Duration) bool {
 	}
 }
 
-// enter waits until the upstream is fit and its rate limits leave room.
+// enter waits until a way is fit and its rate limits leave room.
 func (c *call) enter() bool {
-	for {
-		if passed := c.findWay(); !passed && !c.passGate() {
-			return false
+	for looked := false; ; {
+		if !c.findWay() {
+			passed, again := c.passGate(looked)
+			if looked = again; again {
+				continue
+			}
+			if !passed {
+				return false
+			}
 		}
 		probe := c.gate != nil && c.gate.State() == health.Shut
 		if !c.queue() {
@@ -160,81 +166,22 @@ func (c *call) enter() bool {
 	}
 }
 
-// findWay takes the first route that is fit: the upstream that the call asked for, or,
-// while its gate is not open, what claude.routes names instead. False: none is, and
-// the call waits for the first one.
-func (c *call) findWay() bool {
-	if c.gate == nil || len(c.rules.routes) == 0 || c.pinned || !c.body.replayable() || c.x.Route != routeMessages {
-		return false
-	}
-	c.take(nil, c.request.model)
-	turn := health.Turn{Since: c.x.Start, Again: c.x.Tries > 0}
-	var ok bool
-	if c.pass, ok = c.gate.TryJoin(turn); ok {
-		return true
-	}
-	for _, r := range c.rules.routes {
-		model, takes := r.Takes(c.x.Tier, c.request.model)
-		if !takes {
-			continue
-		}
-		c.take(r, model)
-		if c.pass, ok = c.gate.TryJoin(turn); ok {
-			return true
-		}
-	}
-	c.take(nil, c.request.model)
-	return false
-}
+// look is for how long a call waits for one way before it looks for another again.
+const look = time.Second
 
-// take makes r the call's route; nil: the one that it asked for.
-func (c *call) take(r *routes.Route, model string) {
-	if c.asked == nil {
-		c.asked = c.out
-	}
-	c.via, c.out, c.sent = r, c.asked, c.body
-	key := c.x.Caller
-	if r != nil {
-		c.out = r.Aim(c.asked, c.rules.basePath)
-		text := r.Body(c.body.text(), model)
-		c.sent = newBody(int64(len(text)), &reserve{})
-		c.sent.kept = text
-		if r.Owns() {
-			key = "route:" + r.Name
-		}
-	}
-	c.x.HTTP.Target = c.out.URL.Host
-	c.gate = c.engine.gates.at(c.out.URL.Host, model)
-	if c.rules.pacing.Enabled {
-		c.lane = c.engine.pacer.Lane(key, pace.Class(model))
-	}
-}
+// errLook ends such a wait.
+var errLook = errors.New("time to look for another way")
 
-// routeName is the name of the way that was chosen.
-func (c *call) routeName() string {
-	if c.via == nil {
-		return "claude"
-	}
-	return c.via.Name
-}
-
-// chosen is the body that goes that way.
-func (c *call) chosen() *body {
-	if c.sent != nil {
-		return c.sent
-	}
-	return c.body
-}
-
-// passGate waits at the gate of an upstream that is not fit.
-func (c *call) passGate() bool {
+// passGate waits at the gate of an upstream that is not fit. again: it did not become
+// fit for a while, and another way may be by now.
+func (c *call) passGate(looked bool) (passed, again bool) {
 	if c.gate == nil {
-		return true
+		return true, false
 	}
 	var ok bool
-	turn := health.Turn{Since: c.x.Start, Again: c.x.Tries > 0}
+	turn := health.Turn{Since: c.x.Start, Again: c.x.Tries > 0 || looked}
 	if c.pass, ok = c.gate.TryJoin(turn); ok {
-		return true
+		return true, false
 	}
 	c.engine.counts.waiting.Add(1)
 	defer c.engine.counts.waiting.Add(-1)
@@ -243,9 +190,21 @@ func (c *call) passGate() bool {
 	defer c.engine.counts.holding.Add(-1)
 	ctx, cancel := context.WithDeadlineCause(c.ctx, c.limit(), errHeld)
 	defer cancel()
-	pass, err := c.gate.Join(ctx, turn)
-	c.pass, c.refused = pass, verdict{code: Held, cause: CauseOverloaded, err: err}
-	return err == nil
+	if c.forks() {
+		slice, end := context.WithCancelCause(ctx)
+		defer end(nil)
+		timer := time.AfterFunc(look, func() { end(errLook) })
+		defer timer.Stop()
+		ctx = slice
+	}
+	var err error
+	if c.pass, err = c.gate.Join(ctx, turn); errors.Is(err, errLook) {
+		return false, true
+	}
+	if err != nil {
+		c.refused = verdict{code: Held, cause: CauseOverloaded, err: err}
+	}
+	return err == nil, false
 }
 
 // queue waits for what the rate limits of the key leave.
@@ -303,21 +262,29 @@ func (c *call) giveBack(cause Cause) {
 // report tells the gate what an attempt came to. What is the caller's own (a wrong
 // request, its limit, its deadline) says nothing of Claude's health.
 func (c *call) report(v verdict) {
+	c.heed(v)
 	if c.gate == nil {
 		return
 	}
 	o := health.Unknown
-	switch v.cause {
-	case CauseNone:
+	switch {
+	case v.cause == CauseNone:
 		o = health.Good
-	case CauseOverloaded, CauseStatus, CauseConnect, CauseBroken, CauseCut, CauseStalled, CauseStream:
+	case c.outage(v.cause):
 		o = health.Bad
-	case CauseTimeout:
-		if c.deadline.IsZero() || time.Now().Before(c.deadline) {
-			o = health.Bad
-		}
 	}
 	c.pass.Report(o)
+}
+
+// outage reports whether a cause speaks against the health of the upstream.
+func (c *call) outage(cause Cause) bool {
+	switch cause {
+	case CauseOverloaded, CauseStatus, CauseConnect, CauseBroken, CauseCut, CauseStalled, CauseStream:
+		return true
+	case CauseTimeout:
+		return c.deadline.IsZero() || time.Now().Before(c.deadline)
+	}
+	return false
 }
 
 // gates are the gates of an engine's upstreams, by host and model.
@@ -353,12 +320,12 @@ func (g *gates) at(host, model string) *health.Gate {
 	return g.of[key]
 }
 
-// shut counts the gates that are not open.
-func (g *gates) shut() (n int64) {
+// shut counts the gates that are not open, of those that counts.
+func (g *gates) shut(counts func(gateKey) bool) (n int64) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	for _, gate := range g.of {
-		if gate.State() != health.Open {
+	for key, gate := range g.of {
+		if counts(key) && gate.State() != health.Open {
 			n++
 		}
 	}

@@ -17,12 +17,14 @@ import (
 type Config struct {
 	Listen   string                 `yaml:"listen" doc:"Address on which the app finds Claude; its ANTHROPIC_BASE_URL leads here."`
 	Upstream string                 `yaml:"upstream" doc:"Base URL of the Claude API, or of what stands in front of it."`
+	Keys     []routes.Key           `yaml:"keys" doc:"Keys to use with claude.upstream instead of the callers' own; absent: each caller's own."`
 	Retry    RetryConfig            `yaml:"retry" doc:"When and how often a call that failed is tried again."`
 	Recovery RecoveryConfig         `yaml:"recovery" doc:"Policy deadline: how answers that break are made whole."`
 	Pacing   pace.Config            `yaml:"pacing" doc:"How calls are kept within Claude's rate limits."`
 	Spend    price.Config           `yaml:"spend" doc:"What calls may cost."`
 	Prices   map[string]price.Price `yaml:"prices" doc:"What models cost, by the beginning of their names, beside and instead of the shipped table (of 2026-10-10): the longest that fits counts."`
 	Routes   []routes.Config        `yaml:"routes" doc:"Policy deadline: where messages go while claude.upstream is failing, in order: the first that is fit and takes the call."`
+	Degrade  []routes.Rule          `yaml:"degrade" doc:"Callers whose messages ask for less, by tier and by the step of limits.degrade: the first rule that fits counts."`
 	Timeouts TimeoutConfig          `yaml:"timeouts" doc:"How long each side may keep the other waiting."`
 	Limits   LimitConfig            `yaml:"limits" doc:"How large requests may be, and how much of them is kept for a retry."`
 	Drain    time.Duration          `yaml:"drain" doc:"How long calls that are under way get to end when Mainstay stops."`
@@ -89,7 +91,9 @@ func (c Config) Validate(ps *setting.Problems) {
 	if _, port, err := net.SplitHostPort(c.Listen); err != nil || port == "" {
 		ps.Add("listen", "must be host:port", "try 127.0.0.1:8700")
 	}
-	c.validateUpstream(ps)
+	routes.CheckUpstream(c.Upstream, "upstream", c.Listen, ps)
+	routes.Validate(c.Routes, c.Keys, c.Listen, ps)
+	routes.ValidateRules(c.Degrade, ps)
 	var part setting.Problems
 	c.Retry.validate(&part)
 	ps.Below("retry", part)
@@ -109,7 +113,6 @@ func (c Config) Validate(ps *setting.Problems) {
 		p.Validate("prices."+name, ps)
 	}
 	part = nil
-	routes.Validate(c.Routes, ps)
 	c.Timeouts.validate(&part)
 	ps.Below("timeouts", part)
 	part = nil
@@ -117,18 +120,6 @@ func (c Config) Validate(ps *setting.Problems) {
 	ps.Below("limits", part)
 	if c.Drain < 0 {
 		ps.Add("drain", "must not be negative", "try 30s")
-	}
-}
-
-func (c Config) validateUpstream(ps *setting.Problems) {
-	u, err := url.Parse(c.Upstream)
-	switch {
-	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
-		ps.Add("upstream", "must be an http or https URL", "try https://api.anthropic.com")
-	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
-		ps.Add("upstream", "must have no user, query or fragment", "try https://api.anthropic.com")
-	case u.Host == c.Listen:
-		ps.Add("upstream", "leads back to this plane's own address", "try https://api.anthropic.com")
 	}
 }
 
@@ -260,7 +251,8 @@ type rules struct {
 	retryAfter time.Duration
 	budget     *retry.Budget
 	pacing     pace.Config
-	routes     []*routes.Route
+	routes     []*routes.Route // the first one is claude.upstream's; nil: the call goes as it is
+	degrade    []routes.Rule
 	basePath   string // of the upstream
 	recovers   bool   // one of the next two
 	streams    bool   // are made whole
@@ -312,12 +304,13 @@ func Compile(cfg Config) (*policy, error) {
 		return nil, err
 	}
 	r := cfg.rules()
-	if r.patient {
-		if r.routes, err = routes.Compile(cfg.Routes); err != nil {
-			return nil, err
-		}
-		r.basePath = strings.TrimRight(u.Path, "/")
+	if !r.patient {
+		cfg.Routes = nil
 	}
+	if r.routes, err = routes.Compile(cfg.Routes, cfg.Keys); err != nil {
+		return nil, err
+	}
+	r.basePath, r.degrade = strings.TrimRight(u.Path, "/"), cfg.Degrade
 	return &policy{
 		rules: r,
 		upstream: target{
@@ -334,5 +327,10 @@ func Compile(cfg Config) (*policy, error) {
 	}, nil
 }
 
-// RouteConfig is one of claude.routes.
-type RouteConfig = routes.Config
+// RouteConfig is one of claude.routes, KeyConfig one of the keys, DegradeConfig one of
+// claude.degrade.
+type (
+	RouteConfig   = routes.Config
+	KeyConfig     = routes.Key
+	DegradeConfig = routes.Rule
+)

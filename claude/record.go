@@ -13,6 +13,7 @@ import (
 
 	"mainstay.dev/mainstay/claude/internal/peek"
 	"mainstay.dev/mainstay/claude/internal/price"
+	"mainstay.dev/mainstay/claude/internal/routes"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -108,7 +109,11 @@ func errorJSON(kind, message, id string) []byte {
 func (c *call) refuse(w http.ResponseWriter, v verdict) {
 	c.end = v
 	reply := replies[v.code]
-	kind, message := explain(v, c.policy.upstream.host, max(c.x.Tries, 1))
+	host := c.policy.upstream.host
+	if c.out != nil {
+		host = c.out.URL.Host // of the way that failed
+	}
+	kind, message := explain(v, host, max(c.x.Tries, 1))
 	if v.own {
 		message = v.err.Error()
 		c.tellLimits(w.Header())
@@ -154,8 +159,10 @@ func (c *call) record() {
 		if x.GenAI.Model == "" {
 			x.GenAI.Model = c.body.model()
 		}
+		c.leaveWays()
 		c.body.release()
 	}
+	c.credit()
 	c.book()
 	c.settleLimits()
 	n := &c.engine.counts
@@ -179,7 +186,7 @@ func (c *call) saved() Saved {
 		return SavedNone
 	case c.attached:
 		return SavedAttach
-	case c.via != nil:
+	case c.way.via != nil && c.way.via.Name != routes.First:
 		return SavedRoute
 	case c.gather != nil && broke:
 		return SavedAggregate
@@ -191,6 +198,25 @@ func (c *call) saved() Saved {
 		return SavedRetry
 	}
 	return SavedNone
+}
+
+// credit tells who served the call, or was the last that failed to.
+func (c *call) credit() {
+	w := &c.way
+	switch {
+	case w.via == nil:
+		return
+	case w.access != nil:
+		c.x.GenAI.Via = w.access.Name
+		if name := w.via.Name; !strings.HasPrefix(w.access.Name, name+"/") { // it has the first route's keys
+			c.x.GenAI.Via = name + " " + w.access.Name
+		}
+	case len(c.rules.routes) > 1:
+		c.x.GenAI.Via = w.via.Name
+	}
+	if c.end.code == OK {
+		w.via.Answered()
+	}
 }
 
 // book tells what the call has cost: by what Claude counted, of all its attempts as far

@@ -109,8 +109,11 @@ func (c *call) sign(h http.Header, code Code) {
 	if c.trying {
 		tries++
 	}
-	if len(c.rules.routes) > 0 && tries > 0 {
-		h["Mainstay-Claude-Route"] = []string{c.routeName()}
+	if c.x.GenAI.Degraded != "" {
+		h["Mainstay-Degraded"] = []string{c.x.GenAI.Degraded}
+	}
+	if len(c.rules.routes) > 1 && tries > 0 && c.way.via != nil {
+		h["Mainstay-Claude-Route"] = []string{c.way.via.Name}
 	}
 	if tries > 0 {
 		h["Mainstay-Attempts"] = []string{strconv.Itoa(tries)}

@@ -366,8 +366,8 @@ func (m *mending) resume(v verdict) {
 // goOn makes one attempt at the rest.
 func (m *mending) goOn(wait time.Duration, broke verdict) verdict {
 	c := m.c
-	c.pinned = true
-	defer func() { c.pinned = false }()
+	c.way.pinned = true
+	defer func() { c.way.pinned = false }()
 	rest := c.mend.Continue(c.chosen().text(), m.plain)
 	if rest == nil || !c.claim(wait) {
 		broke.again = false

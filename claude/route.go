@@ -4,8 +4,13 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
+	"time"
 
+	"mainstay.dev/mainstay/claude/internal/pace"
+	"mainstay.dev/mainstay/claude/internal/routes"
+	"mainstay.dev/mainstay/health"
 	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -174,5 +179,220 @@ func dropHops(h http.Header) {
 	}
 	for _, name := range hops {
 		delete(h, name)
+	}
+}
+
+// A way is how the attempts of a call go: which of the routes, with which key, and what
+// of both has failed the call.
+type way struct {
+	via     *routes.Route
+	access  *routes.Access // nil: the caller's own key
+	asked   *http.Request  // the request as the call has made it; nil: no way was taken yet
+	sent    *body          // what goes the way that was chosen; nil: the call's own
+	fitted  map[*routes.Route]*body
+	prefix  uint64           // what the prompt cache may know the prompt by
+	filed   bool             // the prompt speaks of files or containers, which are with one key
+	pinned  bool             // the way must not change: an answer is continued
+	spent   []*routes.Route  // that have failed the call for good
+	shunned []*routes.Access // that the call was forbidden to use
+	swaps   int              // of keys
+}
+
+// forks reports whether the call has a choice of routes.
+func (c *call) forks() bool {
+	return c.gate != nil && len(c.rules.routes) > 1 && !c.way.pinned && c.x.Route == routeMessages && c.body.text() != nil
+}
+
+// takes reports whether the call may go by r, and what model it then asks for.
+func (c *call) takes(r *routes.Route) (model string, ok bool) {
+	if slices.Contains(c.way.spent, r) || c.way.filed && r.Elsewhere() {
+		return "", false
+	}
+	return r.Takes(c.x.Tier, c.request.model)
+}
+
+// findWay takes the first route that is fit: claude.upstream, or, while its gate is not
+// open, what claude.routes names instead. False: none is, and the call waits for the
+// first one.
+func (c *call) findWay() bool {
+	if len(c.rules.routes) == 0 || c.way.pinned {
+		return false
+	}
+	if !c.forks() {
+		c.take(c.rules.routes[0], c.request.model, true)
+		return false
+	}
+	turn := health.Turn{Since: c.x.Start, Again: c.x.Tries > 0}
+	for _, r := range c.rules.routes {
+		model, ok := c.takes(r)
+		if !ok || !c.take(r, model, false) {
+			continue
+		}
+		if c.pass, ok = c.gate.TryJoin(turn); ok {
+			return true
+		}
+	}
+	for _, r := range c.rules.routes {
+		if model, ok := c.takes(r); ok && c.take(r, model, true) {
+			break
+		}
+	}
+	return false
+}
+
+// take makes r the call's route. False: it has no key that is fit, or there is no memory
+// for a changed request; anyway: a key that is not fit will do.
+func (c *call) take(r *routes.Route, model string, anyway bool) bool {
+	key, ok := r.Key(c.way.prefix, c.way.shunned, anyway)
+	if !ok {
+		return false
+	}
+	w := &c.way
+	if w.via == r && w.access == key {
+		return true
+	}
+	sent := c.fit(r, model)
+	if sent == nil {
+		return false
+	}
+	if w.asked == nil {
+		w.asked = c.out
+	}
+	w.via, w.access, w.sent = r, key, sent
+	c.out = r.Aim(w.asked, c.rules.basePath, key)
+	c.x.HTTP.Target = c.out.URL.Host
+	if c.gate != nil {
+		c.gate = c.engine.gates.at(c.out.URL.Host, model)
+		c.findLane(model)
+	}
+	return true
+}
+
+// findLane finds the line for the rate limits of the key that is used.
+func (c *call) findLane(model string) {
+	if !c.rules.pacing.Enabled {
+		return
+	}
+	key, class := c.x.Caller, pace.Class(model)
+	if c.way.access != nil {
+		key = "key:" + c.way.access.Name
+	}
+	if !c.shape.message {
+		class += " count"
+	}
+	c.lane = c.engine.pacer.Lane(key, class)
+}
+
+// fit returns the body that goes by r, which is made once; nil: replay_memory has no room
+// for it.
+func (c *call) fit(r *routes.Route, model string) *body {
+	if r == c.rules.routes[0] {
+		return c.body
+	}
+	if b := c.way.fitted[r]; b != nil {
+		return b
+	}
+	text, memory := c.body.text(), c.body.memory
+	room := int64(len(text)) + routes.Slack
+	if !memory.take(room, c.policy.memory) {
+		return nil
+	}
+	b := c.body
+	if changed := r.Body(text, model); len(text) > 0 && &changed[0] != &text[0] {
+		b = newBody(int64(len(changed)), memory)
+		b.kept, b.held = changed, room
+	} else {
+		memory.give(room)
+	}
+	if c.way.fitted == nil {
+		c.way.fitted = map[*routes.Route]*body{}
+	}
+	c.way.fitted[r] = b
+	return b
+}
+
+// leaveWays gives back what the ways have taken.
+func (c *call) leaveWays() {
+	for _, b := range c.way.fitted {
+		if b != c.body {
+			b.release()
+		}
+	}
+}
+
+// chosen is the body that goes the way that was chosen.
+func (c *call) chosen() *body {
+	if c.way.sent != nil {
+		return c.way.sent
+	}
+	return c.body
+}
+
+// other reports whether another key of the same route may do what this one could not,
+// at once.
+func (c *call) other(v verdict) bool {
+	w := &c.way
+	if w.access == nil || w.pinned || v.cause != CauseRateLimited && !c.forbidden(v) || w.swaps >= w.via.Len() {
+		return false
+	}
+	w.swaps++
+	key, ok := w.via.Key(w.prefix, w.shunned, false)
+	return ok && key != w.access
+}
+
+// forbidden reports whether what failed is the key's to answer for.
+func (c *call) forbidden(v verdict) bool {
+	return v.cause == CauseRejected && c.way.access != nil && (c.try.Status == http.StatusUnauthorized || c.try.Status == http.StatusForbidden)
+}
+
+// moves gives up the route that has failed the call for good, if another is fit.
+func (c *call) moves(v verdict) bool {
+	down := c.outage(v.cause) || c.forbidden(v) && c.try.Status == http.StatusUnauthorized
+	if _, ended := c.ended(); ended || !down || !c.forks() || !time.Now().Before(c.deadline) {
+		return false
+	}
+	w := &c.way
+	w.spent = append(w.spent, w.via)
+	for _, r := range c.rules.routes {
+		model, ok := c.takes(r)
+		if !ok || c.engine.gates.at(r.Host(w.asked.URL.Host), model).State() == health.Shut {
+			continue
+		}
+		if _, ok = r.Key(w.prefix, w.shunned, false); ok {
+			c.loop, c.until, w.swaps = c.rules.retry.Begin(), time.Time{}, 0
+			return true
+		}
+	}
+	return false
+}
+
+// heed notes what an attempt says of its key. That something is forbidden may be the
+// request's fault: it speaks against the key when another one may do it.
+func (c *call) heed(v verdict) {
+	k := c.way.access
+	switch {
+	case k == nil:
+	case v.cause == CauseNone:
+		if k.Served() {
+			c.engine.keyBack(k)
+		}
+		for _, shunned := range c.way.shunned {
+			c.engine.takeOut(shunned, http.StatusForbidden)
+		}
+		c.way.shunned = nil
+	case c.forbidden(v):
+		k.Failed()
+		if c.try.Status == http.StatusUnauthorized {
+			c.engine.takeOut(k, http.StatusUnauthorized)
+		} else if !slices.Contains(c.way.shunned, k) {
+			c.way.shunned = append(c.way.shunned, k)
+		}
+	case v.cause == CauseRateLimited:
+		k.Failed()
+		if c.way.via.Len() > 1 {
+			k.Rest(v.after)
+		}
+	case c.outage(v.cause):
+		k.Failed()
 	}
 }

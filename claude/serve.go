@@ -122,6 +122,18 @@ func (e *engine) emit(name string, level slog.Level, text string, attrs ...slog.
 	e.sink.Emit(telemetry.Event{Time: time.Now(), Part: "claude", Name: name, Level: level, Text: text, Attrs: attrs})
 }
 
+// takeOut leaves a key alone that was refused, and tells of it.
+func (e *engine) takeOut(k *routes.Access, status int) {
+	if k.Refused(status) {
+		e.emit("key_refused", slog.LevelWarn, "A key for Claude is refused, and left alone for five minutes.", slog.String("key", k.Name), slog.Int("status", status))
+	}
+}
+
+// keyBack tells that a key that was refused is good again.
+func (e *engine) keyBack(k *routes.Access) {
+	e.emit("key_back", slog.LevelInfo, "A key for Claude that was refused is good again.", slog.String("key", k.Name))
+}
+
 func orDiscard(log *slog.Logger) *slog.Logger {
 	if log == nil {
 		return slog.New(slog.DiscardHandler)
@@ -171,6 +183,9 @@ func (s *Server) Prepare(cfg Config) (commit func(), err error) {
 
 // obey makes p the policy of the calls that come from now on.
 func (s *Server) obey(p *policy) {
+	if before := s.policy.Load(); before != nil {
+		routes.Continue(p.routes, before.routes)
+	}
 	s.engine.pacer.Obey(p.pacing)
 	s.engine.ceiling.Obey(p.spend)
 	s.policy.Store(p)
@@ -247,14 +262,11 @@ type call struct {
 	loop     retry.Loop
 	gate     *health.Gate // nil: none
 	pass     health.Pass
-	lane     *pace.Lane        // nil: not paced
-	ticket   *pace.Ticket      // of the attempt under way
-	weight   float64           // of the caller, in the lane
-	stake    *price.Stake      // reserved of the day's money
-	via      *routes.Route     // the one that was chosen; nil: as the call asked
-	asked    *http.Request     // out, as the call asked for it; nil: out is
-	sent     *body             // what goes the way that was chosen; nil: body
-	pinned   bool              // the way must not change: an answer is continued
+	lane     *pace.Lane   // nil: not paced
+	ticket   *pace.Ticket // of the attempt under way
+	weight   float64      // of the caller, in the lane
+	stake    *price.Stake // reserved of the day's money
+	way      way
 	refused  verdict           // why claim was in vain
 	deadline time.Time         // for the first byte; policy deadline only
 	until    time.Time         // no wait may last longer; zero: nothing has gone wrong yet
@@ -353,14 +365,15 @@ func headerSize(h http.Header) (n int) {
 }
 
 // settle claims and forwards, and again, until an answer stands: it is good, it is
-// one that another attempt can't mend, or the attempts are used up. Then the last
-// answer that Claude gave stands, however it reads; without one, the verdict on the
-// last attempt.
+// one that another attempt can't mend, or the attempts are used up, on every route that
+// is fit. Then the last answer that Claude gave stands, however it reads; without one,
+// the verdict on the last attempt.
 func (c *call) settle() (*answer, verdict) {
 	var kept *answer
 	var last verdict
 	wait := time.Duration(0)
-	for c.loop = c.rules.retry.Begin(); c.claim(wait); {
+	c.loop = c.rules.retry.Begin()
+	for c.claim(wait) || c.refused.code == "" && c.moves(last) && c.claim(0) {
 		c.sends = c.chosen()
 		a, v := c.forward()
 		c.report(v)
@@ -370,10 +383,7 @@ func (c *call) settle() (*answer, verdict) {
 			kept = nil
 		}
 		more := false
-		if v.again && c.body.replayable() {
-			wait, more = c.next(v.after)
-		}
-		if !more {
+		if wait, more = c.another(v); !more {
 			return c.stands(a, kept, v)
 		}
 		c.tried(v.cause)
@@ -394,6 +404,24 @@ func (c *call) settle() (*answer, verdict) {
 		last = c.refused
 	}
 	return c.stands(nil, kept, last)
+}
+
+// another claims another attempt after one that came to v: with another key, after a
+// wait, or by another route.
+func (c *call) another(v verdict) (wait time.Duration, more bool) {
+	if v.code == OK || !c.body.replayable() {
+		return 0, false
+	}
+	if c.other(v) {
+		return 0, true
+	}
+	if v.again {
+		wait, more = c.next(v.after)
+	}
+	if !more {
+		wait, more = 0, c.moves(v)
+	}
+	return wait, more
 }
 
 // stands picks the answer that the client gets.

@@ -7,6 +7,7 @@ import (
 
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/price"
+	"mainstay.dev/mainstay/claude/internal/routes"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -38,10 +39,52 @@ type Stats struct {
 	// first; at most mostStandings.
 	Pacing []pace.Standing `json:"pacing,omitempty"`
 
+	// Routes are the ways that calls may go, in their order, and how they stand.
+	Routes []RouteStanding `json:"routes"`
+
 	// Cost is what the calls have cost.
 	Cost       price.Books `json:"cost"`
 	SpentToday float64     `json:"spent_today_usd"` // UTC; as far as it was kept, from before the start too
 	Ceiling    float64     `json:"ceiling_usd"`     // of a day; 0: none
+}
+
+// A RouteStanding is how a way stands that calls may go.
+type RouteStanding struct {
+	Name  string            `json:"name"`
+	Host  string            `json:"host"`
+	Shut  int64             `json:"shut"`  // models that it fails
+	Calls int64             `json:"calls"` // that ended well this way
+	Keys  []routes.Standing `json:"keys,omitempty"`
+}
+
+// standings are those of the routes.
+func (s *Server) standings(p *policy) []RouteStanding {
+	all := make([]RouteStanding, 0, len(p.routes))
+	for _, r := range p.routes {
+		host := r.Host(p.upstream.host)
+		shut := s.engine.gates.shut(func(k gateKey) bool { return k.host == host && r.Asks(k.model) })
+		all = append(all, RouteStanding{Name: r.Name, Host: host, Shut: shut, Calls: r.Calls(), Keys: r.Standings()})
+	}
+	return all
+}
+
+// routesSay says in a few words how routes and keys stand, where there are any.
+func (st Stats) routesSay() (said []string) {
+	for _, r := range st.Routes {
+		if len(st.Routes) > 1 {
+			stand := "fit"
+			if r.Shut > 0 {
+				stand = "failing"
+			}
+			said = append(said, fmt.Sprintf("route %s %s (%d calls)", r.Name, stand, r.Calls))
+		}
+		for _, k := range r.Keys {
+			if len(r.Keys) > 1 || k.State != "fit" {
+				said = append(said, fmt.Sprintf("key %s/%s %s", r.Name, k.Key, k.State))
+			}
+		}
+	}
+	return said
 }
 
 // mostStandings bounds what is shown.
@@ -53,6 +96,7 @@ func (st Stats) Summary() string {
 	if st.Shut > 0 {
 		said = append(said, fmt.Sprintf("Claude is failing: %d calls are held", st.Holding))
 	}
+	said = append(said, st.routesSay()...)
 	if waiting, _ := queued(st.Pacing); waiting > 0 {
 		said = append(said, fmt.Sprintf("%d calls wait for a rate limit", waiting))
 	}
@@ -100,9 +144,10 @@ func (s *Server) Stats() Stats {
 	spent, ceiling, _ := s.engine.ceiling.Stands()
 	return Stats{
 		Cost: s.engine.ledger.Books(), SpentToday: spent, Ceiling: ceiling,
+		Routes:   s.standings(p),
 		Pacing:   standings[:min(len(standings), mostStandings)],
 		Upstream: p.upstream.name, Policy: p.name,
-		InFlight: n.inFlight.Load(), Waiting: n.waiting.Load(), Holding: n.holding.Load(), Shut: s.engine.gates.shut(),
+		InFlight: n.inFlight.Load(), Waiting: n.waiting.Load(), Holding: n.holding.Load(), Shut: s.engine.gates.shut(func(gateKey) bool { return true }),
 		Streams: n.streams.Load(), ReplayBytes: n.replay.used.Load(),
 		Calls: n.calls.Load(), Attempts: n.attempts.Load(), Retries: n.retries.Load(), Failed: n.failed.Load(), Resumed: n.resumed.Load(),
 	}
@@ -135,6 +180,20 @@ func (s *Server) Levels() []telemetry.Level {
 		telemetry.Level{Name: "mainstay_claude_spent_today_usd", Help: "What Claude calls have cost since 00:00 UTC.", Value: spent},
 		telemetry.Level{Name: "mainstay_claude_spend_ceiling_usd", Help: "What they may cost in a day; 0: no ceiling.", Value: ceiling},
 		telemetry.Level{Name: "mainstay_claude_spend_unkept", Help: "1 if what the day has cost could not be written down.", Value: unkept})
+	for _, r := range st.Routes {
+		route := telemetry.Label{Name: "via", Value: r.Name}
+		ls = append(ls, telemetry.Level{Name: "mainstay_claude_route_calls_total", Help: "Claude calls that ended well, by the route that served them.", Labels: []telemetry.Label{route}, Value: float64(r.Calls), Counter: true})
+		for _, k := range r.Keys {
+			fit := 0.0
+			if k.State == "fit" {
+				fit = 1
+			}
+			labels := []telemetry.Label{route, {Name: "key", Value: k.Key}}
+			ls = append(ls,
+				telemetry.Level{Name: "mainstay_claude_key_fit", Help: "1 if a configured key for Claude may be used now.", Labels: labels, Value: fit},
+				telemetry.Level{Name: "mainstay_claude_key_served_total", Help: "Attempts that were good, by the configured key that they used.", Labels: labels, Value: float64(k.Served), Counter: true})
+		}
+	}
 	for _, name := range pace.Limits() {
 		ls = append(ls, telemetry.Level{
 			Name: "mainstay_claude_limit_used_ratio", Help: "Share that is used of one of Claude's rate limits: of the key and class of models that has used the most of it.",

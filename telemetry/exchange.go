@@ -113,6 +113,8 @@ type GenAI struct {
 	OutputTokens     int64
 	StopReason       string
 	UpstreamID       string // Anthropic's request-id
+	Via              string // which of the configured routes and keys served it: main/a; empty: none are
+	Degraded         string // what it was made to be content with: claude-haiku-4-5, max_tokens 1024; empty: nothing
 	ErrorType        string // "overloaded_error" …, also when it came inside a 200 stream
 	CostNanoUSD      int64  // what it has cost, in billionths of a dollar
 	Unpriced         bool   // it has cost something, but the model's price is not known
@@ -194,7 +196,7 @@ func (x *Exchange) eachString(visit func(*string)) {
 		&x.Plane, &x.ID, &x.Route, &x.Color, &x.Caller, &x.User, &x.Workspace, &x.Tier, &x.Code, &x.Trace.State,
 		&x.HTTP.Method, &x.HTTP.Scheme, &x.HTTP.Host, &x.HTTP.Path, &x.HTTP.Proto, &x.HTTP.Target, &x.HTTP.Upgraded,
 		&x.DB.Database, &x.DB.User, &x.DB.Command, &x.DB.SQLState, &x.DB.Fingerprint, &x.DB.Text,
-		&x.GenAI.Model, &x.GenAI.StopReason, &x.GenAI.UpstreamID, &x.GenAI.ErrorType, &x.GenAI.Saved,
+		&x.GenAI.Model, &x.GenAI.StopReason, &x.GenAI.UpstreamID, &x.GenAI.ErrorType, &x.GenAI.Saved, &x.GenAI.Via, &x.GenAI.Degraded,
 	} {
 		visit(s)
 	}

@@ -98,6 +98,8 @@ const (
 	keyCost       = "cost_usd"
 	keyUnpriced   = "unpriced"
 	keyUpstreamID = "upstream_id"
+	keyVia        = "via"
+	keyDegraded   = "degraded"
 	keyErrorType  = "error_type"
 	keySaved      = "saved_by"
 
@@ -251,6 +253,8 @@ func (l *line) genAI(g *telemetry.GenAI) {
 		l.attrs = append(l.attrs, slog.Float64(keyCost, float64(g.CostNanoUSD)/1e9))
 	}
 	l.flag(keyUnpriced, g.Unpriced)
+	l.text(keyVia, g.Via)
+	l.text(keyDegraded, g.Degraded)
 	l.text(keyUpstreamID, g.UpstreamID)
 	l.text(keyErrorType, g.ErrorType)
 	l.text(keySaved, g.Saved)

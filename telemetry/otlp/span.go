@@ -33,6 +33,8 @@ const (
 	keyFirstByte  = attribute.Key("mainstay.first_byte")
 	keyAttempts   = attribute.Key("mainstay.attempts")
 	keyUpstreamID = attribute.Key("mainstay.upstream_id")
+	keyVia        = attribute.Key("mainstay.claude.route")
+	keyDegraded   = attribute.Key("mainstay.claude.degraded")
 	keyCost       = attribute.Key("mainstay.cost.usd")
 	keyTarget     = attribute.Key("mainstay.target")
 	keySaved      = attribute.Key("mainstay.saved_by")
@@ -207,6 +209,8 @@ func describeCall(span *tracetest.SpanStub, x *telemetry.Exchange) {
 	a = tokens(a, g)
 	a = text(a, keyUpstreamID, g.UpstreamID)
 	a = text(a, keySaved, g.Saved)
+	a = text(a, keyVia, g.Via)
+	a = text(a, keyDegraded, g.Degraded)
 	if g.CostNanoUSD > 0 {
 		a = append(a, keyCost.Float64(float64(g.CostNanoUSD)/1e9))
 	}

@@ -1,109 +1,98 @@
-// Package routes knows where else a call may go when its upstream is not fit: to
-// another upstream with the shape of the Claude API, to another model, or both.
-//
-// Only the Claude plane may import it.
 package routes
 
 import (
 	"fmt"
+	"hash/fnv"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
-
-	"mainstay.dev/mainstay/claude/internal/peek"
-	"mainstay.dev/mainstay/internal/setting"
+	"sync/atomic"
+	"time"
 )
 
-// Config is one route of claude.routes.
-type Config struct {
-	Name      string            `yaml:"name" doc:"Name of the route, in the header Mainstay-Claude-Route of the answers that it gave."`
-	Upstream  string            `yaml:"upstream" doc:"Base URL of an API in the shape of Claude's; empty: claude.upstream, with the caller's own key."`
-	Key       setting.Secret    `yaml:"key" doc:"Key for it; the caller's own goes nowhere but to claude.upstream."`
-	Auth      string            `yaml:"auth" doc:"How the key is sent: x-api-key, or bearer (Authorization)."`
-	Models    map[string]string `yaml:"models" doc:"What is asked for instead of a model, by the beginning of its name (the longest that fits counts; \"\" fits every one); a model that is not here is not sent this way. Absent: the same model."`
-	MaxTokens int64             `yaml:"max_tokens" doc:"Largest max_tokens that is asked for this way; 0: as the call says."`
-	Tiers     []string          `yaml:"tiers" doc:"Tiers of callers that are sent this way; absent: all."`
-}
-
-// Validate notes every mistake of all routes, of which the first one is routes.0.
-func Validate(all []Config, ps *setting.Problems) {
-	names := map[string]bool{"claude": true}
-	for i, c := range all {
-		at := "routes." + strconv.Itoa(i)
-		if c.Name == "" || len(c.Name) > 40 || strings.ContainsFunc(c.Name, func(r rune) bool { return r <= ' ' || r > '~' }) {
-			ps.Add(at+".name", "must be a short name without spaces", "try backup")
-		} else if names[c.Name] {
-			ps.Add(at+".name", "stands twice, or is claude, the name of claude.upstream", "give each route its own")
-		}
-		names[c.Name] = true
-		c.validateUpstream(at, ps)
-		if c.Upstream == "" && len(c.Models) == 0 {
-			ps.Add(at, "leads where the call goes anyway", "name an upstream or models")
-		}
-		switch c.Auth {
-		case "", "x-api-key", "bearer":
-		default:
-			ps.Add(at+".auth", "must be x-api-key or bearer", "use x-api-key")
-		}
-		if c.MaxTokens < 0 {
-			ps.Add(at+".max_tokens", "must not be negative", "use 0")
-		}
-		for from, to := range c.Models {
-			if to == "" {
-				ps.Add(fmt.Sprintf("%s.models.%q", at, from), "must name a model", "try claude-haiku-4-5")
-			}
-		}
-	}
-}
-
-func (c Config) validateUpstream(at string, ps *setting.Problems) {
-	if c.Upstream == "" {
-		if c.Key.Reveal() != "" {
-			ps.Add(at+".key", "is for another upstream, and none is named", "name one, or leave the key out")
-		}
-		return
-	}
-	u, err := url.Parse(c.Upstream)
-	switch {
-	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
-		ps.Add(at+".upstream", "must be an http or https URL", "try https://api.anthropic.com")
-	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
-		ps.Add(at+".upstream", "must have no user, query or fragment", "give the key in "+at+".key")
-	}
-	if c.Key.Reveal() == "" {
-		ps.Add(at+".key", "is missing: the caller's own key must not go to another upstream", "name one")
-	}
-}
-
-// A Route is a way that a call may go. It is immutable.
+// A Route is a way that a call may go. What is known of its keys changes; the rest of
+// it does not. Its methods may be called from many goroutines.
 type Route struct {
-	Name  string
-	cfg   Config
-	base  *url.URL // nil: the upstream that the call goes to anyway
-	froms []string // of the models, the longest first
+	Name string
+	cfg  Config
+	base *url.URL // nil: claude.upstream
+	keys []*Access
+
+	answered *atomic.Int64
 }
 
-// Compile makes routes of a valid configuration.
-func Compile(all []Config) ([]*Route, error) {
-	var out []*Route
+// An Access is one of a route's keys, and how it stands.
+type Access struct {
+	Name   string // main/a: the route's and the key's
+	key    string // its own name
+	secret string
+	bearer bool
+	seed   uint64
+	weight float64
+
+	rests, out     atomic.Int64 // until then, in Unix nanoseconds; 0: it does not
+	refused        atomic.Int64 // the status; 0: it is let in
+	served, failed *atomic.Int64
+}
+
+// outFor is how long a key that was refused is left alone, until one call looks
+// whether it is good again.
+const outFor = 5 * time.Minute
+
+// Compile makes routes of a valid configuration. The first is claude.upstream's; those
+// that lead to it share its keys.
+func Compile(all []Config, keys []Key) ([]*Route, error) {
+	first := newRoute(Config{Name: First, Keys: keys})
+	out := []*Route{first}
 	for _, c := range all {
-		r := &Route{Name: c.Name, cfg: c}
+		r := newRoute(c)
 		if c.Upstream != "" {
 			u, err := url.Parse(c.Upstream)
 			if err != nil {
 				return nil, fmt.Errorf("route %s: %w", c.Name, err)
 			}
 			r.base = u
+		} else {
+			r.keys = first.keys
 		}
-		for from := range c.Models {
-			r.froms = append(r.froms, from)
-		}
-		slices.SortFunc(r.froms, func(a, b string) int { return len(b) - len(a) })
 		out = append(out, r)
 	}
 	return out, nil
+}
+
+func newRoute(c Config) *Route {
+	r := &Route{Name: c.Name, cfg: c, answered: new(atomic.Int64)}
+	for _, k := range c.Keys {
+		r.keys = append(r.keys, &Access{
+			Name: c.Name + "/" + k.Name, key: k.Name, secret: k.Key.Reveal(), bearer: c.Auth == "bearer",
+			seed: hash(c.Name, k.Name), weight: float64(max(k.Weight, 1)), served: new(atomic.Int64), failed: new(atomic.Int64),
+		})
+	}
+	return r
+}
+
+// Continue lets the counts go on from those of before a reload; whether a key
+// is fit is found out anew.
+func Continue(now, before []*Route) {
+	known, calls := map[string]*Access{}, map[string]*atomic.Int64{}
+	for _, r := range before {
+		calls[r.Name] = r.answered
+		for _, k := range r.keys {
+			known[k.Name] = k
+		}
+	}
+	for _, r := range now {
+		if n := calls[r.Name]; n != nil {
+			r.answered = n
+		}
+		for _, k := range r.keys {
+			if was := known[k.Name]; was != nil {
+				k.served, k.failed = was.served, was.failed
+			}
+		}
+	}
 }
 
 // Takes reports whether calls of a tier for a model may go this way, and what model
@@ -112,70 +101,178 @@ func (r *Route) Takes(tier, model string) (as string, ok bool) {
 	if len(r.cfg.Tiers) > 0 && !slices.Contains(r.cfg.Tiers, tier) {
 		return "", false
 	}
-	if len(r.froms) == 0 {
+	if len(r.cfg.Models) == 0 {
 		return model, true
 	}
-	for _, from := range r.froms {
-		if strings.HasPrefix(model, from) {
-			return r.cfg.Models[from], r.cfg.Models[from] != model
-		}
-	}
-	return "", false
+	as, ok = Instead(r.cfg.Models, model)
+	return as, ok && (r.base != nil || as != model)
 }
 
-// Owns reports whether the route has a key of its own.
-func (r *Route) Owns() bool { return r.base != nil }
+// Elsewhere reports whether the route leads to another upstream.
+func (r *Route) Elsewhere() bool { return r.base != nil }
 
-// Aim makes the request that goes this way of the one that would go to the upstream,
-// whose base path is given.
-func (r *Route) Aim(req *http.Request, basePath string) *http.Request {
-	out := req.Clone(req.Context())
+// Host is where the route leads; first is claude.upstream's host.
+func (r *Route) Host(first string) string {
 	if r.base == nil {
-		return out
+		return first
 	}
-	path := strings.TrimPrefix(req.URL.Path, basePath)
-	u := *r.base
-	u.Path, u.RawPath = strings.TrimRight(u.Path, "/")+path, ""
-	u.RawQuery = req.URL.RawQuery
-	out.URL, out.Host = &u, u.Host
-	out.Header.Del("Authorization")
-	out.Header.Del("X-Api-Key")
-	out.Header.Del("Cookie")
-	if r.cfg.Auth == "bearer" {
-		out.Header.Set("Authorization", "Bearer "+r.cfg.Key.Reveal())
-	} else {
-		out.Header.Set("X-Api-Key", r.cfg.Key.Reveal())
+	return r.base.Host
+}
+
+// Body makes the body that goes this way of the one that the call has: the same memory,
+// if nothing has to be changed.
+func (r *Route) Body(text []byte, model string) []byte {
+	text, _ = Change(text, model, r.cfg.MaxTokens)
+	return text
+}
+
+// Aim makes the request that goes this way of the one that the call has made, which
+// would go to claude.upstream, whose base path is given. key may be nil.
+func (r *Route) Aim(req *http.Request, basePath string, key *Access) *http.Request {
+	if r.base == nil && key == nil {
+		return req
+	}
+	out := req.Clone(req.Context())
+	if r.base != nil {
+		u := *r.base
+		u.Path, u.RawPath = strings.TrimRight(u.Path, "/")+strings.TrimPrefix(req.URL.Path, basePath), ""
+		u.RawQuery = req.URL.RawQuery
+		out.URL, out.Host = &u, u.Host
+		delete(out.Header, "Cookie")
+	}
+	delete(out.Header, "Authorization")
+	delete(out.Header, "X-Api-Key")
+	switch {
+	case key == nil:
+	case key.bearer:
+		out.Header["Authorization"] = []string{"Bearer " + key.secret}
+	default:
+		out.Header["X-Api-Key"] = []string{key.secret}
 	}
 	return out
 }
 
-// Body makes the body that goes this way of the one that the call has.
-func (r *Route) Body(text []byte, model string) []byte {
-	type change struct {
-		at, end int
-		with    []byte
+// Key returns the key with which a call whose prompt begins with prefix goes this way:
+// the same prompt the same one, so that the prompt cache is of use, and different
+// prompts by the keys' weights. Keys that are not fit and those in not are left out;
+// anyway: unless that leaves none. nil and true: the caller's own.
+func (r *Route) Key(prefix uint64, not []*Access, anyway bool) (*Access, bool) {
+	if len(r.keys) == 0 {
+		return nil, true
 	}
-	var changes []change
-	ok := peek.Members(text, func(key, value []byte) {
-		at := cap(text) - cap(value)
-		switch string(key) {
-		case "model":
-			if peek.Text(value) != model {
-				changes = append(changes, change{at, at + len(value), strconv.AppendQuote(nil, model)})
-			}
-		case "max_tokens":
-			if n, ok := peek.Count(value); ok && r.cfg.MaxTokens > 0 && n > r.cfg.MaxTokens {
-				changes = append(changes, change{at, at + len(value), strconv.AppendInt(nil, r.cfg.MaxTokens, 10)})
+	now := time.Now().UnixNano()
+	var found *Access
+	least := math.Inf(1)
+	for _, unfit := range [...]bool{false, true} {
+		for _, k := range r.keys {
+			if d := k.distance(prefix); d < least && (unfit || k.fit(now) && !slices.Contains(not, k)) {
+				found, least = k, d
 			}
 		}
-	})
-	if !ok || len(changes) == 0 {
-		return text
+		if found != nil || !anyway {
+			break
+		}
 	}
-	out, from := make([]byte, 0, len(text)+64), 0
-	for _, c := range changes {
-		out = append(append(out, text[from:c.at]...), c.with...)
-		from = c.end
+	return found, found != nil
+}
+
+// Answered counts a call that the route has served; Calls is how many.
+func (r *Route) Answered() { r.answered.Add(1) }
+
+// Calls is how many calls the route has served.
+func (r *Route) Calls() int64 { return r.answered.Load() }
+
+// Asks reports whether the route may ask for model: one that names models of its own
+// asks for those only.
+func (r *Route) Asks(model string) bool {
+	for _, to := range r.cfg.Models {
+		if to == model {
+			return true
+		}
 	}
-	return append(out, text[from:]...)
+	return len(r.cfg.Models) == 0
+}
+
+// Len is how many keys there are; 0: the caller's own is used.
+func (r *Route) Len() int { return len(r.keys) }
+
+func (k *Access) fit(now int64) bool { return now >= k.rests.Load() && now >= k.out.Load() }
+
+// distance is less the sooner a prompt asks the key: weighted rendezvous hashing, in
+// which a key that goes or comes moves no other's prompts.
+func (k *Access) distance(prefix uint64) float64 {
+	u := (float64(mix(prefix^k.seed)>>11) + 0.5) / (1 << 53)
+	return -math.Log(u) / k.weight
+}
+
+// mix is the finalizer of splitmix64.
+func mix(x uint64) uint64 {
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}
+
+func hash(parts ...string) uint64 {
+	h := fnv.New64a()
+	for _, p := range parts {
+		_, _ = h.Write([]byte(p)) // can't fail
+		_, _ = h.Write([]byte{0})
+	}
+	return mix(h.Sum64())
+}
+
+// Served notes that an attempt was good; it returns true if the key had been refused
+// before.
+func (k *Access) Served() (back bool) {
+	k.served.Add(1)
+	if k.refused.Load() == 0 {
+		return false
+	}
+	k.out.Store(0)
+	return k.refused.Swap(0) != 0
+}
+
+// Failed notes that an attempt was not.
+func (k *Access) Failed() { k.failed.Add(1) }
+
+// Refused takes the key out, since it was answered with status; first tells that it
+// had been good until then.
+func (k *Access) Refused(status int) (first bool) {
+	k.out.Store(time.Now().Add(outFor).UnixNano())
+	return k.refused.Swap(int64(status)) == 0
+}
+
+// Rest leaves the key alone for d, a second at least and a minute at most, since its
+// rate limit is used up.
+func (k *Access) Rest(d time.Duration) {
+	k.rests.Store(time.Now().Add(min(max(d, time.Second), time.Minute)).UnixNano())
+}
+
+// A Standing is how a key stands.
+type Standing struct {
+	Key    string `json:"key"`    // its name
+	State  string `json:"state"`  // fit, resting (its limit is used up) or refused
+	Served int64  `json:"served"` // attempts that were good
+	Failed int64  `json:"failed"` // attempts that were not
+}
+
+// Standings of the route's keys, in their order; routes that lead to claude.upstream
+// have none of their own.
+func (r *Route) Standings() []Standing {
+	if r.base == nil && r.Name != First {
+		return nil
+	}
+	now := time.Now().UnixNano()
+	var all []Standing
+	for _, k := range r.keys {
+		s := Standing{Key: k.key, State: "fit", Served: k.served.Load(), Failed: k.failed.Load()}
+		switch {
+		case k.refused.Load() != 0:
+			s.State = "refused"
+		case now < k.rests.Load():
+			s.State = "resting"
+		}
+		all = append(all, s)
+	}
+	return all
 }

@@ -1,4 +1,4 @@
-package candidates
+package routes
 
 import (
 	"bytes"
@@ -43,19 +43,10 @@ func Prefix(request []byte) (prefix uint64, pinned bool) {
 	return h.Sum64(), pinned || bytes.Contains(messages, []byte(`"file_id"`))
 }
 
-// WithModel returns the request asking for model, with nothing else changed; the
-// request itself if it does so already, or names none.
-func WithModel(request []byte, model string) []byte {
-	name, err := json.Marshal(model)
-	if err != nil {
-		return request
-	}
-	return replace(request, "model", name)
-}
-
-// Within returns the request with its max_tokens lowered to most, beside the budget
-// that it gives its thinking, and what it then asks for; 0 if nothing was changed.
-func Within(request []byte, most int64) (changed []byte, tokens int64) {
+// Change returns the request asking for model, with its max_tokens lowered to most
+// beside the budget that it gives its thinking, and with nothing else changed; the
+// request itself, if nothing had to be. tokens is what it then asks for; 0: as before.
+func Change(request []byte, model string, most int64) (changed []byte, tokens int64) {
 	asked, thinks := int64(0), int64(0)
 	peek.Members(request, func(key, value []byte) {
 		switch string(key) {
@@ -70,28 +61,37 @@ func Within(request []byte, most int64) (changed []byte, tokens int64) {
 			})
 		}
 	})
-	if most <= 0 || most+thinks >= asked {
-		return request, 0
+	values := map[string][]byte{}
+	if name, err := json.Marshal(model); err == nil && model != "" {
+		values["model"] = name
 	}
-	return replace(request, "max_tokens", strconv.AppendInt(nil, most+thinks, 10)), most + thinks
+	if most > 0 && thinks < asked && most < asked-thinks {
+		tokens = most + thinks
+		values["max_tokens"] = strconv.AppendInt(nil, tokens, 10)
+	}
+	return replace(request, values), tokens
 }
 
-// replace puts value in the place of every member of that name: which of several
+// Slack is by how much a changed request may at most be longer.
+const Slack = 1 << 10
+
+// replace puts values in the places of all members of their names: which of several
 // counts is up to the reader.
-func replace(request []byte, name string, value []byte) []byte {
+func replace(request []byte, values map[string][]byte) []byte {
 	out, from := []byte(nil), 0
-	peek.Members(request, func(key, old []byte) {
-		if string(key) != name || bytes.Equal(old, value) {
+	whole := peek.Members(request, func(key, old []byte) {
+		value := values[string(key)]
+		if value == nil || bytes.Equal(old, value) {
 			return
 		}
 		if out == nil {
-			out = make([]byte, 0, len(request)+len(value))
+			out = make([]byte, 0, len(request)+Slack)
 		}
 		at := cap(request) - cap(old) // old is a part of request
 		out = append(append(out, request[from:at]...), value...)
 		from = at + len(old)
 	})
-	if out == nil {
+	if out == nil || !whole {
 		return request
 	}
 	return append(out, request[from:]...)
