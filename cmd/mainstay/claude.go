@@ -17,13 +17,13 @@ import (
 // claude gathers the verbs for the Claude plane.
 func (c *cli) claude() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "claude", Short: "Look at the calls to Claude",
-		Example:                    "  mainstay claude calls\n  mainstay claude calls --failed",
+		Use: "claude", Short: "Look at the calls to Claude, and rehearse its outage",
+		Example:                    "  mainstay claude calls\n  mainstay claude calls --failed\n  mainstay claude drill overload",
 		SuggestionsMinimumDistance: 2,
 		Args:                       knownVerb,
 		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(c.claudeCalls())
+	cmd.AddCommand(c.claudeCalls(), c.claudeDrill())
 	return cmd
 }
 
