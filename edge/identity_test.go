@@ -4,12 +4,15 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
+	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
 
 	"mainstay.dev/mainstay/edge"
 	"mainstay.dev/mainstay/identity"
+	"mainstay.dev/mainstay/internal/traffic"
 )
 
 const apiKey = "0123456789abcdef0123456789abcdef"
@@ -125,5 +128,36 @@ func TestAClientCertificateNamesItsOwnerToTheApp(t *testing.T) {
 	}
 	if user, _, err := ask(strange, strangeKey); err == nil {
 		t.Errorf("a stranger's: %q", user)
+	}
+}
+
+func TestAUserKeepsItsColorWhereverItComesFrom(t *testing.T) {
+	d := desk(t, func(c *identity.Config) {
+		c.TrustedProxies, c.User, c.Workspace = []string{"loopback"}, "header:X-User-Id", "header:X-Team"
+	})
+	h := startWith(t, defaults(), func(deps *edge.Deps) { deps.Identity = d })
+	says := func(color string) string {
+		return app(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, color) })
+	}
+	blue, green := says("blue"), says("green")
+	for by, header := range map[string]string{traffic.StickyUser: "X-User-Id", traffic.StickyWorkspace: "X-Team"} {
+		plan := traffic.Plan{Mode: traffic.Serve, Sticky: traffic.Sticky{By: by}, Targets: []traffic.Target{
+			{ID: "green-2", Address: green, Color: "green", Weight: 50}, {ID: "blue-1", Address: blue, Color: "blue", Weight: 50},
+		}}
+		if _, err := h.Apply(plan); err != nil {
+			t.Fatal(err)
+		}
+		colors := map[string]int{}
+		for n := range 40 {
+			_, first := get(t, "http://"+h.addr, header, fmt.Sprint("id-", n), "X-Forwarded-For", "192.0.2.1")
+			_, again := get(t, "http://"+h.addr, header, fmt.Sprint("id-", n), "X-Forwarded-For", "198.51.100.7")
+			if first != again {
+				t.Fatalf("by %s, id-%d got %s and then %s", by, n, first, again)
+			}
+			colors[first]++
+		}
+		if len(colors) != 2 {
+			t.Errorf("by %s, all of 40 got %v", by, colors)
+		}
 	}
 }

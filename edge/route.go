@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"cmp"
 	"crypto/subtle"
 	"encoding/binary"
 	"hash/fnv"
@@ -51,8 +52,8 @@ func bare(host string) string {
 	return host
 }
 
-// colorFor is the color that a client keeps to, or "" if any will do. By header
-// and address it follows from a hash: as a color's weight grows, clients move to
+// colorFor is the color that a client keeps to, or "" if any will do. But by
+// cookie it follows from a hash: as a color's weight grows, clients move to
 // it and none moves back, as long as the plan names the colors in the same order.
 func (p *plan) colorFor(r *Request) string {
 	var key string
@@ -69,6 +70,10 @@ func (p *plan) colorFor(r *Request) string {
 		key = r.Header(p.sticky.Name)
 	case traffic.StickyAddress:
 		key = network(r.Client)
+	case traffic.StickyUser:
+		key = cmp.Or(r.Who.User, network(r.Client))
+	case traffic.StickyWorkspace:
+		key = cmp.Or(r.Who.Workspace, network(r.Client))
 	}
 	if key == "" {
 		return ""

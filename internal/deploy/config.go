@@ -127,7 +127,7 @@ type Switch struct {
 
 // Sticky keeps a client with a color.
 type Sticky struct {
-	By   string `yaml:"by" doc:"cookie, header or address; absent, nothing does."`
+	By   string `yaml:"by" doc:"cookie, header, address, or, of who is asking, user or workspace; absent, nothing does."`
 	Name string `yaml:"name" doc:"Of the cookie, or of the header."`
 }
 
@@ -321,7 +321,7 @@ func (s Switch) validate(ps *setting.Problems) {
 			ps.Add("switch.sticky.name", "must name the "+s.Sticky.By, "try mainstay-color")
 		}
 	default:
-		oneOf(ps, "switch.sticky.by", s.Sticky.By, "", traffic.StickyCookie, traffic.StickyHeader, traffic.StickyAddress)
+		oneOf(ps, "switch.sticky.by", s.Sticky.By, "", traffic.StickyCookie, traffic.StickyHeader, traffic.StickyAddress, traffic.StickyUser, traffic.StickyWorkspace)
 	}
 }
 

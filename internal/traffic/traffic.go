@@ -30,15 +30,17 @@ type Target struct {
 
 // Sticky keeps a client with a color while several have weight.
 type Sticky struct {
-	By   string // "": not at all; "cookie", "header" or "address"
+	By   string // "": not at all; or one of the words below
 	Name string // of the cookie or header
 }
 
 // The words of Sticky.By.
 const (
-	StickyCookie  = "cookie"
-	StickyHeader  = "header"
-	StickyAddress = "address"
+	StickyCookie    = "cookie"
+	StickyHeader    = "header"
+	StickyAddress   = "address"
+	StickyUser      = "user"      // who has none goes by address
+	StickyWorkspace = "workspace" // likewise
 )
 
 // Preview lets chosen requests see a color that has no weight yet: those with the
