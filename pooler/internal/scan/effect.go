@@ -265,6 +265,9 @@ func (w *walk) setConfig() Effect {
 		return 0
 	}
 	name := l.next()
+	if !l.constant() {
+		name.kind = number // an expression that begins with a constant
+	}
 	depth, commas := 0, 0
 	for t := name; t.kind != end; t = l.next() {
 		switch {
@@ -281,6 +284,16 @@ func (w *walk) setConfig() Effect {
 		}
 	}
 	return AnyChange | Nameless
+}
+
+// constant reports whether an argument that began with the token that was read is that
+// token alone, but for a cast.
+func (l lexer) constant() bool {
+	t := l.next()
+	if l.isMark(t, ':') && l.isMark(l.next(), ':') && l.next().kind == word {
+		t = l.next()
+	}
+	return l.isMark(t, ',')
 }
 
 // scope looks at set_config's last argument.

@@ -17,6 +17,8 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 		"begin; set x = 1; commit": Setting | Ends, "set time zone 'UTC'": Setting, "set seed to 0.5": Seeds, "select setseed(0.5)": Seeds,
 		"select set_config('a.b', 'c', true)": 0, "select set_config('a.b', 'c', false)": Setting, "select set_config($1, $2, true)": 0,
 		"select set_config($1, $2, $3)": AnyChange, "select set_config(n, v, false) from t": AnyChange | Nameless, "select pg_catalog.set_config('a', f(1, 2), $1)": Setting,
+		"select set_config('a.' || 'b', 'c', false)": AnyChange | Nameless, "select set_config($1 || 'b', 'c', false)": AnyChange | Nameless,
+		"select set_config($1::text, $2::text, false)": AnyChange, "select set_config('a.b'::text, 'c', false)": Setting, "select set_config('a.' || 'b', 'c', true)": 0,
 		"select set_config('a', b[1,2], 't')": 0, "select set_config('request.jwt.claims', '{}', true), set_config('role', 'x', false)": Setting,
 		"create temp table x()": Temporary, "create temporary view x as select 1": Temporary, "create or replace temp view x as select 1": Temporary,
 		"create local temporary table x()": Temporary, "select 1 into temp x": Temporary, "create table pg_temp.x()": Temporary,
