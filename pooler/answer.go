@@ -168,6 +168,8 @@ func (s *session) confused(err error) error {
 	return end(Internal, "lost track of the server's answers", "connect again").because(err)
 }
 
+var errMeaning = errors.New("a statement's name was pipelined behind an error with two meanings")
+
 var errOutOfStep = errors.New("an answer that nobody asked for")
 
 // observe notes what a message from the server means. keep reports whether it is for
@@ -217,6 +219,10 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 		d, ok = s.debts.pop()
 	}
 	switch {
+	case ok && d.taken:
+		// An earlier cycle failed before it gave the name its meaning, and this Parse
+		// was sent before that was known. What follows it means another statement.
+		return false, false, s.confused(errMeaning)
 	case ok && d.kind == theirs:
 		return true, false, nil
 	case ok && d.kind == ours:
@@ -236,6 +242,9 @@ func (s *session) completed(body []byte) {
 	case "DEALLOCATE ALL", "DISCARD ALL":
 		s.mu.Lock()
 		s.forget()
+		if b := s.backend; db.Command == "DISCARD ALL" && b.left&scan.Nameless == 0 {
+			b.pins &^= scan.Nameless
+		}
 		s.mu.Unlock()
 	case "DEALLOCATE":
 		s.mu.Lock()
@@ -304,21 +313,15 @@ func (s *session) takesCopy() {
 func (s *session) ready(status byte) (keep, done bool, err error) {
 	s.mu.Lock()
 	b := s.backend
-	for {
-		d, ok := s.debts.pop()
-		if !ok {
-			s.mu.Unlock()
-			return false, false, s.confused(errOutOfStep)
-		}
-		if d.kind == owesOurSync {
-			b.status, s.block = status, status
-			s.mu.Unlock()
-			return false, false, nil
-		}
-		if d.kind.ready() {
-			break
-		}
-		s.undo(d)
+	s.forgive()
+	switch d, ok := s.debts.pop(); {
+	case !ok:
+		s.mu.Unlock()
+		return false, false, s.confused(errOutOfStep)
+	case d.kind == owesOurSync:
+		b.status, s.block = status, status
+		s.mu.Unlock()
+		return false, false, nil
 	}
 	b.status, s.block, s.copying = status, status, false
 	c, _ := s.cycles.pop()

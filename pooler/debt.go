@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"fmt"
+	"slices"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -12,8 +13,10 @@ import (
 // tell the server's answers apart.
 type debt struct {
 	kind      debtKind
-	statement *statement // the one that a Parse creates, or a Close of ours removes
+	statement *statement // the one that a Parse creates, or a Close removes
 	name      string     // the client's, for that statement or the one it drops
+	unnamed   bool       // a Parse of the unnamed statement
+	taken     bool       // a Parse that the server has to refuse: the name is taken
 }
 
 type debtKind uint8
@@ -103,29 +106,53 @@ func (q *queue[T]) clear() {
 // owe notes a debt. The lock is held, here and below.
 func (s *session) owe(d debt) { s.debts.push(d) }
 
-// forgive drops what will not come because of an error: all up to the cycle's end.
+// forgive drops what will not come because of an error: all up to the cycle's end. It
+// is undone in reverse, since a name may have changed its meaning more than once.
 func (s *session) forgive() {
-	for s.debts.len() > 0 && !s.debts.list[s.debts.head].kind.ready() {
-		d, _ := s.debts.pop()
-		s.undo(d)
+	owed := s.debts.list[s.debts.head:]
+	n := 0
+	for n < len(owed) && !owed[n].kind.ready() {
+		n++
+	}
+	for i := n - 1; i >= 0; i-- {
+		s.undo(owed[i], owed[n:])
+	}
+	for range n {
+		s.debts.pop()
 	}
 }
 
 // undo takes back what was noted when a message was sent that the server did not
-// carry out.
-func (s *session) undo(d debt) {
+// carry out. What was sent later, in other cycles, may have given the name a new
+// meaning, which stays.
+func (s *session) undo(d debt, later []debt) {
 	b := s.backend
+	again := slices.IndexFunc(later, func(l debt) bool { return d.name != "" && l.name == d.name })
+	renamed := again >= 0
+	if renamed && d.kind == owesParse && later[again].kind == owesClose {
+		later[again].statement = nil // what it closes is not there
+	}
 	switch {
 	case d.kind == owesOurClose && d.statement != nil:
 		b.prepared[d.statement] = 0 // it is still there
-	case d.kind.ready() || d.kind == owesClose || d.kind == owesOurClose || d.kind == owesDrop:
+	case d.kind.ready() || d.kind == owesOurClose || d.kind == owesDrop:
+	case d.kind == owesClose && renamed:
+	case d.kind == owesClose && d.statement != nil:
+		s.names[d.name] = d.statement
+		s.nameBytes += len(d.statement.body)
+	case d.kind == owesClose: // of the unnamed one: it stays forgotten
 	case d.statement != nil:
 		delete(b.prepared, d.statement)
 	case d.name == "":
 		b.unnamed = ticket{}
 	}
-	if d.kind == owesParse && d.name != "" {
+	switch {
+	case d.kind != owesParse || renamed:
+	case d.name != "":
 		s.unname(d.name)
+	case d.unnamed && !slices.ContainsFunc(later, func(l debt) bool { return l.unnamed }):
+		// Whatever it has replaced is not known any more: better none than a wrong one.
+		s.unnamed.version = 0
 	}
 }
 
@@ -238,9 +265,6 @@ func (s *session) look(b *backend) error {
 	has, wants := found.Settings(&q, s.login, user)
 	b.settings, s.settings = b.pool.settings.Intern(has), b.pool.settings.Intern(wants)
 	b.pins = b.pins&^q.Asked() | found.Pins | b.left&audit.Sticky
-	if b.left&scan.Discards != 0 && b.left&scan.Nameless == 0 {
-		b.pins &^= scan.Nameless
-	}
 	b.left = 0
 	b.mentions.Settings = b.mentions.Settings[:0]
 	reasons := ""

@@ -173,7 +173,7 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 			u.body = append(u.body[:0], s.head(n)[1:]...)
 		}
 		b.unnamed = ticket{s.id, u.version}
-		s.owe(debt{kind: owesParse})
+		s.owe(debt{kind: owesParse, unnamed: true})
 		b.out = pgwire.AppendHeader(b.out, pgwire.Parse, n)
 		s.in.Skip(pgwire.HeaderSize)
 		return n, nil
@@ -189,7 +189,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 	if old := s.names[name]; old != nil {
 		// Let the server refuse it, as it would have: by a name that is taken.
 		s.ensure(old)
-		s.owe(debt{kind: owesParse})
+		s.owe(debt{kind: owesParse, taken: true})
 		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(old.name), nul, body)
 		return nil
 	}
@@ -256,10 +256,10 @@ func (s *session) rewriteBind(n int) (int, error) {
 func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 	b := s.backend
 	head := s.head(n)
-	if typ == pgwire.Close {
-		s.owe(debt{kind: owesClose})
-	}
 	if len(head) == 0 || head[0] != 'S' {
+		if typ == pgwire.Close {
+			s.owe(debt{kind: owesClose})
+		}
 		b.out = pgwire.AppendHeader(b.out, typ, n)
 		s.in.Skip(pgwire.HeaderSize)
 		return n, nil
@@ -273,10 +273,12 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 	case typ == pgwire.Describe:
 		as = s.resolve(name)
 	case len(name) == 0:
+		s.owe(debt{kind: owesClose})
 		b.unnamed, s.unnamed.version = ticket{}, 0
 	default:
 		// Others may use it: for the server, close one that does not exist.
 		as = namePrefix
+		s.owe(debt{kind: owesClose, name: string(name), statement: s.names[string(name)]})
 		s.unname(string(name))
 	}
 	b.out = pgwire.AppendHeader(b.out, typ, len(as)+2)
