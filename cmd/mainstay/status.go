@@ -77,6 +77,9 @@ func printStatus(out io.Writer, st admin.Status) error {
 		if p.Name == "edge" {
 			unready(&b, p.Stats, st.Now)
 		}
+		if p.Name == "claude" && p.State != "off" && p.Note != "" {
+			fmt.Fprintf(&b, "\nclaude: %s\n", p.Note)
+		}
 	}
 	for _, c := range []*deploy.Copy{st.App.Live, st.App.Next} {
 		if c != nil && c.Reason != "" {
