@@ -467,7 +467,7 @@ func (s *session) forget() {
 	clear(s.names)
 	s.nameBytes = 0
 	for _, d := range s.debts.list[s.debts.head:] {
-		if d.statement == nil || d.kind == owesOurClose {
+		if d.statement == nil || d.kind == owesOurClose || d.kind == owesClose {
 			continue
 		}
 		b.uses++
