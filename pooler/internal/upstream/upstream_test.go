@@ -192,8 +192,10 @@ func several(t *testing.T, answers map[string]string) (dial Dial, tried func() s
 				if _, err := pgwire.NewReader(theirs, 1<<14).ReadStartup(); err != nil {
 					return
 				}
-				go io.Copy(io.Discard, theirs)
+				left := make(chan struct{})
+				go func() { _, _ = io.Copy(io.Discard, theirs); close(left) }()
 				_, _ = io.WriteString(theirs, answer)
+				<-left // a pipe that closes takes the deadline of the other end with it
 			}()
 			return ours, nil
 		}, func() string {
