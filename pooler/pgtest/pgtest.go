@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -216,6 +217,14 @@ func (s *Server) Restart(ctx context.Context) error {
 	defer s.mu.Unlock()
 	if err := s.end(fast); err != nil {
 		return err
+	}
+	for range 50 {
+		// What a kill left of the last server's processes holds its memory for a moment.
+		err := s.start(ctx)
+		if err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), "pre-existing shared memory block") {
+			return err
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
 	return s.start(ctx)
 }
