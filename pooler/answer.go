@@ -275,7 +275,7 @@ func (s *session) failed(body []byte) (keep bool) {
 		s.forgive()
 		return false // what the client sent fails too, behind it
 	}
-	x := &s.exchange
+	x := s.exchange
 	x.DB.SQLState = string(code)
 	x.DB.Queries++
 	s.copying = false
