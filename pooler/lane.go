@@ -74,7 +74,6 @@ func (s *session) park() bool {
 func (s *session) attach() {
 	if s.exchange == nil {
 		s.exchange = exchanges.Get().(*telemetry.Exchange)
-		s.exchange.Reset(plane)
 	}
 }
 
@@ -92,7 +91,10 @@ func (s *session) escalate(from entry) {
 	s.at = aside
 	s.sock.Own(nil)
 	s.in.Own()
-	s.attach()
+	if s.exchange == nil {
+		s.attach()
+		s.exchange.Reset(plane)
+	}
 	if from == atAnswer || from == atPass {
 		s.mu.Lock()
 		s.answering = true
@@ -164,7 +166,7 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 		}
 		switch err := s.in.FillFrom((*loop.Try)(s.sock)); {
 		case err == nil:
-		case errors.Is(err, loop.ErrWait):
+		case loop.Waits(err):
 			if s.backend == nil {
 				s.spare()
 			}
@@ -266,7 +268,7 @@ func (s *session) forwardNow() bool {
 	switch {
 	case err == nil:
 		return true
-	case errors.Is(err, loop.ErrWait):
+	case loop.Waits(err):
 		s.escalate(atFlush)
 	default:
 		s.fail(s.serverLost(err))
@@ -284,7 +286,7 @@ func (s *session) answerNow() bool {
 		}
 		switch err := b.In.FillFrom((*loop.Try)(b.sock)); {
 		case err == nil:
-		case errors.Is(err, loop.ErrWait):
+		case loop.Waits(err):
 			return false
 		default: // a goroutine meets it again
 			s.escalate(atAnswer)

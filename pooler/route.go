@@ -18,7 +18,11 @@ import (
 
 // route finds the pool of the session's database.
 func (s *session) route() (*pool, error) {
-	p := s.pooler.policy.Load().pools[s.database]
+	policy := s.pooler.policy.Load()
+	if s.routed == policy {
+		return s.pool, nil
+	}
+	p := policy.pools[s.database]
 	if p == nil {
 		return nil, end(NoDatabase, fmt.Sprintf("database %q does not exist", s.database),
 			"name it under pooler.databases, or connect to one that stands there")
@@ -28,7 +32,9 @@ func (s *session) route() (*pool, error) {
 			return nil, refusedLogin("28000", fmt.Sprintf("database %q is entered with the client's own login, and that was none by SCRAM", s.database),
 				"log in with scram-sha-256, as a user whose verifier PostgreSQL has")
 		}
-		p = p.member(s.user, s.keys)
+		p = p.member(s.user, s.keys) // another one when the client's password changes
+	} else {
+		s.routed = policy
 	}
 	s.mu.Lock()
 	s.pool = p

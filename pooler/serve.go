@@ -45,6 +45,7 @@ type session struct {
 	task    loop.Task   // runs step
 	ending  atomic.Bool // told to end: it is more than running
 	offered *backend    // leased already, for the next claim
+	routed  *policy     // that pool is of; nil: look for it each time
 	failure error       // why the session is over, at atEnd
 
 	// Known after admit.
