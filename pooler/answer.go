@@ -59,6 +59,9 @@ const lookInto = 1 << 10
 // reports that the server owes nothing more.
 func (s *session) scan() (done bool, err error) {
 	in := s.backend.In
+	if wants, err := s.swallow(); wants || err != nil {
+		return false, err
+	}
 	for !in.Partial() {
 		typ, n, ok, err := in.Header()
 		if err != nil {

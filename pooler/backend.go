@@ -42,6 +42,7 @@ type backend struct {
 	prepared map[*statement]uint64 // statements that exist there, and when each was last used
 	uses     uint64
 	unnamed  ticket // whose unnamed statement is there
+	replays  int    // answers to settings that are still to come; of the session's lock
 
 	hurried atomic.Bool    // has a deadline that must not outlive the lease
 	cancels sync.WaitGroup // cancel requests under way; none may outlive the lease

@@ -30,6 +30,7 @@ const (
 	owesSync                     // ReadyForQuery after a Sync
 	owesQuery                    // ReadyForQuery after a Query or FunctionCall
 	owesOurSync                  // ReadyForQuery for us
+	owesReplay                   // ReadyForQuery after settings that the client had before
 )
 
 // ready reports whether the debt is a ReadyForQuery.
@@ -163,18 +164,6 @@ func (s *session) enrol(welcome []byte) {
 	s.told = s.pool.settings.OfWelcome(welcome)
 }
 
-// equip gives the server that was claimed the client's settings.
-func (s *session) equip() error {
-	b := s.backend
-	if b.settings != s.settings {
-		if err := b.suit(s.settings); err != nil {
-			return unsuited(err)
-		}
-	}
-	s.inform()
-	return nil
-}
-
 // inform tells the client what the server reports differently from what the client
 // was told last.
 func (s *session) inform() {
@@ -225,12 +214,6 @@ func (s *session) suspect(text []byte, whole bool) scan.Effect {
 		b.mentions.Find(text, b.backslash())
 	}
 	return e
-}
-
-// backslash reports whether plain strings know backslash escapes.
-func (s *backend) backslash() bool {
-	v, ok := s.reports.Get("standard_conforming_strings")
-	return ok && v == "off"
 }
 
 // settle finds out what the client has left on its server at a transaction's end. It

@@ -362,7 +362,7 @@ func (s *session) queryRenamed(text []byte, u use) {
 	case u.runs == nil:
 		s.offerDecoy(u.drops)
 		s.owe(debt{kind: owesDrop, name: u.drops})
-	case known || s.debts.none() && b.status != pgwire.InFailed:
+	case known || s.debts.len() == b.replays && b.status != pgwire.InFailed:
 		// A Parse that fails makes the server skip everything up to a Sync.
 		s.run(u.runs)
 		if !known {

@@ -53,7 +53,8 @@ func (s *session) claim() error {
 		s.mu.Lock()
 		s.backend = b
 		s.mu.Unlock()
-		return s.equip()
+		s.equip()
+		return nil
 	}
 }
 
@@ -78,7 +79,8 @@ func (s *session) release() error {
 		s.mu.Lock()
 		s.backend = b
 		s.mu.Unlock()
-		return s.equip()
+		s.equip()
+		return s.replayed()
 	}
 	b.pool.release(b)
 	return err

@@ -156,7 +156,9 @@ func (s *session) live() error {
 			return err
 		}
 		for s.listening() { // the server may speak at any time
-			s.startUplink()
+			if err := s.startUplink(); err != nil {
+				return err
+			}
 			if err := s.answer(); err != nil {
 				return err
 			}

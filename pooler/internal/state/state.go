@@ -166,8 +166,9 @@ func (s *Settings) plain() bool {
 
 // assign calls set_config: it reads lists such as search_path as a startup packet
 // does; SET would take a quoted one for a single name.
+// It returns nothing, since a value may be long.
 func assign(name, value string) string {
-	return "pg_catalog.set_config(" + Literal(name) + "," + Literal(value) + ",false)"
+	return "pg_catalog.set_config(" + Literal(name) + "," + Literal(value) + ",false) IS NULL"
 }
 
 // Literal quotes a string whatever standard_conforming_strings says.
@@ -182,4 +183,10 @@ func identifier(name string) string {
 		parts[i] = `"` + strings.ReplaceAll(part, `"`, `""`) + `"`
 	}
 	return strings.Join(parts, ".")
+}
+
+// Off reports whether PostgreSQL takes a boolean setting's value for false.
+func Off(value string) bool {
+	value = strings.ToLower(value)
+	return value == "0" || len(value) > 1 && strings.HasPrefix("off", value) || value != "" && (strings.HasPrefix("false", value) || strings.HasPrefix("no", value))
 }

@@ -54,7 +54,7 @@ func TestAStartupThatCannotBeObeyedIsRefused(t *testing.T) {
 func TestAChangeResetsWhatGoesAndSetsWhatComes(t *testing.T) {
 	from, _ := OfStartup(start("a", "1", "b", "2"))
 	to, _ := OfStartup(start("b", `it's \`, "c", "3"))
-	want := `RESET "a";SELECT pg_catalog.set_config(E'b',E'it\'s \\',false),pg_catalog.set_config(E'c',E'3',false)`
+	want := `RESET "a";SELECT pg_catalog.set_config(E'b',E'it\'s \\',false) IS NULL,pg_catalog.set_config(E'c',E'3',false) IS NULL`
 	if got := strings.Join(from.Change(to), " | "); got != want {
 		t.Errorf("got %s\nwant %s", got, want)
 	}
@@ -64,9 +64,9 @@ func TestAChangeResetsWhatGoesAndSetsWhatComes(t *testing.T) {
 	// What a role may set and see depends on it: it goes first and comes last.
 	from = None.With("role", "r").With("a.b", "1").With("client_encoding", "UTF8")
 	to = None.With("role", "q").With("session_authorization", "u").With("client_encoding", "LATIN1").With("x.y", "\u00e9")
-	want = `RESET ROLE;RESET "a"."b";SELECT pg_catalog.set_config(E'client_encoding',E'LATIN1',false) | ` +
-		`SELECT pg_catalog.set_config(E'client_encoding',E'LATIN1',false),pg_catalog.set_config(E'x.y',E'` + "\u00e9" + `',false);` +
-		`SELECT pg_catalog.set_config(E'session_authorization',E'u',false);SELECT pg_catalog.set_config(E'role',E'q',false)`
+	want = `RESET ROLE;RESET "a"."b";SELECT pg_catalog.set_config(E'client_encoding',E'LATIN1',false) IS NULL | ` +
+		`SELECT pg_catalog.set_config(E'client_encoding',E'LATIN1',false) IS NULL,pg_catalog.set_config(E'x.y',E'` + "\u00e9" + `',false) IS NULL;` +
+		`SELECT pg_catalog.set_config(E'session_authorization',E'u',false) IS NULL;SELECT pg_catalog.set_config(E'role',E'q',false) IS NULL`
 	if got := strings.Join(from.Change(to), " | "); got != want {
 		t.Errorf("got %s\nwant %s", got, want)
 	}

@@ -1,0 +1,161 @@
+package pooler
+
+import (
+	"fmt"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/state"
+	"mainstay.dev/mainstay/pooler/internal/upstream"
+)
+
+// A client's settings travel in front of its first messages, in the same write: they
+// cost no round trip. What the server answers to them is swallowed here.
+//
+// Should they be refused, what is behind them must not run: it would under the
+// settings of somebody else. So each replay is a transaction block of its own. One
+// that fails is left aborted, and PostgreSQL refuses everything that follows, but for
+// what ends a transaction; that waits for the replay's answer (mayEnd). Then the
+// session ends with PostgreSQL's reason, and the server is closed.
+
+// replay is the text that carries out one of [state.Settings.Change]'s queries.
+func replay(query string) string {
+	return "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE;" + query + ";COMMIT"
+}
+
+// equip gives the server that was claimed the client's settings, before whatever the
+// client sends: what that takes is ready to be sent. It does not wait.
+func (s *session) equip() {
+	b := s.backend
+	if b.settings == s.settings {
+		s.inform()
+		return
+	}
+	s.mu.Lock()
+	for _, query := range b.settings.Change(s.settings) {
+		b.out = pgwire.AppendQuery(b.out, replay(query))
+		s.owe(debt{kind: owesReplay})
+		b.replays++
+	}
+	b.settings = s.settings
+	if b.replays > 0 {
+		b.unnamed = ticket{} // PostgreSQL drops it with every simple query
+	}
+	s.mu.Unlock()
+	if b.replays == 0 {
+		s.inform()
+	}
+}
+
+// replayed waits until the server has the client's settings. What is ready for the
+// server is sent before.
+func (s *session) replayed() error {
+	b := s.backend
+	if b.replays == 0 {
+		return nil
+	}
+	if err := s.flush(); err != nil {
+		return s.serverLost(err)
+	}
+	for {
+		if _, err := s.swallow(); err != nil || b.replays == 0 {
+			return err
+		}
+		if err := b.In.Fill(); err != nil {
+			if _, err := s.readFailed(err); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// swallow takes the buffered answers to a replay. wants reports that more has to come.
+func (s *session) swallow() (wants bool, err error) {
+	b := s.backend
+	for b.replays > 0 {
+		typ, n, ok, err := b.In.Header()
+		switch {
+		case err != nil:
+			return false, s.confused(err)
+		case !ok:
+			return true, nil
+		case pgwire.HeaderSize+n > b.In.Size():
+			return false, s.confused(fmt.Errorf("message %q of %d bytes in answer to settings: %w", typ, n, pgwire.ErrTooLong))
+		case b.In.Buffered() < pgwire.HeaderSize+n:
+			return true, nil
+		}
+		body := b.In.Peek(pgwire.HeaderSize + n)[pgwire.HeaderSize:]
+		switch typ {
+		case pgwire.ErrorResponse:
+			b.broken.Store(true)
+			return false, unsuited(&upstream.Refused{SQLState: string(pgwire.Field(body, 'C')), Message: string(pgwire.Field(body, 'M'))})
+		case pgwire.ParameterStatus:
+			b.note(body)
+		case pgwire.Notification:
+			b.In.Pass(pgwire.HeaderSize + n)
+			s.pass()
+			continue
+		case pgwire.ReadyForQuery:
+			if err := s.replayEnds(body); err != nil {
+				return false, err
+			}
+		}
+		b.In.Skip(pgwire.HeaderSize + n)
+	}
+	return false, nil
+}
+
+// replayEnds notes the end of a replay. After the last, the client hears what has
+// changed for it.
+func (s *session) replayEnds(body []byte) error {
+	b := s.backend
+	s.mu.Lock()
+	d, ok := s.debts.pop()
+	b.replays--
+	s.mu.Unlock()
+	if !ok || d.kind != owesReplay || len(body) != 1 || body[0] != pgwire.Idle {
+		return s.confused(errOutOfStep)
+	}
+	if b.replays == 0 {
+		s.inform()
+	}
+	return nil
+}
+
+// mayEnd reports whether the client's next message, which is buffered whole, may end a
+// transaction: such a one must not follow settings that the server may yet refuse.
+func (s *session) mayEnd(typ byte, n int) bool {
+	body := s.head(n)
+	switch typ {
+	case pgwire.Query, pgwire.Parse:
+		if typ == pgwire.Parse {
+			_, body, _ = pgwire.String(body)
+		}
+		text, _, _ := pgwire.String(body)
+		return scan.Effects(text, s.backend.backslash())&scan.Ends != 0
+	case pgwire.Bind:
+		_, name, _, _ := pgwire.Strings(body)
+		if len(name) == 0 {
+			return s.unnamed.left&scan.Ends != 0
+		}
+		st := s.names[string(name)]
+		return st != nil && st.left&scan.Ends != 0
+	}
+	return false
+}
+
+const conforming = "standard_conforming_strings"
+
+// backslash reports whether plain strings know backslash escapes: by what the server
+// reported, or is about to.
+func (s *backend) backslash() bool {
+	if s.replays > 0 {
+		if v, ok := s.settings.Get(conforming); ok {
+			return state.Off(v)
+		}
+		v, _ := s.atLogin.Get(conforming)
+		return v == "off"
+	}
+	v, _ := s.reports.Get(conforming)
+	return v == "off"
+}
