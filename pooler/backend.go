@@ -30,6 +30,7 @@ type backend struct {
 	status   byte // as the last ReadyForQuery told
 	out      []byte
 	settings *state.Settings // those that a client chose and it has now
+	named    *state.Settings // texts by which SQL's PREPARE made what it has, by name
 	reports  *state.Settings // what it reported last (ParameterStatus)
 	atLogin  *state.Settings // what it reported when it was new
 	broken   atomic.Bool     // must not be used again
@@ -62,7 +63,7 @@ type ticket struct {
 func newBackend(p *pool, c *upstream.Conn) *backend {
 	s := &backend{
 		Conn: c, pool: p, probe: socket.NewProbe(c.Raw), born: time.Now(), spread: rand.Float64(), status: pgwire.Idle,
-		settings: state.None, reports: p.settings.Intern(state.Of(c.Params)), prepared: map[*statement]uint64{},
+		settings: state.None, named: state.None, reports: p.settings.Intern(state.Of(c.Params)), prepared: map[*statement]uint64{},
 	}
 	s.atLogin = s.reports
 	return s
@@ -248,6 +249,7 @@ func (s *backend) clean() error {
 	}
 	if strings.Contains(sql, "DEALLOCATE") {
 		clear(s.prepared)
+		s.named = state.None
 	}
 	s.forgive()
 	return nil
@@ -272,7 +274,7 @@ func (s *backend) discard() error {
 		s.broken.Store(true)
 		return err
 	}
-	s.settings = state.None
+	s.settings, s.named = state.None, state.None
 	clear(s.prepared)
 	s.forgive()
 	return nil

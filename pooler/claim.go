@@ -10,7 +10,6 @@ import (
 
 	"mainstay.dev/mainstay/pooler/internal/fair"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
-	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
 
@@ -67,7 +66,7 @@ func (p *pool) take(w *waiter) (*backend, error) {
 	case w.owner.dead.Load():
 		return nil, w.owner.sentence()
 	case len(p.idle) > 0 && p.paused == nil && p.line.Take(w.owner.user):
-		b := p.popIdle(w.owner.settings)
+		b := p.popIdle(w.owner)
 		p.lend(b, w.owner)
 		return b, nil
 	case p.outage != nil && len(p.all) == 0 && p.outage.told():
@@ -83,11 +82,11 @@ func (p *pool) take(w *waiter) (*backend, error) {
 }
 
 // popIdle takes the idle server that was used last, so that the others can grow
-// old; one that suits the settings before others.
-func (p *pool) popIdle(want *state.Settings) *backend {
+// old; one that has what the client carries before others.
+func (p *pool) popIdle(s *session) *backend {
 	at := len(p.idle) - 1
 	for i := at; i >= 0; i-- {
-		if p.idle[i].settings.Equal(want) {
+		if p.idle[i].settings.Equal(s.settings) && p.idle[i].named.Equal(s.prepares) {
 			at = i
 			break
 		}
@@ -276,7 +275,7 @@ func (p *pool) distribute() {
 		if place == nil {
 			return
 		}
-		b := p.popIdle(place.Value.owner.settings)
+		b := p.popIdle(place.Value.owner)
 		p.lend(b, place.Value.owner)
 		place.Value.given <- grant{backend: b}
 	}

@@ -209,6 +209,12 @@ func (s *session) suspect(text []byte, whole bool) scan.Effect {
 		return scan.Unseen
 	}
 	e := scan.Effects(text, b.backslash())
+	if e&scan.Executes != 0 {
+		e |= s.executes
+		for _, p := range s.prepares.All() {
+			b.mentions.Find([]byte(p.Value), false)
+		}
+	}
 	b.left |= e
 	if e&(scan.Setting|scan.AnyChange) != 0 {
 		b.mentions.Find(text, b.backslash())
@@ -247,6 +253,13 @@ func (s *session) look(b *backend) error {
 	user, _ := b.atLogin.Get("session_authorization")
 	has, wants := found.Settings(&q, s.login, user)
 	b.settings, s.settings = b.pool.settings.Intern(has), b.pool.settings.Intern(wants)
+	if named := b.pool.settings.Intern(found.Statements(&q, b.named)); named != b.named {
+		b.named, s.prepares = named, named
+		s.executes = effectsOf(named)
+	}
+	if found.Pins&scan.Prepares != 0 {
+		s.executes = scan.Unseen
+	}
 	b.pins = b.pins&^q.Asked() | found.Pins | b.left&audit.Sticky
 	b.left = 0
 	b.mentions.Settings = b.mentions.Settings[:0]

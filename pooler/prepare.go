@@ -81,7 +81,7 @@ func (r *registry) intern(settings *state.Settings, body []byte, u use, shapes *
 	text, _, _ := pgwire.String(body)
 	st := &statement{name: namePrefix + strconv.FormatUint(r.last, 36), body: append([]byte(nil), body...), left: scan.Effects(text, false), use: u, shape: shapes.Of(text)}
 	if u != (use{}) {
-		st.left &^= scan.Prepares // what it names is nothing that stays
+		st.left &^= scan.Prepares | scan.Executes // what it names is nothing that stays
 	}
 	if st.left&(scan.Setting|scan.AnyChange) != 0 {
 		st.said.Find(text, false)
@@ -193,6 +193,12 @@ func (s *session) parseNamed(name string, body []byte) error {
 		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(old.name), nul, body)
 		return nil
 	}
+	if s.preparedBySQL(name) && b.left&scan.Prepares == 0 {
+		s.owe(debt{kind: owesParse}) // refused for the same reason
+		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, body)
+		b.left |= scan.Prepares
+		return nil
+	}
 	if len(s.names) >= maxNames || s.nameBytes+len(body) > maxNameBytes {
 		return end(Unsupported, "too many prepared statements in one session", "close those that are not needed")
 	}
@@ -275,6 +281,10 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 	case len(name) == 0:
 		s.owe(debt{kind: owesClose})
 		b.unnamed, s.unnamed.version = ticket{}, 0
+	case s.preparedBySQL(string(name)):
+		as = string(name)
+		s.owe(debt{kind: owesClose})
+		b.left |= scan.Prepares
 	default:
 		// Others may use it: for the server, close one that does not exist.
 		as = namePrefix
@@ -377,9 +387,10 @@ func (s *session) queryRenamed(text []byte, u use) {
 // nothing that stays.
 func (s *session) suspectRenamed(text []byte) scan.Effect {
 	b := s.backend
-	before := b.left & scan.Prepares
-	e := s.suspect(text, true) &^ scan.Prepares
-	b.left = b.left&^scan.Prepares | before
+	const names = scan.Prepares | scan.Executes
+	before := b.left & names
+	e := s.suspect(text, true) &^ names
+	b.left = b.left&^names | before
 	return e
 }
 
@@ -449,6 +460,13 @@ func (s *session) learn(st *statement) {
 	}
 	b.uses++
 	b.prepared[st] = b.uses
+}
+
+// preparedBySQL reports whether the client's statement of this name was made by SQL's
+// PREPARE: the server has it under the same name.
+func (s *session) preparedBySQL(name string) bool {
+	_, ok := s.prepares.Get(name)
+	return ok && s.names[name] == nil
 }
 
 // unname forgets what a name stands for.

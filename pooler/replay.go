@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"fmt"
+	"strings"
 
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
@@ -9,11 +10,12 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
 
-// A client's settings travel in front of its first messages, in the same write: they
-// cost no round trip. What the server answers to them is swallowed here.
+// What a client carries, its settings and what it prepared with SQL's PREPARE, travels in
+// front of its first messages, in the same write: it costs no round trip. What the
+// server answers to that is swallowed here.
 //
-// Should they be refused, what is behind them must not run: it would under the
-// settings of somebody else. So each replay is a transaction block of its own. One
+// Should settings be refused, what is behind them must not run: it would under the
+// settings of somebody else. So each change of settings is a transaction block of its own. One
 // that fails is left aborted, and PostgreSQL refuses everything that follows, but for
 // what ends a transaction; that waits for the replay's answer (mayEnd). Then the
 // session ends with PostgreSQL's reason, and the server is closed.
@@ -23,28 +25,40 @@ func replay(query string) string {
 	return "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE;" + query + ";COMMIT"
 }
 
-// equip gives the server that was claimed the client's settings, before whatever the
+// equip gives the server that was claimed what the client carries, before whatever the
 // client sends: what that takes is ready to be sent. It does not wait.
 func (s *session) equip() {
 	b := s.backend
-	if b.settings == s.settings {
+	if b.settings == s.settings && b.named == s.prepares {
 		s.inform()
 		return
 	}
 	s.mu.Lock()
-	for _, query := range b.settings.Change(s.settings) {
-		b.out = pgwire.AppendQuery(b.out, replay(query))
-		s.owe(debt{kind: owesReplay})
-		b.replays++
+	queries := b.settings.Change(s.settings)
+	if forget := b.named.Forget(s.prepares); len(queries) > 0 {
+		queries[0] = forget + queries[0]
+	} else if forget != "" {
+		queries = []string{strings.TrimSuffix(forget, ";")}
 	}
-	b.settings = s.settings
-	if b.replays > 0 {
-		b.unnamed = ticket{} // PostgreSQL drops it with every simple query
+	for _, query := range queries {
+		s.sendReplay(replay(query), "")
 	}
+	s.prepares.Make(b.named, func(name, text string) { s.sendReplay(text, name) })
+	b.settings, b.named = s.settings, s.prepares
 	s.mu.Unlock()
 	if b.replays == 0 {
 		s.inform()
 	}
+}
+
+// sendReplay sends a simple query whose answer is swallowed: settings, or what makes the
+// prepared statement of this name.
+func (s *session) sendReplay(sql, name string) {
+	b := s.backend
+	b.out = pgwire.AppendQuery(b.out, sql)
+	s.owe(debt{kind: owesReplay, name: name})
+	b.replays++
+	b.unnamed = ticket{} // PostgreSQL drops it with every simple query
 }
 
 // replayed waits until the server has the client's settings. What is ready for the
@@ -87,8 +101,9 @@ func (s *session) swallow() (wants bool, err error) {
 		body := b.In.Peek(pgwire.HeaderSize + n)[pgwire.HeaderSize:]
 		switch typ {
 		case pgwire.ErrorResponse:
-			b.broken.Store(true)
-			return false, unsuited(&upstream.Refused{SQLState: string(pgwire.Field(body, 'C')), Message: string(pgwire.Field(body, 'M'))})
+			if err := s.replayFails(body); err != nil {
+				return false, err
+			}
 		case pgwire.ParameterStatus:
 			b.note(body)
 		case pgwire.Notification:
@@ -103,6 +118,30 @@ func (s *session) swallow() (wants bool, err error) {
 		b.In.Skip(pgwire.HeaderSize + n)
 	}
 	return false, nil
+}
+
+// replayFails ends the session for settings that are refused. A prepared statement whose
+// tables are gone is lost alone: the client hears of it when it uses the name (26000).
+func (s *session) replayFails(body []byte) error {
+	b := s.backend
+	s.mu.Lock()
+	d, _ := s.debts.first()
+	s.mu.Unlock()
+	if d.name == "" || string(pgwire.Field(body, 'V')) != "ERROR" {
+		b.broken.Store(true)
+		return unsuited(&upstream.Refused{SQLState: string(pgwire.Field(body, 'C')), Message: string(pgwire.Field(body, 'M'))})
+	}
+	b.named = b.pool.settings.Intern(b.named.Without(d.name))
+	s.prepares = b.named
+	return nil
+}
+
+// effectsOf says what may be left behind by executing statements that SQL prepared.
+func effectsOf(named *state.Settings) (e scan.Effect) {
+	for _, p := range named.All() {
+		e |= scan.Effects([]byte(p.Value), false)
+	}
+	return e &^ scan.Prepares
 }
 
 // replayEnds notes the end of a replay. After the last, the client hears what has

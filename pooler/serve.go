@@ -13,6 +13,7 @@ import (
 
 	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/socket"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/telemetry"
@@ -44,6 +45,8 @@ type session struct {
 	settings                           *state.Settings // chosen, at login or since
 	login                              *state.Settings // chosen at login
 	told                               *state.Settings // what the client believes of the server
+	prepares                           *state.Settings // texts by which it made statements with SQL's PREPARE, by name
+	executes                           scan.Effect     // what those may do
 
 	exchange telemetry.Exchange
 	whole    *telemetry.Exchange // the transaction, where spans are of those; nil: none is open
@@ -106,7 +109,8 @@ const (
 func newSession(p *Server, conn net.Conn) *session {
 	s := &session{
 		pooler: p, came: time.Now(), raw: conn, conn: conn, in: pgwire.NewReader(conn, clientBuffer),
-		probe: socket.NewProbe(conn), color: telemetry.ColorUnknown, settings: state.None,
+		probe: socket.NewProbe(conn), color: telemetry.ColorUnknown,
+		settings: state.None, prepares: state.None,
 	}
 	s.waiter.owner = s
 	return s

@@ -31,7 +31,7 @@ const (
 	asksTables   = scan.Temporary | scan.Unseen | scan.Discards
 	asksLocks    = scan.Locks | scan.Unseen | scan.Discards
 	asksCursors  = scan.Hold | scan.Unseen | scan.Discards
-	asksPrepared = scan.Prepares | scan.Discards
+	asksPrepared = scan.Prepares | scan.Unseen | scan.Discards
 	asksChannels = scan.Listens | scan.Discards
 )
 
@@ -62,7 +62,8 @@ const (
 	locks = "SELECT 'l',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory'" +
 		" AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid());"
 	cursors  = "SELECT 'c',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable);"
-	prepared = "SELECT 'p',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql);"
+	prepared = "SELECT 'p',name,CASE WHEN pg_catalog.octet_length(statement) OPERATOR(pg_catalog.<=) 65536 THEN statement END" +
+		" FROM pg_catalog.pg_prepared_statements WHERE from_sql;"
 	channels = "SELECT 'n',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels());"
 )
 
@@ -104,6 +105,8 @@ type Findings struct {
 
 	all   []pgwire.Param // every setting of the session
 	named []pgwire.Param // those that were asked for by name, and exist
+
+	statements []pgwire.Param // that SQL's PREPARE made: name and text
 }
 
 var errRow = errors.New("malformed row")
@@ -129,7 +132,11 @@ func (f *Findings) Row(body []byte) error {
 	case 'c':
 		f.Pins |= scan.Hold
 	case 'p':
-		f.Pins |= scan.Prepares
+		if named, ok := scan.PreparedBy(columns[2]); !ok || named != name || len(f.statements) >= maxStatements {
+			f.Pins |= scan.Prepares
+			break
+		}
+		f.statements = append(f.statements, pgwire.Param{Name: name, Value: value})
 	case 'n':
 		f.Pins |= scan.Listens
 	default:
@@ -177,6 +184,18 @@ func (f *Findings) Settings(q *Question, login *state.Settings, user string) (ha
 		}
 	}
 	return has, wants
+}
+
+// maxStatements bounds how many of a client's statements, of 64 KiB each, are carried.
+const maxStatements = 100
+
+// Statements are the texts by which SQL's PREPARE made what there is, by its name. If
+// Pins has Prepares, there are others, which cannot be carried elsewhere by a text.
+func (f *Findings) Statements(q *Question, known *state.Settings) *state.Settings {
+	if q.Effects&asksPrepared == 0 {
+		return known
+	}
+	return state.Of(f.statements)
 }
 
 // Wipe is the SQL, one simple query, that removes what was left behind, for the next

@@ -13,7 +13,7 @@ const (
 	Hold                          // makes or closes a cursor that outlives its transaction
 	Listens                       // LISTEN or UNLISTEN
 	Notifies                      // NOTIFY, or pg_notify
-	Prepares                      // PREPARE, EXECUTE, DEALLOCATE
+	Prepares                      // PREPARE, DEALLOCATE
 	Seeds                         // setseed: what random() will return
 	Sequence                      // asks what the session's last sequence value was
 	Connects                      // dblink_connect: a connection that the server's session holds
@@ -25,6 +25,7 @@ const (
 	Nameless                      // changes a setting whose name the server computes
 	Terminates                    // pg_terminate_backend
 	Cancels                       // pg_cancel_backend
+	Executes                      // EXECUTE: does what another text says
 )
 
 // Lasting are the effects that outlive a transaction.
@@ -79,7 +80,6 @@ const (
 	wordInto
 	wordDeclare
 	wordHold
-	wordExecute
 	wordExplain
 	wordPrepare
 	wordReplace
@@ -141,7 +141,7 @@ func (w *walk) word(t token) (e Effect) {
 		id = wordWith
 	case "execute":
 		if w.first == wordExplain || w.first == wordCreate {
-			e = Prepares
+			e = Executes
 		}
 	case "transaction":
 		if w.first == wordPrepare && w.second == wordNone {
@@ -201,9 +201,9 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 	case "discard":
 		return wordOther, Discards | Back
 	case "do":
-		return wordDo, AnyChange | Temporary | Locks | Hold | Listens
+		return wordDo, AnyChange | Temporary | Locks | Hold | Listens | Prepares
 	case "call":
-		return wordCall, AnyChange | Temporary | Locks | Hold | Ends
+		return wordCall, AnyChange | Temporary | Locks | Hold | Listens | Prepares | Ends
 	case "create":
 		return wordCreate, 0
 	case "explain":
@@ -224,8 +224,10 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 			return wordOther, Ends
 		}
 		return wordPrepare, Prepares
-	case "execute", "deallocate":
-		return wordExecute, Prepares
+	case "execute":
+		return wordOther, Executes
+	case "deallocate":
+		return wordOther, Prepares
 	case "load":
 		return wordOther, Loads
 	case "commit", "rollback", "end", "abort":

@@ -26,10 +26,10 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 		"select pg_advisory_lock(1)": Locks, `select "pg_advisory_lock"(1)`: Locks, "select pg_advisory_xact_lock(1)": 0, "select pg_try_advisory_lock(1, 2)": Locks,
 		"declare c cursor with hold for select 1": Hold, "declare c cursor for select 1": 0, "close c": Hold,
 		"listen a": Listens, "unlisten *": Listens, "notify a, 'x'": Notifies, "select pg_notify('a', 'b')": Notifies,
-		"prepare x as select 1": Prepares, "prepare transaction 'x'": Ends, "execute x(1)": Prepares, "deallocate all": Prepares,
-		"explain execute x": Prepares, "create table y as execute x": Prepares, "select currval('s')": Sequence, "select lastval()": Sequence,
+		"prepare x as select 1": Prepares, "prepare transaction 'x'": Ends, "execute x(1)": Executes, "deallocate all": Prepares,
+		"explain execute x": Executes, "create table y as execute x": Executes, "select currval('s')": Sequence, "select lastval()": Sequence,
 		"load 'x'": Loads, "discard all": Discards | Back, "commit": Ends, "ROLLBACK": Ends, "vacuum": Alone,
-		"do $$ begin perform 1; end $$":  AnyChange | Temporary | Locks | Hold | Listens,
+		"do $$ begin perform 1; end $$":  AnyChange | Temporary | Locks | Hold | Listens | Prepares,
 		"select dblink_connect('x', '')": Connects,
 	} {
 		if got := Effects([]byte(sql), false); got != want {

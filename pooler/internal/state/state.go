@@ -159,6 +159,27 @@ func (s *Settings) Change(to *Settings) (queries []string) {
 	return queries
 }
 
+// Forget is the SQL that drops the prepared statements that others do not have by the
+// same name and text, where settings stand for statements; a ";" ends each.
+func (s *Settings) Forget(others *Settings) string {
+	var sql strings.Builder
+	for _, p := range s.list {
+		if text, ok := others.Get(p.Name); !ok || text != p.Value {
+			sql.WriteString(`DEALLOCATE "` + strings.ReplaceAll(p.Name, `"`, `""`) + `";`)
+		}
+	}
+	return sql.String()
+}
+
+// Make calls yield for each of these that others do not have by the same name and value.
+func (s *Settings) Make(others *Settings, yield func(name, value string)) {
+	for _, p := range s.list {
+		if text, ok := others.Get(p.Name); !ok || text != p.Value {
+			yield(p.Name, p.Value)
+		}
+	}
+}
+
 // plain reports whether the values are the same in every encoding.
 func (s *Settings) plain() bool {
 	return strings.IndexFunc(s.key, func(r rune) bool { return r >= 0x80 }) < 0
