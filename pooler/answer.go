@@ -257,6 +257,9 @@ func (s *session) completed(body []byte) {
 		}
 		s.mu.Unlock()
 	}
+	if db.Command == "DISCARD ALL" || db.Command == forgetSequences {
+		s.backend.pins &^= scan.Sequence
+	}
 	if bytes.HasPrefix(command, []byte("ALTER ")) || bytes.HasPrefix(command, []byte("DROP ")) || bytes.HasPrefix(command, []byte("CREATE ")) {
 		// The types of a statement's parameters are those of when it was prepared.
 		s.backend.pool.statements.renew()

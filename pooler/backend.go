@@ -35,6 +35,8 @@ type backend struct {
 	atLogin  *state.Settings // what it reported when it was new
 	broken   atomic.Bool     // must not be used again
 
+	sequences uint32 // whose values currval and lastval know there: a session's id, or nobodys, or severals
+
 	left     scan.Effect   // what the client may have left there since it was looked at
 	pins     scan.Effect   // what the client is known to have there
 	mentions scan.Mentions // names that the client's statements gave
@@ -233,7 +235,7 @@ func (s *backend) clean() error {
 		return errors.New("what the client left cannot be undone")
 	}
 	if s.pool.resetAlways() {
-		left |= scan.Lasting
+		left |= scan.Lasting | scan.Sequence
 	}
 	sql := audit.Wipe(left)
 	if sql == "" {
@@ -250,6 +252,9 @@ func (s *backend) clean() error {
 	if strings.Contains(sql, "DEALLOCATE") {
 		clear(s.prepared)
 		s.named = state.None
+	}
+	if strings.Contains(sql, forgetSequences) {
+		s.sequences = nobodys
 	}
 	s.forgive()
 	return nil
@@ -274,7 +279,7 @@ func (s *backend) discard() error {
 		s.broken.Store(true)
 		return err
 	}
-	s.settings, s.named = state.None, state.None
+	s.settings, s.named, s.sequences = state.None, state.None, nobodys
 	clear(s.prepared)
 	s.forgive()
 	return nil

@@ -82,14 +82,20 @@ func (p *pool) take(w *waiter) (*backend, error) {
 }
 
 // popIdle takes the idle server that was used last, so that the others can grow
-// old; one that has what the client carries before others.
+// old; one that has what the client carries before others, and before all the one that
+// knows the sequence values that it was given, where somebody asks for such.
 func (p *pool) popIdle(s *session) *backend {
-	at := len(p.idle) - 1
-	for i := at; i >= 0; i-- {
+	at := -1
+	if p.sequences.Load() {
+		at = slices.IndexFunc(p.idle, func(b *backend) bool { return b.sequences == s.id })
+	}
+	for i := len(p.idle) - 1; i >= 0 && at < 0; i-- {
 		if p.idle[i].settings.Equal(s.settings) && p.idle[i].named.Equal(s.prepares) {
 			at = i
-			break
 		}
+	}
+	if at < 0 {
+		at = len(p.idle) - 1
 	}
 	b := p.idle[at]
 	p.idle = append(p.idle[:at], p.idle[at+1:]...)

@@ -225,6 +225,7 @@ func (s *session) suspect(text []byte, whole bool) scan.Effect {
 // settle finds out what the client has left on its server at a transaction's end. It
 // returns whether the server may go to another client.
 func (s *session) settle(b *backend) (free bool, err error) {
+	s.keepSequences(b)
 	if b.left&scan.Lasting != 0 {
 		if err := s.look(b); err != nil {
 			b.broken.Store(true)

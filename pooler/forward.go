@@ -260,6 +260,7 @@ func (s *session) send(typ byte, n int) (ends bool, err error) {
 		s.next.start = time.Now()
 	}
 	s.next.bytes += int64(pgwire.HeaderSize + n)
+	s.behind = s.open
 	s.open = s.open || !copies
 	text, whole := s.text(typ, n)
 	s.midway = !whole
@@ -268,6 +269,9 @@ func (s *session) send(typ byte, n int) (ends bool, err error) {
 		return false, s.sendLongParse(name, n)
 	}
 	rest, err := s.rewrite(typ, n, text, whole)
+	if err == nil {
+		err = s.refused
+	}
 	s.mu.Unlock()
 	if err != nil {
 		return false, err

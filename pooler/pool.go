@@ -27,6 +27,7 @@ type pool struct {
 
 	statements registry
 	settings   state.Table
+	sequences  atomic.Bool // some client asks for sequences' last values
 
 	opening sync.WaitGroup // dials under way, and closings
 

@@ -129,7 +129,7 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 				s.in.Skip(pgwire.HeaderSize + n)
 				return 0, nil
 			}
-			s.suspect(text, whole)
+			s.asks(s.suspect(text, whole))
 		case pgwire.Execute:
 			if s.dropping != "" {
 				s.owe(debt{kind: owesDrop, name: s.dropping})
@@ -172,6 +172,7 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 		if u.kept {
 			u.body = append(u.body[:0], s.head(n)[1:]...)
 		}
+		s.ownSequences(u.left)
 		b.unnamed = ticket{s.id, u.version}
 		s.owe(debt{kind: owesParse, unnamed: true})
 		b.out = pgwire.AppendHeader(b.out, pgwire.Parse, n)
@@ -213,6 +214,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 	}
 	s.names[name] = st
 	s.nameBytes += len(st.body)
+	s.ownSequences(st.left)
 	d := debt{kind: owesParse, statement: st, name: name}
 	if _, known := b.prepared[st]; known {
 		// The client is owed a ParseComplete, in its place: an empty statement gets one.
@@ -234,6 +236,7 @@ func (s *session) rewriteBind(n int) (int, error) {
 	if !ok {
 		return 0, protocolError("invalid Bind message: its names are missing or too long")
 	}
+	s.asks(s.leaves(name))
 	as := s.resolve(name)
 	b := s.backend
 	s.dropping = s.unnamed.drops
@@ -367,7 +370,11 @@ func (s *session) rename(text []byte, whole bool) (renamed []byte, _ use) {
 // queryRenamed sends a simple query whose text was renamed.
 func (s *session) queryRenamed(text []byte, u use) {
 	b := s.backend
-	s.suspectRenamed(text)
+	e := s.suspectRenamed(text)
+	if u.runs != nil {
+		e |= u.runs.left
+	}
+	s.asks(e)
 	switch _, known := b.prepared[u.runs]; {
 	case u.runs == nil:
 		s.offerDecoy(u.drops)
@@ -460,13 +467,6 @@ func (s *session) learn(st *statement) {
 	}
 	b.uses++
 	b.prepared[st] = b.uses
-}
-
-// preparedBySQL reports whether the client's statement of this name was made by SQL's
-// PREPARE: the server has it under the same name.
-func (s *session) preparedBySQL(name string) bool {
-	_, ok := s.prepares.Get(name)
-	return ok && s.names[name] == nil
 }
 
 // unname forgets what a name stands for.

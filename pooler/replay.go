@@ -29,13 +29,18 @@ func replay(query string) string {
 // client sends: what that takes is ready to be sent. It does not wait.
 func (s *session) equip() {
 	b := s.backend
-	if b.settings == s.settings && b.named == s.prepares {
+	sequences := s.takeSequences()
+	if b.settings == s.settings && b.named == s.prepares && !sequences {
 		s.inform()
 		return
 	}
 	s.mu.Lock()
 	queries := b.settings.Change(s.settings)
-	if forget := b.named.Forget(s.prepares); len(queries) > 0 {
+	forget := b.named.Forget(s.prepares)
+	if sequences {
+		forget += forgetSequences + ";"
+	}
+	if len(queries) > 0 {
 		queries[0] = forget + queries[0]
 	} else if forget != "" {
 		queries = []string{strings.TrimSuffix(forget, ";")}
@@ -144,6 +149,13 @@ func effectsOf(named *state.Settings) (e scan.Effect) {
 	return e &^ scan.Prepares
 }
 
+// preparedBySQL reports whether the client's statement of this name was made by SQL's
+// PREPARE: the server has it under the same name.
+func (s *session) preparedBySQL(name string) bool {
+	_, ok := s.prepares.Get(name)
+	return ok && s.names[name] == nil
+}
+
 // replayEnds notes the end of a replay. After the last, the client hears what has
 // changed for it.
 func (s *session) replayEnds(body []byte) error {
@@ -152,7 +164,7 @@ func (s *session) replayEnds(body []byte) error {
 	d, ok := s.debts.pop()
 	b.replays--
 	s.mu.Unlock()
-	if !ok || d.kind != owesReplay || len(body) != 1 || body[0] != pgwire.Idle {
+	if !ok || d.kind != owesReplay || len(body) != 1 || body[0] != b.status {
 		return s.confused(errOutOfStep)
 	}
 	if b.replays == 0 {
@@ -174,11 +186,7 @@ func (s *session) mayEnd(typ byte, n int) bool {
 		return scan.Effects(text, s.backend.backslash())&scan.Ends != 0
 	case pgwire.Bind:
 		_, name, _, _ := pgwire.Strings(body)
-		if len(name) == 0 {
-			return s.unnamed.left&scan.Ends != 0
-		}
-		st := s.names[string(name)]
-		return st != nil && st.left&scan.Ends != 0
+		return s.leaves(name)&scan.Ends != 0
 	}
 	return false
 }

@@ -47,6 +47,7 @@ type session struct {
 	told                               *state.Settings // what the client believes of the server
 	prepares                           *state.Settings // texts by which it made statements with SQL's PREPARE, by name
 	executes                           scan.Effect     // what those may do
+	straddles                          bool            // asks for sequence values that an earlier transaction was given
 
 	exchange telemetry.Exchange
 	whole    *telemetry.Exchange // the transaction, where spans are of those; nil: none is open
@@ -90,6 +91,8 @@ type session struct {
 	next      cycle // being sent
 	open      bool  // messages were sent after the last that ends a cycle
 	copying   bool  // the server takes COPY data
+	behind    bool  // the message that is being sent is not its cycle's first
+	refused   error // why it cannot be sent
 	midway    bool  // a message has been sent in part
 	names     map[string]*statement
 	nameBytes int // of the statements that have names

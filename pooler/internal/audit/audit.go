@@ -236,6 +236,7 @@ var reasons = [...]struct {
 	{scan.Temporary, "temporary table"}, {scan.Locks, "advisory lock"}, {scan.Hold, "cursor with hold"},
 	{scan.Seeds, "random seed"}, {scan.Connects, "dblink connection"}, {scan.Loads, "loaded library"},
 	{scan.Nameless, "setting with a computed name"}, {scan.Prepares, "PREPARE"}, {scan.Listens, "LISTEN"},
+	{scan.Sequence, "sequence value"},
 }
 
 // Reasons names what keeps a connection with its client, for people.

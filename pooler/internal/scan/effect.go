@@ -15,7 +15,7 @@ const (
 	Notifies                      // NOTIFY, or pg_notify
 	Prepares                      // PREPARE, DEALLOCATE
 	Seeds                         // setseed: what random() will return
-	Sequence                      // asks what the session's last sequence value was
+	Sequence                      // asks what the session's last sequence value was: currval, lastval
 	Connects                      // dblink_connect: a connection that the server's session holds
 	Loads                         // LOAD: a library stays
 	Ends                          // COMMIT, ROLLBACK and their kind
@@ -26,6 +26,7 @@ const (
 	Terminates                    // pg_terminate_backend
 	Cancels                       // pg_cancel_backend
 	Executes                      // EXECUTE: does what another text says
+	Advances                      // may be given a sequence's next value: INSERT, COPY, nextval…
 )
 
 // Lasting are the effects that outlive a transaction.
@@ -108,6 +109,8 @@ func (w *walk) word(t token) (e Effect) {
 		e = AnyChange
 	case "currval", "lastval":
 		e = Sequence
+	case "nextval", "setval", "insert", "merge":
+		e = Advances
 	case "pg_notify":
 		e = Notifies
 	case "dblink_connect", "dblink_connect_u":
@@ -191,7 +194,9 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 	case "select", "values", "table":
 		return wordSelect, 0
 	case "insert":
-		return wordInsert, 0
+		return wordInsert, Advances
+	case "merge", "copy":
+		return wordOther, Advances
 	case "with":
 		return wordWith, 0
 	case "set":
@@ -201,9 +206,9 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 	case "discard":
 		return wordOther, Discards | Back
 	case "do":
-		return wordDo, AnyChange | Temporary | Locks | Hold | Listens | Prepares
+		return wordDo, AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances
 	case "call":
-		return wordCall, AnyChange | Temporary | Locks | Hold | Listens | Prepares | Ends
+		return wordCall, AnyChange | Temporary | Locks | Hold | Listens | Prepares | Ends | Advances
 	case "create":
 		return wordCreate, 0
 	case "explain":
@@ -225,7 +230,7 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 		}
 		return wordPrepare, Prepares
 	case "execute":
-		return wordOther, Executes
+		return wordOther, Executes | Advances
 	case "deallocate":
 		return wordOther, Prepares
 	case "load":
