@@ -216,6 +216,7 @@ func (s *session) suspect(text []byte, whole bool) scan.Effect {
 		}
 	}
 	b.left |= e
+	s.resets = s.resets || e&scan.Back != 0
 	if e&(scan.Setting|scan.AnyChange) != 0 {
 		b.mentions.Find(text, b.backslash())
 	}

@@ -34,6 +34,7 @@ func (s *session) forward(extent pgwire.Extent) error {
 	s.mu.Lock()
 	s.next.start = s.exchange.Start
 	s.mu.Unlock()
+	s.restore()
 	if extent != pgwire.Whole || b.pool.sessions() {
 		return s.startUplink()
 	}

@@ -341,6 +341,7 @@ func (s *session) resolveUnnamed() string {
 func (s *session) recall(left scan.Effect, said *scan.Mentions) {
 	b := s.backend
 	b.left |= left
+	s.resets = s.resets || left&scan.Back != 0
 	for _, name := range said.Settings {
 		b.mentions.Add(name)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
@@ -53,6 +54,23 @@ func (s *session) equip() {
 	s.mu.Unlock()
 	if b.replays == 0 {
 		s.inform()
+	}
+}
+
+// restore makes RESET in a transaction lead back to what was chosen at login, from the
+// client's next messages on.
+func (s *session) restore() {
+	if !s.resets {
+		return
+	}
+	s.resets = false
+	if s.backend.status != pgwire.InBlock { // behind a transaction the audit does so
+		return
+	}
+	if sql := audit.Restore(s.login); sql != "" {
+		s.mu.Lock()
+		s.sendReplay(sql, "")
+		s.mu.Unlock()
 	}
 }
 

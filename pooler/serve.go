@@ -47,6 +47,7 @@ type session struct {
 	told                               *state.Settings // what the client believes of the server
 	prepares                           *state.Settings // texts by which it made statements with SQL's PREPARE, by name
 	executes                           scan.Effect     // what those may do
+	resets                             bool            // may have led back a setting that was chosen at login, in an open transaction
 	straddles                          bool            // asks for sequence values that an earlier transaction was given
 
 	exchange telemetry.Exchange

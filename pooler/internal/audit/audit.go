@@ -178,12 +178,40 @@ func (f *Findings) Settings(q *Question, login *state.Settings, user string) (ha
 	wants = has
 	if q.Everything() {
 		for _, p := range login.All() {
+			if p.Name == "role" && !q.resetsRole() {
+				continue // SET ROLE NONE stays, over RESET ALL too
+			}
 			if _, ok := has.Get(p.Name); !ok {
 				wants = wants.With(p.Name, p.Value)
 			}
 		}
 	}
 	return has, wants
+}
+
+// resetsRole reports whether a role that is none went back there, rather than being set.
+func (q *Question) resetsRole() bool {
+	named := slices.Contains(q.Names, "role") || slices.Contains(q.Names, "session_authorization")
+	return q.Effects&scan.Discards != 0 || q.Effects&scan.Back != 0 && named
+}
+
+// Restore is the SQL, a statement, that gives back what the client chose at login to those
+// of its settings that a RESET has led to the server's defaults, in the transaction that is
+// open; empty if there are none.
+func Restore(login *state.Settings) string {
+	var rows []string
+	for _, p := range login.All() {
+		if p.Name != "role" {
+			rows = append(rows, "("+state.Literal(p.Name)+","+state.Literal(p.Value)+")")
+		}
+	}
+	if len(rows) == 0 {
+		return ""
+	}
+	return "SELECT pg_catalog.set_config(chosen.name,chosen.value,false) IS NULL FROM (VALUES " + strings.Join(rows, ",") + ") AS chosen(name,value)" +
+		" LEFT JOIN pg_catalog.pg_settings AS present ON pg_catalog.lower(present.name) OPERATOR(pg_catalog.=) chosen.name" +
+		" WHERE CASE WHEN present.name IS NULL THEN pg_catalog.current_setting(chosen.name,true) OPERATOR(pg_catalog.=) ''" +
+		" ELSE present.source OPERATOR(pg_catalog.<>) 'session' END"
 }
 
 // maxStatements bounds how many of a client's statements, of 64 KiB each, are carried.

@@ -34,6 +34,10 @@ func TestSettingsComeFromParametersAndOptions(t *testing.T) {
 	if err != nil || !got.Equal(again) || got.Equal(None) {
 		t.Errorf("equal settings are not equal: %q, %q", got.Key(), again.Key())
 	}
+	last, err := OfStartup(start("work_mem", "1MB", "options", "-c a=1 -c b=1", "options", "-c work_mem=2MB -c a=2"))
+	if want := None.With("a", "2").With("work_mem", "1MB"); err != nil || !last.Equal(want) {
+		t.Errorf("%q, %v", last.Key(), err)
+	}
 	if none, err := OfStartup(start("user", "ann")); err != nil || none != None {
 		t.Error("no settings are not None")
 	}
