@@ -59,6 +59,9 @@ const lookInto = 1 << 10
 // reports that the server owes nothing more.
 func (s *session) scan() (done bool, err error) {
 	in := s.backend.In
+	if wants, err := s.swallow(); wants || err != nil {
+		return false, err
+	}
 	for !in.Partial() {
 		typ, n, ok, err := in.Header()
 		if err != nil {
@@ -253,6 +256,9 @@ func (s *session) completed(body []byte) {
 			s.unname(d.name)
 		}
 		s.mu.Unlock()
+	}
+	if db.Command == "DISCARD ALL" || db.Command == forgetSequences {
+		s.backend.pins &^= scan.Sequence
 	}
 	if bytes.HasPrefix(command, []byte("ALTER ")) || bytes.HasPrefix(command, []byte("DROP ")) || bytes.HasPrefix(command, []byte("CREATE ")) {
 		// The types of a statement's parameters are those of when it was prepared.

@@ -31,9 +31,12 @@ type backend struct {
 	status   byte // as the last ReadyForQuery told
 	out      []byte
 	settings *state.Settings // those that a client chose and it has now
+	named    *state.Settings // texts by which SQL's PREPARE made what it has, by name
 	reports  *state.Settings // what it reported last (ParameterStatus)
 	atLogin  *state.Settings // what it reported when it was new
 	broken   atomic.Bool     // must not be used again
+
+	sequences uint32 // whose values currval and lastval know there: a session's id, or nobodys, or severals
 
 	left     scan.Effect   // what the client may have left there since it was looked at
 	pins     scan.Effect   // what the client is known to have there
@@ -43,6 +46,7 @@ type backend struct {
 	prepared map[*statement]uint64 // statements that exist there, and when each was last used
 	uses     uint64
 	unnamed  ticket // whose unnamed statement is there
+	replays  int    // answers to settings that are still to come; of the session's lock
 
 	hurried atomic.Bool    // has a deadline that must not outlive the lease
 	cancels sync.WaitGroup // cancel requests under way; none may outlive the lease
@@ -71,7 +75,7 @@ func newBackend(p *pool, c *upstream.Conn) *backend {
 	}
 	s := &backend{
 		Conn: c, pool: p, sock: sock, probe: probeOf(c.Raw), born: time.Now(), spread: rand.Float64(), status: pgwire.Idle,
-		settings: state.None, reports: p.settings.Intern(state.Of(c.Params)), prepared: map[*statement]uint64{},
+		settings: state.None, named: state.None, reports: p.settings.Intern(state.Of(c.Params)), prepared: map[*statement]uint64{},
 	}
 	s.atLogin = s.reports
 	return s
@@ -259,7 +263,7 @@ func (s *backend) clean() error {
 		return errors.New("what the client left cannot be undone")
 	}
 	if s.pool.resetAlways() {
-		left |= scan.Lasting
+		left |= scan.Lasting | scan.Sequence
 	}
 	sql := audit.Wipe(left)
 	if sql == "" {
@@ -275,6 +279,10 @@ func (s *backend) clean() error {
 	}
 	if strings.Contains(sql, "DEALLOCATE") {
 		clear(s.prepared)
+		s.named = state.None
+	}
+	if strings.Contains(sql, forgetSequences) {
+		s.sequences = nobodys
 	}
 	s.forgive()
 	return nil
@@ -299,7 +307,7 @@ func (s *backend) discard() error {
 		s.broken.Store(true)
 		return err
 	}
-	s.settings = state.None
+	s.settings, s.named, s.sequences = state.None, state.None, nobodys
 	clear(s.prepared)
 	s.forgive()
 	return nil

@@ -11,7 +11,6 @@ import (
 
 	"mainstay.dev/mainstay/pooler/internal/fair"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
-	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
 
@@ -94,7 +93,7 @@ func (p *pool) take(w *waiter) (*backend, error) {
 	case w.owner.dead.Load():
 		return nil, w.owner.sentence()
 	case len(p.idle) > 0 && p.paused == nil && p.line.Take(w.owner.user):
-		b := p.popIdle(w.owner.settings)
+		b := p.popIdle(w.owner)
 		p.lend(b, w.owner)
 		return b, nil
 	case p.outage != nil && len(p.all) == 0 && p.outage.told():
@@ -110,14 +109,20 @@ func (p *pool) take(w *waiter) (*backend, error) {
 }
 
 // popIdle takes the idle server that was used last, so that the others can grow
-// old; one that suits the settings before others.
-func (p *pool) popIdle(want *state.Settings) *backend {
-	at := len(p.idle) - 1
-	for i := at; i >= 0; i-- {
-		if p.idle[i].settings.Equal(want) {
+// old; one that has what the client carries before others, and before all the one that
+// knows the sequence values that it was given, where somebody asks for such.
+func (p *pool) popIdle(s *session) *backend {
+	at := -1
+	if p.sequences.Load() {
+		at = slices.IndexFunc(p.idle, func(b *backend) bool { return b.sequences == s.id })
+	}
+	for i := len(p.idle) - 1; i >= 0 && at < 0; i-- {
+		if p.idle[i].settings.Equal(s.settings) && p.idle[i].named.Equal(s.prepares) {
 			at = i
-			break
 		}
+	}
+	if at < 0 {
+		at = len(p.idle) - 1
 	}
 	b := p.idle[at]
 	p.idle = append(p.idle[:at], p.idle[at+1:]...)
@@ -303,7 +308,7 @@ func (p *pool) distribute() {
 		if place == nil {
 			return
 		}
-		b := p.popIdle(place.Value.owner.settings)
+		b := p.popIdle(place.Value.owner)
 		p.lend(b, place.Value.owner)
 		place.Value.give(grant{backend: b})
 	}

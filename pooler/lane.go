@@ -7,8 +7,10 @@ import (
 	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -238,10 +240,11 @@ func (s *session) take(b *backend) bool {
 	s.mu.Lock()
 	s.backend = b
 	s.mu.Unlock()
-	if b.sock == nil || b.settings != s.settings || b.reports != s.told {
+	if b.sock == nil || b.settings != s.settings || b.named != s.prepares || b.reports != s.told {
 		s.escalate(atForward)
 		return false
 	}
+	s.equip() // it has all but the sequences' values
 	b.sock.Own(&s.task)
 	return s.forwardNow()
 }
@@ -249,11 +252,19 @@ func (s *session) take(b *backend) bool {
 // forwardNow sends the cycle, which is whole.
 func (s *session) forwardNow() bool {
 	b := s.backend
+	if s.resets {
+		s.escalate(atForward)
+		return false
+	}
 	s.mu.Lock()
 	s.next.start = s.exchange.Start
 	s.mu.Unlock()
 	for ends := false; !ends; {
 		typ, n, _, err := s.in.Header()
+		if err == nil && b.replays > 0 && s.mayEnd(typ, n) {
+			s.escalate(atForward)
+			return false
+		}
 		if err == nil {
 			ends, err = s.send(typ, n)
 		}
@@ -327,9 +338,13 @@ func (s *session) releaseNow() bool {
 		s.at = resting
 		return true
 	}
+	s.keepSequences(b)
 	if b.left|b.pins != 0 || b.pool.resetAlways() {
-		s.escalate(atRelease)
-		return false
+		if b.pool.resetAlways() || (b.left|b.pins)&(scan.Lasting|audit.Wreck) != 0 || audit.Wipe(b.left|b.pins) != "" {
+			s.escalate(atRelease)
+			return false
+		}
+		b.forgive()
 	}
 	s.mu.Lock()
 	if b.canceling > 0 || b.hurried.Load() {

@@ -30,6 +30,7 @@ type pool struct {
 	statements registry
 	encrypted  atomic.Bool // or else nothing for the event loops
 	settings   state.Table
+	sequences  atomic.Bool // some client asks for sequences' last values
 
 	opening sync.WaitGroup // dials under way, and closings
 

@@ -50,7 +50,8 @@ func (s *session) claim() error {
 			s.mu.Lock()
 			s.backend = b
 			s.mu.Unlock()
-			return s.equip()
+			s.equip()
+			return nil
 		}
 		b.pool.drop(b)
 	}
@@ -69,7 +70,8 @@ func (s *session) claim() error {
 		s.mu.Lock()
 		s.backend = b
 		s.mu.Unlock()
-		return s.equip()
+		s.equip()
+		return nil
 	}
 }
 
@@ -94,7 +96,8 @@ func (s *session) release() error {
 		s.mu.Lock()
 		s.backend = b
 		s.mu.Unlock()
-		return s.equip()
+		s.equip()
+		return s.replayed()
 	}
 	b.pool.release(b)
 	return err

@@ -14,6 +14,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -53,6 +54,10 @@ type session struct {
 	settings                           *state.Settings // chosen, at login or since
 	login                              *state.Settings // chosen at login
 	told                               *state.Settings // what the client believes of the server
+	prepares                           *state.Settings // texts by which it made statements with SQL's PREPARE, by name
+	executes                           scan.Effect     // what those may do
+	resets                             bool            // may have led back a setting that was chosen at login, in an open transaction
+	straddles                          bool            // asks for sequence values that an earlier transaction was given
 
 	exchange *telemetry.Exchange // nil: it has nothing to do
 	whole    *telemetry.Exchange // the transaction, where spans are of those; nil: none is open
@@ -96,6 +101,8 @@ type session struct {
 	next      cycle // being sent
 	open      bool  // messages were sent after the last that ends a cycle
 	copying   bool  // the server takes COPY data
+	behind    bool  // the message that is being sent is not its cycle's first
+	refused   error // why it cannot be sent
 	midway    bool  // a message has been sent in part
 	names     map[string]*statement
 	nameBytes int // of the statements that have names
@@ -114,7 +121,8 @@ const (
 
 func newSession(p *Server, conn net.Conn) *session {
 	s := &session{
-		pooler: p, came: time.Now(), color: telemetry.ColorUnknown, settings: state.None, exchange: exchanges.Get().(*telemetry.Exchange),
+		pooler: p, came: time.Now(), color: telemetry.ColorUnknown,
+		settings: state.None, prepares: state.None, exchange: exchanges.Get().(*telemetry.Exchange),
 	}
 	if s.sock = p.loops.Adopt(conn); s.sock != nil {
 		conn = s.sock
@@ -187,7 +195,9 @@ func (s *session) live(from entry) error {
 			return err
 		}
 		for s.listening() { // the server may speak at any time
-			s.startUplink()
+			if err := s.startUplink(); err != nil {
+				return err
+			}
 			if err := s.answer(); err != nil {
 				return err
 			}
@@ -212,12 +222,13 @@ func (s *session) enterAt(from entry, extent pgwire.Extent) error {
 		s.pass()
 		return s.join(false)
 	case atFlush, atAnswer:
-		s.startUplink() // it sends what is left, and sees a client that hangs up
-		return s.answer()
-	case atForward:
-		if err := s.equip(); err != nil {
+		// The uplink sends what is left, and sees a client that hangs up.
+		if err := s.startUplink(); err != nil {
 			return err
 		}
+		return s.answer()
+	case atForward:
+		s.equip()
 	}
 	if err := s.forward(extent); err != nil {
 		return err
