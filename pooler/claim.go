@@ -393,4 +393,5 @@ func (p *pool) renew() {
 	for _, b := range idle {
 		b.close()
 	}
+	p.hub.Renew()
 }

@@ -74,6 +74,13 @@ func (s *session) release() error {
 	}
 	s.part()
 	free, err := s.settle(b)
+	if err == nil && s.withheld {
+		s.withheld = false
+		s.deliver()
+		if !s.mute {
+			_, _ = s.conn.Write(pgwire.AppendReady(nil, pgwire.Idle)) // a client that is gone is noticed where it is served
+		}
+	}
 	if err == nil && !free {
 		s.mu.Lock()
 		s.backend = b
@@ -98,6 +105,7 @@ func (s *session) part() {
 // surrender gives the server back at the end of the session, in whatever state it
 // is. A query that still runs for nobody is canceled.
 func (s *session) surrender() {
+	s.deaf()
 	b := s.backend
 	if b == nil {
 		return
@@ -407,7 +415,7 @@ func (p *pool) shed() *backend {
 func (p *pool) unused() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.all)+p.dialing+p.line.Waiting() > 0 || p.paused != nil {
+	if len(p.all)+p.dialing+p.line.Waiting() > 0 || p.paused != nil || !p.hub.Idle() {
 		return false
 	}
 	p.retired = true
