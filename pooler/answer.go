@@ -337,7 +337,10 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	b.status, s.block, s.copying = status, status, false
 	c, _ := s.cycles.pop()
 	done = s.settled()
-	s.withheld = done && status == pgwire.Idle && s.mustAttend()
+	s.withheld = done && (status == pgwire.Idle && s.mustAttend() || status != pgwire.Idle && b.pool.statementMode())
+	if s.withheld && status != pgwire.Idle {
+		s.exchange.DB.SQLState = "0A000"
+	}
 	s.mu.Unlock()
 	s.record(&c)
 	return !s.withheld, done, nil

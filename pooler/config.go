@@ -67,7 +67,7 @@ type Database struct {
 	Login    string         `yaml:"login" doc:"Who logs in there: shared (the upstream's user, for all clients) or client (each client as itself, with the SCRAM keys of its own login; the pool's limits then hold for each user)."`
 	Hosts    []string       `yaml:"hosts" doc:"Names by which TLS clients reach this database whatever database they name (SNI)."`
 	Tenant   string         `yaml:"tenant" doc:"Clients whose user is name.tenant get this database, as name, whatever database they name."`
-	Mode     string         `yaml:"mode" doc:"When a client gives its server connection back: transaction (after each transaction) or session (when it disconnects)."`
+	Mode     string         `yaml:"mode" doc:"When a client gives its server connection back: transaction (after each transaction), session (when it disconnects) or statement (after each query; a transaction that is left open is rolled back and refused, SQLSTATE 0A000)."`
 	Reset    string         `yaml:"reset" doc:"When a server connection is cleaned before another client gets it: dirty (if the pooler saw something that needs it) or always."`
 	Listen   Listen         `yaml:"listen" doc:"Clients that LISTEN, in transaction mode."`
 	Pool     Pool           `yaml:"pool" doc:"The server connections that clients share."`
@@ -125,6 +125,7 @@ const (
 
 	modeTransaction = "transaction"
 	modeSession     = "session"
+	modeStatement   = "statement"
 
 	loginShared = "shared"
 	loginClient = "client"
@@ -278,7 +279,7 @@ func (d *Database) Validate(ps *setting.Problems) {
 		ps.Add("upstream", err.Error(), "write postgres://user:password@host:5432/database")
 	}
 	oneOf(ps, "login", d.Login, loginShared, loginClient)
-	oneOf(ps, "mode", d.Mode, modeTransaction, modeSession)
+	oneOf(ps, "mode", d.Mode, modeTransaction, modeSession, modeStatement)
 	oneOf(ps, "reset", d.Reset, resetDirty, resetAlways)
 	atLeast(ps, "max_clients", d.MaxClients, 0)
 	oneOf(ps, "listen.on_loss", d.Listen.OnLoss, lossNotice, lossDisconnect)

@@ -458,5 +458,5 @@ func (s *session) mustHold() bool {
 	if s.open || s.copying || s.debts.none() || b.pool.sessions() {
 		return false
 	}
-	return s.ear != nil && len(s.ear.channels) > 0 || b.left&scan.Listens != 0
+	return s.ear != nil && len(s.ear.channels) > 0 || b.left&scan.Listens != 0 || b.left&(scan.Begins|scan.Unseen) != 0 && b.pool.statementMode()
 }

@@ -91,9 +91,10 @@ func (p *pool) configure(d *Database) {
 	p.grow(0)
 }
 
-func (p *pool) limits() *Pool     { return &p.config.Load().Pool }
-func (p *pool) resetAlways() bool { return p.config.Load().Reset == resetAlways }
-func (p *pool) sessions() bool    { return p.config.Load().Mode == modeSession }
+func (p *pool) limits() *Pool       { return &p.config.Load().Pool }
+func (p *pool) resetAlways() bool   { return p.config.Load().Reset == resetAlways }
+func (p *pool) sessions() bool      { return p.config.Load().Mode == modeSession }
+func (p *pool) statementMode() bool { return p.config.Load().Mode == modeStatement }
 
 // start lets the pool open connections, from now until ctx ends.
 func (p *pool) start(ctx context.Context) {

@@ -70,7 +70,12 @@ func unsuited(err error) error {
 func (s *session) release() error {
 	b := s.backend
 	if b.status != pgwire.Idle {
-		return nil
+		if !s.withheld {
+			return nil
+		}
+		if err := s.refuseBlock(); err != nil {
+			return err
+		}
 	}
 	s.part()
 	free, err := s.settle(b)
@@ -89,6 +94,20 @@ func (s *session) release() error {
 	}
 	b.pool.release(b)
 	return err
+}
+
+// refuseBlock ends a transaction that the client has left open in statement mode, and
+// says so.
+func (s *session) refuseBlock() error {
+	if err := s.backend.rollBack(); err != nil {
+		return s.serverLost(err)
+	}
+	_, err := s.conn.Write(pgwire.Fault{
+		SQLState: "0A000", Message: fmt.Sprintf("transaction blocks are not allowed in statement mode; this one was rolled back (database %q)", s.database),
+		Hint: fmt.Sprintf("send the whole transaction as one query, or set pooler.databases.%s.mode: transaction", s.database),
+	}.AppendError(nil))
+	s.mute = s.mute || err != nil
+	return nil
 }
 
 // part ends the lease and waits until no cancel request is under way that was meant
