@@ -41,7 +41,8 @@ type backend struct {
 	left     scan.Effect   // what the client may have left there since it was looked at
 	pins     scan.Effect   // what the client is known to have there
 	mentions scan.Mentions // names that the client's statements gave
-	heard    []byte        // notifications that came while the pooler itself asked something
+	heard    []byte        // notifications of this lease, in transaction mode
+	tuned    bool          // listens to what its client does
 
 	prepared map[*statement]uint64 // statements that exist there, and when each was last used
 	uses     uint64
@@ -201,9 +202,7 @@ func (s *backend) exec(sql string, rows func(body []byte) error) (err error) {
 		case pgwire.ParameterStatus:
 			s.note(body)
 		case pgwire.Notification:
-			if len(s.heard)+len(body) <= maxAnswer {
-				s.heard = pgwire.Append(s.heard, typ, body)
-			}
+			s.catch(body)
 		case pgwire.DataRow:
 			if rows != nil {
 				if err := rows(body); err != nil {
@@ -233,6 +232,14 @@ func (s *backend) suit(want *state.Settings) error {
 	}
 	s.settings = want
 	return nil
+}
+
+// catch keeps a notification that the client's own server sent. The hub hears it too,
+// unless the client's LISTEN to its channel is of the same transaction.
+func (s *backend) catch(body []byte) {
+	if len(s.heard)+len(body) <= maxAnswer {
+		s.heard = pgwire.Append(s.heard, pgwire.Notification, body)
+	}
 }
 
 // rollBack ends a transaction that its client left open.
@@ -266,6 +273,9 @@ func (s *backend) clean() error {
 		left |= scan.Lasting | scan.Sequence
 	}
 	sql := audit.Wipe(left)
+	if s.tuned {
+		sql += s.pool.hub.Closes(0)
+	}
 	if sql == "" {
 		s.forgive()
 		return nil
@@ -290,7 +300,7 @@ func (s *backend) clean() error {
 
 // forgive forgets what may have been left: it is not there, or it has been wiped.
 func (s *backend) forgive() {
-	s.left, s.pins, s.heard = 0, 0, nil
+	s.left, s.pins, s.heard, s.tuned = 0, 0, nil, false
 	s.mentions.Settings = s.mentions.Settings[:0]
 }
 

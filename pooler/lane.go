@@ -54,7 +54,7 @@ var exchanges = sync.Pool{New: func() any { return new(telemetry.Exchange) }}
 
 // park lets the session go on without its goroutine, if it can.
 func (s *session) park() bool {
-	if s.sock == nil || s.conn != s.raw || s.backend != nil || s.excess > 0 || s.mute || !s.pool.laned() {
+	if s.sock == nil || s.conn != s.raw || s.backend != nil || s.excess > 0 || s.mute || s.ear != nil || !s.pool.laned() {
 		return false
 	}
 	s.lane.Lock()
@@ -334,7 +334,11 @@ func (s *session) answerNow() bool {
 // there.
 func (s *session) releaseNow() bool {
 	b := s.backend
-	if b.status != pgwire.Idle {
+	switch {
+	case s.withheld:
+		s.escalate(atRelease)
+		return false
+	case b.status != pgwire.Idle:
 		s.at = resting
 		return true
 	}

@@ -27,6 +27,7 @@ const (
 	Cancels                       // pg_cancel_backend
 	Executes                      // EXECUTE: does what another text says
 	Advances                      // may be given a sequence's next value: INSERT, COPY, nextval…
+	Begins                        // BEGIN, START TRANSACTION
 )
 
 // Lasting are the effects that outlive a transaction.
@@ -153,15 +154,24 @@ func (w *walk) word(t token) (e Effect) {
 	case "database", "tablespace", "concurrently", "subscription", "system":
 		e = Alone
 	default:
-		if n >= 7 && string(buf[:7]) == "pg_temp" {
-			e = Temporary
-		}
+		e = named(buf[:n])
 	}
 	if w.second == wordNone {
 		w.second = id
 	}
 	w.last = id
 	return e
+}
+
+// named says what the mere name of something betrays.
+func named(name []byte) Effect {
+	switch {
+	case string(name) == "pg_listening_channels":
+		return Listens
+	case len(name) >= 7 && string(name[:7]) == "pg_temp":
+		return Temporary
+	}
+	return 0
 }
 
 // fold puts a word into buf in lower case; 0 if it is too long to mean anything.
@@ -235,6 +245,8 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 		return wordOther, Prepares
 	case "load":
 		return wordOther, Loads
+	case "begin", "start":
+		return wordOther, Begins
 	case "commit", "rollback", "end", "abort":
 		return wordOther, Ends
 	case "vacuum", "cluster", "reindex", "checkpoint":
