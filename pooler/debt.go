@@ -295,6 +295,8 @@ type ear struct {
 	hub      *hub.Hub
 	channels []string // in the order in which the client listened; guarded by the session's lock, as the rest
 	mail     []byte   // notifications for the client that are not written yet
+	later    []byte   // those that the hub hears while parting
+	parting  bool     // the server is about to be listened for by the hub
 	woken    bool     // rest is to be interrupted for them
 }
 
@@ -389,10 +391,16 @@ func (s *session) attend(b *backend, found []string) error {
 	s.mu.Lock()
 	s.ear.channels = now
 	s.ear.drop(gone, s.id)
+	s.ear.parting = true
 	s.mu.Unlock()
-	s.post(b, come)
+	defer s.parted()
 	token := s.ear.hub.AwaitBarrier(s.id, listener{s})
-	if err := b.exec("UNLISTEN *;"+s.ear.hub.Closes(s.id), nil); err != nil {
+	if err := b.exec(s.ear.hub.Parts(s.id), nil); err != nil {
+		b.broken.Store(true)
+		return s.unread(err)
+	}
+	s.post(b, come)
+	if err := b.exec("UNLISTEN *", nil); err != nil {
 		b.broken.Store(true)
 		return s.unread(err)
 	}
@@ -404,6 +412,16 @@ func (s *session) attend(b *backend, found []string) error {
 		}
 	}
 	return nil
+}
+
+// parted lets the client have what the hub has heard since the barrier, behind what its
+// own server has heard before.
+func (s *session) parted() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.ear
+	e.mail = append(e.mail, e.later...)
+	e.later, e.parting = nil, false
 }
 
 // drop takes the client's own notifications out that it does not listen to any more:
@@ -438,21 +456,26 @@ func without(a, b []string) (list []string) {
 	return list
 }
 
-// post hands the client what its own server has heard on channels that the hub has
-// not listened to before.
+// post hands the client what its own server has heard, up to its barrier, on channels
+// that the hub has not listened to before.
 func (s *session) post(b *backend, channels []string) {
 	for rest := b.heard; len(rest) > 0; {
 		_, n, body := pgwire.Split(rest)
 		frame := rest[:n]
 		rest = rest[n:]
 		pid, channel, _, ok := hub.Notification(body)
+		if ok && s.ear.hub.IsBarrier(channel) && pid == b.PID {
+			break
+		}
 		if !ok || !slices.Contains(channels, channel) {
 			continue
 		}
 		if pid == b.PID {
 			binary.BigEndian.PutUint32(body, s.id)
 		}
-		s.notify(frame)
+		s.mu.Lock()
+		s.ear.mail = append(s.ear.mail, frame...) // no more than a server's heard
+		s.mu.Unlock()
 	}
 	b.heard = nil
 }

@@ -443,11 +443,16 @@ func (s *session) notify(frames []byte) {
 		s.mu.Unlock()
 		return
 	}
-	if len(e.mail)+len(frames) > limit {
-		e.mail = nil
+	if len(e.mail)+len(e.later)+len(frames) > limit {
+		e.mail, e.later = nil, nil
 		s.mu.Unlock()
 		s.expel(end(ListenBehind, "terminating connection: the client left more notifications unread than pooler.databases."+s.database+".listen.buffer holds",
 			"read them sooner, end transactions sooner, or raise it; then LISTEN again, and read again what they tell of"))
+		return
+	}
+	if e.parting {
+		e.later = append(e.later, frames...)
+		s.mu.Unlock()
 		return
 	}
 	e.mail = append(e.mail, frames...)

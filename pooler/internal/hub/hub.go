@@ -118,6 +118,14 @@ func (h *Hub) Closes(id uint32) string {
 	return "NOTIFY " + quote(h.barrier) + ",'-" + strconv.FormatUint(uint64(id), 10) + "'"
 }
 
+// Parts is Closes for a server that listens itself and goes on until it is told not to:
+// it hears the barrier too. Notifications come in the same order to all who listen, so
+// what it has heard before the barrier, and what the hub hears after it, is all there is.
+func (h *Hub) Parts(id uint32) string { return ListenTo([]string{h.barrier}) + h.Closes(id) }
+
+// IsBarrier reports whether a notification is a barrier, and not for any client.
+func (h *Hub) IsBarrier(channel string) bool { return channel == h.barrier }
+
 var (
 	errUnasked = errors.New("an answer that nobody asked for")
 	errLate    = errors.New("the connection that listens could not be opened in time")
