@@ -26,7 +26,7 @@ import (
 // connection that was no login.
 func (s *session) admit() error {
 	policy := s.pooler.policy.Load()
-	if err := s.conn.SetDeadline(time.Now().Add(policy.config.LoginTimeout)); err != nil {
+	if err := s.conn.SetDeadline(s.came.Add(policy.config.LoginTimeout)); err != nil {
 		return errLeft
 	}
 	start, err := s.startup(policy)
@@ -164,8 +164,10 @@ func (s *session) directTLS(cfg *tls.Config) error {
 	if cfg == nil {
 		return nil
 	}
-	if err := s.in.Fill(); err != nil {
-		return s.badStartup(err)
+	if s.in.Buffered() == 0 {
+		if err := s.in.Fill(); err != nil {
+			return s.badStartup(err)
+		}
 	}
 	if s.in.Peek(1)[0] != recordHandshake {
 		return nil

@@ -24,10 +24,11 @@ import (
 type place uint8
 
 const (
-	aside   place = iota // a goroutine has it
-	resting              // waits for the client's next cycle
-	queued               // waits for a server
-	asking               // waits for the server's answer
+	aside    place = iota // a goroutine has it
+	arriving              // waits for the client's first packet
+	resting               // waits for the client's next cycle
+	queued                // waits for a server
+	asking                // waits for the server's answer
 )
 
 // An entry is where a goroutine takes a session's life up.
@@ -35,6 +36,7 @@ type entry uint8
 
 const (
 	atLogin   entry = iota
+	atWelcome       // it has proved who it is
 	atTurn          // between two cycles
 	atRest          // wait for the next cycle, whatever it is
 	atClaim         // the cycle is buffered
@@ -138,6 +140,8 @@ func (s *session) step(w *loop.Worker) {
 // go on from there at once.
 func (s *session) advance(w *loop.Worker) bool {
 	switch s.at {
+	case arriving:
+		return s.admitNow(w)
 	case resting:
 		return s.awaitNow(w) && s.claimNow()
 	case queued:
@@ -157,6 +161,10 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 	s.in.Borrow(w.Scratch)
 	for {
 		if typ, _, ok, err := s.in.Header(); ok || err != nil {
+			if typ == pgwire.Terminate && s.backend == nil {
+				s.quit()
+				return false
+			}
 			switch extent := s.in.Cycle(); {
 			case extent == pgwire.Whole:
 				s.begin()

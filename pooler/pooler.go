@@ -360,8 +360,13 @@ const turnAwayLimit = 10 * time.Millisecond
 // accept starts a session for each connection, until the listener is closed.
 func (p *Server) accept(ctx context.Context) error {
 	pause := time.Duration(0)
+	ln := p.loops.Listener(p.deps.Listener)
+	if ln != nil {
+		defer context.AfterFunc(ctx, func() { ln.Close() })()
+		defer ln.Close()
+	}
 	for {
-		conn, err := p.deps.Listener.Accept()
+		s, err := p.next(ln)
 		if err != nil {
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return nil
@@ -376,13 +381,36 @@ func (p *Server) accept(ctx context.Context) error {
 			continue
 		}
 		pause = 0
-		s := newSession(p, conn)
 		if !p.enter(s) {
 			p.turnAway(s.raw)
 			continue
 		}
+		if s.at == arriving && s.arrive() {
+			continue
+		}
 		go s.goOn(atLogin)
 	}
+}
+
+// next waits for the next connection; ln may be nil.
+func (p *Server) next(ln *loop.Listener) (*session, error) {
+	if ln == nil {
+		conn, err := p.deps.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if sock := p.loops.Adopt(conn); sock != nil {
+			return newSession(p, sock, sock), nil
+		}
+		return newSession(p, conn, nil), nil
+	}
+	sock, err := ln.Accept()
+	if err != nil {
+		return nil, err
+	}
+	s := newSession(p, sock, sock)
+	s.at = arriving
+	return s, nil
 }
 
 // firstID is the least id of a session. Clients take it for their server's process

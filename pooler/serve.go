@@ -49,6 +49,7 @@ type session struct {
 	offered *backend    // leased already, for the next claim
 	routed  *policy     // that pool is of; nil: look for it each time
 	failure error       // why the session is over, at atEnd
+	late    *time.Timer // ends its arrival
 
 	// Known after admit.
 	user, database, application, color string
@@ -122,15 +123,13 @@ const (
 	killed         // must end
 )
 
-func newSession(p *Server, conn net.Conn) *session {
+// newSession is a connection's; sock is the same as conn, or nil.
+func newSession(p *Server, conn net.Conn, sock *loop.Conn) *session {
 	s := &session{
 		pooler: p, came: time.Now(), color: telemetry.ColorUnknown,
 		settings: state.None, prepares: state.None, exchange: exchanges.Get().(*telemetry.Exchange),
+		raw: conn, conn: conn, sock: sock, in: pgwire.NewReader(conn, clientBuffer), probe: probeOf(conn),
 	}
-	if s.sock = p.loops.Adopt(conn); s.sock != nil {
-		conn = s.sock
-	}
-	s.raw, s.conn, s.in, s.probe = conn, conn, pgwire.NewReader(conn, clientBuffer), probeOf(conn)
 	s.waiter.owner, s.task.Step = s, s.step
 	return s
 }
@@ -176,6 +175,10 @@ func (s *session) live(from entry) error {
 		return s.failure
 	case atLogin:
 		if err := s.admit(); err != nil {
+			return err
+		}
+	case atWelcome:
+		if err := s.welcome(); err != nil {
 			return err
 		}
 	}

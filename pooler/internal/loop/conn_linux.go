@@ -223,6 +223,11 @@ func (c *Conn) TryWrite(p []byte) (n int, err error) {
 
 // Read waits for data, as net.Conn says.
 func (c *Conn) Read(p []byte) (int, error) {
+	if c.blocked.Load() == nil { // nobody has set a deadline
+		if n, err := c.read(p); err == nil || err == io.EOF {
+			return n, err
+		}
+	}
 	b := c.block()
 	b.using.Add(1) // before the first look: what comes later is told
 	defer b.using.Add(-1)
@@ -245,6 +250,11 @@ func (c *Conn) Read(p []byte) (int, error) {
 
 // Write waits until all is written, as net.Conn says.
 func (c *Conn) Write(p []byte) (n int, err error) {
+	if c.blocked.Load() == nil { // nobody has set a deadline
+		if n, err = c.TryWrite(p); err == nil {
+			return n, nil
+		}
+	}
 	b := c.block()
 	b.using.Add(1)
 	defer b.using.Add(-1)
