@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -87,8 +88,10 @@ type Server struct {
 	sessions map[uint32]*session
 	inside   census // of those that are logged in
 	lastID   uint32
-	stopping bool
-	retired  []*pool // replaced, but not empty yet
+
+	came, cameBefore, trimmed uint64 // connections so far, when trim looked last, and when it trimmed last
+	stopping                  bool
+	retired                   []*pool // replaced, but not empty yet
 }
 
 // A policy is a configuration in the form in which it is obeyed. It is immutable.
@@ -280,6 +283,7 @@ func (p *Server) sweep(ctx context.Context) {
 			continue
 		case <-tick.C:
 		}
+		p.trim()
 		stall := p.policy.Load().config.StallTimeout
 		for _, pool := range p.allPools() {
 			pool.sweep(stall)
@@ -294,6 +298,26 @@ func (p *Server) sweep(ctx context.Context) {
 		clear(p.retired[len(keep):])
 		p.retired = keep
 		p.mu.Unlock()
+	}
+}
+
+// multitude is how many clients have to come before memory is given back.
+const multitude = 500
+
+// trim gives memory that many logins have used back to the system, once no more come:
+// clients that rest may do so for long. The sweep calls it.
+func (p *Server) trim() {
+	p.mu.Lock()
+	came := p.came
+	more := came != p.cameBefore
+	p.cameBefore = came
+	due := !more && came-p.trimmed >= multitude
+	if due {
+		p.trimmed = came
+	}
+	p.mu.Unlock()
+	if due {
+		debug.FreeOSMemory()
 	}
 }
 
@@ -436,6 +460,7 @@ func (p *Server) enter(s *session) bool {
 		}
 	}
 	s.id = p.lastID
+	p.came++
 	p.sessions[s.id] = s
 	p.ended.Add(1)
 	return true
