@@ -376,7 +376,10 @@ func (s *session) prove(method string, c *credential.Credential, policy *policy)
 	case method == hba.MD5 && c.MD5():
 		ok, err = login.MD5(s, c)
 	default:
-		s.keys, ok, err = login.SCRAM(s, c, s.binding(policy))
+		var keys credential.Keys
+		if keys, ok, err = login.SCRAM(s, c, s.binding(policy)); keys.Client != nil {
+			s.keys = &keys
+		}
 	}
 	if errors.Is(err, login.ErrProtocol) {
 		return protocolError(err.Error())

@@ -54,6 +54,7 @@ func (s *session) admitNow(w *loop.Worker) bool {
 			continue
 		case ok && start.Kind == pgwire.StartSession && s.entersFreely(&start, policy):
 			s.late.Stop()
+			s.late = nil
 			s.in.Skip(size)
 			return s.enterNow(&start, policy)
 		case s.in.Buffered() > 0:

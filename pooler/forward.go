@@ -95,11 +95,14 @@ func (s *session) split() {
 // than stall (0: forever) is disconnected.
 func (s *session) watch(stall time.Duration) {
 	now, turn, moved := time.Now(), s.turn.Load(), s.moved.Load()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.errand == nil {
+		return // it has ended meanwhile, what it did
+	}
 	if !s.writing.Load() && !s.wanting.Load() || turn != s.lastTurn || moved != s.lastMoved {
 		s.lastTurn, s.lastMoved, s.lastMove = turn, moved, now
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.split()
 	if stall > 0 && now.Sub(s.lastMove) > stall && s.lost == nil {
 		s.lost = end(ClientStalled, "terminating connection: the client neither read nor wrote for "+stall.String(), "")

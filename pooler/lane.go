@@ -4,14 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"sync"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
-	"mainstay.dev/mainstay/telemetry"
 )
 
 // A session that has logged in, without TLS, goes through the plain part of its life
@@ -51,9 +49,6 @@ const (
 // errParked means that the session goes on without a goroutine.
 var errParked = errors.New("parked")
 
-// exchanges are for sessions that have something to do.
-var exchanges = sync.Pool{New: func() any { return new(telemetry.Exchange) }}
-
 // park lets the session go on without its goroutine, if it can.
 func (s *session) park() bool {
 	if s.sock == nil || s.conn != s.raw || s.backend != nil || s.excess > 0 || s.mute || s.ear != nil || !s.pool.laned() {
@@ -74,28 +69,12 @@ func (s *session) park() bool {
 	return true
 }
 
-// attach gives a session what it needs to do something.
-func (s *session) attach() {
-	if s.exchange == nil {
-		s.exchange = exchanges.Get().(*telemetry.Exchange)
-	}
-}
-
-// spare gives back what an idle session does not need.
-func (s *session) spare() {
-	if s.exchange != nil && !s.busy {
-		s.exchange.Err = nil
-		exchanges.Put(s.exchange)
-		s.exchange = nil
-	}
-}
-
 // escalate gives the session to a goroutine. The lane is locked.
 func (s *session) escalate(from entry) {
 	s.at = aside
 	s.sock.Own(nil)
 	s.in.Own()
-	if s.exchange == nil {
+	if s.errand == nil {
 		s.attach()
 		s.exchange.Reset(plane)
 	}
@@ -109,6 +88,7 @@ func (s *session) escalate(from entry) {
 
 // fail gives the session to a goroutine that ends it.
 func (s *session) fail(err error) {
+	s.attach()
 	s.failure = err
 	s.escalate(atEnd)
 }

@@ -11,11 +11,10 @@ import (
 
 // A Listener accepts connections for a group, which the runtime's poller never knows.
 type Listener struct {
-	group   *Group
-	file    *os.File
-	raw     syscall.RawConn
-	network string
-	local   netip.AddrPort
+	group *Group
+	file  *os.File
+	raw   syscall.RawConn
+	at    *end
 }
 
 // keepAlive is after how many seconds of silence, and how often, the kernel asks a
@@ -25,7 +24,7 @@ const keepAlive = 15
 // Listener returns one that accepts what ln would, which must not be used but for its
 // Close; nil if that can't be done.
 func (g *Group) Listener(ln net.Listener) *Listener {
-	l := &Listener{group: g, network: ln.Addr().Network(), local: addrPort(ln.Addr())}
+	l := &Listener{group: g, at: endOf(ln.Addr())}
 	var err error
 	switch ln := ln.(type) {
 	case *net.TCPListener:
@@ -39,7 +38,7 @@ func (g *Group) Listener(ln net.Listener) *Listener {
 		return nil
 	}
 	fd := int(l.file.Fd()) // this makes it blocking
-	if l.network == "tcp" {
+	if l.at.network == "tcp" {
 		// What is accepted inherits these.
 		for _, o := range [...]struct{ level, name, value int }{
 			{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}, {unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepAlive},
@@ -85,7 +84,7 @@ func (l *Listener) Accept() (*Conn, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("accept4", err)
 	}
-	return &Conn{group: l.group, fd: fd, network: l.network, local: l.local, remote: ofSockaddr(peer)}, nil
+	return &Conn{group: l.group, fd: fd, at: l.at, remote: ofSockaddr(peer)}, nil
 }
 
 // Watch lets the connection's task run when there is something new, from now on. It
