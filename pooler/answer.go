@@ -62,6 +62,7 @@ func (s *session) scan() (done bool, err error) {
 	if wants, err := s.swallow(); wants || err != nil {
 		return false, err
 	}
+	s.inform()
 	for !in.Partial() {
 		typ, n, ok, err := in.Header()
 		if err != nil {
@@ -281,7 +282,7 @@ func (s *session) failed(body []byte) (keep bool) {
 		s.forgive()
 		return false // what the client sent fails too, behind it
 	}
-	x := &s.exchange
+	x := s.exchange
 	x.DB.SQLState = string(code)
 	x.DB.Queries++
 	s.copying = false

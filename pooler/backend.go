@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
+	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
-	"mainstay.dev/mainstay/pooler/internal/socket"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
@@ -23,7 +23,8 @@ import (
 type backend struct {
 	*upstream.Conn
 	pool   *pool
-	probe  *socket.Probe // nil if the connection is no socket
+	sock   *loop.Conn // the connection, if the event loops have it and it is not encrypted; or nil
+	probe  probe      // nil if the connection is no socket
 	born   time.Time
 	spread float64 // of its lifetime: 0 to 1
 
@@ -50,6 +51,8 @@ type backend struct {
 	hurried atomic.Bool    // has a deadline that must not outlive the lease
 	cancels sync.WaitGroup // cancel requests under way; none may outlive the lease
 
+	canceling int // how many those are; of the holder's lock
+
 	// Guarded by the pool's lock.
 	holder *session  // nil: idle
 	since  time.Time // when it was claimed, or became idle
@@ -63,8 +66,15 @@ type ticket struct {
 }
 
 func newBackend(p *pool, c *upstream.Conn) *backend {
+	var sock *loop.Conn
+	if !c.Encrypted() {
+		if sock = p.loops.Adopt(c.Raw); sock != nil {
+			c.Conn, c.Raw = sock, sock
+			c.In.Redirect(sock)
+		}
+	}
 	s := &backend{
-		Conn: c, pool: p, probe: socket.NewProbe(c.Raw), born: time.Now(), spread: rand.Float64(), status: pgwire.Idle,
+		Conn: c, pool: p, sock: sock, probe: probeOf(c.Raw), born: time.Now(), spread: rand.Float64(), status: pgwire.Idle,
 		settings: state.None, named: state.None, reports: p.settings.Intern(state.Of(c.Params)), prepared: map[*statement]uint64{},
 	}
 	s.atLogin = s.reports
@@ -81,6 +91,24 @@ func (s *backend) close() {
 // unusedLook is how long a connection that is no socket is read from to learn
 // whether it still lives.
 const unusedLook = time.Millisecond
+
+// quiet reports whether an idle connection has certainly said nothing, and not ended,
+// as far as the event loops know.
+func (s *backend) quiet() bool {
+	if s.sock == nil || s.sock.Quiet() {
+		return true // without the event loops, who takes it asks
+	}
+	readable, _ := s.sock.Look()
+	return !readable
+}
+
+// sent forgets what has been sent of what was ready.
+func (s *backend) sent(n int) {
+	s.out = append(s.out[:0], s.out[n:]...)
+	if cap(s.out) > 8*outLimit && len(s.out) == 0 {
+		s.out = nil
+	}
+}
 
 // fresh reports whether an idle connection may be used: it is alive and the server
 // has said nothing but what it may say at any time.
@@ -151,6 +179,13 @@ const execLimit = 5 * time.Second
 // maxAnswer bounds a row of the answer to a statement of the pooler's own.
 const maxAnswer = 4 << 20
 
+// heed keeps a notification that came while the pooler itself asked something.
+func (s *backend) heed(body []byte) {
+	if len(s.heard)+len(body) <= maxAnswer {
+		s.heard = pgwire.Append(s.heard, pgwire.Notification, body)
+	}
+}
+
 // exec runs a statement of the pooler's own on a connection that is ready for one.
 // rows may be nil. An error of PostgreSQL's is an *upstream.Refused.
 func (s *backend) exec(sql string, rows func(body []byte) error) (err error) {
@@ -173,9 +208,7 @@ func (s *backend) exec(sql string, rows func(body []byte) error) (err error) {
 		case pgwire.ParameterStatus:
 			s.note(body)
 		case pgwire.Notification:
-			if len(s.heard)+len(body) <= maxAnswer {
-				s.heard = pgwire.Append(s.heard, typ, body)
-			}
+			s.heed(body)
 		case pgwire.DataRow:
 			if rows != nil {
 				if err := rows(body); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/fair"
@@ -22,6 +23,32 @@ type waiter struct {
 	owner *session
 	given chan grant // holds at most the one grant that ends the wait
 	alarm *time.Timer
+
+	parked bool        // the owner has no goroutine: the grant is told by its task
+	grant  grant       // then
+	got    atomic.Bool // there is one
+}
+
+// give ends the wait. The pool's lock is held.
+func (w *waiter) give(g grant) {
+	if !w.parked {
+		w.given <- g
+		return
+	}
+	w.grant = g
+	w.got.Store(true)
+	w.owner.pooler.loops.Post(&w.owner.task)
+}
+
+// take returns the grant that ended the wait of an owner without a goroutine; false
+// if it still waits.
+func (w *waiter) take() (g grant, ok bool) {
+	if !w.got.Load() {
+		return g, false
+	}
+	g, w.grant = w.grant, grant{}
+	w.got.Store(false)
+	return g, true
 }
 
 // A grant ends a wait: with a server, or with the reason why there is none.
@@ -36,7 +63,7 @@ type grant struct {
 // or errRetired.
 func (p *pool) claim(s *session) (*backend, error) {
 	w := &s.waiter
-	w.place.Value, w.place.Since = w, s.exchange.Start
+	w.place.Value, w.place.Since, w.parked = w, s.exchange.Start, false
 	for {
 		b, err := p.take(w)
 		if err != nil {
@@ -73,7 +100,7 @@ func (p *pool) take(w *waiter) (*backend, error) {
 		p.grow(1) // so that the next one fares better
 		return nil, p.unreachable(p.outage.err)
 	}
-	if w.given == nil {
+	if w.given == nil && !w.parked {
 		w.given = make(chan grant, 1)
 	}
 	p.line.Join(&w.place, w.owner.user)
@@ -133,7 +160,7 @@ func (p *pool) withdraw(w *waiter, err error) {
 	defer p.mu.Unlock()
 	if w.place.Queued() {
 		p.line.Leave(&w.place)
-		w.given <- grant{err: err}
+		w.give(grant{err: err})
 	}
 }
 
@@ -141,7 +168,7 @@ func (p *pool) withdraw(w *waiter, err error) {
 func (p *pool) dismiss(err error) {
 	for place := p.line.Oldest(); place != nil; place = p.line.Oldest() {
 		p.line.Leave(place)
-		place.Value.given <- grant{err: err}
+		place.Value.give(grant{err: err})
 	}
 }
 
@@ -264,7 +291,7 @@ func (p *pool) hand(b *backend) {
 	if p.paused == nil {
 		if place := p.line.Give(); place != nil {
 			p.lend(b, place.Value.owner)
-			place.Value.given <- grant{backend: b}
+			place.Value.give(grant{backend: b})
 			return
 		}
 	}
@@ -283,7 +310,7 @@ func (p *pool) distribute() {
 		}
 		b := p.popIdle(place.Value.owner)
 		p.lend(b, place.Value.owner)
-		place.Value.given <- grant{backend: b}
+		place.Value.give(grant{backend: b})
 	}
 }
 

@@ -165,12 +165,14 @@ func (s *session) enrol(welcome []byte) {
 }
 
 // inform tells the client what the server reports differently from what the client
-// was told last.
+// was told last, and what was heard while the server answered the pooler itself.
 func (s *session) inform() {
-	if s.backend.reports == s.told {
+	if !s.untold {
 		return
 	}
-	var out []byte
+	s.untold = false
+	out := s.backend.heard
+	s.backend.heard = nil
 	for _, p := range s.backend.reports.All() {
 		if value, ok := s.told.Get(p.Name); !ok || value != p.Value {
 			out = pgwire.AppendParameter(out, p.Name, p.Value)
@@ -189,14 +191,14 @@ func (s *session) hear(body []byte) {
 		return
 	}
 	b := s.backend
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	b.note(body)
 	s.told = b.pool.settings.Intern(s.told.With(string(name), string(value)))
 	switch string(name) {
 	case "is_superuser", "in_hot_standby", "server_version", "server_encoding":
 		return // these follow from others
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	b.left |= scan.Setting
 	b.mentions.Add(string(name))
 }

@@ -30,9 +30,12 @@ func replay(query string) string {
 // client sends: what that takes is ready to be sent. It does not wait.
 func (s *session) equip() {
 	b := s.backend
+	if b.replays > 0 {
+		return // it has been equipped
+	}
+	s.untold = b.reports != s.told
 	sequences := s.takeSequences()
 	if b.settings == s.settings && b.named == s.prepares && !sequences {
-		s.inform()
 		return
 	}
 	s.mu.Lock()
@@ -52,9 +55,6 @@ func (s *session) equip() {
 	s.prepares.Make(b.named, func(name, text string) { s.sendReplay(text, name) })
 	b.settings, b.named = s.settings, s.prepares
 	s.mu.Unlock()
-	if b.replays == 0 {
-		s.inform()
-	}
 }
 
 // restore makes RESET in a transaction lead back to what was chosen at login, from the
@@ -96,6 +96,7 @@ func (s *session) replayed() error {
 	}
 	for {
 		if _, err := s.swallow(); err != nil || b.replays == 0 {
+			s.inform()
 			return err
 		}
 		if err := b.In.Fill(); err != nil {
@@ -130,9 +131,7 @@ func (s *session) swallow() (wants bool, err error) {
 		case pgwire.ParameterStatus:
 			b.note(body)
 		case pgwire.Notification:
-			b.In.Pass(pgwire.HeaderSize + n)
-			s.pass()
-			continue
+			b.heed(body)
 		case pgwire.ReadyForQuery:
 			if err := s.replayEnds(body); err != nil {
 				return false, err
@@ -185,9 +184,7 @@ func (s *session) replayEnds(body []byte) error {
 	if !ok || d.kind != owesReplay || len(body) != 1 || body[0] != b.status {
 		return s.confused(errOutOfStep)
 	}
-	if b.replays == 0 {
-		s.inform()
-	}
+	s.untold = b.replays == 0
 	return nil
 }
 

@@ -38,6 +38,17 @@ func (s *session) route() (*pool, error) {
 
 // claim takes a server from the session's pool and makes it ready for this client.
 func (s *session) claim() error {
+	if b := s.offered; b != nil {
+		s.offered = nil
+		if b.fresh() {
+			s.mu.Lock()
+			s.backend = b
+			s.mu.Unlock()
+			s.equip()
+			return nil
+		}
+		b.pool.drop(b)
+	}
 	for {
 		p, err := s.route()
 		if err != nil {
@@ -93,6 +104,9 @@ func (s *session) part() {
 	b := s.backend
 	s.backend, s.block = nil, pgwire.Idle
 	s.mu.Unlock()
+	if b.sock != nil {
+		b.sock.Own(nil)
+	}
 	b.cancels.Wait()
 	b.calm()
 }
@@ -141,6 +155,7 @@ func (s *session) cancel() {
 	b, p := s.backend, s.pool
 	if b != nil {
 		b.cancels.Add(1)
+		b.canceling++
 	}
 	s.mu.Unlock()
 	if b == nil {
@@ -149,7 +164,12 @@ func (s *session) cancel() {
 		}
 		return
 	}
-	defer b.cancels.Done()
+	defer func() {
+		s.mu.Lock()
+		b.canceling--
+		s.mu.Unlock()
+		b.cancels.Done()
+	}()
 	ctx, done := context.WithTimeout(context.Background(), cancelLimit)
 	defer done()
 	if err := b.pool.target.Cancel(ctx, b.pool.dial, b.Conn); err != nil {
@@ -300,7 +320,7 @@ func (p *pool) member(user string, keys credential.Keys) *pool {
 		if old = m; old != nil {
 			p.former = append(p.former, old)
 		}
-		m = newPool(p.name, ofMember(p.config.Load()), p.target.As(user, keys), Deps{Dial: p.dial, Log: p.log, Sink: p.sink})
+		m = newPool(p.name, ofMember(p.config.Load()), p.target.As(user, keys), Deps{Dial: p.dial, Log: p.log, Sink: p.sink, loops: p.loops})
 		m.retired, m.parent = p.retired, p
 		if p.paused != nil {
 			m.paused = &pause{since: p.paused.since, rested: make(chan struct{})}

@@ -83,7 +83,7 @@ func (s *session) leaves(name []byte) scan.Effect {
 }
 
 // keepSequences pins the server, at a transaction's end, for a client that will ask for the
-// values that it was given.
+// values that it was given. What is over with the transaction is forgotten.
 func (s *session) keepSequences(b *backend) {
 	if s.straddles && b.left&scan.Advances != 0 {
 		b.pins |= scan.Sequence
@@ -91,7 +91,7 @@ func (s *session) keepSequences(b *backend) {
 		s.pinned = audit.Reasons(b.pins)
 		s.mu.Unlock()
 	}
-	b.left &^= scan.Sequence | scan.Advances
+	b.left &= scan.Lasting
 }
 
 // leaves is what a statement may leave behind; it may be nil.
