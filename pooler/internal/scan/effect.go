@@ -100,28 +100,7 @@ func (w *walk) word(t token) (e Effect) {
 		w.first, w.last = id, id
 		return e
 	}
-	switch string(buf[:n]) {
-	case "set_config":
-		e = w.setConfig()
-	case "setseed":
-		e = Seeds
-	case "set_limit":
-		e = AnyChange
-	case "currval", "lastval":
-		e = Sequence
-	case "nextval", "setval", "insert", "merge":
-		e = Advances
-	case "pg_notify":
-		e = Notifies
-	case "dblink_connect", "dblink_connect_u":
-		e = Connects
-	case "pg_advisory_lock", "pg_advisory_lock_shared", "pg_try_advisory_lock", "pg_try_advisory_lock_shared",
-		"pg_advisory_unlock", "pg_advisory_unlock_shared", "pg_advisory_unlock_all":
-		e = Locks
-	case "pg_terminate_backend":
-		e = Terminates
-	case "pg_cancel_backend":
-		e = Cancels
+	switch e = w.call(buf[:n]); string(buf[:n]) {
 	case "temp", "temporary":
 		if w.temporary() {
 			e = Temporary
@@ -162,6 +141,34 @@ func (w *walk) word(t token) (e Effect) {
 	}
 	w.last = id
 	return e
+}
+
+// call says what a word does that may be a function's name.
+func (w *walk) call(name []byte) Effect {
+	switch string(name) {
+	case "set_config":
+		return w.setConfig()
+	case "setseed":
+		return Seeds
+	case "set_limit":
+		return AnyChange
+	case "currval", "lastval":
+		return Sequence
+	case "nextval", "setval", "insert", "merge":
+		return Advances
+	case "pg_notify":
+		return Notifies
+	case "dblink_connect", "dblink_connect_u":
+		return Connects
+	case "pg_advisory_lock", "pg_advisory_lock_shared", "pg_try_advisory_lock", "pg_try_advisory_lock_shared",
+		"pg_advisory_unlock", "pg_advisory_unlock_shared", "pg_advisory_unlock_all":
+		return Locks
+	case "pg_terminate_backend":
+		return Terminates
+	case "pg_cancel_backend":
+		return Cancels
+	}
+	return 0
 }
 
 // fold puts a word into buf in lower case; 0 if it is too long to mean anything.
