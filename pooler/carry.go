@@ -33,7 +33,11 @@ func (s *session) equip() {
 	if b.replays > 0 {
 		return // it has been equipped
 	}
-	s.untold = b.reports != s.told
+	s.untold = b.reports != s.told || len(b.heard) > 0
+	if !b.pool.sessions() && b.pool.home().hidden.due(s.exchange.Start) {
+		b.left |= scan.Catalog
+	}
+	s.findAgain()
 	sequences := s.takeSequences()
 	if b.settings == s.settings && b.named == s.prepares && !sequences {
 		return
@@ -143,7 +147,8 @@ func (s *session) swallow() (wants bool, err error) {
 }
 
 // replayFails ends the session for settings that are refused. A prepared statement whose
-// tables are gone is lost alone: the client hears of it when it uses the name (26000).
+// tables are gone is lost alone, until the schema changes: the client hears of it when it
+// uses the name (26000).
 func (s *session) replayFails(body []byte) error {
 	b := s.backend
 	s.mu.Lock()
@@ -153,9 +158,25 @@ func (s *session) replayFails(body []byte) error {
 		b.broken.Store(true)
 		return unsuited(&upstream.Refused{SQLState: string(pgwire.Field(body, 'C')), Message: string(pgwire.Field(body, 'M'))})
 	}
+	if text, ok := s.prepares.Get(d.name); ok {
+		s.missing, s.missingAt = s.missing.With(d.name, text), b.pool.statements.schema.Load()
+	}
 	b.named = b.pool.settings.Intern(b.named.Without(d.name))
 	s.prepares = b.named
 	return nil
+}
+
+// findAgain tries again to make what was lost, if the schema has changed.
+func (s *session) findAgain() {
+	if s.missing == state.None || s.backend.pool.statements.schema.Load() == s.missingAt {
+		return
+	}
+	for _, p := range s.missing.All() {
+		if _, made := s.prepares.Get(p.Name); !made {
+			s.prepares = s.prepares.With(p.Name, p.Value)
+		}
+	}
+	s.missing, s.prepares = state.None, s.backend.pool.settings.Intern(s.prepares)
 }
 
 // effectsOf says what may be left behind by executing statements that SQL prepared.
@@ -289,13 +310,13 @@ func (s *session) ownSequences(e scan.Effect) {
 // leaves is what the client's statement of this name may leave behind.
 func (s *session) leaves(name []byte) scan.Effect {
 	if len(name) == 0 {
-		return s.unnamed.left | s.unnamed.runs.leaves()
+		return s.unnamed.left | s.leavesOf(s.unnamed.runs)
 	}
 	st := s.names[string(name)]
 	if st == nil {
 		return 0
 	}
-	return st.leaves() | st.runs.leaves()
+	return s.leavesOf(st) | s.leavesOf(st.runs)
 }
 
 // keepSequences pins the server, at a transaction's end, for a client that will ask for the
@@ -310,10 +331,14 @@ func (s *session) keepSequences(b *backend) {
 	b.left &= scan.Lasting
 }
 
-// leaves is what a statement may leave behind; it may be nil.
-func (st *statement) leaves() scan.Effect {
+// run prepares for a statement that another executes in SQL; st may be nil.
+func (s *session) run(st *statement) {
 	if st == nil {
-		return 0
+		return
 	}
-	return st.left
+	s.ensure(st)
+	s.recall(st.left, &st.said)
+	if in := s.hiddenIn(st); in != nil {
+		s.recall(in.effect, &in.said)
+	}
 }

@@ -1,12 +1,20 @@
 package pooler
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
 
 // A debt is an answer that the server owes. Only those are kept that are needed to
@@ -210,11 +218,13 @@ func (s *session) suspect(text []byte, whole bool) scan.Effect {
 		b.left |= scan.Unseen
 		return scan.Unseen
 	}
-	e := scan.Effects(text, b.backslash())
+	hints := b.pool.home().hidden.hints()
+	e := scan.Effects(text, b.backslash()) | hints.Find(text, b.backslash(), &b.mentions) | hints.Changes(text)
 	if e&scan.Executes != 0 {
 		e |= s.executes
 		for _, p := range s.prepares.All() {
 			b.mentions.Find([]byte(p.Value), false)
+			e |= hints.Find([]byte(p.Value), false, &b.mentions)
 		}
 	}
 	b.left |= e
@@ -246,6 +256,16 @@ func (s *session) settle(b *backend) (free bool, err error) {
 
 // look asks the server what the client has left there.
 func (s *session) look(b *backend) error {
+	if b.left&scan.Catalog != 0 {
+		if err := b.reveal(); err != nil && (b.left != scan.Catalog || b.pins != 0) {
+			return s.unread(err)
+		} else if err != nil {
+			b.broken.Store(true) // the client has nothing there
+		}
+		if b.left &^= scan.Catalog; b.left == 0 {
+			return nil
+		}
+	}
 	q := audit.Question{Effects: b.left, Names: b.mentions.Settings, Known: b.settings}
 	var found audit.Findings
 	if err := b.exec(q.SQL(), found.Row); err != nil {
@@ -288,4 +308,130 @@ func (s *session) unread(err error) error {
 // listening reports whether the client has a server to itself because it listens.
 func (s *session) listening() bool {
 	return s.backend != nil && s.backend.pins&scan.Listens != 0 && s.between()
+}
+
+// What functions and triggers do to the session is not seen in the texts that use them. So
+// a database's sources are read from its catalog (package scan, [scan.Hints]): by the first
+// connection before anybody has it, behind a transaction that changed the schema, and
+// once a minute behind some transaction, in case somebody else did.
+
+// catalogEvery is how often the catalog is looked at for changes that were made elsewhere.
+const catalogEvery = time.Minute
+
+// hidden is what a database's catalog hides. Its methods may be called from several
+// goroutines.
+type hidden struct {
+	known atomic.Pointer[revealed]
+	next  atomic.Int64 // when it is to be looked at again, in nanoseconds since 1970
+	first sync.Mutex   // over the first look, which all wait for
+}
+
+// revealed is what was read from the catalog.
+type revealed struct {
+	mark  string
+	hints scan.Hints
+}
+
+// hiddenIn is what a statement's text does by the functions that it calls.
+type hiddenIn struct {
+	by     *revealed
+	effect scan.Effect
+	said   scan.Mentions
+}
+
+// home is the pool that knows the catalog: members share their parent's.
+func (p *pool) home() *pool {
+	if p.parent != nil {
+		return p.parent
+	}
+	return p
+}
+
+// hints are those that are known; nil if there are none.
+func (h *hidden) hints() scan.Hints {
+	if r := h.known.Load(); r != nil {
+		return r.hints
+	}
+	return nil
+}
+
+// due reports whether the catalog is to be looked at, and that the caller is to do it.
+func (h *hidden) due(now time.Time) bool {
+	next := h.next.Load()
+	return now.UnixNano() > next && h.next.CompareAndSwap(next, now.Add(catalogEvery).UnixNano())
+}
+
+// learnHidden reads the catalog on a new connection, if nobody has before.
+func (b *backend) learnHidden() error {
+	h := &b.pool.home().hidden
+	h.first.Lock()
+	defer h.first.Unlock()
+	if b.pool.sessions() || h.known.Load() != nil || !h.due(time.Now()) {
+		return nil
+	}
+	return b.reveal()
+}
+
+// reveal reads the catalog if it has changed. A server that refuses to show it is served
+// without; only a connection that is lost is an error.
+func (b *backend) reveal() error {
+	var found audit.Hidden
+	h := &b.pool.home().hidden
+	known := h.known.Load()
+	if err := b.exec(audit.State, found.Row); err != nil || known != nil && known.mark == found.Mark {
+		return b.unlessRefused(err)
+	}
+	version, _ := b.atLogin.Get("server_version")
+	version, _, _ = strings.Cut(version, ".")
+	major, _ := strconv.Atoi(version) // 0 if it is no number
+	if err := b.exec(audit.Catalog(major), found.Row); err != nil {
+		return b.unlessRefused(err)
+	}
+	r := &revealed{mark: found.Mark, hints: found.Hints()}
+	h.known.Store(r)
+	b.pool.statements.renew()
+	if b.left&scan.AnyChange != 0 { // the transaction may have used what it made
+		for _, hint := range r.hints {
+			for _, name := range hint.Settings {
+				b.mentions.Add(name)
+			}
+		}
+	}
+	return nil
+}
+
+// unlessRefused ends the transaction in which PostgreSQL refused to show its catalog.
+func (b *backend) unlessRefused(err error) error {
+	if _, refused := errors.AsType[*upstream.Refused](err); !refused {
+		return err
+	}
+	b.pool.log.Warn("the sources of functions cannot be read: what they leave in a session is not seen", "database", b.pool.name, "err", err)
+	return b.rollBack()
+}
+
+// hiddenIn is what a statement does by the functions that it calls; nil: nothing.
+func (s *session) hiddenIn(st *statement) *hiddenIn {
+	known := s.backend.pool.home().hidden.known.Load()
+	if known == nil || known.hints == nil {
+		return nil
+	}
+	in := st.hidden.Load()
+	if in == nil || in.by != known {
+		in = &hiddenIn{by: known}
+		text, _, _ := bytes.Cut(st.body, nul)
+		in.effect = known.hints.Find(text, false, &in.said)
+		st.hidden.Store(in)
+	}
+	return in
+}
+
+// leavesOf is what a statement, which may be nil, may leave behind.
+func (s *session) leavesOf(st *statement) scan.Effect {
+	if st == nil {
+		return 0
+	}
+	if in := s.hiddenIn(st); in != nil {
+		return st.left | in.effect
+	}
+	return st.left
 }

@@ -31,6 +31,7 @@ type pool struct {
 	encrypted  atomic.Bool // or else nothing for the event loops
 	settings   state.Table
 	sequences  atomic.Bool // some client asks for sequences' last values
+	hidden     hidden
 
 	opening sync.WaitGroup // dials under way, and closings
 
@@ -118,6 +119,9 @@ func (p *pool) open(limit time.Duration) {
 	var b *backend
 	if err == nil {
 		b = newBackend(p, conn)
+		if err = b.learnHidden(); err != nil {
+			b.close()
+		}
 	}
 	if !p.opened(b, err, began) {
 		b.close()

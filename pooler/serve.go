@@ -54,6 +54,8 @@ type session struct {
 	login                              *state.Settings // chosen at login
 	told                               *state.Settings // what the client believes of the server
 	prepares                           *state.Settings // texts by which it made statements with SQL's PREPARE, by name
+	missing                            *state.Settings // those that could not be made again
+	missingAt                          uint64          // the pool's schema then
 	executes                           scan.Effect     // what those may do
 	untold                             bool            // has to be told what the server reports
 	resets                             bool            // may have led back a setting that was chosen at login, in an open transaction
@@ -121,7 +123,7 @@ const (
 
 func newSession(p *Server, conn net.Conn) *session {
 	s := &session{
-		pooler: p, came: time.Now(), color: telemetry.ColorUnknown, settings: state.None, prepares: state.None,
+		pooler: p, came: time.Now(), color: telemetry.ColorUnknown, settings: state.None, prepares: state.None, missing: state.None,
 		exchange: exchanges.Get().(*telemetry.Exchange),
 	}
 	if s.sock = p.loops.Adopt(conn); s.sock != nil {

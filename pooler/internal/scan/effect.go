@@ -26,11 +26,12 @@ const (
 	Terminates                    // pg_terminate_backend
 	Cancels                       // pg_cancel_backend
 	Executes                      // EXECUTE: does what another text says
+	Catalog                       // may have changed what functions and triggers there are, or how they are: see [Hints]
 	Advances                      // may be given a sequence's next value: INSERT, COPY, nextval…
 )
 
 // Lasting are the effects that outlive a transaction.
-const Lasting = Setting | AnyChange | Back | Temporary | Locks | Hold | Listens | Prepares | Seeds | Connects | Loads | Discards | Unseen | Nameless
+const Lasting = Setting | AnyChange | Back | Temporary | Locks | Hold | Listens | Prepares | Seeds | Connects | Loads | Discards | Unseen | Nameless | Catalog
 
 // Effects says what a text may do. backslash is whether plain strings know backslash
 // escapes.
