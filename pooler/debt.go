@@ -313,10 +313,15 @@ func (s *session) listening() bool {
 // What functions and triggers do to the session is not seen in the texts that use them. So
 // a database's sources are read from its catalog (package scan, [scan.Hints]): by the first
 // connection before anybody has it, behind a transaction that changed the schema, and
-// once a minute behind some transaction, in case somebody else did.
+// once a minute behind some transaction, in case somebody else did. That look also shows
+// whether tables have changed, which makes statements that are prepared from then on new.
 
 // catalogEvery is how often the catalog is looked at for changes that were made elsewhere.
 const catalogEvery = time.Minute
+
+// catalogLimit bounds each of the two questions; mostly they take milliseconds. PostgreSQL
+// gives up a little earlier.
+const catalogLimit = 30 * time.Second
 
 // hidden is what a database's catalog hides. Its methods may be called from several
 // goroutines.
@@ -330,6 +335,8 @@ type hidden struct {
 type revealed struct {
 	mark  string
 	hints scan.Hints
+
+	columns string // a mark of what tables are like
 }
 
 // hiddenIn is what a statement's text does by the functions that it calls.
@@ -378,16 +385,23 @@ func (b *backend) reveal() error {
 	var found audit.Hidden
 	h := &b.pool.home().hidden
 	known := h.known.Load()
-	if err := b.exec(audit.State, found.Row); err != nil || known != nil && known.mark == found.Mark {
+	if err := b.execWithin(catalogLimit, audit.State, found.Row); err != nil {
 		return b.unlessRefused(err)
+	}
+	if known != nil && known.columns != found.Columns {
+		b.pool.statements.renew() // what is prepared from now on is prepared anew
+	}
+	if known != nil && known.mark == found.Mark {
+		h.known.Store(&revealed{known.mark, known.hints, found.Columns})
+		return nil
 	}
 	version, _ := b.atLogin.Get("server_version")
 	version, _, _ = strings.Cut(version, ".")
 	major, _ := strconv.Atoi(version) // 0 if it is no number
-	if err := b.exec(audit.Catalog(major), found.Row); err != nil {
+	if err := b.execWithin(catalogLimit, audit.Catalog(major), found.Row); err != nil {
 		return b.unlessRefused(err)
 	}
-	r := &revealed{mark: found.Mark, hints: found.Hints()}
+	r := &revealed{mark: found.Mark, hints: found.Hints(), columns: found.Columns}
 	h.known.Store(r)
 	b.pool.statements.renew()
 	if b.left&scan.AnyChange != 0 { // the transaction may have used what it made

@@ -90,3 +90,30 @@ func TestFunctionsThatAreNewAreKnown(t *testing.T) {
 	}
 	check("made elsewhere", "three")
 }
+
+func TestAStatementIsPreparedAnewWhenATableWasChangedElsewhere(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "drop table if exists remade; create table remade (n int); insert into remade values (7)"); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), one)))
+	first := h.connect(t)
+	if _, err := first.Prepare(t.Context(), "ps", "select * from remade"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Exec(t.Context(), "alter table remade alter n type text"); err != nil {
+		t.Fatal(err)
+	}
+	h.policy.Load().pools["app"].hidden.next.Store(1) // a minute later
+	value(t, first, "select 'looks at the catalog, behind this'")
+	second := h.connect(t)
+	if _, err := second.Prepare(t.Context(), "ps", "select * from remade"); err != nil {
+		t.Fatal(err)
+	}
+	if got := value(t, second, "ps"); got != "7" {
+		t.Error(got)
+	}
+	if _, err := first.Exec(t.Context(), "ps"); sqlState(err) != "0A000" { // as with PostgreSQL itself
+		t.Errorf("who had prepared it before: %v", err)
+	}
+}

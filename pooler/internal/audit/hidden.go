@@ -8,16 +8,20 @@ import (
 // The catalog is asked in a transaction of its own, so that the client's search_path and
 // limits do not matter.
 const (
-	catalog = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE;SET LOCAL search_path=pg_catalog;SET LOCAL statement_timeout='2s';"
+	catalog = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE;SET LOCAL search_path=pg_catalog;SET LOCAL statement_timeout='25s';"
 
 	ours = "NOT IN (SELECT oid FROM pg_namespace WHERE nspname IN ('pg_catalog','information_schema'))"
 
 	sources = "SELECT p.oid,p.xmin,p.proname,p.prosrc FROM pg_proc p JOIN pg_language l ON l.oid=p.prolang AND l.lanname NOT IN ('internal','c') WHERE p.pronamespace " + ours
 )
 
-// State is the SQL that asks for a mark that changes with the sources of functions, and
-// with what triggers, rules, policies and defaults use them. [Hidden] takes its row.
-const State = catalog + "SELECT 'm',md5(COALESCE(string_agg(t,',' ORDER BY t),'')),NULL FROM (SELECT oid::text||xmin::text AS t FROM (" + sources + ") f" +
+const columns = "SELECT md5(COALESCE(string_agg(a.attrelid::text||' '||a.attnum::text||a.xmin::text,',' ORDER BY a.attrelid,a.attnum),''))" +
+	" FROM pg_attribute a JOIN pg_class c ON c.oid=a.attrelid WHERE c.oid>=16384 AND c.relkind IN ('r','v','m','f','p','c') AND c.relpersistence<>'t'"
+
+// State is the SQL that asks for two marks: one changes with the sources of functions, and
+// with what triggers, rules, policies and defaults use them, the other with the columns of
+// tables and views. [Hidden] takes its row.
+const State = catalog + "SELECT 'm',md5(COALESCE(string_agg(t,',' ORDER BY t),'')),(" + columns + ") FROM (SELECT oid::text||xmin::text AS t FROM (" + sources + ") f" +
 	" UNION ALL SELECT oid::text||xmin::text FROM pg_trigger WHERE NOT tgisinternal UNION ALL SELECT oid::text||xmin::text FROM pg_rewrite WHERE oid>=16384" +
 	" UNION ALL SELECT oid::text||xmin::text FROM pg_policy UNION ALL SELECT oid::text||xmin::text FROM pg_attrdef" +
 	" UNION ALL SELECT oid::text||xmin::text FROM pg_constraint WHERE contype='c' AND oid>=16384) AS all_of_them;COMMIT"
@@ -43,9 +47,10 @@ func Catalog(version int) string {
 		" WHERE d.classid='pg_rewrite'::regclass AND d.refclassid='pg_class'::regclass AND c.oid<>v.oid AND c.relnamespace " + ours + ";COMMIT"
 }
 
-// Hidden are the answers to State and Catalog.
+// Hidden is the answers to State and Catalog.
 type Hidden struct {
-	Mark string
+	Mark    string // of what functions do
+	Columns string // of what tables are like
 
 	routines []scan.Routine
 	links    []scan.Link
@@ -60,7 +65,7 @@ func (h *Hidden) Row(body []byte) error {
 	first, second := string(columns[1]), string(columns[2])
 	switch string(columns[0]) {
 	case "m":
-		h.Mark = first
+		h.Mark, h.Columns = first, second
 	case "f":
 		h.routines = append(h.routines, scan.Routine{Name: first, Source: second})
 	case "u":
