@@ -77,6 +77,9 @@ func (s *session) scan() (done bool, err error) {
 		keep := true
 		if typ != pgwire.DataRow && typ != pgwire.CopyData {
 			look := pgwire.HeaderSize + min(n, lookInto)
+			if typ == pgwire.Notification {
+				look = min(pgwire.HeaderSize+n, in.Size())
+			}
 			if in.Buffered() < look {
 				return false, nil
 			}
@@ -87,6 +90,9 @@ func (s *session) scan() (done bool, err error) {
 		if !keep {
 			s.pass()
 			in.Skip(pgwire.HeaderSize + n)
+			if done {
+				return true, nil
+			}
 			continue
 		}
 		s.exchange.BytesOut += int64(pgwire.HeaderSize + n)
@@ -149,8 +155,7 @@ func (s *session) readFailed(err error) (done bool, _ error) {
 // again. If so the uplink has to end. The lock is held.
 func (s *session) settled() bool {
 	b := s.backend
-	listens := b.pins&scan.Listens != 0 && b.left&scan.Lasting == 0
-	stays := (b.pool.sessions() || listens) && s.lost == nil && (s.stage == running || b.status != pgwire.Idle)
+	stays := b.pool.sessions() && s.lost == nil && (s.stage == running || b.status != pgwire.Idle)
 	if !s.quiet() || stays {
 		return false
 	}
@@ -197,6 +202,12 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 		s.hear(body)
 	case pgwire.NoticeResponse:
 		return !s.signal(body), false, nil
+	case pgwire.Notification:
+		if s.backend.pool.sessions() {
+			return true, false, nil
+		}
+		s.backend.catch(body)
+		return false, false, nil
 	case pgwire.CopyIn:
 		s.takesCopy()
 	case pgwire.CopyBoth:
@@ -333,9 +344,13 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	b.status, s.block, s.copying = status, status, false
 	c, _ := s.cycles.pop()
 	done = s.settled()
+	s.withheld = done && (status == pgwire.Idle && s.mustAttend() || status != pgwire.Idle && b.pool.statementMode())
+	if s.withheld && status != pgwire.Idle {
+		s.exchange.DB.SQLState = "0A000"
+	}
 	s.mu.Unlock()
 	s.record(&c)
-	return true, done, nil
+	return !s.withheld, done, nil
 }
 
 // join ends the uplink and takes the client over from it. After a failure the server

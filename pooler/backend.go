@@ -41,7 +41,8 @@ type backend struct {
 	left     scan.Effect   // what the client may have left there since it was looked at
 	pins     scan.Effect   // what the client is known to have there
 	mentions scan.Mentions // names that the client's statements gave
-	heard    []byte        // notifications that came while the pooler itself asked something
+	heard    []byte        // notifications of this lease, in transaction mode
+	tuned    bool          // listens to what its client does
 
 	prepared map[*statement]uint64 // statements that exist there, and when each was last used
 	uses     uint64
@@ -179,13 +180,6 @@ const execLimit = 5 * time.Second
 // maxAnswer bounds a row of the answer to a statement of the pooler's own.
 const maxAnswer = 4 << 20
 
-// heed keeps a notification that came while the pooler itself asked something.
-func (s *backend) heed(body []byte) {
-	if len(s.heard)+len(body) <= maxAnswer {
-		s.heard = pgwire.Append(s.heard, pgwire.Notification, body)
-	}
-}
-
 // exec runs a statement of the pooler's own on a connection that is ready for one.
 // rows may be nil. An error of PostgreSQL's is an *upstream.Refused.
 func (s *backend) exec(sql string, rows func(body []byte) error) (err error) {
@@ -212,7 +206,7 @@ func (s *backend) execWithin(limit time.Duration, sql string, rows func(body []b
 		case pgwire.ParameterStatus:
 			s.note(body)
 		case pgwire.Notification:
-			s.heed(body)
+			s.catch(body)
 		case pgwire.DataRow:
 			if rows != nil {
 				if err := rows(body); err != nil {
@@ -242,6 +236,14 @@ func (s *backend) suit(want *state.Settings) error {
 	}
 	s.settings = want
 	return nil
+}
+
+// catch keeps a notification that the client's own server sent. The hub hears it too,
+// unless the client's LISTEN to its channel is of the same transaction.
+func (s *backend) catch(body []byte) {
+	if len(s.heard)+len(body) <= maxAnswer {
+		s.heard = pgwire.Append(s.heard, pgwire.Notification, body)
+	}
 }
 
 // rollBack ends a transaction that its client left open.
@@ -275,6 +277,9 @@ func (s *backend) clean() error {
 		left |= scan.Lasting | scan.Sequence
 	}
 	sql := audit.Wipe(left)
+	if s.tuned {
+		sql += s.pool.hub.Closes(0)
+	}
 	if sql == "" {
 		s.forgive()
 		return nil
@@ -299,7 +304,7 @@ func (s *backend) clean() error {
 
 // forgive forgets what may have been left: it is not there, or it has been wiped.
 func (s *backend) forgive() {
-	s.left, s.pins, s.heard = 0, 0, nil
+	s.left, s.pins, s.heard, s.tuned = 0, 0, nil, false
 	s.mentions.Settings = s.mentions.Settings[:0]
 }
 

@@ -33,7 +33,7 @@ func (s *session) equip() {
 	if b.replays > 0 {
 		return // it has been equipped
 	}
-	s.untold = b.reports != s.told || len(b.heard) > 0
+	s.untold = b.reports != s.told
 	if !b.pool.sessions() && b.pool.home().hidden.due(s.exchange.Start) {
 		b.left |= scan.Catalog
 	}
@@ -135,7 +135,7 @@ func (s *session) swallow() (wants bool, err error) {
 		case pgwire.ParameterStatus:
 			b.note(body)
 		case pgwire.Notification:
-			b.heed(body)
+			b.catch(body)
 		case pgwire.ReadyForQuery:
 			if err := s.replayEnds(body); err != nil {
 				return false, err

@@ -425,4 +425,5 @@ func (p *pool) renew() {
 	for _, b := range idle {
 		b.close()
 	}
+	p.hub.Renew()
 }

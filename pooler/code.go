@@ -27,6 +27,7 @@ const (
 	Unsupported   Code = "unsupported"
 	IdleInTx      Code = "idle_in_transaction"
 	Killed        Code = "killed"
+	ListenBehind  Code = "listen_behind"
 
 	TooManyClients Code = "too_many_clients"
 	QueueTimeout   Code = "queue_timeout"
@@ -36,6 +37,7 @@ const (
 	ServerError Code = "server_error"
 	Unreachable Code = "upstream_unreachable"
 	Lost        Code = "upstream_lost"
+	ListenLost  Code = "listen_lost"
 )
 
 // A Meaning explains a code.
@@ -59,6 +61,8 @@ var Meanings = []Meaning{
 	{Unsupported, "0A000", telemetry.BlameClient, "The client asked for something that does not go through a pooler."},
 	{IdleInTx, "25P03", telemetry.BlameClient, "The client left a transaction open without a query for longer than the database's idle_in_transaction_timeout."},
 	{Killed, "57P01", telemetry.BlameClient, "An administrator ended the session, by mainstay db kill or the admin API."},
+	{ListenBehind, "53400", telemetry.BlameClient, "A client that listens left more notifications unread than the database's listen.buffer holds."},
+
 	{TooManyClients, "53300", telemetry.BlameMainstay, "As many clients are logged in as pooler.max_clients, pooler.user_clients or the database's max_clients allows."},
 	{QueueTimeout, "53300", telemetry.BlameMainstay, "No server connection became free within the pool's acquire_timeout."},
 	{Stopping, "57P01", telemetry.BlameMainstay, "Mainstay is stopping."},
@@ -66,6 +70,7 @@ var Meanings = []Meaning{
 	{ServerError, "", telemetry.BlameUpstream, "PostgreSQL itself is in trouble (SQLSTATE class 53, 57P, 58 or XX); its error was passed on."},
 	{Unreachable, "08001", telemetry.BlameUpstream, "No connection to PostgreSQL could be opened."},
 	{Lost, "08006", telemetry.BlameUpstream, "PostgreSQL closed the connection in the middle of the work."},
+	{ListenLost, "57P01", telemetry.BlameUpstream, "The connection that listens for all clients was lost or replaced, and notifications may be lost with it; clients that listen are ended if listen.on_loss says so."},
 }
 
 var meaning = func() map[Code]Meaning {

@@ -67,8 +67,9 @@ type Database struct {
 	Login    string         `yaml:"login" doc:"Who logs in there: shared (the upstream's user, for all clients) or client (each client as itself, with the SCRAM keys of its own login; the pool's limits then hold for each user)."`
 	Hosts    []string       `yaml:"hosts" doc:"Names by which TLS clients reach this database whatever database they name (SNI)."`
 	Tenant   string         `yaml:"tenant" doc:"Clients whose user is name.tenant get this database, as name, whatever database they name."`
-	Mode     string         `yaml:"mode" doc:"When a client gives its server connection back: transaction (after each transaction) or session (when it disconnects)."`
+	Mode     string         `yaml:"mode" doc:"When a client gives its server connection back: transaction (after each transaction), session (when it disconnects) or statement (after each query; a transaction that is left open is rolled back and refused, SQLSTATE 0A000)."`
 	Reset    string         `yaml:"reset" doc:"When a server connection is cleaned before another client gets it: dirty (if the pooler saw something that needs it) or always."`
+	Listen   Listen         `yaml:"listen" doc:"Clients that LISTEN, in transaction mode."`
 	Pool     Pool           `yaml:"pool" doc:"The server connections that clients share."`
 
 	MaxClients       int           `yaml:"max_clients" doc:"How many clients may be logged in to this database at once. 0: as many as pooler.max_clients says."`
@@ -76,6 +77,15 @@ type Database struct {
 	IdleTransaction  time.Duration `yaml:"idle_in_transaction_timeout" doc:"How long a client may leave a transaction open without a query before it is disconnected (SQLSTATE 25P03). 0: forever."`
 	StatementTimeout time.Duration `yaml:"statement_timeout" doc:"PostgreSQL's own statement_timeout on every server connection; clients may SET another. 0: what the server has."`
 }
+
+// Listen is how clients listen for notifications through the connection that they share.
+type Listen struct {
+	OnLoss string        `yaml:"on_loss" doc:"What tells clients that notifications may be lost because that connection was: notice (a warning, when it is back) or disconnect (SQLSTATE 57P01, at once)."`
+	Buffer setting.Bytes `yaml:"buffer" doc:"How much a client may leave unread, or unwritten while its transaction is open, before it is disconnected (SQLSTATE 53400)."`
+}
+
+// SetDefaults fills in what the file leaves out.
+func (l *Listen) SetDefaults() { *l = Listen{OnLoss: lossNotice, Buffer: 1e6} }
 
 // Pool bounds a database's server connections.
 type Pool struct {
@@ -115,9 +125,13 @@ const (
 
 	modeTransaction = "transaction"
 	modeSession     = "session"
+	modeStatement   = "statement"
 
 	loginShared = "shared"
 	loginClient = "client"
+
+	lossNotice     = "notice"
+	lossDisconnect = "disconnect"
 
 	resetDirty  = "dirty"
 	resetAlways = "always"
@@ -136,6 +150,7 @@ func (c *Config) SetDefaults() {
 func (d *Database) SetDefaults() {
 	*d = Database{Login: loginShared, Mode: modeTransaction, Reset: resetDirty}
 	d.Pool.SetDefaults()
+	d.Listen.SetDefaults()
 }
 
 // SetDefaults fills in what the file leaves out.
@@ -264,9 +279,13 @@ func (d *Database) Validate(ps *setting.Problems) {
 		ps.Add("upstream", err.Error(), "write postgres://user:password@host:5432/database")
 	}
 	oneOf(ps, "login", d.Login, loginShared, loginClient)
-	oneOf(ps, "mode", d.Mode, modeTransaction, modeSession)
+	oneOf(ps, "mode", d.Mode, modeTransaction, modeSession, modeStatement)
 	oneOf(ps, "reset", d.Reset, resetDirty, resetAlways)
 	atLeast(ps, "max_clients", d.MaxClients, 0)
+	oneOf(ps, "listen.on_loss", d.Listen.OnLoss, lossNotice, lossDisconnect)
+	if d.Listen.Buffer < minBuffer {
+		ps.Add("listen.buffer", "is less than the longest notifications need", "try 1MB")
+	}
 	notNegative(ps, "query_timeout", d.QueryTimeout, "30s")
 	notNegative(ps, "idle_in_transaction_timeout", d.IdleTransaction, "1m")
 	notNegative(ps, "statement_timeout", d.StatementTimeout, "30s")
@@ -395,6 +414,9 @@ func (p *policy) admitUsers(ps *setting.Problems) {
 		add(setting.Join("users", name), name, secret.Reveal())
 	}
 }
+
+// minBuffer holds the longest notification, of 8000 bytes, twice.
+const minBuffer = 16 << 10
 
 func oneOf(ps *setting.Problems, path, value string, words ...string) {
 	if !slices.Contains(words, value) {

@@ -1,20 +1,15 @@
 package pooler
 
 import (
-	"bytes"
-	"errors"
+	"encoding/binary"
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
+	"mainstay.dev/mainstay/pooler/internal/hub"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
-	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
 
 // A debt is an answer that the server owes. Only those are kept that are needed to
@@ -199,7 +194,7 @@ func (s *session) hear(body []byte) {
 		return
 	}
 	b := s.backend
-	s.mu.Lock()
+	s.mu.Lock() // the uplink reads what the server reports
 	defer s.mu.Unlock()
 	b.note(body)
 	s.told = b.pool.settings.Intern(s.told.With(string(name), string(value)))
@@ -239,6 +234,11 @@ func (s *session) suspect(text []byte, whole bool) scan.Effect {
 // returns whether the server may go to another client.
 func (s *session) settle(b *backend) (free bool, err error) {
 	s.keepSequences(b)
+	if b.left&scan.Catalog != 0 {
+		if err := s.lookIntoCatalog(b); err != nil {
+			return true, err
+		}
+	}
 	if b.left&scan.Lasting != 0 {
 		if err := s.look(b); err != nil {
 			b.broken.Store(true)
@@ -255,17 +255,7 @@ func (s *session) settle(b *backend) (free bool, err error) {
 }
 
 // look asks the server what the client has left there.
-func (s *session) look(b *backend) error {
-	if b.left&scan.Catalog != 0 {
-		if err := b.reveal(); err != nil && (b.left != scan.Catalog || b.pins != 0) {
-			return s.unread(err)
-		} else if err != nil {
-			b.broken.Store(true) // the client has nothing there
-		}
-		if b.left &^= scan.Catalog; b.left == 0 {
-			return nil
-		}
-	}
+func (s *session) look(b *backend) (err error) {
 	q := audit.Question{Effects: b.left, Names: b.mentions.Settings, Known: b.settings}
 	var found audit.Findings
 	if err := b.exec(q.SQL(), found.Row); err != nil {
@@ -294,158 +284,214 @@ func (s *session) look(b *backend) error {
 	s.mu.Lock()
 	s.pinned = reasons
 	s.mu.Unlock()
-	if len(b.heard) > 0 && !s.mute {
-		_, _ = s.conn.Write(b.heard) // a client that is gone is noticed where it is served
-	}
-	b.heard = nil
-	return nil
+	return s.attend(b, found.Channels)
 }
 
 func (s *session) unread(err error) error {
 	return end(Lost, "the session's settings could not be read back from the server", "connect again").because(fmt.Errorf("audit: %w", err))
 }
 
-// listening reports whether the client has a server to itself because it listens.
-func (s *session) listening() bool {
-	return s.backend != nil && s.backend.pins&scan.Listens != 0 && s.between()
+// An ear is what a session knows of its channels in transaction mode. It has one once it
+// has listened. A client's LISTEN is carried out by the server that it
+// has at the time, so that errors, rollbacks and savepoints count as they do in
+// PostgreSQL. At the transaction's end the server is asked to what it listens; the
+// pool's hub listens to that from then on, and the server does not any more. Only then
+// the client learns that it is done.
+//
+// A client that listens already gets a server that does too, for those of its
+// transactions that may change or show it (tune).
+type ear struct {
+	hub      *hub.Hub
+	channels []string // in the order in which the client listened; guarded by the session's lock, as the rest
+	mail     []byte   // notifications for the client that are not written yet
+	later    []byte   // those that the hub hears while parting
+	parting  bool     // the server is about to be listened for by the hub
+	woken    bool     // rest is to be interrupted for them
 }
 
-// What functions and triggers do to the session is not seen in the texts that use them. So
-// a database's sources are read from its catalog (package scan, [scan.Hints]): by the first
-// connection before anybody has it, behind a transaction that changed the schema, and
-// once a minute behind some transaction, in case somebody else did. That look also shows
-// whether tables have changed, which makes statements that are prepared from then on new.
+// tunes are the effects for which a client's channels must be known to its server. A
+// transaction that is begun may hold any.
+const tunes = scan.Begins | scan.Listens | scan.Notifies | scan.Discards | scan.Unseen | scan.AnyChange
 
-// catalogEvery is how often the catalog is looked at for changes that were made elsewhere.
-const catalogEvery = time.Minute
-
-// catalogLimit bounds each of the two questions; mostly they take milliseconds. PostgreSQL
-// gives up a little earlier.
-const catalogLimit = 30 * time.Second
-
-// hidden is what a database's catalog hides. Its methods may be called from several
-// goroutines.
-type hidden struct {
-	known atomic.Pointer[revealed]
-	next  atomic.Int64 // when it is to be looked at again, in nanoseconds since 1970
-	first sync.Mutex   // over the first look, which all wait for
-}
-
-// revealed is what was read from the catalog.
-type revealed struct {
-	mark  string
-	hints scan.Hints
-
-	columns string // a mark of what tables are like
-}
-
-// hiddenIn is what a statement's text does by the functions that it calls.
-type hiddenIn struct {
-	by     *revealed
-	effect scan.Effect
-	said   scan.Mentions
-}
-
-// home is the pool that knows the catalog: members share their parent's.
-func (p *pool) home() *pool {
-	if p.parent != nil {
-		return p.parent
+// tune makes the server listen to what the client listens to, before a transaction
+// that may need it.
+func (s *session) tune(extent pgwire.Extent) error {
+	b := s.backend
+	if s.ear == nil || len(s.ear.channels) == 0 || b.tuned || b.status != pgwire.Idle || b.pool.sessions() {
+		return nil
 	}
-	return p
-}
-
-// hints are those that are known; nil if there are none.
-func (h *hidden) hints() scan.Hints {
-	if r := h.known.Load(); r != nil {
-		return r.hints
+	if extent == pgwire.Whole && s.effects()&tunes == 0 {
+		return nil
+	}
+	if err := s.replayed(); err != nil {
+		return err
+	}
+	b.tuned = true
+	b.left |= scan.Listens
+	if err := b.exec(hub.ListenTo(s.ear.channels)+s.ear.hub.Opens(s.id), nil); err != nil {
+		b.broken.Store(true)
+		return unsuited(err)
 	}
 	return nil
 }
 
-// due reports whether the catalog is to be looked at, and that the caller is to do it.
-func (h *hidden) due(now time.Time) bool {
-	next := h.next.Load()
-	return now.UnixNano() > next && h.next.CompareAndSwap(next, now.Add(catalogEvery).UnixNano())
-}
-
-// learnHidden reads the catalog on a new connection, if nobody has before.
-func (b *backend) learnHidden() error {
-	h := &b.pool.home().hidden
-	h.first.Lock()
-	defer h.first.Unlock()
-	if b.pool.sessions() || h.known.Load() != nil || !h.due(time.Now()) {
-		return nil
-	}
-	return b.reveal()
-}
-
-// reveal reads the catalog if it has changed. A server that refuses to show it is served
-// without; only a connection that is lost is an error.
-func (b *backend) reveal() error {
-	var found audit.Hidden
-	h := &b.pool.home().hidden
-	known := h.known.Load()
-	if err := b.execWithin(catalogLimit, audit.State, found.Row); err != nil {
-		return b.unlessRefused(err)
-	}
-	if known != nil && known.columns != found.Columns {
-		b.pool.statements.renew() // what is prepared from now on is prepared anew
-	}
-	if known != nil && known.mark == found.Mark {
-		h.known.Store(&revealed{known.mark, known.hints, found.Columns})
-		return nil
-	}
-	version, _ := b.atLogin.Get("server_version")
-	version, _, _ = strings.Cut(version, ".")
-	major, _ := strconv.Atoi(version) // 0 if it is no number
-	if err := b.execWithin(catalogLimit, audit.Catalog(major), found.Row); err != nil {
-		return b.unlessRefused(err)
-	}
-	r := &revealed{mark: found.Mark, hints: found.Hints(), columns: found.Columns}
-	h.known.Store(r)
-	b.pool.statements.renew()
-	if b.left&scan.AnyChange != 0 { // the transaction may have used what it made
-		for _, hint := range r.hints {
-			for _, name := range hint.Settings {
-				b.mentions.Add(name)
+// effects are those of the client's next cycle, which is buffered whole.
+func (s *session) effects() (e scan.Effect) {
+	rest := s.in.Peek(s.in.Buffered())
+	for {
+		typ, n, body := pgwire.Split(rest)
+		rest = rest[n:]
+		switch typ {
+		case pgwire.Query:
+			text, _, _ := pgwire.String(body)
+			return e | scan.Effects(text, s.backend.backslash())
+		case pgwire.FunctionCall, pgwire.Sync:
+			return e
+		case pgwire.Parse:
+			_, text, _, _ := pgwire.Strings(body)
+			e |= scan.Effects(text, s.backend.backslash())
+		case pgwire.Bind:
+			_, name, _, _ := pgwire.Strings(body)
+			if len(name) == 0 {
+				e |= s.unnamed.left
+			} else if st := s.names[string(name)]; st != nil {
+				e |= st.left
 			}
+		}
+	}
+}
+
+// barrierLimit bounds how long a client waits for its own notifications before it is
+// told that its transaction has ended.
+const barrierLimit = time.Second
+
+// attend lets the hub listen to what the client's transaction has left the server
+// listening to, and the server not any more.
+func (s *session) attend(b *backend, found []string) error {
+	var had []string
+	if s.ear != nil {
+		had = s.ear.channels
+	}
+	if !b.tuned && len(found) == 0 {
+		b.heard = nil
+		return nil
+	}
+	now := found
+	if !b.tuned {
+		now = slices.Concat(had, without(found, had))
+	}
+	if s.ear == nil {
+		e := &ear{hub: b.pool.hub}
+		s.mu.Lock()
+		s.ear = e
+		s.mu.Unlock()
+	}
+	if s.ear.hub != b.pool.hub { // the pool was replaced
+		return errLost(s.database)
+	}
+	come, gone := without(now, had), without(had, now)
+	s.ear.hub.Unsubscribe(s.id, gone)
+	if len(come) > 0 {
+		limits := b.pool.limits()
+		if err := s.ear.hub.Subscribe(b.pool.context(), s.id, listener{s}, come, max(limits.OutageWait, limits.ConnectTimeout)+execLimit); err != nil {
+			return end(Unreachable, "LISTEN was not carried out: the pooler's connection that listens could not be opened", "try again").because(err)
+		}
+	}
+	s.mu.Lock()
+	s.ear.channels = now
+	s.ear.drop(gone, s.id)
+	s.ear.parting = true
+	s.mu.Unlock()
+	defer s.parted()
+	token := s.ear.hub.AwaitBarrier(s.id, listener{s})
+	if err := b.exec(s.ear.hub.Parts(s.id), nil); err != nil {
+		b.broken.Store(true)
+		return s.unread(err)
+	}
+	s.post(b, come)
+	if err := b.exec("UNLISTEN *", nil); err != nil {
+		b.broken.Store(true)
+		return s.unread(err)
+	}
+	b.heard, b.tuned = nil, false
+	if token != nil {
+		select {
+		case <-token:
+		case <-time.After(barrierLimit):
 		}
 	}
 	return nil
 }
 
-// unlessRefused ends the transaction in which PostgreSQL refused to show its catalog.
-func (b *backend) unlessRefused(err error) error {
-	if _, refused := errors.AsType[*upstream.Refused](err); !refused {
-		return err
-	}
-	b.pool.log.Warn("the sources of functions cannot be read: what they leave in a session is not seen", "database", b.pool.name, "err", err)
-	return b.rollBack()
+// parted lets the client have what the hub has heard since the barrier, behind what its
+// own server has heard before.
+func (s *session) parted() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.ear
+	e.mail = append(e.mail, e.later...)
+	e.later, e.parting = nil, false
 }
 
-// hiddenIn is what a statement does by the functions that it calls; nil: nothing.
-func (s *session) hiddenIn(st *statement) *hiddenIn {
-	known := s.backend.pool.home().hidden.known.Load()
-	if known == nil || known.hints == nil {
-		return nil
+// drop takes the client's own notifications out that it does not listen to any more:
+// they are of the transaction that has ended that.
+func (e *ear) drop(channels []string, own uint32) {
+	if len(channels) == 0 {
+		return
 	}
-	in := st.hidden.Load()
-	if in == nil || in.by != known {
-		in = &hiddenIn{by: known}
-		text, _, _ := bytes.Cut(st.body, nul)
-		in.effect = known.hints.Find(text, false, &in.said)
-		st.hidden.Store(in)
+	var kept []byte
+	for rest := e.mail; len(rest) > 0; {
+		typ, n, body := pgwire.Split(rest)
+		pid, channel, _, _ := hub.Notification(body)
+		if typ != pgwire.Notification || pid != own || !slices.Contains(channels, channel) {
+			kept = append(kept, rest[:n]...)
+		}
+		rest = rest[n:]
 	}
-	return in
+	e.mail = kept
 }
 
-// leavesOf is what a statement, which may be nil, may leave behind.
-func (s *session) leavesOf(st *statement) scan.Effect {
-	if st == nil {
-		return 0
+// without lists what is in a and not in b.
+func without(a, b []string) (list []string) {
+	known := make(map[string]bool, len(b))
+	for _, one := range b {
+		known[one] = true
 	}
-	if in := s.hiddenIn(st); in != nil {
-		return st.left | in.effect
+	for _, one := range a {
+		if !known[one] {
+			list = append(list, one)
+		}
 	}
-	return st.left
+	return list
+}
+
+// post hands the client what its own server has heard, up to its barrier, on channels
+// that the hub has not listened to before.
+func (s *session) post(b *backend, channels []string) {
+	for rest := b.heard; len(rest) > 0; {
+		_, n, body := pgwire.Split(rest)
+		frame := rest[:n]
+		rest = rest[n:]
+		pid, channel, _, ok := hub.Notification(body)
+		if ok && s.ear.hub.IsBarrier(channel) && pid == b.PID {
+			break
+		}
+		if !ok || !slices.Contains(channels, channel) {
+			continue
+		}
+		if pid == b.PID {
+			binary.BigEndian.PutUint32(body, s.id)
+		}
+		s.mu.Lock()
+		s.ear.mail = append(s.ear.mail, frame...) // no more than a server's heard
+		s.mu.Unlock()
+	}
+	b.heard = nil
+}
+
+// mustAttend reports whether the client is to learn of its transaction's end only when
+// its channels are in order. The lock is held.
+func (s *session) mustAttend() bool {
+	b := s.backend
+	return (b.tuned || b.left&scan.Listens != 0) && !b.pool.sessions()
 }

@@ -9,6 +9,7 @@ import (
 
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/scan"
 )
 
 // outLimit is how much may be sent to a server before its answers are read. Less
@@ -136,6 +137,9 @@ func (s *session) pumpUntil(done chan struct{}) {
 // then, and their connection need not be given up.
 const grace = 100 * time.Millisecond
 
+// errHold means that a message must wait for the answers to those before.
+var errHold = errors.New("must wait")
+
 // errClosing is the end of the uplink when serve takes the client over.
 var errClosing = errors.New("the uplink is over")
 
@@ -165,6 +169,12 @@ func (s *session) pump() error {
 			return err
 		}
 		ends, err := s.send(typ, n)
+		if errors.Is(err, errHold) {
+			if err = s.flush(); err != nil {
+				return s.serverLost(err)
+			}
+			err = s.hold()
+		}
 		switch {
 		case errors.Is(err, errClosing):
 			return nil
@@ -193,13 +203,16 @@ func (s *session) need(n int) error {
 }
 
 // fill reads from the client, for the uplink.
-func (s *session) fill() error {
+func (s *session) fill() error { return s.fillAs(s.midway || s.in.Buffered() > 0) }
+
+// fillAs says whether a client that sends nothing is at fault.
+func (s *session) fillAs(wanting bool) error {
 	s.mu.Lock()
 	if s.closing {
 		s.mu.Unlock()
 		return errClosing
 	}
-	s.wanting.Store(s.midway || s.in.Buffered() > 0)
+	s.wanting.Store(wanting)
 	s.mu.Unlock()
 	err := s.in.Fill()
 	s.wanting.Store(false)
@@ -249,6 +262,10 @@ func (s *session) send(typ byte, n int) (ends bool, err error) {
 		return false, errClosing
 	}
 	copies := typ == pgwire.CopyData || typ == pgwire.CopyDone || typ == pgwire.CopyFail
+	if !copies && s.mustHold() {
+		s.mu.Unlock()
+		return false, errHold
+	}
 	// A client may send COPY data before it knows that the server takes it. What
 	// comes when the server has answered is left of a COPY that failed.
 	if copies && s.debts.none() && !s.open {
@@ -433,4 +450,26 @@ func (s *session) sent(typ byte) (ends bool) {
 	s.next = cycle{}
 	s.open = false
 	return true
+}
+
+// hold waits, in the uplink, for serve to take the client over: what the client sends
+// next must not go to the server before it has answered what went before. The client
+// is read all the same, as far as there is room, so that one that hangs up is noticed.
+func (s *session) hold() error {
+	for !s.in.Full() {
+		if err := s.fillAs(false); err != nil {
+			return err
+		}
+	}
+	return errClosing
+}
+
+// mustHold reports whether the client's next cycle has to wait for the answers to
+// those before. The lock is held.
+func (s *session) mustHold() bool {
+	b := s.backend
+	if s.open || s.copying || s.debts.len() == b.replays || b.pool.sessions() {
+		return false
+	}
+	return s.ear != nil && len(s.ear.channels) > 0 || b.left&scan.Listens != 0 || b.left&(scan.Begins|scan.Unseen) != 0 && b.pool.statementMode()
 }

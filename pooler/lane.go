@@ -7,8 +7,10 @@ import (
 	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -52,7 +54,7 @@ var exchanges = sync.Pool{New: func() any { return new(telemetry.Exchange) }}
 
 // park lets the session go on without its goroutine, if it can.
 func (s *session) park() bool {
-	if s.sock == nil || s.conn != s.raw || s.backend != nil || s.excess > 0 || s.mute || !s.pool.laned() {
+	if s.sock == nil || s.conn != s.raw || s.backend != nil || s.excess > 0 || s.mute || s.ear != nil || !s.pool.laned() {
 		return false
 	}
 	s.lane.Lock()
@@ -74,7 +76,6 @@ func (s *session) park() bool {
 func (s *session) attach() {
 	if s.exchange == nil {
 		s.exchange = exchanges.Get().(*telemetry.Exchange)
-		s.exchange.Reset(plane)
 	}
 }
 
@@ -92,7 +93,10 @@ func (s *session) escalate(from entry) {
 	s.at = aside
 	s.sock.Own(nil)
 	s.in.Own()
-	s.attach()
+	if s.exchange == nil {
+		s.attach()
+		s.exchange.Reset(plane)
+	}
 	if from == atAnswer || from == atPass {
 		s.mu.Lock()
 		s.answering = true
@@ -164,7 +168,7 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 		}
 		switch err := s.in.FillFrom((*loop.Try)(s.sock)); {
 		case err == nil:
-		case errors.Is(err, loop.ErrWait):
+		case loop.Waits(err):
 			if s.backend == nil {
 				s.spare()
 			}
@@ -245,6 +249,7 @@ func (s *session) take(b *backend) bool {
 		s.escalate(atForward)
 		return false
 	}
+	s.equip() // it has all but the sequences' values
 	b.sock.Own(&s.task)
 	return s.forwardNow()
 }
@@ -276,7 +281,7 @@ func (s *session) forwardNow() bool {
 	switch {
 	case err == nil:
 		return true
-	case errors.Is(err, loop.ErrWait):
+	case loop.Waits(err):
 		s.escalate(atFlush)
 	default:
 		s.fail(s.serverLost(err))
@@ -294,7 +299,7 @@ func (s *session) answerNow() bool {
 		}
 		switch err := b.In.FillFrom((*loop.Try)(b.sock)); {
 		case err == nil:
-		case errors.Is(err, loop.ErrWait):
+		case loop.Waits(err):
 			return false
 		default: // a goroutine meets it again
 			s.escalate(atAnswer)
@@ -341,14 +346,21 @@ func (s *session) answerNow() bool {
 // there.
 func (s *session) releaseNow() bool {
 	b := s.backend
-	if b.status != pgwire.Idle {
+	switch {
+	case s.withheld:
+		s.escalate(atRelease)
+		return false
+	case b.status != pgwire.Idle:
 		s.at = resting
 		return true
 	}
 	s.keepSequences(b)
 	if b.left|b.pins != 0 || b.pool.resetAlways() {
-		s.escalate(atRelease)
-		return false
+		if b.pool.resetAlways() || (b.left|b.pins)&(scan.Lasting|audit.Wreck) != 0 || audit.Wipe(b.left|b.pins) != "" {
+			s.escalate(atRelease)
+			return false
+		}
+		b.forgive()
 	}
 	s.mu.Lock()
 	if b.canceling > 0 || b.hurried.Load() {

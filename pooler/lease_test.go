@@ -16,7 +16,7 @@ func one(d *Database) { d.Pool.Max = 1 }
 // pinning are those that keep a server with its client until it leaves.
 var pinning = map[string]bool{
 	"an open transaction": true, "a temporary table": true, "select into": true, "an advisory lock": true,
-	"a prepared statement": true, "a cursor": true, "listening": true,
+	"a prepared statement": true, "a cursor": true,
 }
 
 func TestNothingOfOneClientsSessionReachesAnother(t *testing.T) {

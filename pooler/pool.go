@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/fair"
+	"mainstay.dev/mainstay/pooler/internal/hub"
 	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/state"
@@ -29,6 +30,7 @@ type pool struct {
 
 	statements registry
 	encrypted  atomic.Bool // or else nothing for the event loops
+	hub        *hub.Hub
 	settings   state.Table
 	sequences  atomic.Bool // some client asks for sequences' last values
 	hidden     hidden
@@ -73,6 +75,9 @@ func newPool(name string, d *Database, target *upstream.Target, deps Deps) *pool
 		name: name, target: target, dial: deps.Dial, loops: deps.loops, log: deps.Log, sink: deps.Sink,
 		all: map[*backend]struct{}{}, welcome: map[string][]byte{},
 	}
+	p.hub = hub.New(hub.Deps{
+		Dial: p.dialListener, Go: p.opening.Go, Paused: p.waits, Report: p.report,
+	})
 	p.config.Store(d)
 	p.line = fair.New[*waiter](d.Pool.Max, d.Pool.share, d.Pool.named())
 	return p
@@ -91,10 +96,11 @@ func (p *pool) configure(d *Database) {
 	p.grow(0)
 }
 
-func (p *pool) limits() *Pool     { return &p.config.Load().Pool }
-func (p *pool) resetAlways() bool { return p.config.Load().Reset == resetAlways }
-func (p *pool) laned() bool       { return !p.sessions() && !p.encrypted.Load() }
-func (p *pool) sessions() bool    { return p.config.Load().Mode == modeSession }
+func (p *pool) limits() *Pool       { return &p.config.Load().Pool }
+func (p *pool) resetAlways() bool   { return p.config.Load().Reset == resetAlways }
+func (p *pool) sessions() bool      { return p.config.Load().Mode == modeSession }
+func (p *pool) statementMode() bool { return p.config.Load().Mode == modeStatement }
+func (p *pool) laned() bool         { return !p.sessions() && !p.encrypted.Load() }
 
 // start lets the pool open connections, from now until ctx ends.
 func (p *pool) start(ctx context.Context) {
@@ -269,6 +275,23 @@ func (p *pool) retire() {
 	for _, b := range idle {
 		b.close()
 	}
+	for _, c := range p.hub.Clients() {
+		c.(listener).expel(errLost(p.name)) // they have to listen again, where the database is now
+	}
+}
+
+// dialListener opens the connection that listens for all clients.
+func (p *pool) dialListener(ctx context.Context) (*upstream.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.limits().ConnectTimeout)
+	defer cancel()
+	return p.target.Only("application_name=mainstay listen", "client_encoding=UTF8").Connect(ctx, p.dial)
+}
+
+// waits reports whether no connection is to be opened now.
+func (p *pool) waits() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.paused != nil
 }
 
 // context ends with the pooler; what is open longer delays its end.
@@ -287,7 +310,7 @@ func (p *pool) gone() bool {
 			return false
 		}
 	}
-	return p.retired && len(p.all) == 0 && p.dialing == 0 && len(p.former) == 0
+	return p.retired && len(p.all) == 0 && p.dialing == 0 && len(p.former) == 0 && p.hub.Idle()
 }
 
 // sweepEvery is how often a pool is looked over. It is also how long a session is

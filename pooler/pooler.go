@@ -376,9 +376,9 @@ func (p *Server) accept(ctx context.Context) error {
 			continue
 		}
 		pause = 0
-		s := p.enter(conn)
-		if s == nil {
-			p.turnAway(conn)
+		s := newSession(p, conn)
+		if !p.enter(s) {
+			p.turnAway(s.raw)
 			continue
 		}
 		go s.goOn(atLogin)
@@ -389,15 +389,14 @@ func (p *Server) accept(ctx context.Context) error {
 // id, so it must be none that a process may have: Linux's end at 1<<22.
 const firstID = 1<<22 + 1
 
-// enter registers a session under a key of its own; nil if there are too many.
-func (p *Server) enter(conn net.Conn) *session {
-	s := newSession(p, conn)
+// enter registers a session under a key of its own; false if there are too many.
+func (p *Server) enter(s *session) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	// Those that are not logged in yet have a limit of their own, so that they can't
 	// shut others out.
 	if p.stopping || len(p.sessions)-p.inside.all >= p.policy.Load().config.MaxClients+spare {
-		return nil
+		return false
 	}
 	for {
 		p.lastID++
@@ -411,7 +410,7 @@ func (p *Server) enter(conn net.Conn) *session {
 	s.id = p.lastID
 	p.sessions[s.id] = s
 	p.ended.Add(1)
-	return s
+	return true
 }
 
 func (p *Server) leave(s *session) {

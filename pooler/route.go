@@ -18,7 +18,11 @@ import (
 
 // route finds the pool of the session's database.
 func (s *session) route() (*pool, error) {
-	p := s.pooler.policy.Load().pools[s.database]
+	policy := s.pooler.policy.Load()
+	if s.routed == policy {
+		return s.pool, nil
+	}
+	p := policy.pools[s.database]
 	if p == nil {
 		return nil, end(NoDatabase, fmt.Sprintf("database %q does not exist", s.database),
 			"name it under pooler.databases, or connect to one that stands there")
@@ -28,7 +32,9 @@ func (s *session) route() (*pool, error) {
 			return nil, refusedLogin("28000", fmt.Sprintf("database %q is entered with the client's own login, and that was none by SCRAM", s.database),
 				"log in with scram-sha-256, as a user whose verifier PostgreSQL has")
 		}
-		p = p.member(s.user, s.keys)
+		p = p.member(s.user, s.keys) // another one when the client's password changes
+	} else {
+		s.routed = policy
 	}
 	s.mu.Lock()
 	s.pool = p
@@ -82,7 +88,12 @@ func unsuited(err error) error {
 func (s *session) release() error {
 	b := s.backend
 	if b.status != pgwire.Idle {
-		return nil
+		if !s.withheld {
+			return nil
+		}
+		if err := s.refuseBlock(); err != nil {
+			return err
+		}
 	}
 	s.part()
 	free, err := s.settle(b)
@@ -91,10 +102,32 @@ func (s *session) release() error {
 		s.backend = b
 		s.mu.Unlock()
 		s.equip()
-		return s.replayed()
+		err = s.replayed()
+	} else {
+		b.pool.release(b)
 	}
-	b.pool.release(b)
+	if err == nil && s.withheld {
+		s.withheld = false
+		s.deliver()
+		if !s.mute {
+			_, _ = s.conn.Write(pgwire.AppendReady(nil, pgwire.Idle)) // a client that is gone is noticed where it is served
+		}
+	}
 	return err
+}
+
+// refuseBlock ends a transaction that the client has left open in statement mode, and
+// says so.
+func (s *session) refuseBlock() error {
+	if err := s.backend.rollBack(); err != nil {
+		return s.serverLost(err)
+	}
+	_, err := s.conn.Write(pgwire.Fault{
+		SQLState: "0A000", Message: fmt.Sprintf("transaction blocks are not allowed in statement mode; this one was rolled back (database %q)", s.database),
+		Hint: fmt.Sprintf("send the whole transaction as one query, or set pooler.databases.%s.mode: transaction", s.database),
+	}.AppendError(nil))
+	s.mute = s.mute || err != nil
+	return nil
 }
 
 // part ends the lease and waits until no cancel request is under way that was meant
@@ -114,6 +147,7 @@ func (s *session) part() {
 // surrender gives the server back at the end of the session, in whatever state it
 // is. A query that still runs for nobody is canceled.
 func (s *session) surrender() {
+	s.deaf()
 	b := s.backend
 	if b == nil {
 		return
@@ -429,7 +463,7 @@ func (p *pool) shed() *backend {
 func (p *pool) unused() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.all)+p.dialing+p.line.Waiting() > 0 || p.paused != nil {
+	if len(p.all)+p.dialing+p.line.Waiting() > 0 || p.paused != nil || !p.hub.Idle() {
 		return false
 	}
 	p.retired = true

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -46,6 +47,7 @@ type session struct {
 	task    loop.Task   // runs step
 	ending  atomic.Bool // told to end: it is more than running
 	offered *backend    // leased already, for the next claim
+	routed  *policy     // that pool is of; nil: look for it each time
 	failure error       // why the session is over, at atEnd
 
 	// Known after admit.
@@ -109,6 +111,8 @@ type session struct {
 	names     map[string]*statement
 	nameBytes int // of the statements that have names
 	unnamed   unnamed
+	ear       *ear   // nil until the client has listened; assigned by serve
+	withheld  bool   // a ReadyForQuery has not been told to the client yet; serve's own
 	dropping  string // the name of the statement that what was bound last will deallocate
 }
 
@@ -123,8 +127,8 @@ const (
 
 func newSession(p *Server, conn net.Conn) *session {
 	s := &session{
-		pooler: p, came: time.Now(), color: telemetry.ColorUnknown, settings: state.None, prepares: state.None, missing: state.None,
-		exchange: exchanges.Get().(*telemetry.Exchange),
+		pooler: p, came: time.Now(), color: telemetry.ColorUnknown,
+		settings: state.None, prepares: state.None, missing: state.None, exchange: exchanges.Get().(*telemetry.Exchange),
 	}
 	if s.sock = p.loops.Adopt(conn); s.sock != nil {
 		conn = s.sock
@@ -196,17 +200,6 @@ func (s *session) live(from entry) error {
 		if err := s.release(); err != nil {
 			return err
 		}
-		for s.listening() { // the server may speak at any time
-			if err := s.startUplink(); err != nil {
-				return err
-			}
-			if err := s.answer(); err != nil {
-				return err
-			}
-			if err := s.release(); err != nil {
-				return err
-			}
-		}
 	}
 }
 
@@ -224,12 +217,16 @@ func (s *session) enterAt(from entry, extent pgwire.Extent) error {
 		s.pass()
 		return s.join(false)
 	case atFlush, atAnswer:
-		if err := s.startUplink(); err != nil { // it sends what is left, and sees a client that hangs up
+		// The uplink sends what is left, and sees a client that hangs up.
+		if err := s.startUplink(); err != nil {
 			return err
 		}
 		return s.answer()
 	case atForward:
 		s.equip()
+	}
+	if err := s.tune(extent); err != nil {
+		return err
 	}
 	if err := s.forward(extent); err != nil {
 		return err
@@ -249,6 +246,7 @@ func (s *session) begin() {
 // of it as fits.
 func (s *session) await() (pgwire.Extent, error) {
 	for {
+		s.deliver()
 		dropped := s.dropExcess()
 		typ, n, ok, err := s.in.Header()
 		switch {
@@ -281,15 +279,20 @@ func (s *session) rest() error {
 		s.mu.Unlock()
 		return s.sentence()
 	}
+	if s.ear != nil && len(s.ear.mail) > 0 && s.between() {
+		s.mu.Unlock()
+		return nil
+	}
 	s.resting = true
 	s.mu.Unlock()
 	err := s.in.Fill()
 	s.mu.Lock()
 	s.resting = false
+	woken := s.calmed()
 	stage := s.stage
 	s.mu.Unlock()
 	switch {
-	case err == nil:
+	case err == nil, woken && stage == running && errors.Is(err, os.ErrDeadlineExceeded):
 		return nil
 	case errors.Is(err, os.ErrDeadlineExceeded) && stage != running:
 		return s.sentence()
@@ -387,7 +390,7 @@ func (s *session) depart(err error) {
 	if !s.busy {
 		s.beginNext() // sent, and not answered at all
 	}
-	if !s.busy && e.code == IdleInTx {
+	if !s.busy && (e.code == IdleInTx || e.code == ListenLost || e.code == ListenBehind) {
 		s.begin() // the wait for nothing is worth a record of its own
 	}
 	if s.busy {
@@ -429,4 +432,119 @@ func (s *session) linger() {
 		return
 	}
 	_, _ = io.CopyN(io.Discard, s.raw, 1<<20)
+}
+
+// notify hands the client messages that belong to no query, whole ones. They are
+// written between two of its transactions, now if it rests there: never in the middle
+// of another message. It does not wait for the client; one that leaves more unread
+// than it may is disconnected. Any goroutine may call it.
+func (s *session) notify(frames []byte) {
+	limit := int(s.pooler.buffer(s.database))
+	s.mu.Lock()
+	e := s.ear
+	if e == nil || s.stage == killed {
+		s.mu.Unlock()
+		return
+	}
+	if len(e.mail)+len(e.later)+len(frames) > limit {
+		e.mail, e.later = nil, nil
+		s.mu.Unlock()
+		s.expel(end(ListenBehind, "terminating connection: the client left more notifications unread than pooler.databases."+s.database+".listen.buffer holds",
+			"read them sooner, end transactions sooner, or raise it; then LISTEN again, and read again what they tell of"))
+		return
+	}
+	if e.parting {
+		e.later = append(e.later, frames...)
+		s.mu.Unlock()
+		return
+	}
+	e.mail = append(e.mail, frames...)
+	if s.resting && s.between() && !e.woken {
+		e.woken = true
+		_ = s.conn.SetReadDeadline(longAgo) // a closed connection is as good
+	}
+	s.mu.Unlock()
+}
+
+// buffer is how many bytes of notifications a client of this database may leave unread.
+func (p *Server) buffer(database string) int64 {
+	return int64(p.policy.Load().config.Databases[database].Listen.Buffer)
+}
+
+// calmed undoes what notify did to interrupt rest, and reports whether it did. The lock
+// is held.
+func (s *session) calmed() bool {
+	e := s.ear
+	if e == nil || !e.woken {
+		return false
+	}
+	e.woken = false
+	if s.stage == running {
+		_ = s.conn.SetReadDeadline(time.Time{}) // a closed connection is noticed by whoever reads it
+	}
+	return true
+}
+
+// deliver writes the client's notifications, if it is between two transactions.
+func (s *session) deliver() {
+	if s.ear == nil {
+		return
+	}
+	s.mu.Lock()
+	if !s.between() || len(s.ear.mail) == 0 {
+		s.mu.Unlock()
+		return
+	}
+	mail := s.ear.mail
+	s.ear.mail = nil
+	s.mu.Unlock()
+	if s.mute {
+		return
+	}
+	if _, err := s.conn.Write(mail); err != nil {
+		s.mute = true // what was cut must not be followed by anything
+	}
+}
+
+// A listener is a session as its hub sees it.
+type listener struct{ *session }
+
+func (s listener) Ending() bool         { return s.dead.Load() }
+func (s listener) Notify(frames []byte) { s.notify(frames) }
+
+// Lost tells the client that notifications may be lost.
+func (s listener) Lost(back bool) {
+	if disconnect := s.pooler.policy.Load().config.Databases[s.database].Listen.OnLoss == lossDisconnect; disconnect || !back {
+		if disconnect {
+			s.expel(errLost(s.database))
+		}
+		return
+	}
+	s.mu.Lock()
+	var channels []string
+	if s.ear != nil {
+		channels = s.ear.channels
+	}
+	s.mu.Unlock()
+	const most = 20
+	names := strings.Join(channels[:min(len(channels), most)], ", ")
+	if len(channels) > most {
+		names += ", …"
+	}
+	s.notify(pgwire.Fault{
+		SQLState: "01000", Message: "notifications may have been lost, since the connection that listens for this client was; it listens again to " + names,
+		Hint: "read again what they tell of; listen.on_loss: disconnect makes this an end of the connection",
+	}.AppendWarning(nil))
+}
+
+// deaf ends what the session listens to.
+func (s *session) deaf() {
+	if s.ear != nil {
+		s.ear.hub.Leave(s.id)
+	}
+}
+
+func errLost(database string) *ending {
+	return end(ListenLost, fmt.Sprintf("terminating connection: notifications may have been lost, since the connection that listens to database %q was", database),
+		"connect, LISTEN, and read again what they tell of")
 }

@@ -226,7 +226,7 @@ func (a *author) pinning() string {
 		"select pg_advisory_lock("+key+")", "select pg_try_advisory_lock_shared("+key+")", "select pg_advisory_unlock("+key+")", "select pg_advisory_unlock_all()", "select pg_advisory_xact_lock("+key+")",
 		"prepare q0 as select $1::int + 1", "prepare q1 (text) as select $1 || current_user", "execute q0 (1)", "execute q1 ('x')", "execute q1", "deallocate q0", "deallocate prepare q1", "deallocate all",
 		"declare held cursor with hold for select n from fixture order by n", "declare brief cursor for select n from fixture order by n", "fetch 2 from held", "fetch 2 from brief", "move 1 in held",
-		"close held", "close brief", "close all", "listen here", "unlisten here", "unlisten *", "create temporary sequence counting", "select nextval('counting')", "drop sequence counting")
+		"close held", "close brief", "close all", "listen here"+key, "listen here"+key, "unlisten here"+key, "unlisten *", "notify here"+key+", 'x'", "notify here"+key, "select pg_notify('here"+key+"', 'y')", "do $$ begin listen here"+key+"; end $$", "create temporary sequence counting", "select nextval('counting')", "drop sequence counting")
 }
 
 // look reads what the session is like.

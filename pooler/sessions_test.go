@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/hub"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 )
 
@@ -188,6 +189,7 @@ func (m *match) report(seed int, said, pooled, direct string) {
 type player struct {
 	conn     net.Conn
 	in       *pgwire.Reader
+	pid      uint32
 	reported map[string]string // by ParameterStatus
 	err      error
 }
@@ -215,6 +217,8 @@ func logIn(addr, password string, params []string) *player {
 			p.err = errors.New(string(pgwire.Field(body, 'C')))
 		case typ == pgwire.ParameterStatus:
 			p.note(body)
+		case typ == pgwire.BackendKeyData:
+			p.pid = binary.BigEndian.Uint32(body)
 		case typ == pgwire.ReadyForQuery:
 			return p
 		}
@@ -247,6 +251,9 @@ func (p *player) hear(ready int) string {
 				continue // a warning about backslashes, again when a statement is prepared again
 			}
 			fmt.Fprintf(&out, "error or notice %s %s at %s: %s\n", pgwire.Field(body, 'V'), pgwire.Field(body, 'C'), pgwire.Field(body, 'P'), statementNames.ReplaceAll(pgwire.Field(body, 'M'), []byte("prepared statement")))
+		case pgwire.Notification:
+			pid, channel, payload, _ := hub.Notification(body)
+			fmt.Fprintf(&out, "heard %s %s %v\n", channel, payload, pid == p.pid)
 		case 'T':
 			fmt.Fprintf(&out, "columns %s\n", columns(body))
 		case pgwire.ReadyForQuery:

@@ -142,15 +142,19 @@ type DatabaseStats struct {
 	Upstream    string        `json:"upstream"` // without the password
 	Min         int           `json:"min"`
 	Max         int           `json:"max"`
-	Active      int           `json:"active"`            // servers that a client has
-	Idle        int           `json:"idle"`              // servers that wait for a client
-	Connecting  int           `json:"connecting"`        // servers that are being connected to
-	Waiting     int           `json:"waiting"`           // clients that wait for a server
-	LongestWait time.Duration `json:"longest_wait"`      // of those, in nanoseconds
-	LongestUse  time.Duration `json:"longest_use"`       // of the active servers, in nanoseconds
-	Reserve     int           `json:"reserve,omitempty"` // servers beyond max that may be open now
-	Paused      *time.Time    `json:"paused,omitempty"`  // since when no server is given away
+	Active      int           `json:"active"`              // servers that a client has
+	Idle        int           `json:"idle"`                // servers that wait for a client
+	Connecting  int           `json:"connecting"`          // servers that are being connected to
+	Waiting     int           `json:"waiting"`             // clients that wait for a server
+	LongestWait time.Duration `json:"longest_wait"`        // of those, in nanoseconds
+	LongestUse  time.Duration `json:"longest_use"`         // of the active servers, in nanoseconds
+	Reserve     int           `json:"reserve,omitempty"`   // servers beyond max that may be open now
+	Listeners   int           `json:"listeners,omitempty"` // clients that listen, in transaction mode
+	Channels    int           `json:"channels,omitempty"`  // to which they listen, through one connection more
+	Paused      *time.Time    `json:"paused,omitempty"`    // since when no server is given away
 	Outage      string        `json:"outage,omitempty"`
+
+	notifications, losses uint64
 }
 
 // ClientStats is how one client stands now.
@@ -162,11 +166,12 @@ type ClientStats struct {
 	Color       string        `json:"color"`
 	Address     string        `json:"address"`
 	TLS         bool          `json:"tls"`
-	Since       time.Time     `json:"since"`            // when it connected
-	State       string        `json:"state"`            // idle, waiting, or what it does with its server
-	For         time.Duration `json:"for"`              // how long it has waited, or had its server; in nanoseconds
-	Server      uint32        `json:"server,omitempty"` // PostgreSQL's process that it has
-	Pinned      string        `json:"pinned,omitempty"` // why it keeps its server between transactions
+	Since       time.Time     `json:"since"`              // when it connected
+	State       string        `json:"state"`              // idle, waiting, or what it does with its server
+	For         time.Duration `json:"for"`                // how long it has waited, or had its server; in nanoseconds
+	Server      uint32        `json:"server,omitempty"`   // PostgreSQL's process that it has
+	Pinned      string        `json:"pinned,omitempty"`   // why it keeps its server between transactions
+	Channels    int           `json:"channels,omitempty"` // to which it listens, in transaction mode
 }
 
 // Clients lists the clients that are logged in, those that wait or work for longest
@@ -211,9 +216,13 @@ func (p *Server) Clients() []ClientStats {
 func (s *session) stats() ClientStats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	channels := 0
+	if s.ear != nil {
+		channels = len(s.ear.channels)
+	}
 	return ClientStats{
 		ID: s.id, User: s.user, Database: s.database, Application: s.application, Color: s.color,
-		Address: s.raw.RemoteAddr().String(), TLS: s.conn != s.raw, Since: s.came, State: "idle", Pinned: s.pinned,
+		Address: s.raw.RemoteAddr().String(), TLS: s.conn != s.raw, Since: s.came, State: "idle", Pinned: s.pinned, Channels: channels,
 	}
 }
 
@@ -239,6 +248,8 @@ func (d *DatabaseStats) add(m DatabaseStats) {
 	d.Active, d.Idle, d.Connecting, d.Waiting = d.Active+m.Active, d.Idle+m.Idle, d.Connecting+m.Connecting, d.Waiting+m.Waiting
 	d.LongestWait, d.LongestUse = max(d.LongestWait, m.LongestWait), max(d.LongestUse, m.LongestUse)
 	d.Outage = cmp.Or(d.Outage, m.Outage)
+	d.Listeners, d.Channels = d.Listeners+m.Listeners, d.Channels+m.Channels
+	d.notifications, d.losses = d.notifications+m.notifications, d.losses+m.losses
 }
 
 func (p *pool) stats() DatabaseStats {
@@ -264,6 +275,8 @@ func (p *pool) stats() DatabaseStats {
 		st.Paused = &p.paused.since
 	}
 	st.Reserve = p.room() - config.Pool.Max
+	st.Listeners, st.Channels = p.hub.Levels()
+	st.notifications, st.losses = p.hub.Notifications.Load(), p.hub.Losses.Load()
 	return st
 }
 
@@ -341,6 +354,10 @@ func (p *Server) Levels() []telemetry.Level {
 			{Name: "mainstay_pooler_longest_use_seconds", Help: "How long a client has had its connection to PostgreSQL.", Value: d.LongestUse.Seconds()},
 			{Name: "mainstay_pooler_paused", Help: "1 while the database is paused: clients wait.", Value: bit(d.Paused != nil)},
 			{Name: "mainstay_pooler_upstream_down", Help: "1 while PostgreSQL accepts no connection.", Value: bit(d.Outage != "")},
+			{Name: "mainstay_pooler_listeners", Help: "Clients that listen for notifications, in transaction mode.", Value: float64(d.Listeners)},
+			{Name: "mainstay_pooler_channels", Help: "Channels to which they listen, through one connection more.", Value: float64(d.Channels)},
+			{Name: "mainstay_pooler_notifications_total", Help: "Notifications that were handed to clients.", Value: float64(d.notifications), Counter: true},
+			{Name: "mainstay_pooler_listener_losses_total", Help: "How often that connection was lost while clients listened: notifications may be lost.", Value: float64(d.losses), Counter: true},
 		} {
 			l.Labels = []telemetry.Label{database}
 			levels = append(levels, l)

@@ -126,14 +126,18 @@ func printTop(out io.Writer, t pooler.Top) error {
 
 func printClients(out io.Writer, clients []pooler.ClientStats) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tUSER\tDATABASE\tAPPLICATION\tCOLOR\tADDRESS\tTLS\tCONNECTED\tSTATE\tFOR\tBACKEND\tPINNED BY")
+	fmt.Fprintln(w, "ID\tUSER\tDATABASE\tAPPLICATION\tCOLOR\tADDRESS\tTLS\tCONNECTED\tSTATE\tFOR\tBACKEND\tLISTENS TO\tPINNED BY")
 	for _, c := range clients {
 		backend := ""
 		if c.Server != 0 {
 			backend = strconv.FormatUint(uint64(c.Server), 10)
 		}
-		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.ID, c.User, c.Database, c.Application, c.Color, c.Address,
-			map[bool]string{true: "yes", false: "no"}[c.TLS], age(time.Since(c.Since)), c.State, brief(c.For), backend, c.Pinned)
+		channels := ""
+		if c.Channels > 0 {
+			channels = strconv.Itoa(c.Channels)
+		}
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.ID, c.User, c.Database, c.Application, c.Color, c.Address,
+			map[bool]string{true: "yes", false: "no"}[c.TLS], age(time.Since(c.Since)), c.State, brief(c.For), backend, channels, c.Pinned)
 	}
 	return w.Flush()
 }

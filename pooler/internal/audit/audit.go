@@ -32,16 +32,16 @@ const (
 	asksLocks    = scan.Locks | scan.Unseen | scan.Discards
 	asksCursors  = scan.Hold | scan.Unseen | scan.Discards
 	asksPrepared = scan.Prepares | scan.Unseen | scan.Discards
-	asksChannels = scan.Listens | scan.Discards
+	asksChannels = scan.Listens | scan.Unseen | scan.Discards
 )
 
 // Pins are the effects that an audit can find to last, and that keep a connection
 // with its client.
-const Pins = scan.Temporary | scan.Locks | scan.Hold | scan.Prepares | scan.Listens
+const Pins = scan.Temporary | scan.Locks | scan.Hold | scan.Prepares
 
 // Asked says which of the pins a question asks about.
 func (q *Question) Asked() (pins scan.Effect) {
-	for _, one := range [...]struct{ when, pin scan.Effect }{{asksTables, scan.Temporary}, {asksLocks, scan.Locks}, {asksCursors, scan.Hold}, {asksPrepared, scan.Prepares}, {asksChannels, scan.Listens}} {
+	for _, one := range [...]struct{ when, pin scan.Effect }{{asksTables, scan.Temporary}, {asksLocks, scan.Locks}, {asksCursors, scan.Hold}, {asksPrepared, scan.Prepares}} {
 		if q.Effects&one.when != 0 {
 			pins |= one.pin
 		}
@@ -64,7 +64,7 @@ const (
 	cursors  = "SELECT 'c',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable);"
 	prepared = "SELECT 'p',name,CASE WHEN pg_catalog.octet_length(statement) OPERATOR(pg_catalog.<=) 65536 THEN statement END" +
 		" FROM pg_catalog.pg_prepared_statements WHERE from_sql;"
-	channels = "SELECT 'n',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels());"
+	channels = "SELECT 'n',channel,NULL FROM pg_catalog.pg_listening_channels() AS channel;"
 )
 
 // SQL is the question as one simple query.
@@ -101,7 +101,8 @@ func (q *Question) SQL() string {
 
 // Findings are the answer.
 type Findings struct {
-	Pins scan.Effect
+	Pins     scan.Effect
+	Channels []string // to which the server listens
 
 	all   []pgwire.Param // every setting of the session
 	named []pgwire.Param // those that were asked for by name, and exist
@@ -138,7 +139,7 @@ func (f *Findings) Row(body []byte) error {
 		}
 		f.statements = append(f.statements, pgwire.Param{Name: name, Value: value})
 	case 'n':
-		f.Pins |= scan.Listens
+		f.Channels = append(f.Channels, name)
 	default:
 		return errRow
 	}
@@ -263,7 +264,7 @@ var reasons = [...]struct {
 }{
 	{scan.Temporary, "temporary table"}, {scan.Locks, "advisory lock"}, {scan.Hold, "cursor with hold"},
 	{scan.Seeds, "random seed"}, {scan.Connects, "dblink connection"}, {scan.Loads, "loaded library"},
-	{scan.Nameless, "setting with a computed name"}, {scan.Prepares, "PREPARE"}, {scan.Listens, "LISTEN"},
+	{scan.Nameless, "setting with a computed name"}, {scan.Prepares, "PREPARE"},
 	{scan.Sequence, "sequence value"},
 }
 

@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -13,6 +14,7 @@ type blocked struct {
 	canRead, canWrite chan struct{} // something may have changed; they hold one word
 	over              chan struct{} // closed with the connection
 	once              sync.Once
+	using             atomic.Int32 // calls that may wait
 	reading, writing  deadline
 }
 
@@ -39,6 +41,9 @@ func (c *Conn) Unblock() { c.blocked.Store(nil) }
 
 // wake tells those who wait to look again. It reports whether there may be one.
 func (b *blocked) wake() (any bool) {
+	if b.using.Load() == 0 {
+		return false
+	}
 	for _, ch := range [...]chan struct{}{b.canRead, b.canWrite} {
 		select {
 		case ch <- struct{}{}:

@@ -167,7 +167,7 @@ func (c *Conn) TryRead(p []byte) (int, error) {
 	}
 	c.seen.And(^uint32(readable)) // before: what comes later is told of again
 	n, err := c.read(p)
-	if n == len(p) || n > 0 && c.HungUp() || err != nil && err != ErrWait {
+	if n == len(p) || n > 0 && c.HungUp() || err != nil && !Waits(err) {
 		c.seen.Or(readable)
 	}
 	return n, err
@@ -224,6 +224,8 @@ func (c *Conn) TryWrite(p []byte) (n int, err error) {
 // Read waits for data, as net.Conn says.
 func (c *Conn) Read(p []byte) (int, error) {
 	b := c.block()
+	b.using.Add(1) // before the first look: what comes later is told
+	defer b.using.Add(-1)
 	for {
 		if b.reading.passed() {
 			return 0, c.fail("read", os.ErrDeadlineExceeded)
@@ -232,7 +234,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		switch {
 		case err == nil, err == io.EOF:
 			return n, err
-		case err != ErrWait:
+		case !Waits(err):
 			return n, c.fail("read", err)
 		}
 		if err := b.wait(b.canRead, &b.reading); err != nil {
@@ -244,6 +246,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 // Write waits until all is written, as net.Conn says.
 func (c *Conn) Write(p []byte) (n int, err error) {
 	b := c.block()
+	b.using.Add(1)
+	defer b.using.Add(-1)
 	for {
 		if b.writing.passed() {
 			return n, c.fail("write", os.ErrDeadlineExceeded)
@@ -253,7 +257,7 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 		switch {
 		case err == nil:
 			return n, nil
-		case err != ErrWait:
+		case !Waits(err):
 			return n, c.fail("write", err)
 		}
 		if err := b.wait(b.canWrite, &b.writing); err != nil {

@@ -30,9 +30,6 @@ type Group struct {
 	aside   sync.WaitGroup // workers that were called for the queue alone
 }
 
-// batch is how many events a worker takes at once.
-const batch = 128
-
 type events [batch]unix.EpollEvent
 
 // New returns a group that serves when it is [Group.Run].
@@ -66,21 +63,18 @@ func (g *Group) Run(ctx context.Context) {
 	})
 	defer stop()
 	w := &Worker{Scratch: make([]byte, ScratchSize)}
-	n := 0
-	look := func(uintptr) bool {
-		n = g.poll(w)
-		return n > 0 || g.ended.Load()
-	}
-	g.awake.Add(1)
-	for !g.ended.Load() {
-		if n = g.poll(w); n == 0 {
-			g.rest(w)
-			_ = g.raw.Read(look) // it fails when the group ends, which ended tells
-			g.awake.Add(1)
+	// The runtime lets the worker sleep when there is nothing to serve, and calls it
+	// again as soon as there has been something new, also while it served: so it need
+	// not look until there is nothing more.
+	_ = g.raw.Read(func(uintptr) bool { // it fails when the group ends
+		g.awake.Add(1)
+		for n := batch; n == batch; {
+			n = g.poll(w)
+			g.serve(w, n)
 		}
-		g.serve(w, n)
-	}
-	g.rest(w)
+		g.rest(w)
+		return g.ended.Load()
+	})
 	workers.Wait()
 	g.aside.Wait()
 }
@@ -133,16 +127,15 @@ func (g *Group) serve(w *Worker, n int) {
 		default:
 		}
 	}
-	var ready [batch]*Conn
 	for i := range n {
 		e := &w.events[i]
-		if c := g.conns.at(int(e.Fd)); c != nil {
-			c.note(e.Events)
-			ready[i] = c
+		if w.ready[i] = g.conns.at(int(e.Fd)); w.ready[i] != nil {
+			w.ready[i].note(e.Events)
 		}
 	}
 	for i := range n {
-		if c := ready[i]; c != nil {
+		if c := w.ready[i]; c != nil {
+			w.ready[i] = nil
 			c.ready(w, w.events[i].Events)
 			g.drain(w)
 		}

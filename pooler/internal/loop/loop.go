@@ -17,6 +17,9 @@ import "errors"
 // it need not.
 var ErrWait = errors.New("would block")
 
+// batch is how many events a worker takes at once.
+const batch = 128
+
 // ScratchSize is that of a worker's buffer, in bytes.
 const ScratchSize = 64 << 10
 
@@ -29,6 +32,7 @@ type Task struct{ Step func(*Worker) }
 type Worker struct {
 	Scratch []byte // ScratchSize bytes, the task's until it returns
 	events  events
+	ready   [batch]*Conn
 	spare   []*Task
 	woke    bool // a goroutine was told that it can go on
 }
@@ -38,3 +42,8 @@ type Try Conn
 
 // Read is TryRead.
 func (t *Try) Read(p []byte) (int, error) { return (*Conn)(t).TryRead(p) }
+
+// Waits reports whether a Try call's error means that it would have to wait.
+func Waits(err error) bool {
+	return err == ErrWait //nolint:errorlint // nobody wraps it, and it is asked for each read
+}

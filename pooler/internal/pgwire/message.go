@@ -98,6 +98,9 @@ type Fault struct {
 // AppendFatal appends the fault as an ErrorResponse after which the connection ends.
 func (f Fault) AppendFatal(b []byte) []byte { return f.append(b, ErrorResponse, "FATAL") }
 
+// AppendError appends the fault as an ErrorResponse that ends what the client asked for.
+func (f Fault) AppendError(b []byte) []byte { return f.append(b, ErrorResponse, "ERROR") }
+
 // AppendWarning appends the fault as a NoticeResponse.
 func (f Fault) AppendWarning(b []byte) []byte { return f.append(b, NoticeResponse, "WARNING") }
 

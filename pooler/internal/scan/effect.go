@@ -28,6 +28,7 @@ const (
 	Executes                      // EXECUTE: does what another text says
 	Catalog                       // may have changed what functions and triggers there are, or how they are: see [Hints]
 	Advances                      // may be given a sequence's next value: INSERT, COPY, nextval…
+	Begins                        // BEGIN, START TRANSACTION
 )
 
 // Lasting are the effects that outlive a transaction.
@@ -133,9 +134,7 @@ func (w *walk) word(t token) (e Effect) {
 	case "database", "tablespace", "concurrently", "subscription", "system":
 		e = Alone
 	default:
-		if n >= 7 && string(buf[:7]) == "pg_temp" {
-			e = Temporary
-		}
+		e |= named(buf[:n])
 	}
 	if w.second == wordNone {
 		w.second = id
@@ -168,6 +167,17 @@ func (w *walk) call(name []byte) Effect {
 		return Terminates
 	case "pg_cancel_backend":
 		return Cancels
+	}
+	return 0
+}
+
+// named says what the mere name of something betrays.
+func named(name []byte) Effect {
+	switch {
+	case string(name) == "pg_listening_channels":
+		return Listens
+	case len(name) >= 7 && string(name[:7]) == "pg_temp":
+		return Temporary
 	}
 	return 0
 }
@@ -243,6 +253,8 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 		return wordOther, Prepares
 	case "load":
 		return wordOther, Loads
+	case "begin", "start":
+		return wordOther, Begins
 	case "commit", "rollback", "end", "abort":
 		return wordOther, Ends
 	case "vacuum", "cluster", "reindex", "checkpoint":

@@ -14,6 +14,9 @@ const check = async (name, run) => {
   await run()
   held.push(name)
 }
+const until = async (holds) => {
+  for (const end = Date.now() + 20_000; !holds(); await new Promise((done) => setTimeout(done, 2))) assert.ok(Date.now() < end, 'in vain')
+}
 const range = (n) => Array.from({ length: n }, (_, i) => i)
 
 async function nodePostgres() {
@@ -69,6 +72,24 @@ async function nodePostgres() {
     const big = 'b'.repeat(3_000_000)
     assert.equal((await pool.query('select $1::text as s', [big])).rows[0].s, big)
   })
+  await check('pg: LISTEN, beside other queries, and its own notifications', async () => {
+    const client = await pool.connect()
+    try {
+      const heard = []
+      client.on('notification', (n) => heard.push(`${n.channel} ${n.payload} ${n.processId === client.processID}`))
+      await client.query('listen node')
+      for (const i of range(5)) {
+        await pool.query("select pg_notify('node', $1)", [String(i)])
+        await client.query('select 1')
+      }
+      await client.query("notify node, 'own'")
+      await until(() => heard.length === 6)
+      assert.deepEqual(heard, [...range(5).map((i) => `node ${i} false`), 'node own true'])
+      await client.query('unlisten *')
+    } finally {
+      client.release()
+    }
+  })
   await pool.end()
 }
 
@@ -109,6 +130,14 @@ async function postgresJS() {
   await check('postgres: simple queries of several statements', async () => {
     const results = await sql.unsafe('select 1 as a; select 2 as b')
     assert.equal(results[0][0].a + results[1][0].b, 3)
+  })
+  await check('postgres: listen and notify', async () => {
+    const heard = []
+    const { unlisten } = await sql.listen('pjs', (payload) => heard.push(payload))
+    await Promise.all(range(20).map((i) => sql.notify('pjs', String(i))))
+    await until(() => heard.length === 20)
+    assert.deepEqual(heard.map(Number).sort((a, b) => a - b), range(20))
+    await unlisten()
   })
   await sql.end()
 }

@@ -1,0 +1,213 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"time"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/upstream"
+)
+
+// run keeps the connection until nobody listens any more, or ctx ends.
+func (h *Hub) run(ctx context.Context) {
+	for {
+		conn := h.connect(ctx)
+		if conn == nil {
+			return
+		}
+		stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+		err := h.read(ctx, conn)
+		stop()
+		conn.Close()
+		h.down(ctx, err)
+	}
+}
+
+// connect opens the connection; nil when there is no need any more.
+func (h *Hub) connect(ctx context.Context) *upstream.Conn {
+	for tries := 0; ; tries++ {
+		h.mu.Lock()
+		if ctx.Err() != nil || len(h.members) == 0 {
+			h.running = false
+			h.mu.Unlock()
+			return nil
+		}
+		h.mu.Unlock()
+		if !h.deps.Paused() {
+			conn, err := h.deps.Dial(ctx)
+			if err == nil {
+				h.begin(conn)
+				return conn
+			}
+			if tries == 0 {
+				h.deps.Report(slog.LevelWarn, "listener_unreachable", "The connection that listens cannot be opened", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(min(firstAgain<<min(tries, 10), lastAgain)):
+		}
+	}
+}
+
+// begin listens, on a new connection, to everything that is wanted.
+func (h *Hub) begin(conn *upstream.Conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.conn, h.replace = conn, false
+	h.asked, h.last, h.confirmed, h.owners = nil, map[string]uint64{}, map[string]bool{}, map[uint32]uint32{}
+	all := []string{h.barrier}
+	for c := range h.channels {
+		all = append(all, c)
+	}
+	h.ask(ListenTo(all), all)
+}
+
+// Waits between attempts to connect.
+const (
+	firstAgain = 20 * time.Millisecond
+	lastAgain  = 5 * time.Second
+)
+
+// maxMessage bounds what the server may say at once.
+const maxMessage = 64 << 10
+
+// probeEvery is how often a connection that says nothing is asked whether it lives.
+const probeEvery = 10 * time.Second
+
+var (
+	errMute     = errors.New("the server does not answer")
+	errReplaced = errors.New("connections are being replaced")
+)
+
+// read hands out what the server says.
+func (h *Hub) read(ctx context.Context, conn *upstream.Conn) error {
+	first := true
+	for {
+		if err := h.patience(ctx, conn); err != nil {
+			return err
+		}
+		typ, body, err := conn.In.NextLarge(maxMessage)
+		h.mu.Lock()
+		switch {
+		case h.replace:
+			err = errReplaced
+		case errors.Is(err, os.ErrDeadlineExceeded) && len(h.asked) > 0:
+			err = errMute
+		case errors.Is(err, os.ErrDeadlineExceeded) && len(h.members) > 0:
+			h.ask("", nil)
+			err = nil
+			typ = 0
+		case err == nil && typ == pgwire.ReadyForQuery:
+			err = h.answered()
+		case err == nil && typ == pgwire.ErrorResponse:
+			err = &upstream.Refused{SQLState: string(pgwire.Field(body, 'C')), Message: string(pgwire.Field(body, 'M'))}
+		}
+		h.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		switch {
+		case typ == pgwire.Notification:
+			h.hand(body)
+		case typ == pgwire.ReadyForQuery && first:
+			first = false
+			h.established()
+		}
+	}
+}
+
+// patience sets how long the server may be silent, unless the connection is to end.
+func (h *Hub) patience(ctx context.Context, conn *upstream.Conn) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.replace {
+		return errReplaced
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(probeEvery)); err != nil {
+		return err
+	}
+	return ctx.Err() // its end sets a deadline, which may have come before this one
+}
+
+// established tells those who wait, and those who listened before.
+func (h *Hub) established() {
+	h.mu.Lock()
+	close(h.up)
+	var told []Client
+	for _, m := range h.members {
+		late := false
+		for c, phase := range m.channels {
+			late = late || phase != wanted
+			if phase == heard {
+				m.channels[c] = active // its barrier may never come
+			}
+		}
+		if late {
+			told = append(told, m.client)
+		}
+	}
+	h.mu.Unlock()
+	if len(told) == 0 {
+		return
+	}
+	h.deps.Report(slog.LevelInfo, "listener_back", "The connection that listens is back; its clients are told that notifications may be lost", nil)
+	for _, c := range told {
+		c.Lost(true)
+	}
+}
+
+// down notes that the connection has ended.
+func (h *Hub) down(ctx context.Context, why error) {
+	h.mu.Lock()
+	h.conn = nil
+	select {
+	case <-h.up:
+		h.up = make(chan struct{})
+	default:
+	}
+	for _, a := range h.asked {
+		close(a.done)
+	}
+	h.asked = nil
+	h.confirmed, h.last = nil, nil
+	var ended []Client
+	for id, m := range h.members {
+		if m.token != nil {
+			close(m.token)
+			m.token = nil
+		}
+		listens := false
+		for _, phase := range m.channels {
+			listens = listens || phase != wanted
+		}
+		if listens {
+			ended = append(ended, m.client)
+		}
+		if len(m.channels) == 0 {
+			delete(h.members, id)
+		}
+	}
+	h.mu.Unlock()
+	if ctx.Err() != nil || len(ended) == 0 {
+		return
+	}
+	h.Losses.Add(1)
+	h.deps.Report(slog.LevelWarn, "listener_lost", "The connection that listens was lost; notifications are lost until it is back", why)
+	for _, c := range ended {
+		c.Lost(false)
+	}
+}
+
+// Renew closes the connection and opens another.
+func (h *Hub) Renew() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.conn != nil {
+		h.replace = true
+		_ = h.conn.SetReadDeadline(time.Unix(1, 0)) // a closed connection is as good
+	}
+}
