@@ -62,6 +62,7 @@ func (s *session) scan() (done bool, err error) {
 	if wants, err := s.swallow(); wants || err != nil {
 		return false, err
 	}
+	s.inform()
 	for !in.Partial() {
 		typ, n, ok, err := in.Header()
 		if err != nil {

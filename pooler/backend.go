@@ -183,7 +183,11 @@ const maxAnswer = 4 << 20
 // exec runs a statement of the pooler's own on a connection that is ready for one.
 // rows may be nil. An error of PostgreSQL's is an *upstream.Refused.
 func (s *backend) exec(sql string, rows func(body []byte) error) (err error) {
-	if err := s.SetDeadline(time.Now().Add(execLimit)); err != nil {
+	return s.execWithin(execLimit, sql, rows)
+}
+
+func (s *backend) execWithin(limit time.Duration, sql string, rows func(body []byte) error) (err error) {
+	if err := s.SetDeadline(time.Now().Add(limit)); err != nil {
 		return err
 	}
 	if _, err := s.Write(pgwire.AppendQuery(nil, sql)); err != nil {

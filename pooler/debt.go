@@ -168,12 +168,14 @@ func (s *session) enrol(welcome []byte) {
 }
 
 // inform tells the client what the server reports differently from what the client
-// was told last.
+// was told last, and what was heard while the server answered the pooler itself.
 func (s *session) inform() {
-	if s.backend.reports == s.told {
+	if !s.untold {
 		return
 	}
-	var out []byte
+	s.untold = false
+	out := s.backend.heard
+	s.backend.heard = nil
 	for _, p := range s.backend.reports.All() {
 		if value, ok := s.told.Get(p.Name); !ok || value != p.Value {
 			out = pgwire.AppendParameter(out, p.Name, p.Value)
@@ -211,11 +213,13 @@ func (s *session) suspect(text []byte, whole bool) scan.Effect {
 		b.left |= scan.Unseen
 		return scan.Unseen
 	}
-	e := scan.Effects(text, b.backslash())
+	hints := b.pool.home().hidden.hints()
+	e := scan.Effects(text, b.backslash()) | hints.Find(text, b.backslash(), &b.mentions) | hints.Changes(text)
 	if e&scan.Executes != 0 {
 		e |= s.executes
 		for _, p := range s.prepares.All() {
 			b.mentions.Find([]byte(p.Value), false)
+			e |= hints.Find([]byte(p.Value), false, &b.mentions)
 		}
 	}
 	b.left |= e
@@ -230,6 +234,11 @@ func (s *session) suspect(text []byte, whole bool) scan.Effect {
 // returns whether the server may go to another client.
 func (s *session) settle(b *backend) (free bool, err error) {
 	s.keepSequences(b)
+	if b.left&scan.Catalog != 0 {
+		if err := s.lookIntoCatalog(b); err != nil {
+			return true, err
+		}
+	}
 	if b.left&scan.Lasting != 0 {
 		if err := s.look(b); err != nil {
 			b.broken.Store(true)

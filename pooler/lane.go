@@ -228,7 +228,12 @@ func (s *session) take(b *backend) bool {
 	s.mu.Lock()
 	s.backend = b
 	s.mu.Unlock()
-	if b.sock == nil || b.settings != s.settings || b.named != s.prepares || b.reports != s.told {
+	if b.sock == nil {
+		s.escalate(atForward)
+		return false
+	}
+	s.equip()
+	if s.untold && b.replays == 0 {
 		s.escalate(atForward)
 		return false
 	}
@@ -240,10 +245,7 @@ func (s *session) take(b *backend) bool {
 // forwardNow sends the cycle, which is whole.
 func (s *session) forwardNow() bool {
 	b := s.backend
-	if s.resets {
-		s.escalate(atForward)
-		return false
-	}
+	s.restore()
 	s.mu.Lock()
 	s.next.start = s.exchange.Start
 	s.mu.Unlock()
@@ -294,6 +296,16 @@ func (s *session) answerNow() bool {
 		if s.busy && s.exchange.FirstByte == 0 {
 			s.exchange.FirstByte = time.Since(s.exchange.Start)
 		}
+		if wants, err := s.swallow(); err != nil {
+			s.fail(err)
+			return false
+		} else if wants {
+			continue
+		}
+		if s.untold {
+			s.escalate(atAnswer)
+			return false
+		}
 		done, err := s.scan()
 		n, werr := s.sock.TryWrite(b.In.Run())
 		b.In.TakenPart(n)
@@ -332,7 +344,7 @@ func (s *session) releaseNow() bool {
 	}
 	s.keepSequences(b)
 	if b.left|b.pins != 0 || b.pool.resetAlways() {
-		if b.pool.resetAlways() || (b.left|b.pins)&(scan.Lasting|audit.Wreck) != 0 || audit.Wipe(b.left|b.pins) != "" {
+		if b.pool.resetAlways() || (b.left|b.pins)&(scan.Lasting|scan.Catalog|audit.Wreck) != 0 || audit.Wipe(b.left|b.pins) != "" {
 			s.escalate(atRelease)
 			return false
 		}

@@ -33,6 +33,7 @@ type pool struct {
 	hub        *hub.Hub
 	settings   state.Table
 	sequences  atomic.Bool // some client asks for sequences' last values
+	hidden     hidden
 
 	opening sync.WaitGroup // dials under way, and closings
 
@@ -124,6 +125,9 @@ func (p *pool) open(limit time.Duration) {
 	var b *backend
 	if err == nil {
 		b = newBackend(p, conn)
+		if err = b.learnHidden(); err != nil {
+			b.close()
+		}
 	}
 	if !p.opened(b, err, began) {
 		b.close()

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -26,7 +27,8 @@ type statement struct {
 	said scan.Mentions // if what it leaves has names
 	use
 
-	shape *fingerprint.Shape
+	shape  *fingerprint.Shape
+	hidden atomic.Pointer[hiddenIn] // what its text does by the functions that it calls
 }
 
 // A use is what a statement does, in SQL, with another that was prepared through the
@@ -58,6 +60,8 @@ type registry struct {
 	mu   sync.Mutex
 	by   map[string]*statement
 	last uint64
+
+	schema atomic.Uint64 // counts changes of it
 }
 
 // intern returns the statement with this body, which has this use.
@@ -92,6 +96,7 @@ func (r *registry) intern(settings *state.Settings, body []byte, u use, shapes *
 
 // renew makes every statement that is prepared from now on a new one.
 func (r *registry) renew() {
+	r.schema.Add(1)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	clear(r.by)
@@ -314,9 +319,8 @@ func (s *session) resolve(name []byte) string {
 		}
 		return string(name)
 	}
-	s.ensure(st)
 	s.run(st.runs)
-	s.recall(st.left, &st.said)
+	s.run(st)
 	s.see(st, nil)
 	return st.name
 }
@@ -428,15 +432,6 @@ func (s *session) offerDecoy(name string) {
 	}
 }
 
-// run prepares for a statement that another executes in SQL; st may be nil.
-func (s *session) run(st *statement) {
-	if st == nil {
-		return
-	}
-	s.ensure(st)
-	s.recall(st.left, &st.said)
-}
-
 // ensure makes sure that the server knows a statement, or will by the time it gets
 // the next message.
 func (s *session) ensure(st *statement) {
@@ -484,7 +479,7 @@ func (s *session) forget() {
 	b := s.backend
 	clear(b.prepared)
 	clear(s.names)
-	s.nameBytes = 0
+	s.nameBytes, s.missing = 0, state.None
 	for _, d := range s.debts.list[s.debts.head:] {
 		if d.statement == nil || d.kind == owesOurClose || d.kind == owesClose {
 			continue

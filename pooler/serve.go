@@ -54,7 +54,10 @@ type session struct {
 	login                              *state.Settings // chosen at login
 	told                               *state.Settings // what the client believes of the server
 	prepares                           *state.Settings // texts by which it made statements with SQL's PREPARE, by name
+	missing                            *state.Settings // those that could not be made again
+	missingAt                          uint64          // the pool's schema then
 	executes                           scan.Effect     // what those may do
+	untold                             bool            // has to be told what the server reports
 	resets                             bool            // may have led back a setting that was chosen at login, in an open transaction
 	straddles                          bool            // asks for sequence values that an earlier transaction was given
 
@@ -112,7 +115,7 @@ const (
 func newSession(p *Server, conn net.Conn, sock *loop.Conn) *session {
 	s := &session{
 		pooler: p, came: time.Now(), color: telemetry.ColorUnknown,
-		settings: state.None, prepares: state.None, errand: errands.Get().(*errand),
+		settings: state.None, prepares: state.None, missing: state.None, errand: errands.Get().(*errand),
 		raw: conn, conn: conn, sock: sock, in: pgwire.NewReader(conn, clientBuffer), probe: probeOf(conn),
 	}
 	s.waiter.owner, s.task.Step = s, s.step

@@ -26,12 +26,13 @@ const (
 	Terminates                    // pg_terminate_backend
 	Cancels                       // pg_cancel_backend
 	Executes                      // EXECUTE: does what another text says
+	Catalog                       // may have changed what functions and triggers there are, or how they are: see [Hints]
 	Advances                      // may be given a sequence's next value: INSERT, COPY, nextval…
 	Begins                        // BEGIN, START TRANSACTION
 )
 
 // Lasting are the effects that outlive a transaction.
-const Lasting = Setting | AnyChange | Back | Temporary | Locks | Hold | Listens | Prepares | Seeds | Connects | Loads | Discards | Unseen | Nameless
+const Lasting = Setting | AnyChange | Back | Temporary | Locks | Hold | Listens | Prepares | Seeds | Connects | Loads | Discards | Unseen | Nameless | Catalog
 
 // Effects says what a text may do. backslash is whether plain strings know backslash
 // escapes.
@@ -101,28 +102,7 @@ func (w *walk) word(t token) (e Effect) {
 		w.first, w.last = id, id
 		return e
 	}
-	switch string(buf[:n]) {
-	case "set_config":
-		e = w.setConfig()
-	case "setseed":
-		e = Seeds
-	case "set_limit":
-		e = AnyChange
-	case "currval", "lastval":
-		e = Sequence
-	case "nextval", "setval", "insert", "merge":
-		e = Advances
-	case "pg_notify":
-		e = Notifies
-	case "dblink_connect", "dblink_connect_u":
-		e = Connects
-	case "pg_advisory_lock", "pg_advisory_lock_shared", "pg_try_advisory_lock", "pg_try_advisory_lock_shared",
-		"pg_advisory_unlock", "pg_advisory_unlock_shared", "pg_advisory_unlock_all":
-		e = Locks
-	case "pg_terminate_backend":
-		e = Terminates
-	case "pg_cancel_backend":
-		e = Cancels
+	switch e = w.call(buf[:n]); string(buf[:n]) {
 	case "temp", "temporary":
 		if w.temporary() {
 			e = Temporary
@@ -154,13 +134,41 @@ func (w *walk) word(t token) (e Effect) {
 	case "database", "tablespace", "concurrently", "subscription", "system":
 		e = Alone
 	default:
-		e = named(buf[:n])
+		e |= named(buf[:n])
 	}
 	if w.second == wordNone {
 		w.second = id
 	}
 	w.last = id
 	return e
+}
+
+// call says what a word does that may be a function's name.
+func (w *walk) call(name []byte) Effect {
+	switch string(name) {
+	case "set_config":
+		return w.setConfig()
+	case "setseed":
+		return Seeds
+	case "set_limit":
+		return AnyChange
+	case "currval", "lastval":
+		return Sequence
+	case "nextval", "setval", "insert", "merge":
+		return Advances
+	case "pg_notify":
+		return Notifies
+	case "dblink_connect", "dblink_connect_u":
+		return Connects
+	case "pg_advisory_lock", "pg_advisory_lock_shared", "pg_try_advisory_lock", "pg_try_advisory_lock_shared",
+		"pg_advisory_unlock", "pg_advisory_unlock_shared", "pg_advisory_unlock_all":
+		return Locks
+	case "pg_terminate_backend":
+		return Terminates
+	case "pg_cancel_backend":
+		return Cancels
+	}
+	return 0
 }
 
 // named says what the mere name of something betrays.

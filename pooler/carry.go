@@ -30,9 +30,16 @@ func replay(query string) string {
 // client sends: what that takes is ready to be sent. It does not wait.
 func (s *session) equip() {
 	b := s.backend
+	if b.replays > 0 {
+		return // it has been equipped
+	}
+	s.untold = b.reports != s.told
+	if !b.pool.sessions() && b.pool.home().hidden.due(s.exchange.Start) {
+		b.left |= scan.Catalog
+	}
+	s.findAgain()
 	sequences := s.takeSequences()
 	if b.settings == s.settings && b.named == s.prepares && !sequences {
-		s.inform()
 		return
 	}
 	s.mu.Lock()
@@ -52,9 +59,6 @@ func (s *session) equip() {
 	s.prepares.Make(b.named, func(name, text string) { s.sendReplay(text, name) })
 	b.settings, b.named = s.settings, s.prepares
 	s.mu.Unlock()
-	if b.replays == 0 {
-		s.inform()
-	}
 }
 
 // restore makes RESET in a transaction lead back to what was chosen at login, from the
@@ -96,6 +100,7 @@ func (s *session) replayed() error {
 	}
 	for {
 		if _, err := s.swallow(); err != nil || b.replays == 0 {
+			s.inform()
 			return err
 		}
 		if err := b.In.Fill(); err != nil {
@@ -130,9 +135,7 @@ func (s *session) swallow() (wants bool, err error) {
 		case pgwire.ParameterStatus:
 			b.note(body)
 		case pgwire.Notification:
-			b.In.Pass(pgwire.HeaderSize + n)
-			s.pass()
-			continue
+			b.catch(body)
 		case pgwire.ReadyForQuery:
 			if err := s.replayEnds(body); err != nil {
 				return false, err
@@ -144,7 +147,8 @@ func (s *session) swallow() (wants bool, err error) {
 }
 
 // replayFails ends the session for settings that are refused. A prepared statement whose
-// tables are gone is lost alone: the client hears of it when it uses the name (26000).
+// tables are gone is lost alone, until the schema changes: the client hears of it when it
+// uses the name (26000).
 func (s *session) replayFails(body []byte) error {
 	b := s.backend
 	s.mu.Lock()
@@ -154,9 +158,25 @@ func (s *session) replayFails(body []byte) error {
 		b.broken.Store(true)
 		return unsuited(&upstream.Refused{SQLState: string(pgwire.Field(body, 'C')), Message: string(pgwire.Field(body, 'M'))})
 	}
+	if text, ok := s.prepares.Get(d.name); ok {
+		s.missing, s.missingAt = s.missing.With(d.name, text), b.pool.statements.schema.Load()
+	}
 	b.named = b.pool.settings.Intern(b.named.Without(d.name))
 	s.prepares = b.named
 	return nil
+}
+
+// findAgain tries again to make what was lost, if the schema has changed.
+func (s *session) findAgain() {
+	if s.missing == state.None || s.backend.pool.statements.schema.Load() == s.missingAt {
+		return
+	}
+	for _, p := range s.missing.All() {
+		if _, made := s.prepares.Get(p.Name); !made {
+			s.prepares = s.prepares.With(p.Name, p.Value)
+		}
+	}
+	s.missing, s.prepares = state.None, s.backend.pool.settings.Intern(s.prepares)
 }
 
 // effectsOf says what may be left behind by executing statements that SQL prepared.
@@ -185,9 +205,7 @@ func (s *session) replayEnds(body []byte) error {
 	if !ok || d.kind != owesReplay || len(body) != 1 || body[0] != b.status {
 		return s.confused(errOutOfStep)
 	}
-	if b.replays == 0 {
-		s.inform()
-	}
+	s.untold = b.replays == 0
 	return nil
 }
 
@@ -223,4 +241,104 @@ func (s *backend) backslash() bool {
 	}
 	v, _ := s.reports.Get(conforming)
 	return v == "off"
+}
+
+// currval and lastval answer with what the server's session was given last, whoever its
+// client was. They must never answer with another client's value.
+//
+// Nothing is done for databases whose clients never ask for them. Once one has, each
+// server forgets such values (DISCARD SEQUENCES, in front of the client's first message)
+// when it changes hands. So a value that was given in the same transaction is right, and
+// one that is not there is PostgreSQL's own error (55000). A client that asks for what an
+// earlier transaction was given keeps its server from its next such transaction on;
+// until then it gets the server that it had last, if nobody has had it since.
+
+// Whose values a server's session knows, besides the id of a session.
+const (
+	nobodys  = 0
+	severals = ^uint32(0)
+)
+
+// takeSequences makes the values that the server knows the client's own, if it matters. It
+// reports whether the server has to forget those that it has.
+func (s *session) takeSequences() (forget bool) {
+	b := s.backend
+	switch {
+	case b.sequences == s.id:
+	case b.sequences == nobodys:
+		b.sequences = s.id
+	case b.pool.sequences.Load():
+		b.sequences = s.id
+		return true
+	default:
+		b.sequences = severals
+	}
+	return false
+}
+
+const forgetSequences = "DISCARD SEQUENCES"
+
+// asks notes that the next message, which may do e, is carried out now.
+func (s *session) asks(e scan.Effect) {
+	if e&scan.Sequence != 0 && (s.backend.left|e)&scan.Advances == 0 {
+		s.straddles = true
+	}
+	s.ownSequences(e)
+}
+
+// ownSequences sees to it, before a message is sent that asks for a sequence's last value,
+// that the server knows none of another client's. The lock is held.
+func (s *session) ownSequences(e scan.Effect) {
+	b := s.backend
+	if e&scan.Sequence == 0 {
+		return
+	}
+	if !b.pool.sequences.Load() {
+		b.pool.sequences.Store(true)
+	}
+	switch {
+	case b.sequences == s.id || b.status == pgwire.InFailed:
+	case s.behind || s.uplink != nil || s.debts.len() > b.replays:
+		s.refused = end(Unsupported, "currval or lastval is asked for in the middle of a pipeline, and the server may know another client's values",
+			"use INSERT … RETURNING, or connect again: from now on servers forget them in time")
+	default: // the database's first to ask
+		b.sequences = s.id
+		s.sendReplay(forgetSequences, "")
+	}
+}
+
+// leaves is what the client's statement of this name may leave behind.
+func (s *session) leaves(name []byte) scan.Effect {
+	if len(name) == 0 {
+		return s.unnamed.left | s.leavesOf(s.unnamed.runs)
+	}
+	st := s.names[string(name)]
+	if st == nil {
+		return 0
+	}
+	return s.leavesOf(st) | s.leavesOf(st.runs)
+}
+
+// keepSequences pins the server, at a transaction's end, for a client that will ask for the
+// values that it was given. What is over with the transaction is forgotten.
+func (s *session) keepSequences(b *backend) {
+	if s.straddles && b.left&scan.Advances != 0 {
+		b.pins |= scan.Sequence
+		s.mu.Lock()
+		s.pinned = audit.Reasons(b.pins)
+		s.mu.Unlock()
+	}
+	b.left &= scan.Lasting
+}
+
+// run prepares for a statement that another executes in SQL; st may be nil.
+func (s *session) run(st *statement) {
+	if st == nil {
+		return
+	}
+	s.ensure(st)
+	s.recall(st.left, &st.said)
+	if in := s.hiddenIn(st); in != nil {
+		s.recall(in.effect, &in.said)
+	}
 }

@@ -1,0 +1,257 @@
+package scan
+
+import (
+	"bytes"
+	"slices"
+)
+
+// What a text does may be hidden: in a function that it calls, or in a table or view
+// whose trigger, rule, policy or default calls one. The catalog knows the sources of
+// them; here they are read, so that texts which use the names are known.
+
+// A Hint is what using a name may do to the session.
+type Hint struct {
+	Effect   Effect
+	Settings []string // that are named
+}
+
+// Hints are by name: of relations as they are, or with "!" behind for texts that write;
+// of functions with "(" behind. A Hints that is nil knows nothing. It is immutable once it
+// is used.
+type Hints map[string]*Hint
+
+// hinted are the effects that are worth a hint.
+const hinted = Lasting&^Catalog | Sequence
+
+// A Routine is a function or procedure, and its source in SQL or a procedural language.
+type Routine struct{ Name, Source string }
+
+// A Link says that using From means using To, which both are as in [Hints].
+type Link struct{ From, To string }
+
+// Reveal makes hints of what the catalog holds.
+func Reveal(routines []Routine, links []Link) Hints {
+	all := Hints{}
+	for _, r := range routines {
+		h := all.of(r.Name + "(")
+		e, m := Body([]byte(r.Source))
+		h.Effect |= e
+		h.Settings = append(h.Settings, m.Settings...)
+	}
+	for _, l := range links {
+		all.of(l.From)
+		all.of(l.To)
+	}
+	for _, r := range routines { // what they call, and the tables that they use
+		all.each([]byte(r.Source), false, true, func(name string) { links = append(links, Link{r.Name + "(", name}) })
+	}
+	for changed := true; changed; {
+		changed = false
+		for _, l := range links {
+			from, to := all[l.From], all[l.To]
+			if from == to || from.Effect|to.Effect == from.Effect {
+				continue
+			}
+			from.Effect |= to.Effect
+			changed = true
+			for _, name := range to.Settings {
+				if !slices.Contains(from.Settings, name) {
+					from.Settings = append(from.Settings, name)
+				}
+			}
+		}
+	}
+	for name, h := range all {
+		if h.Effect&hinted == 0 {
+			delete(all, name)
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return all
+}
+
+func (h Hints) of(name string) *Hint {
+	if h[name] == nil {
+		h[name] = &Hint{}
+	}
+	return h[name]
+}
+
+// Find says what a text does by the names that it uses, and adds the settings that this
+// may change. m may be nil.
+func (h Hints) Find(sql []byte, backslash bool, m *Mentions) (e Effect) {
+	if len(h) == 0 {
+		return 0
+	}
+	first := lexer{sql: sql, backslash: backslash}
+	h.each(sql, backslash, first.is(first.next(), "do"), func(name string) {
+		hint := h[name]
+		e |= hint.Effect
+		if m != nil {
+			for _, s := range hint.Settings {
+				m.add(s)
+			}
+		}
+	})
+	return e
+}
+
+// Changes says what a text that changes the schema means for what is known: Catalog if that
+// has to be read again, and what may be done in the same transaction with what it makes.
+func (h Hints) Changes(sql []byte) Effect {
+	l := lexer{sql: sql}
+	if t := l.next(); !l.is(t, "create") && !l.is(t, "alter") && !l.is(t, "drop") {
+		return 0
+	}
+	for t := l.next(); t.kind == word; t = l.next() {
+		switch {
+		case l.is(t, "extension"):
+			return Catalog | anything
+		case l.is(t, "function"), l.is(t, "procedure"), l.is(t, "routine"):
+			if h == nil && body(sql, 0)&hinted == 0 && !executesCode(sql) {
+				return 0
+			}
+			return Catalog | anything
+		case l.is(t, "trigger"), l.is(t, "view"), l.is(t, "rule"), l.is(t, "policy"):
+			if h == nil {
+				return 0
+			}
+			return Catalog | anything
+		case l.is(t, "table"):
+			return 0
+		}
+	}
+	return 0
+}
+
+// executesCode reports whether a constant of a text, taken for code, does what is worth a
+// hint.
+func executesCode(sql []byte) bool {
+	l := lexer{sql: sql}
+	for t := l.next(); t.kind != end; t = l.next() {
+		if t.kind == text && body(sql[t.from:t.to], 1)&hinted != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// maxName bounds a name's bytes, as PostgreSQL does.
+const maxName = 63
+
+// each calls yield for each name in a text that there is a hint for, in its constants too if
+// they may be code.
+func (h Hints) each(sql []byte, backslash, code bool, yield func(name string)) {
+	l := lexer{sql: sql, backslash: backslash}
+	var buf [maxName + 1]byte
+	writes := false
+	behind := func(n int, c byte) {
+		buf[n] = c
+		if _, ok := h[string(buf[:n+1])]; ok {
+			yield(string(buf[:n+1]))
+		}
+	}
+	for t := l.next(); t.kind != end; t = l.next() {
+		n := t.to - t.from
+		if t.kind == text && code {
+			h.each(sql[t.from:t.to], backslash, true, yield)
+		}
+		if t.kind != word && t.kind != quoted || n > maxName {
+			continue
+		}
+		copy(buf[:], sql[t.from:t.to])
+		if t.kind == word {
+			for i := range n {
+				buf[i] = lower(buf[i])
+			}
+		}
+		if _, ok := h[string(buf[:n])]; ok {
+			yield(string(buf[:n]))
+		}
+		if after := l; after.isMark(after.next(), '(') {
+			behind(n, '(')
+		}
+		if writes {
+			behind(n, '!')
+		} else if t.kind == word {
+			switch string(buf[:n]) {
+			case "insert", "update", "delete", "merge", "copy", "truncate", "into":
+				writes = true
+			}
+		}
+	}
+}
+
+// Body says what a function's source may do, in SQL or a language like it, and which
+// settings it names. What it executes as text is looked into where that begins with a
+// constant, and taken for anything otherwise.
+func Body(source []byte) (e Effect, m Mentions) {
+	e = body(source, 0)
+	m.find(source, false, 1)
+	if e&Setting != 0 && len(m.Settings) == 0 {
+		e |= AnyChange | Nameless
+	}
+	return e & (hinted | Advances), m
+}
+
+// anything is what a text may do that nobody knows.
+const anything = AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances
+
+func body(source []byte, nested int) (e Effect) {
+	w := walk{lexer: lexer{sql: source}}
+	dynamic := false // the statement executes a text
+	for {
+		t := w.next()
+		switch {
+		case t.kind == end:
+			return e
+		case w.isMark(t, ';'), w.opens(t):
+			w.first, w.second, w.began, dynamic = wordNone, wordNone, false, false
+		case w.is(t, "execute") && !w.privilege():
+			w.began, dynamic = true, true
+			if after := w.lexer; !after.constantText() {
+				e |= anything
+			}
+		case dynamic && t.kind == text && nested < maxNested:
+			e |= body(bytes.ReplaceAll(source[t.from:t.to], []byte("''"), []byte("'")), nested+1)
+		case t.kind == word:
+			e |= w.word(t)
+			w.began = true
+		case t.kind == quoted && w.began:
+			e |= w.word(t)
+		default:
+			w.began = true
+		}
+	}
+}
+
+// privilege reports whether an EXECUTE that was read is that of GRANT or CREATE TRIGGER.
+func (l lexer) privilege() bool {
+	t := l.next()
+	return l.is(t, "on") || l.is(t, "function") || l.is(t, "procedure")
+}
+
+// opens reports whether a statement may begin behind a word of a procedural language.
+func (l *lexer) opens(t token) bool {
+	for _, keyword := range []string{"begin", "then", "else", "loop"} {
+		if l.is(t, keyword) {
+			return true
+		}
+	}
+	return false
+}
+
+// constantText reports whether what comes next is a string constant, or made from one by
+// format.
+func (l *lexer) constantText() bool {
+	t := l.next()
+	if l.is(t, "format") {
+		if !l.isMark(l.next(), '(') {
+			return false
+		}
+		t = l.next()
+	}
+	return t.kind == text
+}

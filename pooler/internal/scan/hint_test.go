@@ -1,0 +1,85 @@
+package scan
+
+import (
+	"slices"
+	"testing"
+)
+
+func TestTheEffectsOfAFunctionsBodyAreSeen(t *testing.T) {
+	for source, want := range map[string]Effect{
+		"select 1": 0, "begin update t set a = 1; return new; end": 0, "begin perform set_config('a.b', x, true); end": 0,
+		"begin perform set_config('a.b', x, false); end":                                   Setting,
+		"select set_config(name, value, false)":                                            AnyChange | Nameless,
+		"select set_config($1, $2, false)":                                                 AnyChange,
+		"begin if a then set role x; else reset role; end if; end":                         Setting | Back,
+		"declare x int; begin for r in select 1 loop listen y; end loop; end":              Listens,
+		"begin create temp table x as select 1; drop table x; end":                         Temporary,
+		"begin execute 'set a.b = ''1'''; end":                                             Setting,
+		"begin execute format('set %I = %L', a, b); end":                                   Setting | AnyChange | Nameless,
+		"begin execute 'select ' || a; end":                                                0,
+		"begin execute a; end":                                                             anything,
+		"begin execute format('select %s', a) into b using c; end":                         0,
+		"begin return nextval('s'); end":                                                   Advances,
+		"begin return lastval(); end":                                                      Sequence,
+		"begin perform pg_advisory_lock(1); end":                                           Locks,
+		"begin perform pg_advisory_xact_lock(1); end":                                      0,
+		"-- set role x\nbegin raise notice 'set role x'; end":                              0,
+		"declare c cursor for select 1; begin open c; end":                                 0,
+		"begin perform dblink_connect('x', 'y'); exception when others then load 'x'; end": Connects | Loads,
+		"return query execute q;":                                                          anything, "for r in execute 'select 1' loop end loop;": 0, "grant execute on function f to x": 0, "set_config := 1;": 0,
+		"begin call other(); end": AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances,
+		"begin insert into t values (1) on conflict do update set a = excluded.a; set x = 1; end": Setting | Advances,
+	} {
+		if got, _ := Body([]byte(source)); got != want {
+			t.Errorf("%s: %b, want %b", source, got, want)
+		}
+	}
+}
+
+func TestWhatIsHiddenIsFoundByItsNames(t *testing.T) {
+	h := Reveal([]Routine{
+		{"login", "begin perform set_config('app.user', who, false); end"}, {"outer", "begin perform public.login('x'); end"}, {"Outermost", "select outer()"},
+		{"harmless", "select count(*) from plain"}, {"lock_it", "select pg_advisory_lock(1)"}, {"fills", "insert into watched values (1)"}, {"even", "select odd()"}, {"odd", "select even()"},
+	}, []Link{{"watched!", "lock_it("}, {"seen", "outer("}, {"above", "seen"}, {"plain", "harmless("}})
+	for sql, want := range map[string]Effect{
+		"select login('x')": Setting, "SELECT public.LOGIN ('x')": Setting, "select login from plain": 0, `select "Outermost"()`: Setting, "do $$ begin perform outer(); end $$": Setting, "select outermost()": 0,
+		"select * from above": Setting, "insert into watched values (1)": Locks, "select fills()": Locks | Advances, "select 'login()'": 0, "select harmless(), even()": 0,
+		`update "watched" set a = 1`: Locks, "select * from watched": 0, "with x as (delete from watched returning *) select 1": Locks, "copy watched from stdin": Locks,
+	} {
+		var m Mentions
+		if got := h.Find([]byte(sql), false, &m); got != want {
+			t.Errorf("%s: %b, want %b", sql, got, want)
+		} else if slices.Contains(m.Settings, "app.user") != (want&Setting != 0) {
+			t.Errorf("%s: settings %q", sql, m.Settings)
+		}
+	}
+	if Reveal([]Routine{{"f", "select 1"}}, []Link{{"t", "f("}}) != nil {
+		t.Error("hints of nothing")
+	}
+}
+
+func TestWhatChangesTheSchemaIsSeen(t *testing.T) {
+	some := Hints{"f(": &Hint{Effect: Setting}}
+	for sql, want := range map[string][2]bool{ // with hints, and without
+		"create table t (a int)": {}, "select 1": {}, "create extension x": {true, true}, "create or replace view v as select 1": {true, false}, "create trigger t after insert on x execute function f()": {true, false},
+		"create function f() returns int language sql as 'select 1'": {true, false}, "create or replace function f() returns int language plpgsql as $$ begin set role x; end $$": {true, true},
+		"create procedure f() begin atomic select set_config('a.b', 'c', false); end": {true, true}, "alter function f() rename to g": {true, false}, "drop policy p on t": {true, false},
+	} {
+		for i, h := range []Hints{some, nil} {
+			if got := h.Changes([]byte(sql)); got&Catalog != 0 != want[i] {
+				t.Errorf("%s, %d: %b", sql, i, got)
+			}
+		}
+	}
+}
+
+func FuzzBody(f *testing.F) {
+	for _, s := range []string{"begin execute 'set a = 1'; end", "execute", "execute format(", "begin", "execute '''';", "set $a$ x"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, source []byte) {
+		Body(source)
+		Hints(nil).Changes(append([]byte("create function f() as "), source...))
+		Reveal([]Routine{{"f", string(source)}, {"g", "select f()"}}, []Link{{"t", "g("}}).Find(source, true, nil)
+	})
+}
