@@ -14,7 +14,7 @@ import (
 
 func TestEveryMistakeIsReportedAtOnceWithItsMend(t *testing.T) {
 	cfg := config(database("mysql://x", func(d *Database) {
-		d.Mode, d.Reset = "statement", "never"
+		d.Mode, d.Reset = "statements", "never"
 		d.Pool = Pool{Min: 5, Max: 0, AcquireTimeout: -1, Lifetime: -1, Statements: 0}
 	}), func(c *Config) {
 		c.Listen, c.Auth, c.MaxClients, c.LoginTimeout, c.StallTimeout, c.Drain = "6432", "kerberos", 0, 0, -1, -1

@@ -253,7 +253,7 @@ func (s *session) send(typ byte, n int) (ends bool, err error) {
 		return false, errClosing
 	}
 	copies := typ == pgwire.CopyData || typ == pgwire.CopyDone || typ == pgwire.CopyFail
-	if !copies && s.mustHold() {
+	if !copies && s.mustHold(typ, n) {
 		s.mu.Unlock()
 		return false, errHold
 	}
@@ -418,6 +418,9 @@ func (s *session) sent(typ byte) (ends bool) {
 	}
 	switch typ {
 	case pgwire.CopyDone, pgwire.CopyFail:
+		if !s.copying {
+			s.owe(debt{kind: owesCopy}) // sent before the server has asked for data
+		}
 		s.copying = false
 		return true // not a cycle's end, but the server has something to say now
 	case pgwire.Query, pgwire.FunctionCall:
@@ -453,10 +456,16 @@ func (s *session) hold() error {
 
 // mustHold reports whether the client's next cycle has to wait for the answers to
 // those before. The lock is held.
-func (s *session) mustHold() bool {
+func (s *session) mustHold(typ byte, n int) bool {
 	b := s.backend
 	if s.open || s.copying || s.debts.none() || b.pool.sessions() {
 		return false
+	}
+	// What a name stands for is not certain before the server has answered, and neither is
+	// the unnamed statement.
+	renewed := typ == pgwire.Query || typ == pgwire.Parse && n > 0 && s.head(1)[0] == 0
+	if b.left&(scan.Prepares|scan.Discards) != 0 || s.debts.uncertain(renewed) {
+		return true
 	}
 	return s.ear != nil && len(s.ear.channels) > 0 || b.left&scan.Listens != 0 || b.left&(scan.Begins|scan.Unseen) != 0 && b.pool.statementMode()
 }

@@ -116,6 +116,7 @@ func (s *session) part() {
 	s.mu.Lock()
 	b := s.backend
 	s.backend, s.block = nil, pgwire.Idle
+	clear(s.portals)
 	s.mu.Unlock()
 	b.cancels.Wait()
 	b.calm()

@@ -92,9 +92,9 @@ type session struct {
 	names     map[string]*statement
 	nameBytes int // of the statements that have names
 	unnamed   unnamed
-	ear       *ear   // nil until the client has listened; assigned by serve
-	withheld  bool   // a ReadyForQuery has not been told to the client yet; serve's own
-	dropping  string // the name of the statement that what was bound last will deallocate
+	ear       *ear           // nil until the client has listened; assigned by serve
+	withheld  bool           // a ReadyForQuery has not been told to the client yet; serve's own
+	portals   map[string]use // those whose execution deallocates
 }
 
 // A stage is how near its end a session is.
