@@ -88,7 +88,8 @@ func (a *author) copy() step {
 	line := fmt.Sprintf("%d\t%d\n", a.session, a.IntN(9))
 	data := frame('d', a.one(line, line+line, "no number\n", line[:3])) + a.one(frame('c', ""), frame('f', "changed my mind\x00"))
 	if a.IntN(3) == 0 {
-		data = frame('P', "\x00"+sql+"\x00\x00\x00") + bindTexts("", "", nil) + frame('E', "\x00\x00\x00\x00\x00") + a.one("", "", frame('H', ""), frame('d', "")) + data + frame('S', "")
+		// By a name that nothing else uses: without its data it would be waited for forever.
+		data = frame('C', "Scopy\x00") + frame('P', "copy\x00"+sql+"\x00\x00\x00") + bindTexts("", "copy", nil) + frame('E', "\x00\x00\x00\x00\x00") + a.one("", "", frame('H', ""), frame('d', "")) + data + frame('S', "")
 		return step{sql + " extended " + fmt.Sprintf("%q", data), data, 1}
 	}
 	return step{sql + " with " + fmt.Sprintf("%q", data), frame('Q', sql+"\x00") + data, 1}
