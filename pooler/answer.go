@@ -91,6 +91,10 @@ func (s *session) scan() (done bool, err error) {
 			}
 			continue
 		}
+		if len(s.held) > 0 {
+			s.pass()
+			s.tellHeld()
+		}
 		s.exchange.BytesOut += int64(pgwire.HeaderSize + n)
 		in.Pass(pgwire.HeaderSize + n)
 		if done {
@@ -109,6 +113,7 @@ func (s *session) pass() {
 		return
 	}
 	if !s.mute {
+		s.attempt.told = true
 		s.writing.Store(true)
 		began := time.Now()
 		_, err := s.conn.Write(run)
@@ -187,9 +192,13 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 		return s.acknowledge(owesClose, owesOurClose)
 	case pgwire.CommandComplete:
 		s.completed(body)
+		return !s.holdBack(body), false, nil
 	case pgwire.EmptyQuery:
 		s.exchange.DB.Queries++
 	case pgwire.ErrorResponse:
+		if s.mayRepeat(body) {
+			return false, false, errRepeat
+		}
 		if !s.failed(body) {
 			return false, false, nil
 		}
@@ -240,6 +249,34 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 		return false, false, nil
 	}
 	return false, false, s.confused(errOutOfStep)
+}
+
+// holdBack keeps a CommandComplete from the client, if it may be the last of a
+// transaction whose channels have to be put in order first: some drivers take it for the
+// end, and do not wait for ReadyForQuery.
+func (s *session) holdBack(body []byte) bool {
+	if len(s.held) > 0 {
+		s.pass()
+		s.tellHeld()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.mustAttend() || len(body) >= lookInto {
+		return false
+	}
+	if _, ends := s.debts.firstReady(); !ends {
+		return false // the server says no more before the client does
+	}
+	s.held = pgwire.Append(s.held, pgwire.CommandComplete, body)
+	return true
+}
+
+// tellHeld sends what was held back.
+func (s *session) tellHeld() {
+	if len(s.held) > 0 && !s.mute {
+		_, _ = s.conn.Write(s.held) // a client that is gone is noticed where it is served
+	}
+	s.held = s.held[:0]
 }
 
 // completed notes the end of a command.

@@ -406,7 +406,7 @@ func (s *session) attend(b *backend, found []string) error {
 	s.ear.hub.Unsubscribe(s.id, gone)
 	if len(come) > 0 {
 		limits := b.pool.limits()
-		if err := s.ear.hub.Subscribe(b.pool.context(), s.id, listener{s}, come, max(limits.OutageWait, limits.ConnectTimeout)+execLimit); err != nil {
+		if err := s.ear.hub.Subscribe(b.pool.context(), s.id, listener{s}, come, max(limits.AcquireTimeout, limits.OutageWait)); err != nil {
 			return end(Unreachable, "LISTEN was not carried out: the pooler's connection that listens could not be opened", "try again").because(err)
 		}
 	}

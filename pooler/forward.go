@@ -35,10 +35,12 @@ func (s *session) forward(extent pgwire.Extent) error {
 	s.mu.Lock()
 	s.next.start = s.exchange.Start
 	s.mu.Unlock()
+	s.attempt = attempt{tries: s.attempt.tries, began: s.attempt.began}
 	if extent != pgwire.Whole || b.pool.sessions() {
 		s.startUplink()
 		return nil
 	}
+	size := 0
 	for ends := false; !ends; {
 		typ, n, _, err := s.in.Header()
 		if err != nil {
@@ -47,6 +49,7 @@ func (s *session) forward(extent pgwire.Extent) error {
 		if ends, err = s.send(typ, n); err != nil {
 			return err
 		}
+		size += pgwire.HeaderSize + n
 		if len(b.out) > outLimit {
 			s.startUplink()
 			return nil
@@ -56,6 +59,9 @@ func (s *session) forward(extent pgwire.Extent) error {
 		return s.serverLost(err)
 	}
 	s.mu.Lock()
+	if b.status == pgwire.Idle && !b.tuned {
+		s.attempt.size = size
+	}
 	s.answering = true
 	s.mu.Unlock()
 	return nil
@@ -74,6 +80,9 @@ func (s *session) startUplink() {
 func (s *session) split() {
 	if !s.answering || s.uplink != nil || s.stage == killed {
 		return
+	}
+	if s.attempt.size > 0 { // the uplink reads over it
+		s.attempt.cycle = bytes.Clone(s.in.Behind(s.attempt.size))
 	}
 	done := make(chan struct{})
 	s.uplink = done

@@ -29,6 +29,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/directory"
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
+	"mainstay.dev/mainstay/pooler/internal/hba"
 	"mainstay.dev/mainstay/pooler/internal/throttle"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 	"mainstay.dev/mainstay/telemetry"
@@ -92,6 +93,7 @@ type Server struct {
 type policy struct {
 	config         Config
 	accounts       map[string]account
+	rules          *hba.Rules
 	tls            *tls.Config // nil: not offered
 	binding        []byte      // of logins to our certificate; nil: not offered
 	targets        map[string]*upstream.Target

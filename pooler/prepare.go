@@ -44,6 +44,9 @@ const namePrefix = "_ms"
 // which others may use.
 const decoy = namePrefix + "_decoy"
 
+// occupied is an empty statement whose name stands for one that is taken.
+var occupied = &statement{name: namePrefix + "_occupied", body: []byte{0, 0, 0}}
+
 // Bounds of what is kept for clients' prepared statements. A statement may be as
 // long as PostgreSQL's own limit for a query that is worth preparing ever is.
 const (
@@ -184,11 +187,11 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 // parseNamed lets the client's name stand for the statement with this body.
 func (s *session) parseNamed(name string, body []byte) error {
 	b := s.backend
-	if old := s.names[name]; old != nil {
+	if s.names[name] != nil {
 		// Let the server refuse it, as it would have: by a name that is taken.
-		s.ensure(old)
+		s.ensure(occupied)
 		s.owe(debt{kind: owesParse, taken: true})
-		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(old.name), nul, body)
+		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(occupied.name), nul, body)
 		return nil
 	}
 	if len(s.names) >= maxNames || s.nameBytes+len(body) > maxNameBytes {

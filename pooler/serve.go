@@ -92,8 +92,10 @@ type session struct {
 	names     map[string]*statement
 	nameBytes int // of the statements that have names
 	unnamed   unnamed
-	ear       *ear           // nil until the client has listened; assigned by serve
-	withheld  bool           // a ReadyForQuery has not been told to the client yet; serve's own
+	ear       *ear   // nil until the client has listened; assigned by serve
+	withheld  bool   // a ReadyForQuery has not been told to the client yet; serve's own
+	held      []byte // a CommandComplete that has not, either
+	attempt   attempt
 	portals   map[string]use // those whose execution deallocates
 }
 
@@ -155,7 +157,12 @@ func (s *session) live() error {
 		if err := s.forward(extent); err != nil {
 			return err
 		}
-		if err := s.answer(); err != nil {
+		if err := s.answer(); errors.Is(err, errRepeat) {
+			if err := s.takeBack(); err != nil {
+				return err
+			}
+			continue
+		} else if err != nil {
 			return err
 		}
 		if err := s.release(); err != nil {
@@ -169,6 +176,9 @@ func (s *session) begin() {
 	s.exchange.Reset(plane)
 	s.busy = true
 	s.turn.Add(1)
+	if !s.attempt.began.IsZero() {
+		s.exchange.Start = s.attempt.began
+	}
 }
 
 // await waits for the client's next cycle of messages: until it is whole, or as much
