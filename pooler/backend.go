@@ -367,7 +367,8 @@ func (s *session) readsOnly(cycle []byte) bool {
 	for rest := cycle; len(rest) > 0; {
 		typ, n, body := pgwire.Split(rest)
 		rest = rest[n:]
-		text, ok := []byte(nil), true
+		var text []byte
+		var ok bool
 		switch typ {
 		case pgwire.Query:
 			text, _, ok = pgwire.String(body)

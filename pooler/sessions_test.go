@@ -155,6 +155,8 @@ func (m *match) play(seed int) {
 //   - In an aborted transaction a statement that this server does not know yet cannot be
 //     prepared there (25P02), where PostgreSQL refuses the use of it for another reason;
 //     one that it knows is not prepared again, so that its use is what is refused.
+//   - A statement that the server knows is not looked at again when it is prepared where
+//     search_path has changed in the same transaction: its use is what is refused.
 //   - A statement that cannot be prepared any more where it is used, since search_path does
 //     not lead to its table, is refused for that (42P01), where PostgreSQL finds another
 //     fault with the use first.
@@ -162,7 +164,7 @@ func loud(s step, pooled, direct string) bool {
 	lines := strings.Split(direct, "\n")
 	for i, line := range strings.Split(pooled, "\n") {
 		if i >= len(lines) || line != lines[i] {
-			return i < len(lines) && (strings.Contains(line+lines[i], "ERROR 25P02") || strings.Contains(line, "ERROR 42P01") && (strings.Contains(s.story, ` "p`) || strings.Contains(s.story, "statement p"))) ||
+			return i < len(lines) && (strings.Contains(line+lines[i], "ERROR 25P02") || line == `1 ""` && strings.Contains(lines[i], "ERROR 42P01") || strings.Contains(line, "ERROR 42P01") && (strings.Contains(s.story, ` "p`) || strings.Contains(s.story, "statement p"))) ||
 				strings.HasPrefix(line, "error or notice ERROR 26000") &&
 					(strings.Contains(s.story, `"" [`) || strings.Contains(s.story, "describe statement  "))
 		}
