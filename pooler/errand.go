@@ -21,7 +21,11 @@ type errand struct {
 	cycles queue[cycle]
 	next   cycle // being sent
 
-	refused error // why the message that is being sent cannot be
+	refused error          // why the message that is being sent cannot be
+	held    []byte         // a CommandComplete that has not been told to the client yet
+	portals map[string]use // those whose execution deallocates
+	attempt attempt
+	asSent  []byte // the cycle, as the client sent it to the event loops; reused
 
 	// What the sweep knows; only it uses these, with the session's lock.
 	lastTurn, lastMoved uint64
@@ -49,7 +53,7 @@ func (s *session) attach() {
 // spare gives it back, if it holds nothing.
 func (s *session) spare() {
 	e := s.errand
-	if e == nil || s.busy || s.backend != nil || e.whole != nil || e.offered != nil {
+	if e == nil || s.busy || s.backend != nil || e.whole != nil || e.offered != nil || len(e.held) > 0 {
 		return
 	}
 	s.mu.Lock()
@@ -62,5 +66,7 @@ func (s *session) spare() {
 	e.lastTurn, e.lastMoved, e.quietTurn = 0, 0, 0
 	e.lastMove, e.quietSince, e.overdueSince = time.Time{}, time.Time{}, time.Time{}
 	e.overdue.Store(nil)
+	e.attempt = attempt{}
+	clear(e.portals)
 	errands.Put(e)
 }

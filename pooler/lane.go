@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -245,10 +246,12 @@ func (s *session) take(b *backend) bool {
 // forwardNow sends the cycle, which is whole.
 func (s *session) forwardNow() bool {
 	b := s.backend
-	s.restore()
 	s.mu.Lock()
 	s.next.start = s.exchange.Start
 	s.mu.Unlock()
+	s.restore()
+	s.attempt = attempt{tries: s.attempt.tries, began: s.attempt.began}
+	size := 0
 	for ends := false; !ends; {
 		typ, n, _, err := s.in.Header()
 		if err == nil && b.replays > 0 && s.mayEnd(typ, n) {
@@ -257,11 +260,16 @@ func (s *session) forwardNow() bool {
 		}
 		if err == nil {
 			ends, err = s.send(typ, n)
+			size += pgwire.HeaderSize + n
 		}
 		if err != nil {
 			s.fail(err)
 			return false
 		}
+	}
+	if b.status == pgwire.Idle && size <= clientBuffer {
+		s.asSent = append(s.asSent[:0], s.in.Behind(size)...)
+		s.attempt.size, s.attempt.cycle = size, s.asSent
 	}
 	s.at = asking
 	n, err := b.sock.TryWrite(b.out)
@@ -302,13 +310,14 @@ func (s *session) answerNow() bool {
 		} else if wants {
 			continue
 		}
-		if s.untold {
+		if s.untold || !s.attempt.told && bytes.Contains(b.In.Peek(b.In.Buffered()), shutDown) {
 			s.escalate(atAnswer)
 			return false
 		}
 		done, err := s.scan()
 		n, werr := s.sock.TryWrite(b.In.Run())
 		b.In.TakenPart(n)
+		s.attempt.told = s.attempt.told || n > 0
 		s.moved.Add(1)
 		switch {
 		case err != nil:
@@ -329,6 +338,9 @@ func (s *session) answerNow() bool {
 		}
 	}
 }
+
+// shutDown is what an error holds whose server is being shut down.
+var shutDown = []byte("C57P01\x00")
 
 // releaseNow gives the server back, if the transaction is over and nothing is left
 // there.
@@ -358,6 +370,8 @@ func (s *session) releaseNow() bool {
 	}
 	s.backend, s.block = nil, pgwire.Idle
 	s.mu.Unlock()
+	clear(s.portals)
+	s.attempt = attempt{}
 	b.sock.Own(nil)
 	b.pool.release(b)
 	s.at = resting

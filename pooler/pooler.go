@@ -30,6 +30,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/directory"
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
+	"mainstay.dev/mainstay/pooler/internal/hba"
 	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/throttle"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
@@ -98,6 +99,7 @@ type Server struct {
 type policy struct {
 	config         Config
 	accounts       map[string]account
+	rules          *hba.Rules
 	tls            *tls.Config // nil: not offered
 	binding        []byte      // of logins to our certificate; nil: not offered
 	targets        map[string]*upstream.Target

@@ -96,6 +96,7 @@ func (s *session) release() error {
 		}
 	}
 	s.part()
+	s.attempt = attempt{}
 	free, err := s.settle(b)
 	if err == nil && !free {
 		s.mu.Lock()
@@ -108,6 +109,7 @@ func (s *session) release() error {
 	}
 	if err == nil && s.withheld {
 		s.withheld = false
+		s.tellHeld()
 		s.deliver()
 		if !s.mute {
 			_, _ = s.conn.Write(pgwire.AppendReady(nil, pgwire.Idle)) // a client that is gone is noticed where it is served
@@ -122,6 +124,7 @@ func (s *session) refuseBlock() error {
 	if err := s.backend.rollBack(); err != nil {
 		return s.serverLost(err)
 	}
+	s.tellHeld()
 	_, err := s.conn.Write(pgwire.Fault{
 		SQLState: "0A000", Message: fmt.Sprintf("transaction blocks are not allowed in statement mode; this one was rolled back (database %q)", s.database),
 		Hint: fmt.Sprintf("send the whole transaction as one query, or set pooler.databases.%s.mode: transaction", s.database),
@@ -136,6 +139,7 @@ func (s *session) part() {
 	s.mu.Lock()
 	b := s.backend
 	s.backend, s.block = nil, pgwire.Idle
+	clear(s.portals)
 	s.mu.Unlock()
 	if b.sock != nil {
 		b.sock.Own(nil)
@@ -209,6 +213,7 @@ func (s *session) cancel() {
 	ctx, done := context.WithTimeout(context.Background(), cancelLimit)
 	defer done()
 	if err := b.pool.target.Cancel(ctx, b.pool.dial, b.Conn); err != nil {
+		b.broken.Store(true) // it may still come, and must not hit another client
 		s.pooler.deps.Log.Warn("pass a cancel request on", "database", b.pool.name, "err", err)
 	}
 }

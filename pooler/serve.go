@@ -98,8 +98,7 @@ type session struct {
 	names     map[string]*statement
 	nameBytes int // of the statements that have names
 	unnamed   unnamed
-	ear       *ear   // nil until the client has listened; assigned by serve
-	dropping  string // the name of the statement that what was bound last will deallocate
+	ear       *ear // nil until the client has listened; assigned by serve
 }
 
 // A stage is how near its end a session is.
@@ -182,7 +181,12 @@ func (s *session) live(from entry) error {
 			}
 			s.begin()
 		}
-		if err := s.enterAt(from, extent); err != nil {
+		if err := s.enterAt(from, extent); errors.Is(err, errRepeat) {
+			if err := s.takeBack(); err != nil {
+				return err
+			}
+			continue
+		} else if err != nil {
 			return err
 		}
 		if err := s.release(); err != nil {
@@ -228,6 +232,9 @@ func (s *session) begin() {
 	s.exchange.Reset(plane)
 	s.busy = true
 	s.turn.Add(1)
+	if !s.attempt.began.IsZero() {
+		s.exchange.Start = s.attempt.began
+	}
 }
 
 // await waits for the client's next cycle of messages: until it is whole, or as much
