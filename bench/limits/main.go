@@ -47,9 +47,10 @@ func main() {
 	rounds := flag.Int("rounds", 3, "how often; the best round of each row counts")
 	kill := flag.Bool("kill", false, "kill -9 the Redis at the end, and tell how long decisions take")
 	flooded := flag.Bool("flood", false, "measure a flood, and nothing else")
+	only := flag.String("only", "", "of the ways to flood, those whose names have this in them")
 	flag.Parse()
 	if *flooded {
-		if err := flood(*span, *rounds); err != nil {
+		if err := flood(*span, *rounds, *only); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
