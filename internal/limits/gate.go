@@ -60,6 +60,7 @@ func NewGate(cfg Config, d Deps) (*Gate, error) {
 	}
 	g := &Gate{deps: d, settling: make(chan settlement, maxSettling)}
 	g.policy.Store(p)
+	g.counts.Store(tally{"none", cfg.DefaultTier, allowed}, new(atomic.Uint64)) // so that the metric is there from the start
 	g.granted.Store(&grants{})
 	g.seen.seed, g.lines.seed, g.audit.dir = maphash.MakeSeed(), maphash.MakeSeed(), d.Dir
 	if err := g.loadGrants(); err != nil {
