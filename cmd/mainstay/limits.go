@@ -45,7 +45,7 @@ func (c *cli) limitsTop() *cobra.Command {
 	var asJSON bool
 	var n int
 	cmd := &cobra.Command{
-		Use: "top", Short: "List who is nearest to a limit on this node, and the grants", Args: noArgs,
+		Use: "top", Short: "List who is nearest to a limit, and the grants", Args: noArgs,
 		Example: "  mainstay limits top\n  mainstay limits top -n 100 --json | jq '.top[] | select(.used > 0.8).key'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := c.client()
@@ -75,9 +75,9 @@ func printLimits(out io.Writer, l admin.Limits) error {
 	var b strings.Builder
 	switch {
 	case l.Down:
-		fmt.Fprintf(&b, "Redis does not answer: limits go on as on_store_failure says\n")
+		fmt.Fprintf(&b, "Redis does not answer: limits go on as on_store_failure says; callers of %d nodes\n", l.Told)
 	case l.Redis:
-		fmt.Fprintf(&b, "shared by Redis, %d nodes live\n", l.Nodes)
+		fmt.Fprintf(&b, "shared by Redis, %d nodes live, callers of %d\n", l.Nodes, l.Told)
 	default:
 		fmt.Fprintf(&b, "counted by this node alone\n")
 	}

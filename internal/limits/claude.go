@@ -135,30 +135,36 @@ const fits = 4
 
 // takeTokens takes what the call is likely to need, or all that is left, at least one
 // token: so a caller's calls cannot begin together beyond what is left by more than
-// they turn out to take above what was expected. Each try is all or none.
+// they turn out to take above what was expected. Each try is all or none. It waits for
+// a store that fails twice at most.
 func (v *Verdict) takeTokens(ctx context.Context, store ratelimit.Store, results []ratelimit.Result) error {
 	for try := range fits {
-		checks := v.checks()
 		var err error
-		if v.Decision, err = store.Take(ctx, checks, results); err != nil || v.Decision.Allowed {
+		if v.Decision, err = store.Take(ctx, v.checks(), results); err != nil || v.Decision.Allowed {
 			return err
 		}
-		less := false
-		for i := range v.Rules {
-			c := &v.Rules[i].Check
-			if results[i].Allowed || c.Shadow || !v.Rules[i].Units || c.Cost == 1 {
-				continue
-			}
-			less = true
-			if c.Cost = min(max(results[i].Remaining, 1), c.Cost); try == fits-2 {
-				c.Cost = 1
-			}
-		}
-		if !less {
-			return nil
+		last := try == fits-2 || v.Decision.Mode >= ratelimit.ModeLocal
+		if !v.askLess(results, last) {
+			break
 		}
 	}
 	return nil
+}
+
+// askLess lowers the costs that did not fit to what was left, or to one if it is the
+// last try. False: they are that already.
+func (v *Verdict) askLess(results []ratelimit.Result, last bool) (less bool) {
+	for i := range v.Rules {
+		c := &v.Rules[i].Check
+		if results[i].Allowed || c.Shadow || !v.Rules[i].Units || c.Cost == 1 {
+			continue
+		}
+		less = true
+		if c.Cost = min(max(results[i].Remaining, 1), c.Cost); last {
+			c.Cost = 1
+		}
+	}
+	return less
 }
 
 // SettleTokens has the counters corrected to the tokens that an admitted call has

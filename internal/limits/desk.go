@@ -164,6 +164,7 @@ func (g *Gate) Reset(ctx context.Context, q Inquiry) error {
 			return fmt.Errorf("reset %s: %w", who, err)
 		}
 	}
+	g.move()
 	g.told("limits_reset", "The limits of a caller were reset.", Entry{What: "reset", Key: who.String(), Who: q.Who, Why: q.Why})
 	return nil
 }
@@ -176,8 +177,9 @@ func clip(s string) string {
 	return strings.ToValidUTF8(s, "?")
 }
 
-// Overview is how the limits stand on this node.
+// Overview is how the limits stand; modes and down are of this node.
 type Overview struct {
+	Told   int              `json:"told"`  // nodes whose callers stand in top
 	Redis  bool             `json:"redis"` // shared by several nodes
 	Down   bool             `json:"down"`  // Redis does not answer
 	Nodes  int              `json:"nodes"`
@@ -188,9 +190,11 @@ type Overview struct {
 	Now    time.Time        `json:"now"`
 }
 
-// Overview tells how the limits stand, with the n callers nearest to their end.
+// Overview tells how the limits stand, with the n callers nearest to their end on all
+// nodes that were heard of lately.
 func (g *Gate) Overview(n int) Overview {
-	o := Overview{Nodes: 1, Modes: map[string]int64{}, Shadow: g.policy.Load().cfg.Shadow, Top: g.Top(n), Grants: g.Grants(), Now: time.Now()}
+	o := Overview{Nodes: 1, Modes: map[string]int64{}, Shadow: g.policy.Load().cfg.Shadow, Grants: g.Grants(), Now: time.Now()}
+	o.Top, o.Told = g.fellows.join(g.Top(n), n, o.Now)
 	if g.shield != nil {
 		o.Redis, o.Down = true, g.shield.Down()
 		for _, m := range modes {

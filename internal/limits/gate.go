@@ -44,6 +44,8 @@ type Gate struct {
 	audit    audit
 	granted  atomic.Pointer[grants]
 	settling chan settlement
+	fellows  fellows
+	moved    atomic.Bool // something was counted since it was written down
 }
 
 // NewGate checks cfg and wires; it starts nothing.
@@ -153,6 +155,7 @@ func (g *Gate) store(f ratelimit.Failure) ratelimit.Store {
 // cost makes no sense.
 func (g *Gate) Admit(ctx context.Context, a Ask) (Verdict, error) {
 	v, err := g.policy.Load().admit(ctx, g.store, a, *g.granted.Load())
+	g.move()
 	if err != nil {
 		if ctx.Err() == nil {
 			g.invalid.Add(1)
@@ -226,7 +229,14 @@ func (g *Gate) later(s settlement) {
 	}
 }
 
+func (g *Gate) move() {
+	if !g.moved.Load() {
+		g.moved.Store(true)
+	}
+}
+
 func (g *Gate) settle(s settlement) {
+	defer g.move()
 	ctx, cancel := context.WithTimeout(context.Background(), settleLimit)
 	defer cancel()
 	var err error

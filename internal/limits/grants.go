@@ -64,6 +64,10 @@ type Board interface {
 	Grants(ctx context.Context) (all map[string][]byte, lost bool, err error)
 	// PutGrant sets a caller's grant, or removes it if it is nil.
 	PutGrant(ctx context.Context, key string, grant []byte) error
+	// Tops returns what each node has put last of who is near a limit there, and PutTop
+	// sets this node's, or removes it if it is nil.
+	Tops(ctx context.Context) (map[string][]byte, error)
+	PutTop(ctx context.Context, node string, top []byte) error
 }
 
 // The bounds of grants.
@@ -203,7 +207,7 @@ func (g *Gate) keep() error {
 	if err != nil {
 		return err
 	}
-	return replace(g.deps.Dir, grantsFile, func(w io.Writer) error {
+	return replace(g.deps.Dir, grantsFile, true, func(w io.Writer) error {
 		_, err := w.Write(b)
 		return err
 	})
@@ -278,10 +282,12 @@ func (g *Gate) tend(ctx context.Context) {
 	for n := 0; ; n++ {
 		if g.deps.Board != nil && n%boardEvery == 0 {
 			g.follow(ctx)
+			g.shareTop(ctx)
 		}
 		g.expire()
 		select {
 		case <-ctx.Done():
+			g.withdrawTop(context.WithoutCancel(ctx))
 			return
 		case <-tick.C:
 		}

@@ -81,7 +81,7 @@ func (g *Gate) queue(ctx context.Context, a *Ask, v *Verdict) {
 	if told.IsZero() {
 		wait := r.Retry
 		if ahead > 0 {
-			wait = max(wait, g.roomFor(ctx, r, int64(ahead+1)*r.Check.Cost))
+			wait = max(wait, g.roomFor(ctx, v, r, int64(ahead+1)*r.Check.Cost))
 		}
 		told = now.Add(time.Duration(seconds(wait)) * time.Second)
 		g.lines.tell(key, who, told)
@@ -91,9 +91,10 @@ func (g *Gate) queue(ctx context.Context, a *Ask, v *Verdict) {
 
 // roomFor is how long it takes until so many units are free at once. It asks the
 // counters themselves, by a decision that cannot be allowed and so takes nothing;
-// while they cannot be asked it is until all are free.
-func (g *Gate) roomFor(ctx context.Context, r *Rule, units int64) time.Duration {
-	if units > r.Check.Limit.Max || g.deps.Store != nil && g.shield.Down() {
+// while they cannot be asked it is until all are free. Nobody waits for a store a
+// second time that has just not answered.
+func (g *Gate) roomFor(ctx context.Context, v *Verdict, r *Rule, units int64) time.Duration {
+	if units > r.Check.Limit.Max || v.Decision.Mode >= ratelimit.ModeLocal || g.deps.Store != nil && g.shield.Down() {
 		return r.Reset
 	}
 	look := r.Check
