@@ -21,6 +21,7 @@ const (
 	trial    = 60              // works that it needs
 	tryFor   = time.Second     // what it takes at most, beside what three works take
 	even     = 1.05            // times as long that show no difference
+	modesty  = 0.95            // what is believed of a trial that showed one
 	trySoon  = time.Second     // the rest after a trial that showed none …
 	tryAfter = 4 * time.Second // … and after others
 	tryRest  = 40              // times as long as the trial at least, so that no p95 sees them
@@ -121,11 +122,11 @@ func (g *gauge) try(now time.Time, v *Valve) {
 	}
 	rest := tryAfter
 	if g.probed >= least && g.pressed {
-		ratio := max(g.sum/float64(g.probed), 1)
-		if ratio <= even {
-			rest, ratio = trySoon, 1
+		grown := step * modesty / max(g.sum/float64(g.probed), 1)
+		if g.sum <= even*float64(g.probed) {
+			rest, grown = trySoon, step
 		}
-		g.limit *= step / ratio
+		g.limit *= grown
 		g.fit(v.rule)
 	}
 	g.trying, g.probed, g.sum, g.rested = false, 0, 0, now.Add(max(rest, tryRest*took))
