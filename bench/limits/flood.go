@@ -57,10 +57,8 @@ func flood(span time.Duration, rounds int, only string) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	build := exec.Command("go", "build", "-o", filepath.Join(dir, "mainstay"), "./cmd/mainstay")
-	build.Dir = "../.."
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build mainstay: %w\n%s", err, out)
+	if err := build(dir); err != nil {
+		return err
 	}
 	desks := make(chan struct{}, places)
 	app := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
@@ -85,7 +83,7 @@ func flood(span time.Duration, rounds int, only string) error {
 }
 
 func measureFlood(dir, name, app, edge, limit string, span time.Duration, rounds int) error {
-	url, stop, err := launch(dir, app, edge, limit)
+	url, stop, err := launch(dir, app, edge, "{tiers: {free: "+limit+"}}\n")
 	if err != nil {
 		return err
 	}
@@ -218,7 +216,11 @@ func secret(name string) string { return "the key of " + name + ", and of nobody
 
 // request returns the status; 0: there was none.
 func request(ctx context.Context, client *http.Client, url, name string) int {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/crowd", nil)
+	return visit(ctx, client, url+"/crowd", name)
+}
+
+func visit(ctx context.Context, client *http.Client, url, name string) int {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0
 	}
@@ -232,7 +234,17 @@ func request(ctx context.Context, client *http.Client, url, name string) int {
 	return resp.StatusCode
 }
 
-// launch runs a Mainstay before the app until it serves.
+// build makes the program in dir.
+func build(dir string) error {
+	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "mainstay"), "./cmd/mainstay")
+	cmd.Dir = "../.."
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build mainstay: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// launch runs the Mainstay of the folder above dir before the app until it serves.
 func launch(dir, app, edge, limit string) (url string, stop func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", nil, err
@@ -252,7 +264,7 @@ func launch(dir, app, edge, limit string) (url string, stop func(), err error) {
 		sum := sha256.Sum256([]byte(secret(name)))
 		fmt.Fprintf(&keys, "    %s: {sha256: %s, workspace: ws-%s}\n", name, hex.EncodeToString(sum[:]), name)
 	}
-	text := fmt.Sprintf("service: flood\nenvironment: bench\ndata: %s\napp: {targets: [%q], health: {path: /}}\nedge:\n  listen: %s\n%sadmin: {listen: %s}\nidentity:\n  keys:\n%slimits: {tiers: {free: %s}}\n",
+	text := fmt.Sprintf("service: flood\nenvironment: bench\ndata: %s\napp: {targets: [%q], health: {path: /}}\nedge:\n  listen: %s\n%sadmin: {listen: %s}\nidentity:\n  keys:\n%slimits: %s",
 		filepath.Join(dir, "data"), app, free[0], edge, free[1], keys.String(), limit)
 	file := filepath.Join(dir, "mainstay.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
