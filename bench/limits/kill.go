@@ -122,7 +122,7 @@ func killedRequests(addr string, clients int) error {
 	defer stop()
 	const before, after = 4 * time.Second, 4 * time.Second
 	paths := [2]string{"/free", "/counted"}
-	took := make([][2][2][]time.Duration, clients) // by caller, phase and path
+	took := make(taken, clients)
 	var phase atomic.Int32
 	var lost atomic.Int64
 	var all sync.WaitGroup
@@ -152,7 +152,17 @@ func killedRequests(addr string, clients int) error {
 	time.Sleep(after)
 	phase.Store(2)
 	all.Wait()
-	fmt.Printf("\n%-40s %9s %10s %10s %10s %10s\n", "one request, "+strconv.Itoa(clients)+" callers", "requests", "p50", "p99", "p99.9", "slowest")
+	reportKill(took, paths)
+	fmt.Printf("answered by anything but 200: %d\n", lost.Load())
+	return nil
+}
+
+// taken is how long requests took, by caller, phase and path.
+type taken [][2][2][]time.Duration
+
+// reportKill prints both phases, and what the second path takes longer than the first.
+func reportKill(took taken, paths [2]string) {
+	fmt.Printf("\n%-40s %9s %10s %10s %10s %10s\n", "one request, "+strconv.Itoa(len(took))+" callers", "requests", "p50", "p99", "p99.9", "slowest")
 	for p, when := range []string{"before the kill", "after kill -9 of Redis"} {
 		var q [2][4]time.Duration
 		for k, path := range paths {
@@ -167,8 +177,6 @@ func killedRequests(addr string, clients int) error {
 		}
 		row("  what counting adds", "", [4]time.Duration{q[1][0] - q[0][0], q[1][1] - q[0][1], q[1][2] - q[0][2], q[1][3] - q[0][3]})
 	}
-	fmt.Printf("answered by anything but 200: %d\n", lost.Load())
-	return nil
 }
 
 func row(name, n string, q [4]time.Duration) {
