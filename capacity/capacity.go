@@ -108,14 +108,15 @@ func (v *Valve) room(c Class) int {
 }
 
 // narrow is how much may be inside before the work of a tenant who floods has to wait,
-// however urgent it is: a part of the room stays free, or as much as the others need up
-// to half of it, so that whoever comes beside it finds a place at once.
+// however urgent it is: a part of the room stays free, so that whoever comes beside it
+// finds a place at once. What is inside leaves faster than others come, so that a few
+// places are enough.
 func (v *Valve) narrow(c Class) int {
 	room := v.room(max(c, Ordinary))
 	if v.gauge.trying {
 		return room
 	}
-	free := max(int(math.Ceil(float64(room)*spare)), min(v.shares.burst(), room/2))
+	free := max(int(math.Ceil(float64(room)*spare)), min(leastSpare, room/2))
 	if room -= free; v.gauge.probing {
 		room /= 2
 	}
@@ -144,7 +145,6 @@ type Pass struct {
 	began time.Time
 	calm  bool // it entered while there was room to spare
 	probe bool // it entered during a probe or a trial
-	flood bool // its tenant floods
 }
 
 // Enter waits for w's turn. It returns ErrFull or ErrLate if w is shed, and the
@@ -192,8 +192,7 @@ func (v *Valve) let(w Work) Pass {
 	v.entered[w.Class]++
 	v.gauge.peak = max(v.gauge.peak, v.inFlight)
 	calm := float64(v.inFlight) <= v.gauge.limit*calmUse
-	probe, flood := v.gauge.probing || v.gauge.trying, v.floods(w.Class, w.Tenant)
-	return Pass{valve: v, work: w, began: time.Now(), calm: calm, probe: probe, flood: flood}
+	return Pass{valve: v, work: w, began: time.Now(), calm: calm, probe: v.gauge.probing || v.gauge.trying}
 }
 
 // join puts w in the queue, if need be in the place of what is less urgent, or of
@@ -308,10 +307,8 @@ func (p *Pass) Leave(took time.Duration, managed bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.depart(&p.work)
-	now := time.Now()
-	v.shares.done(p.flood, took, now)
 	if v.rule.Adapt {
-		v.gauge.note(p, took, managed, now, v)
+		v.gauge.note(p, took, managed, time.Now(), v)
 	}
 	v.dispatch()
 }

@@ -1,14 +1,11 @@
 package capacity
 
-import (
-	"math"
-	"time"
-)
+import "time"
 
 // The constants of fairness between tenants.
 const (
-	spare      = 0.2 // of the ordinary room, that a tenant who floods leaves to the others
-	noteApart  = 500 * time.Millisecond
+	spare      = 0.2              // of the ordinary room, that a tenant who floods leaves to the others …
+	leastSpare = 3                // … and no less than so much, up to half of it
 	lately     = 10 * time.Second // tenants of the last one to two of these count
 	maxTenants = 4096             // that are told apart; more are as many
 	fewest     = 8                // tenants have no less than one part in so many for their share …
@@ -22,26 +19,7 @@ type shares struct {
 	now    map[string]struct{} // since turned
 	before map[string]struct{} // in the time before that
 	turned time.Time
-
-	others float64       // how much of others than floods is inside, on average
-	busy   time.Duration // of their work since noted
-	noted  time.Time
 }
-
-// done notes work that has ended.
-func (s *shares) done(flood bool, took time.Duration, now time.Time) {
-	if !flood {
-		s.busy += took
-	}
-	if span := now.Sub(s.noted); span >= noteApart {
-		s.others += (s.busy.Seconds()/span.Seconds() - s.others) * smoothing
-		s.busy, s.noted = 0, now
-	}
-}
-
-// burst is how much of the others may come while one work is done: as much as there is
-// on average, and twice the spread of that.
-func (s *shares) burst() int { return int(math.Ceil(s.others + 2*math.Sqrt(s.others))) }
 
 // came notes that a tenant wants something.
 func (s *shares) came(tenant string, now time.Time) {
