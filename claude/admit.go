@@ -20,6 +20,7 @@ import (
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
 	"mainstay.dev/mainstay/internal/limits"
+	"mainstay.dev/mainstay/ratelimit"
 )
 
 // fingerprint names the caller by its key without telling the key: the first 48
@@ -90,7 +91,7 @@ func (c *call) permit() (verdict, bool) {
 	if c.engine.limits == nil || c.who.User == "" && c.who.Workspace == "" || !c.shape.message && !batch {
 		return verdict{}, true
 	}
-	v, err := c.engine.limits.Admit(c.ctx, limits.Ask{User: c.who.User, Workspace: c.who.Workspace, Tier: c.who.Tier, Claude: true})
+	v, err := c.engine.limits.Admit(c.ctx, limits.Ask{User: c.who.User, Workspace: c.who.Workspace, Tier: c.who.Tier, Claude: true, Cost: c.likely()})
 	c.allowed = v
 	switch {
 	case err == nil && v.Allowed:
@@ -106,6 +107,19 @@ func (c *call) permit() (verdict, bool) {
 		return v, false
 	}
 	return verdict{code: Internal, err: err}, false
+}
+
+// bytesPerToken is fewer than the tokens of a request mostly have.
+const bytesPerToken = 3
+
+// likely is how many tokens the call is likely to take at most; a batch: 1.
+func (c *call) likely() int64 {
+	if !c.shape.message {
+		return 1
+	}
+	c.readRequest()
+	most := min(c.request.maxTokens, ratelimit.MaxUnits/2)
+	return min(max(c.body.size, 0)/bytesPerToken+c.engine.ledger.Answer(c.request.model, most), ratelimit.MaxUnits)
 }
 
 // patientSDK is the longest Retry-After that the official SDKs heed
@@ -228,7 +242,6 @@ func (c *call) afford() (verdict, bool) {
 		ctx, cancel = context.WithDeadlineCause(c.ctx, c.deadline, errQueued)
 	}
 	defer cancel()
-	const bytesPerToken = 3
 	nano, _ := c.rules.prices.Cost(price.Usage{
 		Model: c.request.model, CacheWrite: max(c.body.size, 0) / bytesPerToken, Output: c.engine.ledger.Answer(c.request.model, c.request.maxTokens),
 	})
