@@ -440,6 +440,7 @@ func (c *call) stands(a, kept *answer, v verdict) (*answer, verdict) {
 	c.firstByte()
 	if a.verdict.code != OK {
 		a.keep() // if it can't be kept, it is relayed as far as it goes
+		c.speak(a)
 	}
 	if a.events {
 		c.x.HTTP.Stream = true
