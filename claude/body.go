@@ -37,6 +37,22 @@ func (b *body) replayable() bool { return b.stream == nil }
 // replace makes text the whole body.
 func (b *body) replace(text []byte) { b.kept, b.open, b.size = text, nil, int64(len(text)) }
 
+// keep reads what open gives, once.
+func (b *body) keep() error {
+	r, err := b.open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	text, err := io.ReadAll(io.LimitReader(r, mostReplay))
+	if err == nil && int64(len(text)) < mostReplay {
+		b.kept, b.open, b.size = text, nil, int64(len(text))
+		b.held = b.size
+		b.memory.used.Add(b.held) // there is no limit to it where bodies come with the means to have them again
+	}
+	return err
+}
+
 // release says that no attempt will follow; it may be called once.
 func (b *body) release() {
 	if b.owner != nil {

@@ -108,7 +108,16 @@ func errorJSON(kind, message, id string) []byte {
 // refuse answers with an error of our own.
 func (c *call) refuse(w http.ResponseWriter, v verdict) {
 	c.end = v
-	reply := replies[v.code]
+	status, body := c.say(w.Header(), v)
+	c.x.HTTP.Status = status
+	c.patience.write()
+	w.WriteHeader(status)
+	n, _ := w.Write(body) // a client that has left has nobody to tell
+	c.x.BytesOut += int64(n)
+}
+
+// say is an error of our own: its status, its headers, which it sets in h, and its body.
+func (c *call) say(h http.Header, v verdict) (status int, body []byte) {
 	host := c.policy.upstream.host
 	if c.out != nil {
 		host = c.out.URL.Host // of the way that failed
@@ -116,21 +125,19 @@ func (c *call) refuse(w http.ResponseWriter, v verdict) {
 	kind, message := explain(v, host, max(c.x.Tries, 1))
 	if v.own {
 		message = v.err.Error()
-		c.tellLimits(w.Header())
+		c.tellLimits(h)
 	} else {
-		c.closeRetries(w.Header(), v)
+		c.closeRetries(h, v)
 	}
-	body := errorJSON(kind, message, c.x.ID)
-	h := w.Header()
+	body = errorJSON(kind, message, c.x.ID)
 	h["Content-Type"] = []string{"application/json"}
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	h["Request-Id"] = []string{c.x.ID}
 	c.sign(h, v.code)
-	c.x.HTTP.Status = reply.status
-	c.patience.write()
-	w.WriteHeader(reply.status)
-	n, _ := w.Write(body) // a client that has left has nobody to tell
-	c.x.BytesOut += int64(n)
+	if status = replies[v.code].status; status == 0 {
+		status = http.StatusInternalServerError
+	}
+	return status, body
 }
 
 // record ends the call and writes it down, once, whatever came of it.

@@ -305,7 +305,7 @@ func every(period, length time.Duration) func(time.Duration) bool {
 // ofSDK is what the official SDKs do by themselves: two retries after half a second and
 // a second, less up to a quarter.
 func ofSDK() *claude.Policy {
-	return &claude.Policy{Policy: retry.Policy{Max: 2, Base: 500 * time.Millisecond, Cap: 8 * time.Second, Jitter: 0.25}}
+	return &retry.Policy{Max: 2, Base: 500 * time.Millisecond, Cap: 8 * time.Second, Jitter: 0.25}
 }
 
 func TestSimulatedCallsOfTheDefaultPolicyDoNotFail(t *testing.T) {

@@ -58,11 +58,11 @@ type RouteStanding struct {
 }
 
 // standings are those of the routes.
-func (s *Server) standings(p *policy) []RouteStanding {
+func (e *engine) standings(p *policy) []RouteStanding {
 	all := make([]RouteStanding, 0, len(p.routes))
 	for _, r := range p.routes {
 		host := r.Host(p.upstream.host)
-		shut := s.engine.gates.shut(func(k gateKey) bool { return k.host == host && r.Asks(k.model) })
+		shut := e.gates.shut(func(k gateKey) bool { return k.host == host && r.Asks(k.model) })
 		all = append(all, RouteStanding{Name: r.Name, Host: host, Shut: shut, Calls: r.Calls(), Keys: r.Standings()})
 	}
 	return all
@@ -138,16 +138,18 @@ func busiest(all []pace.Standing) (name string, used float64) {
 }
 
 // Stats may be called at any time.
-func (s *Server) Stats() Stats {
-	n, p := &s.engine.counts, s.policy.Load()
-	standings := s.engine.pacer.Standings()
-	spent, ceiling, _ := s.engine.ceiling.Stands()
+func (s *Server) Stats() Stats { return s.engine.stats(s.policy.Load()) }
+
+func (e *engine) stats(p *policy) Stats {
+	n := &e.counts
+	standings := e.pacer.Standings()
+	spent, ceiling, _ := e.ceiling.Stands()
 	return Stats{
-		Cost: s.engine.ledger.Books(), SpentToday: spent, Ceiling: ceiling,
-		Routes:   s.standings(p),
+		Cost: e.ledger.Books(), SpentToday: spent, Ceiling: ceiling,
+		Routes:   e.standings(p),
 		Pacing:   standings[:min(len(standings), mostStandings)],
 		Upstream: p.upstream.name, Policy: p.name,
-		InFlight: n.inFlight.Load(), Waiting: n.waiting.Load(), Holding: n.holding.Load(), Shut: s.engine.gates.shut(func(gateKey) bool { return true }),
+		InFlight: n.inFlight.Load(), Waiting: n.waiting.Load(), Holding: n.holding.Load(), Shut: e.gates.shut(func(gateKey) bool { return true }),
 		Streams: n.streams.Load(), ReplayBytes: n.replay.used.Load(),
 		Calls: n.calls.Load(), Attempts: n.attempts.Load(), Retries: n.retries.Load(), Failed: n.failed.Load(), Resumed: n.resumed.Load(),
 	}

@@ -184,8 +184,11 @@ func (c *Ceiling) Close() error {
 }
 
 // Stands returns what was spent today and what may be, in dollars, and what was wrong
-// with writing it down last.
+// with writing it down last. The nil Ceiling has no limit.
 func (c *Ceiling) Stands() (spent, limit float64, failure error) {
+	if c == nil {
+		return 0, 0, nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.turn()
