@@ -7,7 +7,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"math"
 	"net"
 	"net/http"
 	"os"
@@ -16,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/peek"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
@@ -59,7 +59,7 @@ func (c *call) admit(w http.ResponseWriter, r *http.Request) bool {
 		return false
 	}
 	c.upload = &upload{src: http.MaxBytesReader(w, r.Body, largest), patience: c.patience}
-	b, err := takeIn(c.upload, intake{memory: &c.engine.counts.replay, most: p.memory, keep: p.replay, size: r.ContentLength})
+	b, err := body.TakeIn(c.upload, body.Intake{Memory: &c.engine.counts.replay, Most: p.memory, Keep: p.replay, Size: r.ContentLength})
 	if err != nil {
 		c.refuse(w, verdict{code: uploadCode(err), err: err})
 		return false
@@ -150,7 +150,7 @@ func (c *call) ask() {
 	}
 	c.readRequest()
 	c.askLess()
-	if text := c.body.text(); len(c.rules.routes) > 1 || len(c.rules.routes) == 1 && c.rules.routes[0].Len() > 1 {
+	if text := c.body.Text(); len(c.rules.routes) > 1 || len(c.rules.routes) == 1 && c.rules.routes[0].Len() > 1 {
 		if c.way.prefix, c.way.filed = routes.Prefix(text); c.way.filed {
 			c.way.prefix = 0 // as the calls by which the files came
 		}
@@ -162,11 +162,11 @@ func (c *call) ask() {
 
 // readRequest notes what the body says of itself.
 func (c *call) readRequest() {
-	if text := c.body.text(); text != nil {
+	if text := c.body.Text(); text != nil {
 		peek.Members(text, func(key, value []byte) {
 			switch string(key) {
 			case "model":
-				if len(value) <= mostName {
+				if len(value) <= body.MostName {
 					c.request.model = peek.Text(value)
 				}
 			case "stream":
@@ -183,7 +183,7 @@ func (c *call) readRequest() {
 // askLess makes the request one for less, if claude.degrade has a rule for the caller.
 func (c *call) askLess() {
 	rule := routes.Degrade(c.rules.degrade, c.x.Tier, c.step)
-	text := c.body.text()
+	text := c.body.Text()
 	if rule == nil || len(text) == 0 || c.x.Route != routeMessages {
 		return
 	}
@@ -195,10 +195,8 @@ func (c *call) askLess() {
 	if &changed[0] == &text[0] {
 		return
 	}
-	if room := int64(len(text)) + routes.Slack; c.body.memory.take(room, math.MaxInt64) { // what the rule is for must not depend on memory
-		c.body.held += room
-	}
-	c.body.replace(changed)
+	c.body.Spare(int64(len(text)) + routes.Slack) // what the rule is for must not depend on memory
+	c.body.Replace(changed)
 	var less []string
 	if model != c.request.model {
 		c.request.model, less = model, append(less, model)
@@ -230,7 +228,7 @@ func (c *call) afford() (verdict, bool) {
 	defer cancel()
 	const bytesPerToken = 3
 	nano, _ := c.rules.prices.Cost(price.Usage{
-		Model: c.request.model, CacheWrite: max(c.body.size, 0) / bytesPerToken, Output: c.engine.ledger.Answer(c.request.model, c.request.maxTokens),
+		Model: c.request.model, CacheWrite: max(c.body.Size, 0) / bytesPerToken, Output: c.engine.ledger.Answer(c.request.model, c.request.maxTokens),
 	})
 	before := time.Now()
 	stake, err := c.engine.ceiling.Reserve(ctx, nano)
@@ -250,9 +248,6 @@ func (c *call) afford() (verdict, bool) {
 	}
 	return verdict{code: Limited, cause: CauseRateLimited, err: err}, false
 }
-
-// mostName is the length of the longest model name that is looked at.
-const mostName = 128
 
 // uploadCode tells what went wrong on the client's side of an upload.
 func uploadCode(err error) Code {

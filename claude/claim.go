@@ -235,7 +235,7 @@ func (c *call) queue() bool {
 // asks is what the call would take of the rate limits.
 func (c *call) asks() pace.Ask {
 	return pace.Ask{
-		Bytes: max(c.body.size, 0), MaxTokens: c.request.maxTokens,
+		Bytes: max(c.body.Size, 0), MaxTokens: c.request.maxTokens,
 		Flow: c.x.Caller + c.x.Color, Weight: c.weight, Deadline: c.deadline,
 	}
 }

@@ -48,7 +48,7 @@ func (c *call) forward() (*answer, verdict) {
 	a.timer = time.AfterFunc(a.first, a.tooLate)
 	out := c.out.WithContext(a.ctx)
 	var res *http.Response
-	err := c.sends.attach(out, a.progress)
+	err := c.sends.Attach(out, a.progress)
 	if err == nil {
 		res, err = c.engine.rt.RoundTrip(out)
 	}

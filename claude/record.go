@@ -1,9 +1,7 @@
 package claude
 
 import (
-	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -11,9 +9,9 @@ import (
 	"strings"
 	"time"
 
-	"mainstay.dev/mainstay/claude/internal/peek"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
+	"mainstay.dev/mainstay/claude/internal/words"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -88,23 +86,6 @@ func explain(v verdict, target string, attempts int) (kind, message string) {
 	return kind, message
 }
 
-// errorJSON is an error in the API's shape (https://docs.claude.com/en/api/errors).
-func errorJSON(kind, message, id string) []byte {
-	type detail struct {
-		Type    string `json:"type"`
-		Message string `json:"message"`
-	}
-	b, err := json.Marshal(struct {
-		Type  string `json:"type"`
-		Error detail `json:"error"`
-		ID    string `json:"request_id"`
-	}{"error", detail{kind, message}, id})
-	if err != nil {
-		panic("claude: three strings are no JSON: " + err.Error())
-	}
-	return b
-}
-
 // refuse answers with an error of our own.
 func (c *call) refuse(w http.ResponseWriter, v verdict) {
 	c.end = v
@@ -129,7 +110,7 @@ func (c *call) say(h http.Header, v verdict) (status int, body []byte) {
 	} else {
 		c.closeRetries(h, v)
 	}
-	body = errorJSON(kind, message, c.x.ID)
+	body = words.Error(kind, message, c.x.ID)
 	h["Content-Type"] = []string{"application/json"}
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	h["Request-Id"] = []string{c.x.ID}
@@ -146,7 +127,7 @@ func (c *call) record() {
 	if c.end.code == "" {
 		c.end = verdict{code: Internal} // only a panic gets here
 	}
-	c.watch.estimate()
+	c.watch.Estimate()
 	c.tried(c.end.cause)
 	x.Code, x.Blame, x.Err = string(c.end.code), blames[c.end.code], c.end.err
 	if c.end.own {
@@ -164,10 +145,10 @@ func (c *call) record() {
 	}
 	if c.body != nil {
 		if x.GenAI.Model == "" {
-			x.GenAI.Model = c.body.model()
+			x.GenAI.Model = c.body.Model()
 		}
 		c.leaveWays()
-		c.body.release()
+		c.body.Release()
 	}
 	c.credit()
 	c.book()
@@ -236,8 +217,8 @@ func (c *call) book() {
 		return
 	}
 	u := price.Usage{
-		Model: g.Model, Input: g.InputTokens, CacheRead: g.CacheReadTokens, CacheWrite: g.CacheWriteTokens, CacheHour: c.watch.hour,
-		Output: g.OutputTokens, Batch: c.watch.batch,
+		Model: g.Model, Input: g.InputTokens, CacheRead: g.CacheReadTokens, CacheWrite: g.CacheWriteTokens, CacheHour: c.watch.Hour,
+		Output: g.OutputTokens, Batch: c.watch.Batch,
 	}
 	var known bool
 	g.CostNanoUSD, known = c.rules.prices.Cost(u)
@@ -246,41 +227,6 @@ func (c *call) book() {
 	if first {
 		c.engine.emit("unpriced_model", slog.LevelWarn, "The price of a Claude model is not known, so its calls are in no sum; give it in claude.prices.", slog.String("model", strings.Clone(g.Model)))
 	}
-}
-
-// text returns a body that is kept, or can be had again and is not large; else nil.
-func (b *body) text() []byte {
-	switch {
-	case !b.replayable() || b.size <= 0 || b.size > mostReplay:
-		return nil
-	case b.open == nil:
-		return b.kept
-	}
-	r, err := b.open()
-	if err != nil {
-		return nil
-	}
-	defer r.Close()
-	text, err := io.ReadAll(io.LimitReader(r, mostReplay))
-	if err != nil {
-		return nil
-	}
-	return text
-}
-
-// model reads the model's name from a request; only calls that brought no answer
-// with it need that.
-func (b *body) model() (name string) {
-	const most = 1 << 20 // beyond it, reading costs more than the name is worth
-	if b.size > most {
-		return ""
-	}
-	peek.Members(b.text(), func(key, value []byte) {
-		if string(key) == "model" && len(value) <= mostName {
-			name = peek.Text(value)
-		}
-	})
-	return name
 }
 
 // firstByte notes when the answer began.

@@ -10,14 +10,16 @@ import (
 	"net/http"
 	"strconv"
 	"time"
+
+	"mainstay.dev/mainstay/claude/internal/words"
 )
 
 // relay gives the answer to the client and returns what the call came to. broken:
 // the client must be made to see that the answer is not whole, by breaking its
 // connection off.
 func (c *call) relay(w http.ResponseWriter, a *answer) (end verdict, broken bool) {
-	c.watch.begin(a, c.shape, &c.x.GenAI)
-	defer c.watch.end()
+	c.watch.Begin(a.res.Header, a.events, c.shape.message, &c.x.GenAI)
+	defer c.watch.End()
 	c.head(w, a)
 	out := &toClient{w: w, c: c}
 	if a.events || a.res.ContentLength < 0 {
@@ -27,21 +29,21 @@ func (c *call) relay(w http.ResponseWriter, a *answer) (end verdict, broken bool
 	switch {
 	case a.whole:
 		out.flush = nil
-		c.watch.whole(a.ahead, a.res.Header)
+		c.watch.Whole(a.ahead, a.res.Header)
 		_, err = out.Write(a.ahead)
-	case a.events && c.watch.plain:
+	case a.events && c.watch.Plain:
 		err = c.relayEvents(out, a)
 	default:
 		err = c.relayBytes(out, a)
 	}
-	c.watch.end()
+	c.watch.End()
 	end, whole := c.outcome(a, out, err)
 	if c.resumes > 0 {
 		w.Header()[http.TrailerPrefix+"Mainstay-Resumed"] = []string{strconv.Itoa(c.resumes)}
 	}
 	if whole {
 		copyTrailers(w, a.res)
-	} else if out.err == nil && !c.watch.failed && a.events && c.watch.plain && !out.within {
+	} else if out.err == nil && !c.watch.Failed && a.events && c.watch.Plain && !out.within {
 		out.errorEvent(end)
 	}
 	return end, !whole
@@ -56,11 +58,11 @@ func (c *call) outcome(a *answer, out *toClient, err error) (v verdict, whole bo
 			return v, false
 		}
 		return verdict{code: ClientGone, cause: CauseClient, err: out.err}, false
-	case c.watch.failed:
+	case c.watch.Failed:
 		return verdict{code: StreamError, cause: CauseStream, err: errors.New("the stream carried an error: " + c.x.GenAI.ErrorType)}, err == nil
 	case err != nil:
 		return c.lost(a, err), false
-	case c.watch.unfinished():
+	case c.watch.Unfinished():
 		return verdict{code: UpstreamCut, cause: CauseCut, err: errors.New("the stream ended without message_stop")}, false
 	}
 	return a.verdict, true
@@ -121,7 +123,7 @@ func (c *call) sign(h http.Header, code Code) {
 	if code != OK {
 		h["Mainstay-Code"] = []string{string(code)}
 	}
-	if c.upload != nil && !c.upload.ended.Load() && (c.body == nil || !c.body.replayable()) {
+	if c.upload != nil && !c.upload.ended.Load() && (c.body == nil || !c.body.Replayable()) {
 		h["Connection"] = []string{"close"} // the client is still sending what nobody will read
 	}
 }
@@ -138,7 +140,7 @@ func (c *call) relayEvents(out *toClient, a *answer) error {
 	} else if err := out.begin(); err != nil {
 		return err
 	}
-	whole := c.watch.feed(buf[:n])
+	whole := c.watch.Feed(buf[:n])
 	for {
 		if whole == 0 && n == len(buf) {
 			out.within = true
@@ -155,7 +157,7 @@ func (c *call) relayEvents(out *toClient, a *answer) error {
 		m, err := a.Read(buf[n:])
 		whole = 0
 		if m > 0 {
-			if at := c.watch.feed(buf[n : n+m]); at > 0 {
+			if at := c.watch.Feed(buf[n : n+m]); at > 0 {
 				whole = n + at
 			}
 			n += m
@@ -185,7 +187,7 @@ func (c *call) lastEvents(out *toClient, left []byte, whole int, err error) erro
 // relayBytes relays anything else as it comes.
 func (c *call) relayBytes(out *toClient, a *answer) error {
 	if len(a.ahead) > 0 {
-		c.watch.feed(a.ahead)
+		c.watch.Feed(a.ahead)
 		if _, err := out.Write(a.ahead); err != nil {
 			return err
 		}
@@ -197,7 +199,7 @@ func (c *call) relayBytes(out *toClient, a *answer) error {
 	for {
 		n, err := a.Read(buf)
 		if n > 0 {
-			c.watch.feed(buf[:n])
+			c.watch.Feed(buf[:n])
 			if _, werr := out.Write(buf[:n]); werr != nil {
 				return werr
 			}
@@ -246,7 +248,7 @@ func (t *toClient) Write(p []byte) (int, error) {
 // the API's words.
 func (t *toClient) errorEvent(v verdict) {
 	kind, message := explain(v, t.c.out.URL.Host, t.c.x.Tries+1)
-	_, _ = fmt.Fprintf(t, "event: error\ndata: %s\n\n", errorJSON(kind, message, t.c.x.ID)) // the connection is broken off after it in any case
+	_, _ = fmt.Fprintf(t, "event: error\ndata: %s\n\n", words.Error(kind, message, t.c.x.ID)) // the connection is broken off after it in any case
 }
 
 // copyTrailers passes on what the upstream said after its body.

@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/attach"
+	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/gather"
 	"mainstay.dev/mainstay/claude/internal/mend"
+	"mainstay.dev/mainstay/claude/internal/words"
 )
 
 // aggregateHeader: off lets a call that does not stream go upstream as it is.
@@ -35,11 +37,11 @@ func (c *call) makeWhole() {
 	case c.request.stream && c.rules.streams:
 		c.mend = &mend.Message{Whole: c.request.format}
 	case !c.request.stream && c.request.gather:
-		text, ok := gather.Streaming(c.body.text())
+		text, ok := gather.Streaming(c.body.Text())
 		if !ok {
 			return
 		}
-		c.body.replace(text)
+		c.body.Replace(text)
 		c.mend = &mend.Message{Whole: c.request.format, Unseen: true, Anew: cheap}
 		c.gather = &gather.Message{Limit: c.rules.answer}
 	default:
@@ -91,9 +93,7 @@ func (c *call) told(res *http.Response) (*answer, verdict) {
 	v := verdict{code: OK}
 	body, kind := c.gather.Failure()
 	if body != nil {
-		if res.StatusCode = statuses[kind]; res.StatusCode == 0 {
-			res.StatusCode = http.StatusInternalServerError
-		}
+		res.StatusCode = words.Status(kind)
 		v = judgeStatus(res.StatusCode)
 		v.again = false
 		c.try.Status = res.StatusCode
@@ -114,12 +114,6 @@ func (c *call) told(res *http.Response) (*answer, verdict) {
 	return a, v
 }
 
-// statuses are those of the API's errors (https://docs.claude.com/en/api/errors).
-var statuses = map[string]int{
-	"invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403, "not_found_error": 404,
-	"conflict_error": 409, "request_too_large": 413, "rate_limit_error": 429, "api_error": 500, "timeout_error": 504, "overloaded_error": 529,
-}
-
 // landed is a gathered answer, for those who are attached to its call. Nobody changes
 // it.
 type landed struct {
@@ -138,12 +132,12 @@ func (c *call) attach(w http.ResponseWriter, r *http.Request, s *Server) bool {
 	who := identityOf(c.out)
 	again, _ := strconv.Atoi(r.Header.Get("X-Stainless-Retry-Count"))
 	if c.rules.joins || again > 0 {
-		if f := s.board.Join(who, c.body.kept); f != nil && c.ride(w, f) {
+		if f := s.board.Join(who, c.body.Kept); f != nil && c.ride(w, f) {
 			c.attached = again > 0
 			return true
 		}
 	}
-	c.flight = s.board.Begin(s.base, who, c.body.kept, c.rules.attach)
+	c.flight = s.board.Begin(s.base, who, c.body.Kept, c.rules.attach)
 	c.ctx = c.flight.Context()
 	c.leave = context.AfterFunc(r.Context(), c.flight.Leave)
 	return false
@@ -346,7 +340,7 @@ func (m *mending) resume(v verdict) {
 			m.done = true
 			return
 		}
-		wait, ok := time.Duration(0), v.again && c.body.replayable()
+		wait, ok := time.Duration(0), v.again && c.body.Replayable()
 		if ok {
 			wait, ok = c.next(v.after)
 		}
@@ -368,14 +362,14 @@ func (m *mending) goOn(wait time.Duration, broke verdict) verdict {
 	c := m.c
 	c.way.pinned = true
 	defer func() { c.way.pinned = false }()
-	rest := c.mend.Continue(c.chosen().text(), m.plain)
+	rest := c.mend.Continue(c.chosen().Text(), m.plain)
 	if rest == nil || !c.claim(wait) {
 		broke.again = false
 		return broke
 	}
-	c.sends = newBody(int64(len(rest)), &reserve{})
-	c.sends.kept = rest
-	defer c.sends.release()
+	c.sends = body.New(int64(len(rest)), &body.Reserve{})
+	c.sends.Kept = rest
+	defer c.sends.Release()
 	c.midway = true
 	if c.mend.Resumes() {
 		c.resumes++

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/routes"
 	"mainstay.dev/mainstay/health"
@@ -188,8 +189,8 @@ type way struct {
 	via     *routes.Route
 	access  *routes.Access // nil: the caller's own key
 	asked   *http.Request  // the request as the call has made it; nil: no way was taken yet
-	sent    *body          // what goes the way that was chosen; nil: the call's own
-	fitted  map[*routes.Route]*body
+	sent    *body.Body     // what goes the way that was chosen; nil: the call's own
+	fitted  map[*routes.Route]*body.Body
 	prefix  uint64           // what the prompt cache may know the prompt by
 	filed   bool             // the prompt speaks of files or containers, which are with one key
 	pinned  bool             // the way must not change: an answer is continued
@@ -200,7 +201,7 @@ type way struct {
 
 // forks reports whether the call has a choice of routes.
 func (c *call) forks() bool {
-	return c.gate != nil && len(c.rules.routes) > 1 && !c.way.pinned && c.x.Route == routeMessages && c.body.text() != nil
+	return c.gate != nil && len(c.rules.routes) > 1 && !c.way.pinned && c.x.Route == routeMessages && c.body.Text() != nil
 }
 
 // takes reports whether the call may go by r, and what model it then asks for.
@@ -285,27 +286,26 @@ func (c *call) findLane(model string) {
 
 // fit returns the body that goes by r, which is made once; nil: replay_memory has no room
 // for it.
-func (c *call) fit(r *routes.Route, model string) *body {
+func (c *call) fit(r *routes.Route, model string) *body.Body {
 	if r == c.rules.routes[0] {
 		return c.body
 	}
 	if b := c.way.fitted[r]; b != nil {
 		return b
 	}
-	text, memory := c.body.text(), c.body.memory
+	text, memory := c.body.Text(), c.body.Memory()
 	room := int64(len(text)) + routes.Slack
-	if !memory.take(room, c.policy.memory) {
+	if !memory.Take(room, c.policy.memory) {
 		return nil
 	}
 	b := c.body
 	if changed := r.Body(text, model); len(text) > 0 && &changed[0] != &text[0] {
-		b = newBody(int64(len(changed)), memory)
-		b.kept, b.held = changed, room
+		b = c.body.Changed(changed, room)
 	} else {
-		memory.give(room)
+		memory.Give(room)
 	}
 	if c.way.fitted == nil {
-		c.way.fitted = map[*routes.Route]*body{}
+		c.way.fitted = map[*routes.Route]*body.Body{}
 	}
 	c.way.fitted[r] = b
 	return b
@@ -315,13 +315,13 @@ func (c *call) fit(r *routes.Route, model string) *body {
 func (c *call) leaveWays() {
 	for _, b := range c.way.fitted {
 		if b != c.body {
-			b.release()
+			b.Release()
 		}
 	}
 }
 
 // chosen is the body that goes the way that was chosen.
-func (c *call) chosen() *body {
+func (c *call) chosen() *body.Body {
 	if c.way.sent != nil {
 		return c.way.sent
 	}

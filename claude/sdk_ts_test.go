@@ -65,7 +65,7 @@ func typescript(t *testing.T, url string, v any, args ...string) {
 }
 
 func TestWithFivePercentFaultsTheOfficialTypeScriptClientSeesNone(t *testing.T) {
-	st, fake := over(t, claudetest.Options{Seed: 11, FaultRate: 0.05, RetryAfter: "0.002", Gzip: true}, nil)
+	st, fake := over(t, claudetest.Options{Seed: 11, FaultRate: 0.05, RetryAfter: "0.002", Gzip: true}, sevenTries)
 	var got struct {
 		Calls, Failed int
 		Failures      []any

@@ -25,8 +25,10 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/attach"
+	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/gather"
 	"mainstay.dev/mainstay/claude/internal/mend"
+	"mainstay.dev/mainstay/claude/internal/observe"
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
@@ -250,8 +252,8 @@ type call struct {
 	upload   *upload
 	shape    shape
 	out      *http.Request // what goes upstream, but for the body
-	body     *body
-	sends    *body // the one that the attempt under way sends: body, or a continuation
+	body     *body.Body
+	sends    *body.Body // the one that the attempt under way sends: body, or a continuation
 	request  request
 	mend     *mend.Message          // of a stream that is recovered; nil: it passes as it comes
 	gather   *gather.Message        // of the stream of a call that does not stream; nil: it is none
@@ -272,7 +274,7 @@ type call struct {
 	until    time.Time         // no wait may last longer; zero: nothing has gone wrong yet
 	try      telemetry.Attempt // the one under way
 	trying   bool
-	watch    observer
+	watch    observe.Observer
 	end      verdict
 	held     bool // at a gate that was not open
 	attached bool // as an SDK's retry, to the call that still ran
@@ -409,7 +411,7 @@ func (c *call) settle() (*answer, verdict) {
 // another claims another attempt after one that came to v: with another key, after a
 // wait, or by another route.
 func (c *call) another(v verdict) (wait time.Duration, more bool) {
-	if v.code == OK || !c.body.replayable() {
+	if v.code == OK || !c.body.Replayable() {
 		return 0, false
 	}
 	if c.other(v) {

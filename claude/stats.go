@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
@@ -15,7 +16,7 @@ import (
 type counters struct {
 	inFlight, waiting, streams       atomic.Int64
 	calls, attempts, retries, failed atomic.Int64
-	replay                           reserve
+	replay                           body.Reserve
 	holding, resumed                 atomic.Int64
 }
 
@@ -150,7 +151,7 @@ func (e *engine) stats(p *policy) Stats {
 		Pacing:   standings[:min(len(standings), mostStandings)],
 		Upstream: p.upstream.name, Policy: p.name,
 		InFlight: n.inFlight.Load(), Waiting: n.waiting.Load(), Holding: n.holding.Load(), Shut: e.gates.shut(func(gateKey) bool { return true }),
-		Streams: n.streams.Load(), ReplayBytes: n.replay.used.Load(),
+		Streams: n.streams.Load(), ReplayBytes: n.replay.Used(),
 		Calls: n.calls.Load(), Attempts: n.attempts.Load(), Retries: n.retries.Load(), Failed: n.failed.Load(), Resumed: n.resumed.Load(),
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/retry"
 	"mainstay.dev/mainstay/telemetry"
@@ -73,10 +74,6 @@ func NewTransport(cfg Config) (*Transport, error) {
 	}
 	return &Transport{Config: &cfg}, nil
 }
-
-// mostReplay bounds a body that comes without GetBody and is kept for another try;
-// the API takes no larger message.
-const mostReplay = 34e6
 
 func (t *Transport) prepare() {
 	var cfg Config
@@ -166,9 +163,9 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	a.piece = nil // whoever reads the body may close it at the same time: it can't be pooled
 	res := a.res
-	c.watch.begin(a, c.shape, &c.x.GenAI)
+	c.watch.Begin(a.res.Header, a.events, c.shape.message, &c.x.GenAI)
 	if a.whole {
-		c.watch.whole(a.ahead, res.Header)
+		c.watch.Whole(a.ahead, res.Header)
 	}
 	c.closeRetries(res.Header, a.verdict)
 	c.sign(res.Header, a.verdict.code)
@@ -225,7 +222,7 @@ func (t *Transport) begin(r *http.Request) *call {
 func (c *call) takeOver(r *http.Request) (err error) {
 	memory := &c.engine.counts.replay
 	if r.Body == nil || r.Body == http.NoBody {
-		c.body = newBody(0, memory)
+		c.body = body.New(0, memory)
 		return nil
 	}
 	size := r.ContentLength
@@ -233,18 +230,18 @@ func (c *call) takeOver(r *http.Request) (err error) {
 		size = -1 // there is a body, but nobody said how long it is
 	}
 	if r.GetBody != nil {
-		c.body = newBody(size, memory)
-		c.body.open = r.GetBody
+		c.body = body.New(size, memory)
+		c.body.Open = r.GetBody
 		c.x.BytesIn = max(size, 0)
-		if err = r.Body.Close(); err == nil && size <= mostReplay && c.rules.patient && (c.shape.message || c.x.Route == routeCount) {
-			err = c.body.keep() // it will be read more than once
+		if err = r.Body.Close(); err == nil && size <= body.Most && c.rules.patient && (c.shape.message || c.x.Route == routeCount) {
+			err = c.body.Keep() // it will be read more than once
 		}
 		return err
 	}
 	c.upload = &upload{src: r.Body}
-	c.body, err = takeIn(c.upload, intake{memory: memory, most: 1 << 62, keep: mostReplay, size: size})
-	if err == nil && !c.body.replayable() {
-		c.body.owner = r.Body
+	c.body, err = body.TakeIn(c.upload, body.Intake{Memory: memory, Most: 1 << 62, Keep: body.Most, Size: size})
+	if err == nil && !c.body.Replayable() {
+		c.body.Owner = r.Body
 		return nil
 	}
 	return errors.Join(err, r.Body.Close())
@@ -272,7 +269,7 @@ func (b *reading) Read(p []byte) (int, error) {
 		return n, errors.Join(err, context.Cause(b.a.ctx))
 	}
 	b.c.x.BytesOut += int64(n)
-	b.c.watch.feed(p[:n])
+	b.c.watch.Feed(p[:n])
 	if err != nil {
 		b.err = b.finish(err)
 	}
@@ -282,7 +279,7 @@ func (b *reading) Read(p []byte) (int, error) {
 // finish ends the call with what reading its body came to.
 func (b *reading) finish(err error) error {
 	c := b.c
-	c.watch.end()
+	c.watch.End()
 	if errors.Is(err, io.EOF) {
 		err = nil
 	}
@@ -303,7 +300,7 @@ func (b *reading) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.done {
-		b.c.watch.end()
+		b.c.watch.End()
 		b.c.end = b.unread()
 		b.leave()
 	}
@@ -313,7 +310,7 @@ func (b *reading) Close() error {
 // unread tells what the call came to, judging by what of its body was read.
 func (b *reading) unread() verdict {
 	switch w := &b.c.watch; {
-	case w.failed || w.stopped || b.a.whole || b.a.verdict.code != OK: // nothing of interest is missing
+	case w.Failed || w.Stopped || b.a.whole || b.a.verdict.code != OK: // nothing of interest is missing
 		v, _ := b.c.outcome(b.a, &toClient{}, nil)
 		return v
 	}
