@@ -32,12 +32,18 @@ func (c *call) promise(h http.Header) {
 		return
 	}
 	limit := c.rules.deadline
-	for _, asked := range []time.Duration{seconds(own), seconds(h.Get("X-Stainless-Timeout"))} {
-		if asked > 0 {
-			limit = min(limit, asked)
-		}
+	if asked := seconds(own); asked > 0 {
+		limit = min(limit, asked)
+	}
+	c.whole = c.x.Start.Add(limit - min(limit/20, time.Second))
+	if asked := seconds(h.Get("X-Stainless-Timeout")); asked > 0 {
+		limit = min(limit, asked)
 	}
 	c.deadline = c.x.Start.Add(limit - min(limit/20, time.Second))
+	const last = "2" // the retries that the SDKs make unless told otherwise
+	if count := h.Get("X-Stainless-Retry-Count"); c.rules.attach == 0 || count == "" || count >= last {
+		c.whole = c.deadline // nobody will come for it
+	}
 }
 
 // deadlineHeader is how a caller says by when its answer must begin: "30s", "1m30s",
@@ -73,7 +79,7 @@ func (c *call) firstByteLimit() time.Duration {
 	if c.mend != nil || c.midway {
 		limit = min(limit, 2*c.rules.stall)
 	}
-	until := c.deadline
+	until := c.whole
 	if c.midway { // the call has begun to be answered: only its hold counts
 		until = c.limit()
 	}
@@ -282,7 +288,7 @@ func (c *call) outage(cause Cause) bool {
 	case CauseOverloaded, CauseStatus, CauseConnect, CauseBroken, CauseCut, CauseStalled, CauseStream:
 		return true
 	case CauseTimeout:
-		return c.deadline.IsZero() || time.Now().Before(c.deadline)
+		return c.deadline.IsZero() || time.Now().Before(c.whole)
 	}
 	return false
 }

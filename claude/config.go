@@ -36,8 +36,8 @@ type RetryConfig struct {
 	Deadline      time.Duration   `yaml:"deadline" doc:"Policy deadline: how long a call may take to begin its answer; x-stainless-timeout and mainstay-deadline of the request can shorten it."`
 	Hold          time.Duration   `yaml:"hold" doc:"Policy deadline: how long a call may wait for Claude to come back, retries and all; also for each break of a stream."`
 	Budget        setting.Percent `yaml:"budget" doc:"Policy deadline: retries of all calls together, as a share of the calls; a retry beyond it waits."`
-	Attach        time.Duration   `yaml:"attach" doc:"Policy deadline: how long a gathered call (recovery.aggregate) goes on after its client has left, so that the SDK's retry of it can attach to it instead of paying twice; 0: it ends at once."`
-	Join          bool            `yaml:"join" doc:"Policy deadline: identical gathered calls of the same key, at the same time, share one answer."`
+	Attach        time.Duration   `yaml:"attach" doc:"Policy deadline: how long a message (that recovery.streams or recovery.aggregate is on for) goes on after its client has left, so that the SDK's retry of it can attach to it instead of paying twice; 0: it ends at once."`
+	Join          bool            `yaml:"join" doc:"Policy deadline: identical messages of the same key, at the same time, share one answer, streamed or not."`
 	MaxRetries    int             `yaml:"max_retries" doc:"Policy compatible: retries after the first try; 0 turns them off."`
 	Base          time.Duration   `yaml:"base" doc:"Policy compatible: wait before the first retry; each further one is twice as long."`
 	Jitter        setting.Percent `yaml:"jitter" doc:"Policy compatible: by how much of itself a wait is spread, up or down; on top of a wait that Claude asked for, only up."`
@@ -49,6 +49,7 @@ type RecoveryConfig struct {
 	Streams   bool          `yaml:"streams" doc:"Hold the beginning of a stream until it has content, and thinking and tool use until they are whole; replay or continue a stream that breaks. The request header mainstay-recovery: off turns it off for one call."`
 	Aggregate bool          `yaml:"aggregate" doc:"Ask for the answer of a call that does not stream as a stream, and gather it into the JSON that the app waits for: so that a hang is seen within recovery.stall, and a break made whole. The request header mainstay-aggregate: off turns it off for one call."`
 	MaxAnswer setting.Bytes `yaml:"max_answer" doc:"Largest answer that is gathered, as the stream tells it; a larger one is answered 502."`
+	Memory    setting.Bytes `yaml:"memory" doc:"Memory for all answers under way together: gathered, kept so that they can be made whole, or for those who attach. Beyond it calls that do not stream go as they are, streams can't be made whole any more, and what is half gathered is answered 529 (answers_full)."`
 	Except    []string      `yaml:"except" doc:"Callers whose calls pass as they come: fingerprints of their keys, as the log shows them (key:1a2b3c4d5e6f)."`
 	Stall     time.Duration `yaml:"stall" doc:"How long a stream may say nothing, not even a ping, before its rest is asked for anew; its head may take twice as long."`
 }
@@ -76,7 +77,7 @@ func (c *Config) SetDefaults() {
 		Listen:   "127.0.0.1:8700",
 		Upstream: "https://api.anthropic.com",
 		Retry:    RetryConfig{Policy: "deadline", Deadline: 10 * time.Minute, Hold: 2 * time.Minute, Attach: 3 * time.Second, Budget: 0.2, MaxRetries: 3, Base: time.Second, Jitter: 0.25, MaxRetryAfter: time.Minute},
-		Recovery: RecoveryConfig{Streams: true, Aggregate: true, MaxAnswer: 32e6, Stall: 30 * time.Second},
+		Recovery: RecoveryConfig{Streams: true, Aggregate: true, MaxAnswer: 32e6, Memory: 256e6, Stall: 30 * time.Second},
 		Timeouts: TimeoutConfig{FirstByte: 10 * time.Minute, Idle: 3 * time.Minute, Client: 30 * time.Second},
 		// The API's limits are 32, 256 and 500 MB, which may be MiB.
 		Limits: LimitConfig{Body: 600e6, Message: 32 << 20, Batch: 256 << 20, File: 500 << 20, Replay: 34e6, ReplayMemory: 512e6},
@@ -99,6 +100,9 @@ func (c Config) Validate(ps *setting.Problems) {
 	ps.Below("retry", part)
 	if c.Recovery.MaxAnswer <= 0 || c.Recovery.MaxAnswer > 1e9 {
 		ps.Add("recovery.max_answer", "must be positive, and at most 1GB", "try 32MB")
+	}
+	if c.Recovery.Memory < c.Recovery.MaxAnswer {
+		ps.Add("recovery.memory", "must not be less than recovery.max_answer", "try 256MB")
 	}
 	if c.Recovery.Stall <= 0 {
 		ps.Add("recovery.stall", "must be positive", "try 30s")
@@ -182,6 +186,7 @@ func (c Config) rules() rules {
 		r.recovers, r.stall, r.except = c.Recovery.Streams || c.Recovery.Aggregate, c.Recovery.Stall, map[string]bool{}
 		r.attach, r.joins = c.Retry.Attach, c.Retry.Join
 		r.streams, r.gathers, r.answer = c.Recovery.Streams, c.Recovery.Aggregate, int(c.Recovery.MaxAnswer)
+		r.memory = int64(c.Recovery.Memory)
 		for _, caller := range c.Recovery.Except {
 			r.except[caller] = true
 		}
@@ -258,8 +263,9 @@ type rules struct {
 	streams    bool   // are made whole
 	attach     time.Duration
 	joins      bool
-	gathers    bool // what does not stream, from a stream
-	answer     int  // the largest that is gathered
+	gathers    bool  // what does not stream, from a stream
+	answer     int   // the largest that is gathered
+	memory     int64 // for answers
 	stall      time.Duration
 	except     map[string]bool // callers whose streams are left alone
 }

@@ -37,6 +37,7 @@ var replies = map[Code]struct {
 	UpstreamCut:     {502, "api_error"},
 	UpstreamStalled: {504, "timeout_error"},
 	AnswerTooLarge:  {502, "api_error"},
+	AnswersFull:     {529, "overloaded_error"},
 	Stopping:        {503, "api_error"},
 }
 
@@ -74,6 +75,8 @@ func explain(v verdict, target string, attempts int) (kind, message string) {
 		message = fmt.Sprintf("The answer from %s stopped coming.", target)
 	case AnswerTooLarge:
 		message = "The answer is larger than Mainstay gathers; raise claude.recovery.max_answer, ask for a stream, or send mainstay-aggregate: off."
+	case AnswersFull:
+		message = "Mainstay has no memory left for another answer; raise claude.recovery.memory, or make fewer calls at once."
 	case Stopping:
 		message = "Mainstay is stopping."
 	default:
@@ -128,6 +131,10 @@ func (c *call) record() {
 		c.end = verdict{code: Internal} // only a panic gets here
 	}
 	c.watch.Estimate()
+	if c.shadow { // paid for, and counted, by the call that it was attached to
+		g := &x.GenAI
+		g.InputTokens, g.CacheReadTokens, g.CacheWriteTokens, g.OutputTokens = 0, 0, 0, 0
+	}
 	c.tried(c.end.cause)
 	x.Code, x.Blame, x.Err = string(c.end.code), blames[c.end.code], c.end.err
 	if c.end.own {
@@ -150,6 +157,7 @@ func (c *call) record() {
 		c.leaveWays()
 		c.body.Release()
 	}
+	c.leaveRoom()
 	c.credit()
 	c.book()
 	c.settleLimits()

@@ -224,15 +224,27 @@ type toClient struct {
 
 // begin lets the client see the head before there is any of the body.
 func (t *toClient) begin() error {
-	if t.flush != nil {
-		t.err = t.flush()
+	if t.flush == nil || t.err != nil {
+		return t.err
 	}
-	return t.err
+	return t.fail(t.flush())
+}
+
+// fail notes that the client has left. The call goes on, if others may ask for its
+// answer.
+func (t *toClient) fail(err error) error {
+	if t.err = err; t.c != nil && t.c.flight != nil {
+		return nil
+	}
+	return err
 }
 
 func (t *toClient) Write(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
+	}
+	if t.err != nil {
+		return len(p), nil
 	}
 	t.c.patience.write()
 	n, err := t.w.Write(p)
@@ -240,8 +252,7 @@ func (t *toClient) Write(p []byte) (int, error) {
 	if err == nil && t.flush != nil {
 		err = t.flush()
 	}
-	t.err = err
-	return n, err
+	return n, t.fail(err)
 }
 
 // errorEvent ends a stream that broke between two events with one that says so, in

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"mainstay.dev/mainstay/claude/internal/attach"
 	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/gather"
 	"mainstay.dev/mainstay/claude/internal/mend"
@@ -37,6 +36,9 @@ func (c *call) makeWhole() {
 	case c.request.stream && c.rules.streams:
 		c.mend = &mend.Message{Whole: c.request.format}
 	case !c.request.stream && c.request.gather:
+		if !c.room(1) { // it is not needed so badly that others should fail for it
+			return
+		}
 		text, ok := gather.Streaming(c.body.Text())
 		if !ok {
 			return
@@ -62,6 +64,9 @@ func (c *call) gathered(stream *answer) (*answer, verdict) {
 		if _, bad := c.gather.Write(buf[:n]); bad != nil {
 			return nil, c.misfit(bad)
 		}
+		if !c.room(c.mend.Size() + c.gather.Size()) {
+			return nil, errNoRoom
+		}
 		switch {
 		case errors.Is(err, io.EOF):
 			return c.told(stream.res)
@@ -82,7 +87,7 @@ func (c *call) misfit(err error) verdict {
 // late turns a verdict on an answer that took longer than its caller waits into one
 // that says so.
 func (c *call) late(v verdict) verdict {
-	if v.cause == CauseStalled && !time.Now().Before(c.deadline) {
+	if v.cause == CauseStalled && !time.Now().Before(c.whole) {
 		return verdict{code: UpstreamTimeout, cause: CauseTimeout, err: errLate}
 	}
 	return v
@@ -112,98 +117,6 @@ func (c *call) told(res *http.Response) (*answer, verdict) {
 	a.timer = time.AfterFunc(forever, a.tooLate)
 	a.arrived()
 	return a, v
-}
-
-// landed is a gathered answer, for those who are attached to its call. Nobody changes
-// it.
-type landed struct {
-	status int
-	header http.Header
-	body   []byte
-	end    verdict
-}
-
-// attach shares the answer of an identical call under way, where the call is an SDK's
-// retry of it or calls may join. True: it has been answered.
-func (c *call) attach(w http.ResponseWriter, r *http.Request, s *Server) bool {
-	if c.gather == nil || c.rules.attach == 0 && !c.rules.joins {
-		return false
-	}
-	who := identityOf(c.out)
-	again, _ := strconv.Atoi(r.Header.Get("X-Stainless-Retry-Count"))
-	if c.rules.joins || again > 0 {
-		if f := s.board.Join(who, c.body.Kept); f != nil && c.ride(w, f) {
-			c.attached = again > 0
-			return true
-		}
-	}
-	c.flight = s.board.Begin(s.base, who, c.body.Kept, c.rules.attach)
-	c.ctx = c.flight.Context()
-	c.leave = context.AfterFunc(r.Context(), c.flight.Leave)
-	return false
-}
-
-// identityOf tells apart what must not share an answer: the key, the address, and the
-// headers that shape what is answered.
-func identityOf(out *http.Request) string {
-	parts := []string{out.URL.Path, out.URL.RawQuery}
-	for _, name := range []string{"X-Api-Key", "Authorization", "Anthropic-Version", "Anthropic-Beta", "Content-Type"} {
-		parts = append(parts, strings.Join(out.Header[name], ","))
-	}
-	return strings.Join(parts, "\x00")
-}
-
-// ride waits for another call's answer. False: it came to nothing, and the call has
-// to see for itself.
-func (c *call) ride(w http.ResponseWriter, f *attach.Flight[landed]) bool {
-	defer f.Leave()
-	late := time.NewTimer(time.Until(c.deadline))
-	defer late.Stop()
-	select {
-	case <-f.Landed():
-	case <-late.C:
-		c.refuse(w, verdict{code: UpstreamTimeout, cause: CauseTimeout, err: errLate})
-		return true
-	case <-c.ctx.Done():
-		v, _ := c.ended()
-		c.refuse(w, v)
-		return true
-	}
-	l := f.Answer()
-	if l == nil {
-		return false
-	}
-	res := &http.Response{StatusCode: l.status, Header: l.header.Clone(), ContentLength: int64(len(l.body))}
-	res.Header["Mainstay-Attached"] = []string{"1"}
-	c.firstByte()
-	c.end, _ = c.relay(w, &answer{res: res, body: http.NoBody, verdict: l.end, ahead: l.body, whole: true})
-	g := &c.x.GenAI // paid for, and counted, by the other call
-	g.InputTokens, g.CacheReadTokens, g.CacheWriteTokens, g.OutputTokens = 0, 0, 0, 0
-	return true
-}
-
-// land gives a call's answer to those who are attached to it.
-func (c *call) land(a *answer) {
-	if c.flight == nil {
-		return
-	}
-	var l *landed
-	if a != nil && a.whole && a.verdict.code == OK {
-		l = &landed{a.res.StatusCode, a.res.Header.Clone(), a.ahead, a.verdict}
-	}
-	c.flight.Land(l)
-}
-
-// depart ends the flight, if there is one, however the call ended.
-func (c *call) depart() {
-	if c.flight == nil {
-		return
-	}
-	c.flight.Land(nil)
-	if c.leave() {
-		c.flight.Leave()
-	}
-	c.flight.End()
 }
 
 // A mending is the body of a message's stream that is made whole from as many
@@ -263,7 +176,7 @@ func (m *mending) read() verdict {
 	c, a := m.c, m.a
 	a.idle = min(a.idle, c.rules.stall)
 	if c.gather != nil {
-		a.until = c.deadline
+		a.until = c.whole
 	}
 	buf := pieces.Get().(*[pieceSize]byte)
 	defer pieces.Put(buf)
@@ -272,7 +185,11 @@ func (m *mending) read() verdict {
 		if n > 0 {
 			a.arrived()
 		}
-		switch c.mend.Feed(buf[:n]) {
+		state := c.mend.Feed(buf[:n])
+		if !c.share() {
+			return errNoRoom
+		}
+		switch state {
 		case mend.Done, mend.Refused:
 			m.done = true
 			return verdict{code: OK}
@@ -305,14 +222,19 @@ func (m *mending) broke(err error) verdict {
 
 // Read gives what the client may have.
 func (m *mending) Read(p []byte) (int, error) {
+	c := m.c
 	for {
-		if n := m.c.mend.Take(p); n > 0 {
+		if n := c.mend.Take(p); n > 0 {
 			return n, nil
 		}
 		switch {
 		case m.done:
+			c.landStream(verdict{code: OK})
 			return 0, io.EOF
 		case m.err != nil:
+			if u, ok := errors.AsType[*unmended](m.err); ok {
+				c.landStream(u.verdict)
+			}
 			return 0, m.err
 		}
 		if v := m.advance(); v.code != OK {

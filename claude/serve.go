@@ -258,6 +258,9 @@ type call struct {
 	mend     *mend.Message          // of a stream that is recovered; nil: it passes as it comes
 	gather   *gather.Message        // of the stream of a call that does not stream; nil: it is none
 	flight   *attach.Flight[landed] // that others may attach to; nil: none
+	head0    *landed                // of a stream that others may attach to; nil: it has not begun, or is none
+	roomy    int64                  // bytes of memory reserved for the answer
+	shadow   bool                   // it was answered by another call, which paid
 	leave    func() bool            // stops watching whether the client leaves
 	resumes  int                    // attempts that went on with what the client had
 	midway   bool                   // the client has the beginning of an answer
@@ -271,6 +274,7 @@ type call struct {
 	way      way
 	refused  verdict           // why claim was in vain
 	deadline time.Time         // for the first byte; policy deadline only
+	whole    time.Time         // for an answer under way, which an SDK's retry may find; not before deadline
 	until    time.Time         // no wait may last longer; zero: nothing has gone wrong yet
 	try      telemetry.Attempt // the one under way
 	trying   bool
@@ -289,14 +293,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.ask()
-	if v, ok := c.afford(); !ok {
-		c.refuse(w, v)
-		return
-	}
 	if c.attach(w, r, s) {
 		return
 	}
 	defer c.depart()
+	if v, ok := c.afford(); !ok {
+		c.refuse(w, v)
+		return
+	}
 	a, v := c.settle()
 	c.land(a)
 	if a == nil {
@@ -304,6 +308,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer a.close()
+	c.takeOff(a)
 	var broken bool
 	if c.end, broken = c.relay(w, a); broken {
 		panic(http.ErrAbortHandler) // net/http breaks the connection off

@@ -16,7 +16,7 @@ import (
 type counters struct {
 	inFlight, waiting, streams       atomic.Int64
 	calls, attempts, retries, failed atomic.Int64
-	replay                           body.Reserve
+	replay, answers                  body.Reserve
 	holding, resumed                 atomic.Int64
 }
 
@@ -30,6 +30,7 @@ type Stats struct {
 	Shut        int64  `json:"shut"`         // models whose gate is not open
 	Streams     int64  `json:"streams"`      // of these, those that stream
 	ReplayBytes int64  `json:"replay_bytes"` // memory held for requests that may be sent again
+	AnswerBytes int64  `json:"answer_bytes"` // memory held for answers under way, and for those who may attach
 	Calls       int64  `json:"calls"`
 	Attempts    int64  `json:"attempts"`
 	Retries     int64  `json:"retries"`
@@ -151,7 +152,7 @@ func (e *engine) stats(p *policy) Stats {
 		Pacing:   standings[:min(len(standings), mostStandings)],
 		Upstream: p.upstream.name, Policy: p.name,
 		InFlight: n.inFlight.Load(), Waiting: n.waiting.Load(), Holding: n.holding.Load(), Shut: e.gates.shut(func(gateKey) bool { return true }),
-		Streams: n.streams.Load(), ReplayBytes: n.replay.Used(),
+		Streams: n.streams.Load(), ReplayBytes: n.replay.Used(), AnswerBytes: n.answers.Used(),
 		Calls: n.calls.Load(), Attempts: n.attempts.Load(), Retries: n.retries.Load(), Failed: n.failed.Load(), Resumed: n.resumed.Load(),
 	}
 }
@@ -169,6 +170,7 @@ func (s *Server) Levels() []telemetry.Level {
 		{Name: "mainstay_claude_gates_shut", Help: "Models whose calls are held because Claude fails them.", Value: float64(st.Shut)},
 		{Name: "mainstay_claude_streams", Help: "Claude calls whose answer is streaming.", Value: float64(st.Streams)},
 		{Name: "mainstay_claude_replay_bytes", Help: "Memory held for Claude requests that may be sent again.", Value: float64(st.ReplayBytes)},
+		{Name: "mainstay_claude_answer_bytes", Help: "Memory held for Claude answers under way: gathered, kept to be made whole, or for those who attach.", Value: float64(st.AnswerBytes)},
 		{Name: "mainstay_claude_queue_depth", Help: "Claude calls that wait in line for a rate limit.", Value: float64(waiting)},
 		{Name: "mainstay_claude_queue_oldest_seconds", Help: "How long the first of the Claude calls in line for a rate limit has waited.", Value: oldest},
 	}
