@@ -171,7 +171,7 @@ func (c *call) readRequest() {
 				}
 			case "stream":
 				c.request.stream = string(value) == "true"
-			case "max_tokens":
+			case "max_tokens", "max_tokens_to_sample":
 				c.request.maxTokens, _ = peek.Count(value)
 			case "output_format", "output_config":
 				c.request.format = true
@@ -226,12 +226,9 @@ func (c *call) afford() (verdict, bool) {
 		ctx, cancel = context.WithDeadlineCause(c.ctx, c.deadline, errQueued)
 	}
 	defer cancel()
-	const bytesPerToken = 3
-	nano, _ := c.rules.prices.Cost(price.Usage{
-		Model: c.request.model, CacheWrite: max(c.body.Size, 0) / bytesPerToken, Output: c.engine.ledger.Answer(c.request.model, c.request.maxTokens),
-	})
+	c.most = c.mayCost()
 	before := time.Now()
-	stake, err := c.engine.ceiling.Reserve(ctx, nano)
+	stake, err := c.engine.ceiling.Reserve(ctx, c.most)
 	c.x.Waited += time.Since(before)
 	c.stake = stake
 	if stake != nil && stake.First {
@@ -248,6 +245,34 @@ func (c *call) afford() (verdict, bool) {
 	}
 	return verdict{code: Limited, cause: CauseRateLimited, err: err}, false
 }
+
+// mayCost is what one attempt of the call may cost, in billionths of a dollar: at most,
+// or, where that will do, about.
+func (c *call) mayCost() int64 {
+	u := price.Usage{Model: c.request.model}
+	limited, most := c.engine.ceiling.Asks()
+	switch {
+	case !limited:
+		return 0
+	case most:
+		hour := false
+		if u.CacheWrite, hour = price.Input(c.body.Text()); hour {
+			u.CacheHour = u.CacheWrite
+		}
+		if u.Output = c.request.maxTokens; u.Output <= 0 {
+			u.Output = longestAnswer
+		}
+	default:
+		const bytesPerToken = 3
+		u.CacheWrite = max(c.body.Size, 0) / bytesPerToken
+		u.Output = c.engine.ledger.Answer(c.request.model, c.request.maxTokens)
+	}
+	nano, _ := c.rules.prices.Cost(u)
+	return nano
+}
+
+// longestAnswer is what an answer may come to whose request can't be read.
+const longestAnswer = 128_000
 
 // uploadCode tells what went wrong on the client's side of an upload.
 func uploadCode(err error) Code {

@@ -351,6 +351,10 @@ func (c *call) tried(cause Cause) {
 
 // retrying tells of an attempt that failed and will be followed by another.
 func (c *call) retrying(v verdict, wait time.Duration) {
+	switch v.cause {
+	case CauseCut, CauseStalled, CauseStream, CauseTimeout, CauseBroken: // it may be charged all the same
+		c.stake.Grow(c.most)
+	}
 	c.engine.counts.retries.Add(1)
 	attrs := append(make([]slog.Attr, 0, 10),
 		slog.String("id", c.x.ID), slog.String("route", c.x.Route), slog.String("color", c.x.Color),

@@ -84,7 +84,7 @@ func (c *Config) SetDefaults() {
 		Drain:  30 * time.Second,
 	}
 	c.Pacing.SetDefaults()
-	c.Spend.OnReach = "refuse"
+	c.Spend.OnReach, c.Spend.Reserve = "refuse", "most"
 }
 
 // Validate notes every mistake.

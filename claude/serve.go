@@ -271,6 +271,7 @@ type call struct {
 	ticket   *pace.Ticket // of the attempt under way
 	weight   float64      // of the caller, in the lane
 	stake    *price.Stake // reserved of the day's money
+	most     int64        // that an attempt may cost, in billionths of a dollar
 	way      way
 	refused  verdict           // why claim was in vain
 	deadline time.Time         // for the first byte; policy deadline only
