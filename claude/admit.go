@@ -190,6 +190,11 @@ func (c *call) askLess() {
 	model, ok := routes.Instead(rule.Models, c.request.model)
 	if !ok {
 		model = c.request.model
+	} else if model != c.request.model {
+		if lacks := c.rules.abilities.Lacks(model, c.needs(), rule.MaxTokens); lacks != "" {
+			c.engine.unfit("degrade", model, lacks)
+			model = c.request.model
+		}
 	}
 	changed, tokens := routes.Change(text, model, rule.MaxTokens)
 	if &changed[0] == &text[0] {

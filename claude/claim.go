@@ -231,6 +231,10 @@ func (c *call) queue() bool {
 	}
 	ask := c.asks()
 	var err error
+	if full := (verdict{code: Limited, cause: CauseRateLimited, err: errQueued}); !until.IsZero() && c.forks() && c.lane.Due(ask) > time.Until(until) && c.canMove(full) {
+		c.refused = full // the other way may have room
+		return false
+	}
 	c.ticket, err = c.lane.Wait(ctx, ask)
 	if err != nil {
 		c.refused = verdict{code: Limited, cause: CauseRateLimited, after: c.lane.Due(ask), err: err}

@@ -25,6 +25,7 @@ type Config struct {
 	Prices   map[string]price.Price `yaml:"prices" doc:"What models cost, by the beginning of their names, beside and instead of the shipped table (of 2026-10-10): the longest that fits counts."`
 	Routes   []routes.Config        `yaml:"routes" doc:"Policy deadline: where messages go while claude.upstream is failing, in order: the first that is fit and takes the call."`
 	Degrade  []routes.Rule          `yaml:"degrade" doc:"Callers whose messages ask for less, by tier and by the step of limits.degrade: the first rule that fits counts."`
+	Cannot   map[string][]string    `yaml:"cannot" doc:"What models can't take, by the beginning of their names (the longest that fits counts), instead of what this version knows of them (of 2026-10-10): calls that ask for it are not sent to them by routes and degrade. Words: thinking:TYPE, effort:LEVEL, speed:fast, schema, sampling, prefill, max_tokens>N, prompt>N (tokens), types of tools, betas; * at the end stands for any rest. An empty list: it takes all."`
 	Timeouts TimeoutConfig          `yaml:"timeouts" doc:"How long each side may keep the other waiting."`
 	Limits   LimitConfig            `yaml:"limits" doc:"How large requests may be, and how much of them is kept for a retry."`
 	Drain    time.Duration          `yaml:"drain" doc:"How long calls that are under way get to end when Mainstay stops."`
@@ -95,6 +96,7 @@ func (c Config) Validate(ps *setting.Problems) {
 	routes.CheckUpstream(c.Upstream, "upstream", c.Listen, ps)
 	routes.Validate(c.Routes, c.Keys, c.Listen, ps)
 	routes.ValidateRules(c.Degrade, ps)
+	routes.ValidateCannot(c.Cannot, ps)
 	var part setting.Problems
 	c.Retry.validate(&part)
 	ps.Below("retry", part)
@@ -258,6 +260,7 @@ type rules struct {
 	pacing     pace.Config
 	routes     []*routes.Route // the first one is claude.upstream's; nil: the call goes as it is
 	degrade    []routes.Rule
+	abilities  *routes.Abilities
 	basePath   string // of the upstream
 	recovers   bool   // one of the next two
 	streams    bool   // are made whole
@@ -316,7 +319,7 @@ func Compile(cfg Config) (*policy, error) {
 	if r.routes, err = routes.Compile(cfg.Routes, cfg.Keys); err != nil {
 		return nil, err
 	}
-	r.basePath, r.degrade = strings.TrimRight(u.Path, "/"), cfg.Degrade
+	r.basePath, r.degrade, r.abilities = strings.TrimRight(u.Path, "/"), cfg.Degrade, routes.Able(cfg.Cannot)
 	return &policy{
 		rules: r,
 		upstream: target{

@@ -1,6 +1,7 @@
 package claude
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -242,4 +243,43 @@ func (c *call) firstByte() {
 	if c.x.FirstByte == 0 {
 		c.x.FirstByte = time.Since(c.x.Start)
 	}
+}
+
+// emit tells of something that is no call.
+func (e *engine) emit(name string, level slog.Level, text string, attrs ...slog.Attr) {
+	e.log.LogAttrs(context.Background(), level, "claude plane", append(attrs, slog.String("event", name), slog.String("text", text))...)
+	e.sink.Emit(telemetry.Event{Time: time.Now(), Part: "claude", Name: name, Level: level, Text: text, Attrs: attrs})
+}
+
+// takeOut leaves a key alone that was refused, and tells of it.
+func (e *engine) takeOut(k *routes.Access, status int) {
+	if k.Refused(status) {
+		e.emit("key_refused", slog.LevelWarn, "A key for Claude is refused, and left alone for five minutes.", slog.String("key", k.Name), slog.Int("status", status))
+	}
+}
+
+// mostUnfit bounds of how many routes it is told that they do not take a call.
+const mostUnfit = 100
+
+// unfit tells, once, that a route is no help to calls that ask for something.
+func (e *engine) unfit(route, model, lacks string) {
+	e.mu.Lock()
+	key := [3]string{route, model, lacks}
+	told := e.told[key] || len(e.told) >= mostUnfit
+	if !told {
+		if e.told == nil {
+			e.told = map[[3]string]bool{}
+		}
+		e.told[[3]string{strings.Clone(route), strings.Clone(model), strings.Clone(lacks)}] = true
+	}
+	e.mu.Unlock()
+	if !told {
+		e.emit("model_unfit", slog.LevelWarn, "A model that was to answer instead of another can't take what a call asks for, so such calls do not go to it (claude.cannot).",
+			slog.String("via", route), slog.String("model", model), slog.String("lacks", lacks))
+	}
+}
+
+// keyBack tells that a key that was refused is good again.
+func (e *engine) keyBack(k *routes.Access) {
+	e.emit("key_back", slog.LevelInfo, "A key for Claude that was refused is good again.", slog.String("key", k.Name))
 }

@@ -194,6 +194,8 @@ type way struct {
 	prefix  uint64           // what the prompt cache may know the prompt by
 	filed   bool             // the prompt speaks of files or containers, which are with one key
 	pinned  bool             // the way must not change: an answer is continued
+	needs   *routes.Needs    // of a model; nil: not read yet
+	model   string           // that is asked for this way
 	spent   []*routes.Route  // that have failed the call for good
 	shunned []*routes.Access // that the call was forbidden to use
 	swaps   int              // of keys
@@ -209,7 +211,22 @@ func (c *call) takes(r *routes.Route) (model string, ok bool) {
 	if slices.Contains(c.way.spent, r) || c.way.filed && r.Elsewhere() {
 		return "", false
 	}
-	return r.Takes(c.x.Tier, c.request.model)
+	if model, ok = r.Takes(c.x.Tier, c.request.model); !ok || model == c.request.model {
+		return model, ok
+	}
+	if lacks := c.rules.abilities.Lacks(model, c.needs(), r.MaxTokens()); lacks != "" {
+		c.engine.unfit(r.Name, model, lacks)
+		return "", false
+	}
+	return model, true
+}
+
+// needs are what the call asks of a model, read once.
+func (c *call) needs() *routes.Needs {
+	if c.way.needs == nil {
+		c.way.needs = routes.Ask(c.body.Text(), c.out.Header["Anthropic-Beta"])
+	}
+	return c.way.needs
 }
 
 // findWay takes the first route that is fit: claude.upstream, or, while its gate is not
@@ -259,7 +276,7 @@ func (c *call) take(r *routes.Route, model string, anyway bool) bool {
 	if w.asked == nil {
 		w.asked = c.out
 	}
-	w.via, w.access, w.sent = r, key, sent
+	w.via, w.access, w.sent, w.model = r, key, sent, model
 	c.out = r.Aim(w.asked, c.rules.basePath, key)
 	c.x.HTTP.Target = c.out.URL.Host
 	if c.gate != nil {
@@ -347,19 +364,35 @@ func (c *call) forbidden(v verdict) bool {
 
 // moves gives up the route that has failed the call for good, if another is fit.
 func (c *call) moves(v verdict) bool {
-	down := c.outage(v.cause) || c.forbidden(v) && c.try.Status == http.StatusUnauthorized
-	if _, ended := c.ended(); ended || !down || !c.forks() || !time.Now().Before(c.deadline) {
+	if !c.canMove(v) {
 		return false
 	}
 	w := &c.way
 	w.spent = append(w.spent, w.via)
+	c.loop, c.until, w.swaps, c.refused = c.rules.retry.Begin(), time.Time{}, 0, verdict{}
+	return true
+}
+
+// canMove reports whether another route may do what this one could not: after a rate
+// limit only one that has other limits.
+func (c *call) canMove(v verdict) bool {
+	limited := v.cause == CauseRateLimited
+	down := limited || c.outage(v.cause) || c.forbidden(v) && c.try.Status == http.StatusUnauthorized
+	w := &c.way
+	if _, ended := c.ended(); ended || !down || w.via == nil || !c.forks() || !time.Now().Before(c.deadline) {
+		return false
+	}
+	from, class := c.out.URL.Host, pace.Class(w.model)
 	for _, r := range c.rules.routes {
 		model, ok := c.takes(r)
-		if !ok || c.engine.gates.at(r.Host(w.asked.URL.Host), model).State() == health.Shut {
+		if !ok || r == w.via {
+			continue
+		}
+		host := r.Host(w.asked.URL.Host)
+		if limited && host == from && pace.Class(model) == class || c.engine.gates.at(host, model).State() == health.Shut {
 			continue
 		}
 		if _, ok = r.Key(w.prefix, w.shunned, false); ok {
-			c.loop, c.until, w.swaps = c.rules.retry.Begin(), time.Time{}, 0
 			return true
 		}
 	}

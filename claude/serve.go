@@ -90,6 +90,9 @@ type engine struct {
 	pacer   pace.Pacer
 	ledger  price.Ledger
 	ceiling *price.Ceiling // nil: none
+
+	mu   sync.Mutex
+	told map[[3]string]bool // which models lack what
 }
 
 // New checks cfg and wires the plane; it starts nothing.
@@ -116,24 +119,6 @@ func New(cfg Config, d Deps) (*Server, error) {
 	}
 	s.obey(p)
 	return s, nil
-}
-
-// emit tells of something that is no call.
-func (e *engine) emit(name string, level slog.Level, text string, attrs ...slog.Attr) {
-	e.log.LogAttrs(context.Background(), level, "claude plane", append(attrs, slog.String("event", name), slog.String("text", text))...)
-	e.sink.Emit(telemetry.Event{Time: time.Now(), Part: "claude", Name: name, Level: level, Text: text, Attrs: attrs})
-}
-
-// takeOut leaves a key alone that was refused, and tells of it.
-func (e *engine) takeOut(k *routes.Access, status int) {
-	if k.Refused(status) {
-		e.emit("key_refused", slog.LevelWarn, "A key for Claude is refused, and left alone for five minutes.", slog.String("key", k.Name), slog.Int("status", status))
-	}
-}
-
-// keyBack tells that a key that was refused is good again.
-func (e *engine) keyBack(k *routes.Access) {
-	e.emit("key_back", slog.LevelInfo, "A key for Claude that was refused is good again.", slog.String("key", k.Name))
 }
 
 func orDiscard(log *slog.Logger) *slog.Logger {
@@ -381,7 +366,7 @@ func (c *call) settle() (*answer, verdict) {
 	var last verdict
 	wait := time.Duration(0)
 	c.loop = c.rules.retry.Begin()
-	for c.claim(wait) || c.refused.code == "" && c.moves(last) && c.claim(0) {
+	for c.claim(wait) || c.moves(c.stopped(last)) && c.claim(0) {
 		c.sends = c.chosen()
 		a, v := c.forward()
 		c.report(v)
@@ -412,6 +397,17 @@ func (c *call) settle() (*answer, verdict) {
 		last = c.refused
 	}
 	return c.stands(nil, kept, last)
+}
+
+// stopped is why a claim was in vain: the limits left no room, or the attempt before it.
+func (c *call) stopped(last verdict) verdict {
+	switch c.refused.code {
+	case "":
+		return last
+	case Limited:
+		return c.refused
+	}
+	return verdict{} // held: it has looked at the other routes all the time
 }
 
 // another claims another attempt after one that came to v: with another key, after a

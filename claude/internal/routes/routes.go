@@ -108,6 +108,10 @@ func (r *Route) Takes(tier, model string) (as string, ok bool) {
 	return as, ok && (r.base != nil || as != model)
 }
 
+// MaxTokens is the largest max_tokens that is asked for this way, beside the budget for
+// thinking; 0: as the call says.
+func (r *Route) MaxTokens() int64 { return r.cfg.MaxTokens }
+
 // Elsewhere reports whether the route leads to another upstream.
 func (r *Route) Elsewhere() bool { return r.base != nil }
 
