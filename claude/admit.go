@@ -138,6 +138,7 @@ type request struct {
 	model     string
 	stream    bool
 	format    bool // its text must follow a schema: a part of it can't be continued
+	fast      bool // it asks for fast mode
 	maxTokens int64
 	recover   bool // the caller has nothing against it
 	gather    bool // nor against its answer being gathered from a stream
@@ -173,6 +174,8 @@ func (c *call) readRequest() {
 				c.request.stream = string(value) == "true"
 			case "max_tokens", "max_tokens_to_sample":
 				c.request.maxTokens, _ = peek.Count(value)
+			case "speed":
+				c.request.fast = string(value) == `"fast"`
 			case "output_format", "output_config":
 				c.request.format = true
 			}
@@ -218,7 +221,9 @@ func (c *call) findGate() {
 		c.makeWhole()
 	}
 	c.gate = c.engine.gates.at(c.out.URL.Host, c.request.model)
-	c.findLane(c.request.model)
+	if len(c.rules.routes) == 0 || c.rules.routes[0].Len() == 0 { // or it is the key's that will be used
+		c.findLane(c.request.model)
+	}
 }
 
 // afford reserves what the call may cost of the day's money.

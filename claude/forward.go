@@ -62,6 +62,7 @@ func (c *call) forward() (*answer, verdict) {
 	c.x.GenAI.UpstreamID = c.try.UpstreamID
 	a.verdict = judge(res)
 	c.ticket.Told(res.StatusCode, res.Header, a.verdict.after)
+	c.learn(res.Header)
 	if a.verdict.code == OK {
 		if err := a.readAhead(c.shape); err != nil {
 			a.close()

@@ -291,14 +291,29 @@ func (c *call) findLane(model string) {
 	if !c.rules.pacing.Enabled {
 		return
 	}
-	key, class := c.x.Caller, pace.Class(model)
-	if c.way.access != nil {
-		key = "key:" + c.way.access.Name
-	}
+	class := pace.Class(model)
 	if !c.shape.message {
 		class += " count"
+	} else if c.request.fast {
+		class = pace.Fast(class)
 	}
+	key, _ := c.limitsOf()
 	c.lane = c.engine.pacer.Lane(key, class)
+}
+
+// limitsOf names whose rate limits the key that is used has; told: the file says so.
+func (c *call) limitsOf() (name string, told bool) {
+	if c.way.access == nil {
+		return c.x.Caller, false
+	}
+	return c.way.access.Lane()
+}
+
+// learn notes whose rate limits the key has that was answered.
+func (c *call) learn(h http.Header) {
+	if key, told := c.limitsOf(); c.lane != nil && !told {
+		c.engine.pacer.Owned(key, h.Get("Anthropic-Organization-Id"), h.Get("Anthropic-Workspace-Id"), c.lane)
+	}
 }
 
 // fit returns the body that goes by r, which is made once; nil: replay_memory has no room

@@ -31,6 +31,7 @@ type Config struct {
 type Key struct {
 	Name   string         `yaml:"name" doc:"What answers, logs and metrics call it."`
 	Key    setting.Secret `yaml:"key" doc:"The key itself."`
+	Owner  string         `yaml:"organisation" doc:"Name of the organisation, or the workspace with limits of its own, that it belongs to: keys of the same one share their line for the rate limits from the first call on. Absent: Mainstay learns it from the answers."`
 	Weight int            `yaml:"weight" doc:"Its share of the prompts, beside the others' weights; absent: 1."`
 }
 
@@ -142,6 +143,9 @@ func validateKeys(keys []Key, at string, ps *setting.Problems) {
 			ps.Add(at+".key", "is missing", "try ${ANTHROPIC_API_KEY}")
 		case strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }):
 			ps.Add(at+".key", "must have no blanks or control characters", "look for a line break at its end")
+		}
+		if len(k.Owner) > mostName || strings.Trim(k.Owner, letters+"-_.") != "" {
+			ps.Add(at+".organisation", fmt.Sprintf("must be up to %d letters, digits, dots, hyphens or underscores", mostName), "try acme, or leave it out")
 		}
 		if k.Weight < 0 || k.Weight > 1000 {
 			ps.Add(at+".weight", "must be from 1 to 1000", "try 1")

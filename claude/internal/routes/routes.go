@@ -28,6 +28,7 @@ type Access struct {
 	Name   string // main/a: the route's and the key's
 	key    string // its own name
 	secret string
+	owner  string // whose rate limits it has; empty: not told
 	bearer bool
 	seed   uint64
 	weight float64
@@ -66,7 +67,7 @@ func newRoute(c Config) *Route {
 	r := &Route{Name: c.Name, cfg: c, answered: new(atomic.Int64)}
 	for _, k := range c.Keys {
 		r.keys = append(r.keys, &Access{
-			Name: c.Name + "/" + k.Name, key: k.Name, secret: k.Key.Reveal(), bearer: c.Auth == "bearer",
+			Name: c.Name + "/" + k.Name, key: k.Name, secret: k.Key.Reveal(), bearer: c.Auth == "bearer", owner: k.Owner,
 			seed: hash(c.Name, k.Name), weight: float64(max(k.Weight, 1)), served: new(atomic.Int64), failed: new(atomic.Int64),
 		})
 	}
@@ -223,6 +224,14 @@ func hash(parts ...string) uint64 {
 		_, _ = h.Write([]byte{0})
 	}
 	return mix(h.Sum64())
+}
+
+// Lane is whose rate limits the key has. told: the file says so.
+func (k *Access) Lane() (name string, told bool) {
+	if k.owner != "" {
+		return "org:" + k.owner, true
+	}
+	return "key:" + k.Name, false
 }
 
 // Served notes that an attempt was good; it returns true if the key had been refused
