@@ -46,7 +46,7 @@ func (c *call) forward() (*answer, verdict) {
 	a := &answer{first: c.firstByteLimit(), idle: c.rules.idle}
 	a.ctx, a.cancel = context.WithCancelCause(c.ctx)
 	a.timer = time.AfterFunc(a.first, a.tooLate)
-	out := c.out.WithContext(a.ctx)
+	out := c.out.WithContext(c.early.hear(a.ctx))
 	var res *http.Response
 	err := c.sends.Attach(out, a.progress)
 	if err == nil {

@@ -93,6 +93,7 @@ func explain(v verdict, target string, attempts int) (kind, message string) {
 // refuse answers with an error of our own.
 func (c *call) refuse(w http.ResponseWriter, v verdict) {
 	c.end = v
+	c.early.end()
 	status, body := c.say(w.Header(), v)
 	c.x.HTTP.Status = status
 	c.patience.write()
@@ -142,7 +143,7 @@ func (c *call) record() {
 		x.Blame = telemetry.BlameClient
 	}
 	x.GenAI.Saved = string(c.saved())
-	if c.upload != nil {
+	if c.upload != nil && x.HTTP.Upgraded == "" {
 		x.BytesIn = c.upload.taken.Load()
 	}
 	if c.mend != nil {

@@ -1,6 +1,7 @@
 package claude
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,7 +9,10 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
 	"strconv"
+	"sync"
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/words"
@@ -18,6 +22,9 @@ import (
 // the client must be made to see that the answer is not whole, by breaking its
 // connection off.
 func (c *call) relay(w http.ResponseWriter, a *answer) (end verdict, broken bool) {
+	if a.res.StatusCode == http.StatusSwitchingProtocols {
+		return c.tunnel(w, a), false
+	}
 	c.watch.Begin(a.res.Header, a.events, c.shape.message, &c.x.GenAI)
 	defer c.watch.End()
 	c.head(w, a)
@@ -70,6 +77,7 @@ func (c *call) outcome(a *answer, out *toClient, err error) (v verdict, whole bo
 
 // head sends the head of the answer as it came, but for what is between neighbours.
 func (c *call) head(w http.ResponseWriter, a *answer) {
+	c.early.end()
 	h := w.Header()
 	dropHops(a.res.Header)
 	maps.Copy(h, a.res.Header)
@@ -266,5 +274,97 @@ func (t *toClient) errorEvent(v verdict) {
 func copyTrailers(w http.ResponseWriter, res *http.Response) {
 	for name, values := range res.Trailer {
 		w.Header()[http.TrailerPrefix+name] = values
+	}
+}
+
+// early tells the client what comes before an answer: 102 and 103 (RFC 9110, section
+// 15.2; RFC 8297). The nil early tells nobody.
+type early struct {
+	w     http.ResponseWriter
+	mu    sync.Mutex // an attempt that was given up may still be heard
+	ended bool       // the answer has begun
+}
+
+// hear returns the context of an attempt that is heard.
+func (e *early) hear(ctx context.Context) context.Context {
+	if e == nil {
+		return ctx
+	}
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: e.tell})
+}
+
+func (e *early) tell(code int, header textproto.MIMEHeader) error {
+	if code == http.StatusContinue { // is between two neighbours
+		return nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ended {
+		return nil
+	}
+	h := e.w.Header()
+	maps.Copy(h, header)
+	dropHops(h)
+	e.w.WriteHeader(code)
+	clear(h) // net/http leaves them for the answer
+	return nil
+}
+
+// end lets nothing be told any more.
+func (e *early) end() {
+	if e != nil {
+		e.mu.Lock()
+		e.ended = true
+		e.mu.Unlock()
+	}
+}
+
+// tunnel lets both sides speak the protocol that they have gone over to, until one of
+// them ends, nothing has come for longer than a first byte may take, or Mainstay stops.
+func (c *call) tunnel(w http.ResponseWriter, a *answer) verdict {
+	c.early.end()
+	c.x.HTTP.Status, c.x.HTTP.Upgraded = a.res.StatusCode, upgrades(a.res.Header)
+	back, ok := a.res.Body.(io.ReadWriteCloser)
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil || !ok {
+		return verdict{code: Internal, err: errors.Join(err, errors.New("the connections can't go over to "+c.x.HTTP.Upgraded))}
+	}
+	both := func() { _, _ = conn.Close(), back.Close() } // ends both copies; they are closed again
+	defer both()
+	defer context.AfterFunc(c.ctx, both)()
+	_ = conn.SetDeadline(time.Time{})
+	quiet := time.AfterFunc(c.rules.firstByte, both)
+	defer quiet.Stop()
+	c.sign(a.res.Header, OK)
+	head := &http.Response{StatusCode: a.res.StatusCode, ProtoMajor: 1, ProtoMinor: 1, Header: a.res.Header}
+	if err = errors.Join(head.Write(buffered), buffered.Flush()); err != nil {
+		return verdict{code: ClientGone, cause: CauseClient, err: err}
+	}
+	moved := func(n int, count *int64) { *count += int64(n); quiet.Reset(c.rules.firstByte) }
+	up := make(chan struct{})
+	go func() {
+		defer close(up)
+		pass(back, buffered, func(n int) { moved(n, &c.x.BytesIn) })
+		both()
+	}()
+	pass(conn, back, func(n int) { moved(n, &c.x.BytesOut) })
+	both()
+	<-up
+	if v, _ := c.ended(); v.code == Stopping {
+		return v
+	}
+	return verdict{code: OK} // whichever side ended it
+}
+
+// pass copies until one side ends, and says how much it has.
+func pass(to io.Writer, from io.Reader, moved func(int)) {
+	buf := pieces.Get().(*[pieceSize]byte)
+	defer pieces.Put(buf)
+	for {
+		n, err := from.Read(buf[:])
+		moved(n)
+		if _, werr := to.Write(buf[:n]); err != nil || werr != nil {
+			return
+		}
 	}
 }

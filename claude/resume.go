@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/body"
@@ -123,7 +124,8 @@ func (c *call) told(res *http.Response) (*answer, verdict) {
 // attempts as it takes.
 type mending struct {
 	c     *call
-	a     *answer // of the attempt under way; nil: none
+	a     *answer    // of the attempt under way; nil: none
+	mu    sync.Mutex // guards a against breakOff
 	done  bool
 	plain bool    // the model refused a prefill
 	next  verdict // what broke after what is there to be taken
@@ -243,6 +245,15 @@ func (m *mending) Read(p []byte) (int, error) {
 	}
 }
 
+// breakOff ends the attempt that is being read.
+func (m *mending) breakOff() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.a != nil && m.a.body != nil {
+		_ = m.a.body.Close() // what it says the Read says too
+	}
+}
+
 // Close ends the attempt under way.
 func (m *mending) Close() error {
 	if m.a != nil {
@@ -304,7 +315,9 @@ func (m *mending) goOn(wait time.Duration, broke verdict) verdict {
 	if a == nil {
 		return v
 	}
+	m.mu.Lock()
 	m.a = a
+	m.mu.Unlock()
 	if v.code != OK {
 		if v.code == Rejected && !m.plain {
 			m.plain, v.again = true, true

@@ -128,7 +128,11 @@ func shapeOf(method, route string) shape {
 // aim makes the request that goes upstream of the one that came in. It takes over
 // the header, which nobody else needs after this.
 func aim(r *http.Request, to target, path, escaped string) *http.Request {
+	upgrade := upgrades(r.Header)
 	dropHops(r.Header)
+	if upgrade != "" && r.Body == http.NoBody {
+		r.Header["Connection"], r.Header["Upgrade"] = []string{"Upgrade"}, []string{upgrade}
+	}
 	delete(r.Header, identity.Header)
 	r.Header.Del("Expect") // the plane itself has told the client to continue
 	if _, ok := r.Header["User-Agent"]; !ok {
@@ -140,6 +144,47 @@ func aim(r *http.Request, to target, path, escaped string) *http.Request {
 		Host:   to.host,
 		Header: r.Header,
 	}
+}
+
+// upgrades is the protocol to which one side asks to go over (RFC 9110, section 7.8);
+// empty: it does not.
+func upgrades(h http.Header) string {
+	for _, line := range h["Connection"] {
+		for name := range strings.SplitSeq(line, ",") {
+			if to := h.Get("Upgrade"); strings.EqualFold(strings.TrimSpace(name), "Upgrade") && !strings.EqualFold(to, "h2c") { // that is between two neighbours
+				return to
+			}
+		}
+	}
+	return ""
+}
+
+// readable asks for no encoding of an answer that can't be read here, where what the
+// answer tells has to be: its usage, and how it ended.
+func readable(h http.Header) {
+	var kept []string
+	dropped := false
+	for _, line := range h["Accept-Encoding"] {
+		for coding := range strings.SplitSeq(line, ",") {
+			coding = strings.TrimSpace(coding)
+			name, weight, _ := strings.Cut(coding, ";")
+			switch name = strings.ToLower(strings.TrimSpace(name)); {
+			case name == "identity" && strings.Trim(strings.ReplaceAll(weight, " ", ""), "q=0.") == "" && weight != "":
+				return // it takes nothing else, and is on its own
+			case name == "gzip" || name == "identity":
+				kept = append(kept, coding)
+			default:
+				dropped = true
+			}
+		}
+	}
+	if !dropped {
+		return
+	}
+	if kept == nil {
+		kept = []string{"identity"}
+	}
+	h["Accept-Encoding"] = []string{strings.Join(kept, ", ")}
 }
 
 // url returns the address of a path, to the byte as the client wrote it.

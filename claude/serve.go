@@ -4,8 +4,9 @@
 // [Transport] is the same engine for Go programs that use the official SDK without
 // it, and [Do] for those that call in some other way.
 //
-// Every path, header, body field, stream event and beta passes unchanged. Not
-// relayed: 1xx answers and protocol upgrades, which the API does not use.
+// Every path, header, body field, stream event and beta passes unchanged, and so do 1xx
+// answers and protocol upgrades; only of the encodings that a message may come in those
+// are left out that can't be read on the way.
 //
 // The binary and Go programs may import it. It imports none of its sibling planes.
 package claude
@@ -234,6 +235,8 @@ type call struct {
 	step     string          // the rung of the ladder of degradation on which that caller stands; empty: none
 	ctx      context.Context // the client's
 	patience *patience
+	giveUp   context.CancelCauseFunc // of ctx, in a Transport
+	early    *early                  // nil: there is nobody to tell
 	upload   *upload
 	shape    shape
 	out      *http.Request // what goes upstream, but for the body
@@ -307,6 +310,7 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request) *call {
 	s.calls.Add(1)
 	p := s.policy.Load()
 	c := &call{engine: &s.engine, policy: p, rules: p.rules, x: x, ctx: r.Context()}
+	c.early = &early{w: w}
 	c.patience = &patience{deadline: http.NewResponseController(w), limit: p.client}
 	c.patience.write() // covers what net/http itself writes before the answer
 	c.engine.counts.inFlight.Add(1)
@@ -341,6 +345,9 @@ func (c *call) route(w http.ResponseWriter, r *http.Request, colors map[string]b
 	c.choose(r.Header)
 	c.promise(r.Header)
 	c.out = aim(r, c.policy.upstream, path, escaped)
+	if c.shape.message {
+		readable(c.out.Header)
+	}
 	c.x.HTTP.Target = c.out.URL.Host
 	return true
 }

@@ -2,6 +2,7 @@ package claude
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -151,6 +152,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := c.takeOver(r); err != nil {
 		c.body, c.end = nil, verdict{code: uploadCode(err), cause: CauseClient, err: err}
 		c.record()
+		c.giveUp(errDone)
 		return nil, err
 	}
 	c.ask()
@@ -160,6 +162,11 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	a, v := c.settle()
 	if a == nil {
 		return c.fail(r, v)
+	}
+	if a.res.StatusCode == http.StatusSwitchingProtocols { // what follows is between the two ends
+		c.end, c.x.HTTP.Status, c.x.HTTP.Upgraded = a.verdict, a.res.StatusCode, upgrades(a.res.Header)
+		c.record()
+		return a.res, nil
 	}
 	a.piece = nil // whoever reads the body may close it at the same time: it can't be pooled
 	res := a.res
@@ -177,6 +184,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 // fail ends a call that has no answer: with an error of ours in the API's words, or,
 // where nobody is left to read it or the policy is not the plane's own, with an error.
 func (c *call) fail(r *http.Request, v verdict) (*http.Response, error) {
+	defer c.giveUp(errDone)
 	defer c.record()
 	c.end = v
 	if c.end.err == nil {
@@ -197,7 +205,8 @@ func (c *call) fail(r *http.Request, v verdict) (*http.Response, error) {
 func (t *Transport) begin(r *http.Request) *call {
 	to := &t.policy.upstream
 	own := t.Config != nil && r.URL.Host == to.host && r.URL.Scheme == to.scheme
-	c := &call{engine: &t.engine, policy: t.policy, rules: t.plain, x: telemetry.Begin("claude"), ctx: r.Context()}
+	c := &call{engine: &t.engine, policy: t.policy, rules: t.plain, x: telemetry.Begin("claude")}
+	c.ctx, c.giveUp = context.WithCancelCause(r.Context())
 	path := r.URL.Path
 	if below, ok := strings.CutPrefix(path, to.path); own && ok {
 		c.rules, path = t.policy.rules, below
@@ -209,8 +218,12 @@ func (t *Transport) begin(r *http.Request) *call {
 	c.x.Route = template(path)
 	c.shape = shapeOf(r.Method, c.x.Route)
 	c.out = r
-	if c.rules.patient {
+	if c.shape.message && len(r.Header["Accept-Encoding"]) > 0 {
 		c.out = r.Clone(r.Context())
+		readable(c.out.Header)
+	}
+	if c.rules.patient {
+		c.out = c.out.Clone(r.Context())
 		c.choose(c.out.Header)
 		c.promise(c.out.Header)
 	}
@@ -247,30 +260,42 @@ func (c *call) takeOver(r *http.Request) (err error) {
 	return errors.Join(err, r.Body.Close())
 }
 
-// reading is the rest of a call's life: the body as the program reads it.
+// reading is the rest of a call's life: the body as the program reads it. It may be
+// closed while it is being read: the Read then ends the call.
 type reading struct {
-	c   *call
-	a   *answer
-	err error
+	c *call
+	a *answer
 
-	mu   sync.Mutex // guards what record needs against a Close from another goroutine
-	done bool
+	mu     sync.Mutex
+	busy   bool // it is being read
+	closed bool
+	err    error // how it ended
 }
+
+// errClosed is what a Read of a closed body gives.
+var errClosed = errors.New("the body was closed before its end")
 
 // Read reads on, sees what passes, and turns an end that is none into an error.
 func (b *reading) Read(p []byte) (int, error) {
-	if b.err != nil {
-		return 0, b.err
+	b.mu.Lock()
+	if err := b.err; err != nil || b.closed {
+		b.mu.Unlock()
+		return 0, cmp.Or(err, errClosed)
 	}
+	b.busy = true
+	b.mu.Unlock()
 	n, err := b.a.Read(p)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.done {
-		return n, errors.Join(err, context.Cause(b.a.ctx))
-	}
+	b.busy = false
 	b.c.x.BytesOut += int64(n)
 	b.c.watch.Feed(p[:n])
-	if err != nil {
+	switch {
+	case b.closed:
+		b.c.watch.End()
+		b.leave(b.unread())
+		b.err = errClosed
+	case err != nil:
 		b.err = b.finish(err)
 	}
 	return n, b.err
@@ -283,11 +308,11 @@ func (b *reading) finish(err error) error {
 	if errors.Is(err, io.EOF) {
 		err = nil
 	}
-	c.end, _ = c.outcome(b.a, &toClient{}, err)
-	b.leave()
+	end, _ := c.outcome(b.a, &toClient{}, err)
+	b.leave(end)
 	switch {
-	case c.end.code == UpstreamCut || c.end.code == UpstreamStalled:
-		return errors.Join(c.end.err, io.ErrUnexpectedEOF)
+	case end.code == UpstreamCut || end.code == UpstreamStalled:
+		return errors.Join(end.err, io.ErrUnexpectedEOF)
 	case err != nil:
 		return err
 	}
@@ -296,14 +321,22 @@ func (b *reading) finish(err error) error {
 
 // Close ends the call, if its body was not read to the end.
 func (b *reading) Close() error {
-	b.a.cancel(errDone) // frees a Read that is waiting
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.done {
+	switch {
+	case b.closed || b.err != nil:
+	case b.busy:
+		b.c.giveUp(errDone)
+		if m, ok := b.a.body.(*mending); ok {
+			m.breakOff()
+		} else {
+			_ = b.a.body.Close() // what it says the Read says too
+		}
+	default:
 		b.c.watch.End()
-		b.c.end = b.unread()
-		b.leave()
+		b.leave(b.unread())
 	}
+	b.closed = true
 	return nil
 }
 
@@ -314,11 +347,12 @@ func (b *reading) unread() verdict {
 		v, _ := b.c.outcome(b.a, &toClient{}, nil)
 		return v
 	}
-	return verdict{code: ClientGone, cause: CauseClient, err: errors.New("the body was closed before its end")}
+	return verdict{code: ClientGone, cause: CauseClient, err: errClosed}
 }
 
-func (b *reading) leave() {
-	b.done = true
+func (b *reading) leave(end verdict) {
+	b.c.end = end
 	b.a.close()
 	b.c.record()
+	b.c.giveUp(errDone)
 }
