@@ -312,6 +312,7 @@ func (c *call) take(r *routes.Route, model string, anyway bool) bool {
 	}
 	w := &c.way
 	if w.via == r && w.access == key {
+		c.out = key.Again(c.out)
 		return true
 	}
 	sent := c.fit(r, model)
@@ -322,7 +323,7 @@ func (c *call) take(r *routes.Route, model string, anyway bool) bool {
 		w.asked = c.out
 	}
 	w.via, w.access, w.sent, w.model = r, key, sent, model
-	c.out = r.Aim(w.asked, c.rules.basePath, key)
+	c.out = r.Aim(w.asked, routes.Aim{Base: c.rules.basePath, Model: model, Streams: c.request.stream || c.gather != nil}, key)
 	c.x.HTTP.Target = c.out.URL.Host
 	if c.gate != nil {
 		c.gate = c.engine.gates.at(c.out.URL.Host, model)

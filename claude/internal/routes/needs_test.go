@@ -1,6 +1,7 @@
 package routes
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -64,5 +65,47 @@ func FuzzAsk(f *testing.F) {
 			t.Errorf("%+v", n)
 		}
 		Able(nil).Lacks("claude-haiku-4-5", n, 1)
+	})
+}
+
+func TestARouteToVertexIsChecked(t *testing.T) {
+	const base = "https://us-east5-aiplatform.googleapis.com/v1/projects/p/locations/us-east5/publishers/anthropic/models"
+	key := []Key{{Name: "a", File: "/run/token"}}
+	for _, c := range []struct {
+		cfg  Config
+		want string
+	}{
+		{Config{Name: "v", Kind: "vertex", Upstream: base, Keys: key}, ""},
+		{Config{Name: "v", Kind: "vertex", Upstream: base + "/", Keys: key, Auth: "bearer"}, ""},
+		{Config{Name: "v", Kind: "bedrock", Upstream: base, Keys: key}, "routes[0].kind"},
+		{Config{Name: "v", Kind: "vertex", Upstream: "https://us-east5-aiplatform.googleapis.com", Keys: key}, "routes[0].upstream"},
+		{Config{Name: "v", Kind: "vertex", Models: map[string]string{"a": "b"}}, "routes[0].kind"},
+		{Config{Name: "v", Kind: "vertex", Upstream: base, Keys: key, Auth: "x-api-key"}, "routes[0].auth"},
+		{Config{Name: "v", Kind: "vertex", Upstream: base, Keys: []Key{{Name: "a", File: "f", Key: "k"}}}, "routes[0].keys[0].file"},
+	} {
+		var ps setting.Problems
+		Validate([]Config{c.cfg}, nil, "127.0.0.1:8700", &ps)
+		if c.want == "" && len(ps) > 0 || c.want != "" && (len(ps) != 1 || ps[0].Path != c.want) {
+			t.Errorf("%+v: %v", c.cfg, ps)
+		}
+	}
+}
+
+func FuzzVertexBody(f *testing.F) {
+	f.Add([]byte(`{"model":"m","anthropic_version":"x","a":{"model":1},"stream":true}`))
+	f.Add([]byte(`{}`))
+	f.Add([]byte(`{"model":1`))
+	f.Fuzz(func(t *testing.T, request []byte) {
+		body := vertexBody(request)
+		if !json.Valid(request) {
+			return
+		}
+		var was, is map[string]json.RawMessage
+		if json.Unmarshal(request, &was) != nil || was == nil {
+			return
+		}
+		if err := json.Unmarshal(body, &is); err != nil || string(is["anthropic_version"]) != vertexVersion || is["model"] != nil && !strings.Contains(string(request), "\\") {
+			t.Errorf("%s became %s: %v", request, body, err)
+		}
 	})
 }

@@ -110,11 +110,25 @@ func Plain(body []byte, encoding string) ([]byte, bool) {
 func Excerpt(text []byte) string {
 	const most = 120
 	said := ""
+	if first := []byte(nil); bytes.HasPrefix(bytes.TrimSpace(text), []byte("[")) { // Google's errors of streams come in an array
+		peek.Elements(text, func(element []byte) {
+			if first == nil {
+				first = element
+			}
+		})
+		text = first
+	}
 	peek.Members(text, func(key, value []byte) {
 		switch strings.ToLower(string(key)) {
 		case "message", "error", "detail":
 			if s := peek.Text(value); said == "" && s != "" {
 				said = s
+			} else if said == "" { // Google's and OpenAI's have it further down
+				peek.Members(value, func(key, value []byte) {
+					if string(key) == "message" {
+						said = peek.Text(value)
+					}
+				})
 			}
 		}
 	})
