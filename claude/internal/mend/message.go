@@ -3,6 +3,7 @@ package mend
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -76,7 +77,7 @@ func (m *Message) Size() int { return len(m.in) + len(m.held) + len(m.out) + len
 
 // Log is all that the client was given, but for pings; nobody may change it. False: it
 // was too long to be kept.
-func (m *Message) Log() ([]byte, bool) { return m.log[:len(m.log):len(m.log)], !m.lost }
+func (m *Message) Log() ([]byte, bool) { return slices.Clip(m.log), !m.lost }
 
 // Forget gives up what is kept: the rest of the message passes as it comes, and can't be
 // mended any more.

@@ -155,8 +155,8 @@ func (p *Pacer) Owned(key, organisation, workspace string, told *Lane) {
 func (l *Lane) is(organisation, workspace string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	rest, ok := strings.CutPrefix(l.owner, "org:")
-	if rest, ok = strings.CutPrefix(rest, organisation); !ok {
+	rest, ok := strings.CutPrefix(strings.TrimPrefix(l.owner, "org:"), organisation)
+	if !ok {
 		return false
 	}
 	return rest == "" && workspace == "" || len(rest) == len(workspace)+1 && rest[0] == '/' && rest[1:] == workspace

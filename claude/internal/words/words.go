@@ -68,10 +68,10 @@ func For(status int) (as int, kind string) {
 	case status >= 520 && status != 529: // Cloudflare: it said nothing of use
 		status = http.StatusBadGateway
 	}
-	switch {
-	case status == http.StatusRequestTimeout:
+	switch status {
+	case http.StatusRequestTimeout:
 		return status, "timeout_error"
-	case status == http.StatusServiceUnavailable:
+	case http.StatusServiceUnavailable:
 		return status, "overloaded_error"
 	}
 	for kind, of := range statuses {
