@@ -40,8 +40,8 @@ func (c *call) promise(h http.Header) {
 		limit = min(limit, asked)
 	}
 	c.deadline = c.x.Start.Add(limit - min(limit/20, time.Second))
-	const last = "2" // the retries that the SDKs make unless told otherwise
-	if count := h.Get("X-Stainless-Retry-Count"); c.rules.attach == 0 || count == "" || count >= last {
+	const last = 2 // of the retries that the SDKs make unless told otherwise
+	if count, err := strconv.Atoi(h.Get("X-Stainless-Retry-Count")); c.rules.attach == 0 || err != nil || count >= last {
 		c.whole = c.deadline // nobody will come for it
 	}
 }

@@ -164,10 +164,10 @@ var errPage = errors.New("the answer is not one of the Claude API")
 // isPage reports whether a good status came with what no message is: the page of a
 // gateway, of a proxy or of a captive network.
 func (a *answer) isPage(kind string, c *call) bool {
-	if a.events || kind == "" || a.res.StatusCode >= 300 || c.out.Method != http.MethodPost {
+	if a.events || a.res.StatusCode >= 300 || c.out.Method != http.MethodPost {
 		return false
 	}
-	return (c.shape.message || c.x.Route == routeCount) && !strings.EqualFold(kind, "application/json")
+	return (c.shape.message || c.x.Route == routeCount) && strings.Contains(kind, "html")
 }
 
 // speak makes of a failure that is not told in the API's words one that is: what
