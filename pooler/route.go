@@ -80,6 +80,13 @@ func (s *session) release() error {
 	s.part()
 	s.attempt = attempt{}
 	free, err := s.settle(b)
+	if s.synced != nil {
+		select {
+		case <-s.synced:
+		case <-time.After(barrierLimit):
+		}
+		s.synced = nil
+	}
 	if err == nil && s.withheld {
 		s.withheld = false
 		s.tellHeld()

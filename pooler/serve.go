@@ -92,9 +92,10 @@ type session struct {
 	names     map[string]*statement
 	nameBytes int // of the statements that have names
 	unnamed   unnamed
-	ear       *ear   // nil until the client has listened; assigned by serve
-	withheld  bool   // a ReadyForQuery has not been told to the client yet; serve's own
-	held      []byte // a CommandComplete that has not, either
+	ear       *ear            // nil until the client has listened; assigned by serve
+	withheld  bool            // a ReadyForQuery has not been told to the client yet; serve's own
+	held      []byte          // a CommandComplete that has not, either
+	synced    <-chan struct{} // closed when the hub has caught up; nil: not waited for
 	attempt   attempt
 	portals   map[string]use // those whose execution deallocates
 }
