@@ -394,7 +394,7 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	b.status, s.block, s.copying = status, status, false
 	c, _ := s.cycles.pop()
 	done = s.settled()
-	s.withheld = done && (status == pgwire.Idle && s.mustAttend() || status != pgwire.Idle && b.pool.statementMode())
+	s.withheld = done && (status == pgwire.Idle && (s.mustAttend() || s.synced != nil) || status != pgwire.Idle && b.pool.statementMode())
 	if s.withheld && status != pgwire.Idle {
 		s.exchange.DB.SQLState = "0A000"
 	}

@@ -2,6 +2,8 @@ package pooler
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -119,6 +121,35 @@ func TestWhatCannotBeCarriedPinsUntilItEnds(t *testing.T) {
 			await(t, "the server is back", func() bool { return pinned() == "" && h.Stats().Databases[0].Active == 0 })
 			value(t, client, "select 'still there'")
 		})
+	}
+}
+
+func TestWhatWasNotifiedBeforeAQueryComesBeforeItsEnd(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 2 })))
+	f, other := newFrontend(t, h), h.connect(t)
+	f.send(frame('Q', "listen here\x00"))
+	f.expect("CZ")
+	for i := range 50 {
+		do(t, other, "select pg_notify('here', $1)", fmt.Sprint(i))
+		f.send(frame('Q', "select 1\x00"))
+		if got := f.frames(); !strings.Contains(got, fmt.Sprintf("(here %d false)", i)) {
+			t.Fatalf("%d: %s", i, got)
+		}
+	}
+}
+
+func TestNotificationsReachAClientOverTLS(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 2 }), withTLS(t)))
+	listener, other := h.connect(t, "sslmode=require"), h.connect(t)
+	do(t, listener, "listen here")
+	for i := range 20 {
+		do(t, other, "select pg_notify('here', $1)", fmt.Sprint(i))
+		if i%3 == 0 {
+			value(t, listener, "select 'and works'")
+		}
+		if n := heardBy(t, listener); n.Payload != fmt.Sprint(i) {
+			t.Fatalf("heard %s, not %d", n.Payload, i)
+		}
 	}
 }
 

@@ -394,9 +394,10 @@ type errand struct {
 	cycles queue[cycle]
 	next   cycle // being sent
 
-	refused error          // why the message that is being sent cannot be
-	held    []byte         // a CommandComplete that has not been told to the client yet
-	portals map[string]use // those whose execution deallocates
+	refused error           // why the message that is being sent cannot be
+	held    []byte          // a CommandComplete that has not been told to the client yet
+	synced  <-chan struct{} // closed when the hub has caught up; nil: not waited for
+	portals map[string]use  // those whose execution deallocates
 	attempt attempt
 	asSent  []byte // the cycle, as the client sent it to the event loops; reused
 

@@ -42,6 +42,7 @@ func (s *session) tune(extent pgwire.Extent) error {
 		return nil
 	}
 	if extent == pgwire.Whole && s.effects()&tunes == 0 {
+		s.synced = s.ear.hub.Sync() // what was sent before the query comes before its end
 		return nil
 	}
 	if err := s.replayed(); err != nil {

@@ -291,6 +291,17 @@ func (h *Hub) Leave(id uint32) {
 	h.Unsubscribe(id, channels)
 }
 
+// Sync returns a channel that is closed when all that was committed before has been
+// handed out: the server says it before it answers. nil if the hub hears nothing now.
+func (h *Hub) Sync() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.conn == nil || !h.confirmed[h.barrier] {
+		return nil
+	}
+	return h.ask("", nil)
+}
+
 // AwaitBarrier returns a channel that is closed when the hub has heard what the
 // client's server is about to say by [Hub.Closes]; nil if the hub hears nothing now.
 func (h *Hub) AwaitBarrier(id uint32, c Client) <-chan struct{} {
