@@ -26,7 +26,7 @@ import (
 // connection that was no login.
 func (s *session) admit() error {
 	policy := s.pooler.policy.Load()
-	if err := s.conn.SetDeadline(time.Now().Add(policy.config.LoginTimeout)); err != nil {
+	if err := s.conn.SetDeadline(s.came.Add(policy.config.LoginTimeout)); err != nil {
 		return errLeft
 	}
 	start, err := s.startup(policy)
@@ -164,8 +164,10 @@ func (s *session) directTLS(cfg *tls.Config) error {
 	if cfg == nil {
 		return nil
 	}
-	if err := s.in.Fill(); err != nil {
-		return s.badStartup(err)
+	if s.in.Buffered() == 0 {
+		if err := s.in.Fill(); err != nil {
+			return s.badStartup(err)
+		}
 	}
 	if s.in.Peek(1)[0] != recordHandshake {
 		return nil
@@ -280,15 +282,17 @@ func (s *session) negotiate(start *pgwire.Startup) error {
 func (s *session) authenticate(start *pgwire.Startup, policy *policy) error {
 	account, known := policy.accounts[s.user]
 	method := policy.config.Auth
+	var rule hba.Found
 	switch {
 	case account.quick != nil: // the app's own, whatever the rules say
 	case len(policy.config.HBA) > 0:
 		visitor := s.visitor()
 		var ok bool
-		if method, ok = hba.Find(policy.config.HBA, visitor); !ok {
+		if rule, ok = policy.rules.Find(visitor); !ok {
 			return refusedLogin("28000", fmt.Sprintf("no rule of pooler.hba fits user %q, database %q, from %s, %s",
 				s.user, s.database, s.raw.RemoteAddr(), map[bool]string{true: "encrypted", false: "not encrypted"}[visitor.TLS]), "add one")
 		}
+		method = rule.Method
 	case !known && policy.trusts():
 		if !s.visitor().Local() {
 			return refusedLogin("28000", "no users are configured, so only clients on this machine may log in", "add pooler.users")
@@ -301,7 +305,7 @@ func (s *session) authenticate(start *pgwire.Startup, policy *policy) error {
 	case hba.Reject:
 		return refusedLogin("28000", fmt.Sprintf("a rule of pooler.hba rejects user %q, database %q, from %s", s.user, s.database, s.raw.RemoteAddr()), "")
 	case hba.Cert:
-		return s.proveCertificate()
+		return s.proveCertificate(rule)
 	}
 	account, err := s.secretOf(account, known, method, policy)
 	if err != nil {
@@ -374,7 +378,10 @@ func (s *session) prove(method string, c *credential.Credential, policy *policy)
 	case method == hba.MD5 && c.MD5():
 		ok, err = login.MD5(s, c)
 	default:
-		s.keys, ok, err = login.SCRAM(s, c, s.binding(policy))
+		var keys credential.Keys
+		if keys, ok, err = login.SCRAM(s, c, s.binding(policy)); keys.Client != nil {
+			s.keys = &keys
+		}
 	}
 	if errors.Is(err, login.ErrProtocol) {
 		return protocolError(err.Error())
@@ -395,13 +402,13 @@ func (s *session) prove(method string, c *credential.Credential, policy *policy)
 	return nil
 }
 
-// proveCertificate lets a client in whose verified certificate bears the user's name.
-func (s *session) proveCertificate() error {
+// proveCertificate lets a client in whose verified certificate the rule allows that user.
+func (s *session) proveCertificate(rule hba.Found) error {
 	conn, ok := s.conn.(*tls.Conn)
 	if !ok || len(conn.ConnectionState().VerifiedChains) == 0 {
 		return refusedLogin("28000", "connection requires a valid client certificate", "connect with sslcert and sslkey")
 	}
-	if name := conn.ConnectionState().PeerCertificates[0].Subject.CommonName; name != s.user {
+	if name := conn.ConnectionState().PeerCertificates[0].Subject.CommonName; !rule.Names(name, s.user) {
 		return refusedLogin("28000", fmt.Sprintf("certificate authentication failed for user %q: the certificate is for %q", s.user, name), "")
 	}
 	return nil

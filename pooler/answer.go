@@ -8,6 +8,7 @@ import (
 
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/state"
 )
 
 // answer relays what the server says until it owes nothing more. A session that has
@@ -95,6 +96,10 @@ func (s *session) scan() (done bool, err error) {
 			}
 			continue
 		}
+		if len(s.held) > 0 {
+			s.pass()
+			s.tellHeld()
+		}
 		s.exchange.BytesOut += int64(pgwire.HeaderSize + n)
 		in.Pass(pgwire.HeaderSize + n)
 		if done {
@@ -113,6 +118,7 @@ func (s *session) pass() {
 		return
 	}
 	if !s.mute {
+		s.attempt.told = true
 		s.writing.Store(true)
 		began := time.Now()
 		_, err := s.conn.Write(run)
@@ -191,9 +197,13 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 		return s.acknowledge(owesClose, owesOurClose)
 	case pgwire.CommandComplete:
 		s.completed(body)
+		return !s.holdBack(body), false, nil
 	case pgwire.EmptyQuery:
 		s.exchange.DB.Queries++
 	case pgwire.ErrorResponse:
+		if s.mayRepeat(body) {
+			return false, false, errRepeat
+		}
 		if !s.failed(body) {
 			return false, false, nil
 		}
@@ -230,7 +240,7 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d, ok := s.debts.pop()
-	for ok && d.kind == owesDrop { // a portal that was closed before its end
+	for ok && (d.kind == owesDrop || d.kind == owesDropAll || d.kind == owesCopy) { // not carried out, since a portal had none
 		d, ok = s.debts.pop()
 	}
 	switch {
@@ -246,6 +256,34 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 	return false, false, s.confused(errOutOfStep)
 }
 
+// holdBack keeps a CommandComplete from the client, if it may be the last of a
+// transaction whose channels have to be put in order first: some drivers take it for the
+// end, and do not wait for ReadyForQuery.
+func (s *session) holdBack(body []byte) bool {
+	if len(s.held) > 0 {
+		s.pass()
+		s.tellHeld()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.mustAttend() || len(body) >= lookInto {
+		return false
+	}
+	if _, ends := s.debts.firstReady(); !ends {
+		return false // the server says no more before the client does
+	}
+	s.held = pgwire.Append(s.held, pgwire.CommandComplete, body)
+	return true
+}
+
+// tellHeld sends what was held back.
+func (s *session) tellHeld() {
+	if len(s.held) > 0 && !s.mute {
+		_, _ = s.conn.Write(s.held) // a client that is gone is noticed where it is served
+	}
+	s.held = s.held[:0]
+}
+
 // completed notes the end of a command.
 func (s *session) completed(body []byte) {
 	command, rows := pgwire.Tag(body)
@@ -256,7 +294,11 @@ func (s *session) completed(body []byte) {
 	switch db.Command {
 	case "DEALLOCATE ALL", "DISCARD ALL":
 		s.mu.Lock()
-		s.forget()
+		if d, ok := s.debts.first(); ok && d.kind == owesDropAll {
+			s.debts.pop()
+		} else {
+			s.forget()
+		}
 		if b := s.backend; db.Command == "DISCARD ALL" && b.left&scan.Nameless == 0 {
 			b.pins &^= scan.Nameless
 		}
@@ -275,6 +317,34 @@ func (s *session) completed(body []byte) {
 	if bytes.HasPrefix(command, []byte("ALTER ")) || bytes.HasPrefix(command, []byte("DROP ")) || bytes.HasPrefix(command, []byte("CREATE ")) {
 		// The types of a statement's parameters are those of when it was prepared.
 		s.backend.pool.statements.renew()
+	}
+}
+
+// unname forgets what a name stands for.
+func (s *session) unname(name string) {
+	if st := s.names[name]; st != nil {
+		s.nameBytes -= len(st.body)
+		delete(s.names, name)
+	}
+}
+
+// forget notes that the server has dropped all its statements at the client's wish.
+// Those that it was told to prepare since are still to come.
+func (s *session) forget() {
+	b := s.backend
+	clear(b.prepared)
+	clear(s.names)
+	s.nameBytes, s.missing = 0, state.None
+	for _, d := range s.debts.list[s.debts.head:] {
+		if d.statement == nil || d.kind == owesOurClose || d.kind == owesClose {
+			continue
+		}
+		b.uses++
+		b.prepared[d.statement] = b.uses
+		if d.name != "" {
+			s.names[d.name] = d.statement
+			s.nameBytes += len(d.statement.body)
+		}
 	}
 }
 
@@ -310,18 +380,23 @@ func (s *session) failed(body []byte) (keep bool) {
 func (s *session) takesCopy() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.copying = true
-	if d, ok := s.debts.firstReady(); !ok || d.kind == owesSync {
-		// In the extended protocol the client has sent its Sync already, which the
-		// server ignores while it takes data; another will follow the data.
-		s.debts.dropSyncs()
-		if c, ok := s.cycles.pop(); ok {
-			c.bytes += s.next.bytes
-			s.next = c
-			s.cycles.clear()
+	d, ok := s.debts.firstReady()
+	extended := !ok || d.kind == owesSync
+	// In the extended protocol the client may have sent its Sync already, which the
+	// server ignores while it takes data; another follows the data.
+	syncs, ended := s.debts.takeCopy()
+	s.copying = !ended
+	for range syncs {
+		c, _ := s.cycles.pop()
+		if s.cycles.len() > 0 {
+			next := &s.cycles.list[s.cycles.head]
+			next.start, next.bytes = c.start, next.bytes+c.bytes
+			continue
 		}
-		s.open = true
+		c.bytes += s.next.bytes
+		s.next = c
 	}
+	s.open = s.open || extended && s.cycles.len() == 0
 	s.split()
 }
 
@@ -340,6 +415,9 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 		b.status, s.block = status, status
 		s.mu.Unlock()
 		return false, false, nil
+	}
+	for d, ok := s.debts.first(); ok && d.kind == owesCopy; d, ok = s.debts.first() {
+		s.debts.pop() // of a COPY that was refused
 	}
 	b.status, s.block, s.copying = status, status, false
 	c, _ := s.cycles.pop()

@@ -1,6 +1,8 @@
 package pooler
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -352,4 +354,124 @@ func (s *backend) calm() {
 	if s.hurried.Swap(false) && s.SetDeadline(time.Time{}) != nil {
 		s.broken.Store(true)
 	}
+}
+
+// An attempt is what is known of a cycle that may have to be sent to another server,
+// since the one that had it was shut down.
+type attempt struct {
+	tries int       // before this one
+	began time.Time // the first; zero: this is it
+	size  int       // of the cycle, if nothing went before it in its transaction and it was sent whole
+	cycle []byte    // a copy, once the client is read besides
+	told  bool      // the client has been told something of the answer
+}
+
+// maxTries bounds how often one query is sent again.
+const maxTries = 3
+
+// errRepeat means that the client's cycle is to be sent to another server.
+var errRepeat = errors.New("the server was shut down before it answered")
+
+// mayRepeat reports whether the server's error is of its shutdown (57P01), and the
+// client's query may be carried out elsewhere without anybody's noticing: PostgreSQL has
+// rolled it back, it only reads, it is alone in its transaction, and nothing of its answer
+// is known to the client. A server that goes on to serve others has ended this query on
+// purpose.
+func (s *session) mayRepeat(body []byte) bool {
+	a, b := &s.attempt, s.backend
+	if string(pgwire.Field(body, 'C')) != "57P01" || string(pgwire.Field(body, 'V')) != "FATAL" || a.size == 0 || a.told || a.tries >= maxTries || s.mute || len(s.held) > 0 {
+		return false
+	}
+	s.mu.Lock()
+	if a.cycle == nil && s.uplink == nil {
+		a.cycle = bytes.Clone(s.in.Behind(a.size))
+	}
+	alone := s.cycles.len() == 1 && !s.open && !s.midway && !s.copying && s.stage == running && s.lost == nil && s.readsOnly(a.cycle)
+	s.mu.Unlock()
+	if !alone || !b.pool.goingDown() {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cycles.len() != 1 || s.open { // the client has sent more meanwhile
+		return false
+	}
+	s.answering, s.closing = false, true
+	b.In.Taken()
+	return true
+}
+
+// readsOnly reports whether a cycle may be carried out again: it reads, and names nothing.
+func (s *session) readsOnly(cycle []byte) bool {
+	backslash := s.backend.backslash()
+	for rest := cycle; len(rest) > 0; {
+		typ, n, body := pgwire.Split(rest)
+		rest = rest[n:]
+		var text []byte
+		var ok bool
+		switch typ {
+		case pgwire.Query:
+			text, _, ok = pgwire.String(body)
+		case pgwire.Parse:
+			var name []byte
+			name, text, _, ok = pgwire.Strings(body)
+			ok = ok && len(name) == 0
+		case pgwire.Bind:
+			var name []byte
+			_, name, _, ok = pgwire.Strings(body)
+			if len(name) == 0 {
+				ok = ok && s.unnamed.version != 0 && s.unnamed.kept
+				text, _, _ = pgwire.String(s.unnamed.body)
+			} else if st := s.names[string(name)]; st != nil {
+				text, _, _ = pgwire.String(st.body)
+			}
+		case pgwire.Describe, pgwire.Execute, pgwire.Sync:
+			continue
+		default:
+			return false
+		}
+		if !ok || !scan.Repeatable(text, backslash) {
+			return false
+		}
+	}
+	return len(cycle) > 0
+}
+
+// goingDown reports whether the server takes no connections.
+func (p *pool) goingDown() bool {
+	ctx, cancel := context.WithTimeout(p.context(), execLimit)
+	defer cancel()
+	conn, err := p.target.Connect(ctx, p.dial)
+	if err == nil {
+		conn.Close()
+		return false
+	}
+	if refused, ok := errors.AsType[*upstream.Refused](err); ok {
+		return refused.SQLState == "57P03"
+	}
+	return upstream.Passing(err)
+}
+
+// takeBack makes the client's cycle the next that it sends.
+func (s *session) takeBack() error {
+	if err := s.join(false); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.forgive()
+	for !s.debts.none() {
+		s.debts.pop()
+	}
+	first, _ := s.cycles.pop()
+	s.next, s.withheld = cycle{}, false
+	b, a := s.backend, s.attempt
+	s.mu.Unlock()
+	b.broken.Store(true)
+	s.part()
+	b.pool.drop(b)
+	s.attempt = attempt{tries: a.tries + 1, began: first.start}
+	if !s.in.Unread(a.cycle) {
+		return end(Lost, "the server was shut down before it answered", "try again")
+	}
+	return nil
 }

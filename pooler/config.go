@@ -28,6 +28,7 @@ type Config struct {
 	Generated    []string                  `yaml:"generated" doc:"Users whose password a machine made, of 128 random bits or more: it is checked with one iteration of SCRAM instead of 4096, which makes a login many times cheaper."`
 	AuthQuery    directory.Config          `yaml:"auth_query" doc:"Users that PostgreSQL knows."`
 	HBA          []hba.Rule                `yaml:"hba" doc:"Who may come from where, and how they prove who they are: the first rule that fits decides, and who fits none is refused. None: users log in as auth says."`
+	Groups       map[string][]string       `yaml:"groups" doc:"Groups of users, for rules that name +group."`
 	Auth         string                    `yaml:"auth" doc:"How users prove their password: scram-sha-256 or md5."`
 	TLS          TLS                       `yaml:"tls" doc:"Encryption towards clients, on the same address; offered if a certificate is given."`
 	Databases    map[string]Database       `yaml:"databases" doc:"The databases that clients can name."`
@@ -348,12 +349,15 @@ func Compile(cfg Config) (*policy, error) {
 	if err := ps.Err(); err != nil {
 		return nil, err
 	}
+	var err error
 	p := &policy{
 		config: cfg, accounts: map[string]account{}, targets: map[string]*upstream.Target{}, pools: map[string]*pool{},
 		hosts: map[string]string{}, tenants: map[string]string{},
 	}
 	p.admitUsers(&ps)
-	var err error
+	if p.rules, err = hba.Compile(cfg.HBA, cfg.Groups); err != nil {
+		ps.Add("hba", err.Error(), "")
+	}
 	if p.directory, err = directory.New(cfg.AuthQuery); err != nil {
 		ps.Add("auth_query", err.Error(), "")
 	}

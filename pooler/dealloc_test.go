@@ -107,6 +107,41 @@ func TestAStatementThatNoLongerFitsIsAnErrorOfTheExecute(t *testing.T) {
 	}
 }
 
+func TestANameIsFreeBehindADeallocateAllOfTheSameCycle(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	c := newFrontend(t, h)
+	parse := func(name, sql string) string { return frame('P', name+"\x00"+sql+"\x00\x00\x00") }
+	execute := func(portal, name string) string {
+		return frame('B', portal+"\x00"+name+"\x00\x00\x00\x00\x00\x00\x00") + frame('E', portal+"\x00\x00\x00\x00\x00")
+	}
+	sync := frame('S', "")
+	for _, all := range []string{"deallocate all", "Discard ALL ;"} {
+		c.send(parse("p", "select 'old'") + parse("all", all) + sync)
+		c.expectFor(all, "11Z")
+		c.send(execute("c", "all") + parse("p", "select 'new'") + execute("", "p") + sync)
+		if c.expectFor(all, "2C12DCZ"); c.row != "new" {
+			t.Errorf("%s: %s", all, c.row)
+		}
+		c.send(parse("all", all) + sync) // it has forgotten itself, too
+		c.expectFor(all, "1Z")
+		// An error before it: nothing is forgotten.
+		c.send(execute("", "none") + execute("", "all") + parse("p", "select 'newer'") + sync)
+		c.expectFor(all, "EZ")
+		c.send(parse("p", "select 'newest'") + sync)
+		c.expectFor(all, "EZ")
+		c.send(execute("", "p") + sync)
+		if c.expectFor(all, "2DCZ"); c.row != "new" {
+			t.Errorf("%s: %s", all, c.row)
+		}
+		c.send(frame('Q', "deallocate all\x00") + parse("p", "select 'behind'") + execute("", "p") + sync + execute("", "all") + sync)
+		if c.expectFor(all, "CZ12DCZEZ"); c.row != "behind" {
+			t.Errorf("%s: %s", all, c.row)
+		}
+		c.send(frame('Q', "deallocate all\x00"))
+		c.expectFor(all, "CZ")
+	}
+}
+
 func TestDeallocateAllAndDiscardAllForgetEveryName(t *testing.T) {
 	h := run(t, config(database(pg.Start(t).URL(), one)))
 	for _, sql := range []string{"deallocate all", "DEALLOCATE PREPARE ALL", "discard all"} {

@@ -20,6 +20,14 @@ type debt struct {
 	name      string     // the client's, for that statement or the one it drops
 	unnamed   bool       // a Parse of the unnamed statement
 	taken     bool       // a Parse that the server has to refuse: the name is taken
+	before    *known     // what owesDropAll has made forgotten
+}
+
+// known is what names stood for, and what the server knew.
+type known struct {
+	names     map[string]*statement
+	nameBytes int
+	prepared  map[*statement]uint64
 }
 
 type debtKind uint8
@@ -30,6 +38,8 @@ const (
 	owesClose                    // CloseComplete for the client
 	owesOurClose                 // CloseComplete for us
 	owesDrop                     // CommandComplete of a DEALLOCATE of the client's statement of this name
+	owesDropAll                  // CommandComplete of a DEALLOCATE ALL or DISCARD ALL
+	owesCopy                     // CopyInResponse to data that has been sent
 	owesSync                     // ReadyForQuery after a Sync
 	owesQuery                    // ReadyForQuery after a Query or FunctionCall
 	owesOurSync                  // ReadyForQuery for us
@@ -54,15 +64,33 @@ func (d *debts) firstReady() (debt, bool) {
 	return debt{}, false
 }
 
-// dropSyncs forgets every ReadyForQuery that is owed for a Sync.
-func (d *debts) dropSyncs() {
-	kept := d.list[d.head:d.head]
-	for _, one := range d.list[d.head:] {
-		if one.kind != owesSync {
+// takeCopy notes that the server takes COPY data. What the client had sent up to the
+// end of its data, Syncs included, belongs to that. ended reports whether that end has been sent, syncs how
+// many the server does not answer.
+func (d *debts) takeCopy() (syncs int, ended bool) {
+	owed := d.list[d.head:]
+	end := slices.IndexFunc(owed, func(one debt) bool { return one.kind == owesCopy })
+	kept := owed[:0]
+	for i, one := range owed {
+		switch {
+		case i == end:
+		case one.kind == owesSync && (end < 0 || i < end):
+			syncs++
+		default:
 			kept = append(kept, one)
 		}
 	}
+	clear(owed[len(kept):])
 	d.list = d.list[:d.head+len(kept)]
+	return syncs, end >= 0
+}
+
+// uncertain reports whether an error of the server's may change what a name stands for,
+// or, unless it is renewed, the unnamed statement.
+func (d *debts) uncertain(renewed bool) bool {
+	return slices.ContainsFunc(d.list[d.head:], func(one debt) bool {
+		return one.name != "" || one.statement != nil || one.kind == owesDropAll || one.unnamed && !renewed
+	})
 }
 
 // A queue is first in, first out. It keeps its memory.
@@ -102,11 +130,6 @@ func (q *queue[T]) first() (v T, ok bool) {
 	return q.list[q.head], true
 }
 
-func (q *queue[T]) clear() {
-	clear(q.list)
-	q.list, q.head = q.list[:0], 0
-}
-
 // owe notes a debt. The lock is held, here and below.
 func (s *session) owe(d debt) { s.debts.push(d) }
 
@@ -139,7 +162,9 @@ func (s *session) undo(d debt, later []debt) {
 	switch {
 	case d.kind == owesOurClose && d.statement != nil:
 		b.prepared[d.statement] = 0 // it is still there
-	case d.kind.ready() || d.kind == owesOurClose || d.kind == owesDrop:
+	case d.kind == owesDropAll:
+		s.names, s.nameBytes, b.prepared = d.before.names, d.before.nameBytes, d.before.prepared
+	case d.kind.ready() || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
 	case d.kind == owesClose && renamed:
 	case d.kind == owesClose && d.statement != nil:
 		s.names[d.name] = d.statement
@@ -393,7 +418,7 @@ func (s *session) attend(b *backend, found []string) error {
 	s.ear.hub.Unsubscribe(s.id, gone)
 	if len(come) > 0 {
 		limits := b.pool.limits()
-		if err := s.ear.hub.Subscribe(b.pool.context(), s.id, listener{s}, come, max(limits.OutageWait, limits.ConnectTimeout)+execLimit); err != nil {
+		if err := s.ear.hub.Subscribe(b.pool.context(), s.id, listener{s}, come, max(limits.AcquireTimeout, limits.OutageWait)); err != nil {
 			return end(Unreachable, "LISTEN was not carried out: the pooler's connection that listens could not be opened", "try again").because(err)
 		}
 	}

@@ -36,9 +36,11 @@ func (s *session) forward(extent pgwire.Extent) error {
 	s.next.start = s.exchange.Start
 	s.mu.Unlock()
 	s.restore()
+	s.attempt = attempt{tries: s.attempt.tries, began: s.attempt.began}
 	if extent != pgwire.Whole || b.pool.sessions() {
 		return s.startUplink()
 	}
+	size := 0
 	for ends := false; !ends; {
 		typ, n, _, err := s.in.Header()
 		if err != nil {
@@ -52,6 +54,7 @@ func (s *session) forward(extent pgwire.Extent) error {
 		if ends, err = s.send(typ, n); err != nil {
 			return err
 		}
+		size += pgwire.HeaderSize + n
 		if len(b.out) > outLimit {
 			return s.startUplink()
 		}
@@ -60,6 +63,9 @@ func (s *session) forward(extent pgwire.Extent) error {
 		return s.serverLost(err)
 	}
 	s.mu.Lock()
+	if b.status == pgwire.Idle && !b.tuned {
+		s.attempt.size = size
+	}
 	s.answering = true
 	s.mu.Unlock()
 	return nil
@@ -84,6 +90,9 @@ func (s *session) split() {
 	if !s.answering || s.uplink != nil || s.stage == killed || s.backend.replays > 0 {
 		return
 	}
+	if s.attempt.size > 0 && s.attempt.cycle == nil { // the uplink reads over it
+		s.attempt.cycle = bytes.Clone(s.in.Behind(s.attempt.size))
+	}
 	done := make(chan struct{})
 	s.uplink = done
 	go s.pumpUntil(done)
@@ -95,11 +104,14 @@ func (s *session) split() {
 // than stall (0: forever) is disconnected.
 func (s *session) watch(stall time.Duration) {
 	now, turn, moved := time.Now(), s.turn.Load(), s.moved.Load()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.errand == nil {
+		return // it has ended meanwhile, what it did
+	}
 	if !s.writing.Load() && !s.wanting.Load() || turn != s.lastTurn || moved != s.lastMoved {
 		s.lastTurn, s.lastMoved, s.lastMove = turn, moved, now
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.split()
 	if stall > 0 && now.Sub(s.lastMove) > stall && s.lost == nil {
 		s.lost = end(ClientStalled, "terminating connection: the client neither read nor wrote for "+stall.String(), "")
@@ -262,7 +274,7 @@ func (s *session) send(typ byte, n int) (ends bool, err error) {
 		return false, errClosing
 	}
 	copies := typ == pgwire.CopyData || typ == pgwire.CopyDone || typ == pgwire.CopyFail
-	if !copies && s.mustHold() {
+	if !copies && s.mustHold(typ, n) {
 		s.mu.Unlock()
 		return false, errHold
 	}
@@ -431,6 +443,9 @@ func (s *session) sent(typ byte) (ends bool) {
 	}
 	switch typ {
 	case pgwire.CopyDone, pgwire.CopyFail:
+		if !s.copying {
+			s.owe(debt{kind: owesCopy}) // sent before the server has asked for data
+		}
 		s.copying = false
 		return true // not a cycle's end, but the server has something to say now
 	case pgwire.Query, pgwire.FunctionCall:
@@ -466,10 +481,16 @@ func (s *session) hold() error {
 
 // mustHold reports whether the client's next cycle has to wait for the answers to
 // those before. The lock is held.
-func (s *session) mustHold() bool {
+func (s *session) mustHold(typ byte, n int) bool {
 	b := s.backend
 	if s.open || s.copying || s.debts.len() == b.replays || b.pool.sessions() {
 		return false
+	}
+	// What a name stands for is not certain before the server has answered, and neither is
+	// the unnamed statement.
+	renewed := typ == pgwire.Query || typ == pgwire.Parse && n > 0 && s.head(1)[0] == 0
+	if b.left&(scan.Prepares|scan.Discards) != 0 || s.debts.uncertain(renewed) {
+		return true
 	}
 	return s.ear != nil && len(s.ear.channels) > 0 || b.left&scan.Listens != 0 || b.left&(scan.Begins|scan.Unseen) != 0 && b.pool.statementMode()
 }

@@ -1,17 +1,16 @@
 package pooler
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"sync"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
-	"mainstay.dev/mainstay/telemetry"
 )
 
 // A session that has logged in, without TLS, goes through the plain part of its life
@@ -24,10 +23,11 @@ import (
 type place uint8
 
 const (
-	aside   place = iota // a goroutine has it
-	resting              // waits for the client's next cycle
-	queued               // waits for a server
-	asking               // waits for the server's answer
+	aside    place = iota // a goroutine has it
+	arriving              // waits for the client's first packet
+	resting               // waits for the client's next cycle
+	queued                // waits for a server
+	asking                // waits for the server's answer
 )
 
 // An entry is where a goroutine takes a session's life up.
@@ -35,6 +35,7 @@ type entry uint8
 
 const (
 	atLogin   entry = iota
+	atWelcome       // it has proved who it is
 	atTurn          // between two cycles
 	atRest          // wait for the next cycle, whatever it is
 	atClaim         // the cycle is buffered
@@ -48,9 +49,6 @@ const (
 
 // errParked means that the session goes on without a goroutine.
 var errParked = errors.New("parked")
-
-// exchanges are for sessions that have something to do.
-var exchanges = sync.Pool{New: func() any { return new(telemetry.Exchange) }}
 
 // park lets the session go on without its goroutine, if it can.
 func (s *session) park() bool {
@@ -72,28 +70,12 @@ func (s *session) park() bool {
 	return true
 }
 
-// attach gives a session what it needs to do something.
-func (s *session) attach() {
-	if s.exchange == nil {
-		s.exchange = exchanges.Get().(*telemetry.Exchange)
-	}
-}
-
-// spare gives back what an idle session does not need.
-func (s *session) spare() {
-	if s.exchange != nil && !s.busy {
-		s.exchange.Err = nil
-		exchanges.Put(s.exchange)
-		s.exchange = nil
-	}
-}
-
 // escalate gives the session to a goroutine. The lane is locked.
 func (s *session) escalate(from entry) {
 	s.at = aside
 	s.sock.Own(nil)
 	s.in.Own()
-	if s.exchange == nil {
+	if s.errand == nil {
 		s.attach()
 		s.exchange.Reset(plane)
 	}
@@ -107,6 +89,7 @@ func (s *session) escalate(from entry) {
 
 // fail gives the session to a goroutine that ends it.
 func (s *session) fail(err error) {
+	s.attach()
 	s.failure = err
 	s.escalate(atEnd)
 }
@@ -138,6 +121,8 @@ func (s *session) step(w *loop.Worker) {
 // go on from there at once.
 func (s *session) advance(w *loop.Worker) bool {
 	switch s.at {
+	case arriving:
+		return s.admitNow(w)
 	case resting:
 		return s.awaitNow(w) && s.claimNow()
 	case queued:
@@ -157,6 +142,10 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 	s.in.Borrow(w.Scratch)
 	for {
 		if typ, _, ok, err := s.in.Header(); ok || err != nil {
+			if typ == pgwire.Terminate && s.backend == nil {
+				s.quit()
+				return false
+			}
 			switch extent := s.in.Cycle(); {
 			case extent == pgwire.Whole:
 				s.begin()
@@ -257,10 +246,12 @@ func (s *session) take(b *backend) bool {
 // forwardNow sends the cycle, which is whole.
 func (s *session) forwardNow() bool {
 	b := s.backend
-	s.restore()
 	s.mu.Lock()
 	s.next.start = s.exchange.Start
 	s.mu.Unlock()
+	s.restore()
+	s.attempt = attempt{tries: s.attempt.tries, began: s.attempt.began}
+	size := 0
 	for ends := false; !ends; {
 		typ, n, _, err := s.in.Header()
 		if err == nil && b.replays > 0 && s.mayEnd(typ, n) {
@@ -269,11 +260,16 @@ func (s *session) forwardNow() bool {
 		}
 		if err == nil {
 			ends, err = s.send(typ, n)
+			size += pgwire.HeaderSize + n
 		}
 		if err != nil {
 			s.fail(err)
 			return false
 		}
+	}
+	if b.status == pgwire.Idle && size <= clientBuffer {
+		s.asSent = append(s.asSent[:0], s.in.Behind(size)...)
+		s.attempt.size, s.attempt.cycle = size, s.asSent
 	}
 	s.at = asking
 	n, err := b.sock.TryWrite(b.out)
@@ -314,13 +310,14 @@ func (s *session) answerNow() bool {
 		} else if wants {
 			continue
 		}
-		if s.untold {
+		if s.untold || !s.attempt.told && bytes.Contains(b.In.Peek(b.In.Buffered()), shutDown) {
 			s.escalate(atAnswer)
 			return false
 		}
 		done, err := s.scan()
 		n, werr := s.sock.TryWrite(b.In.Run())
 		b.In.TakenPart(n)
+		s.attempt.told = s.attempt.told || n > 0
 		s.moved.Add(1)
 		switch {
 		case err != nil:
@@ -342,6 +339,9 @@ func (s *session) answerNow() bool {
 	}
 }
 
+// shutDown is what an error holds whose server is being shut down.
+var shutDown = []byte("C57P01\x00")
+
 // releaseNow gives the server back, if the transaction is over and nothing is left
 // there.
 func (s *session) releaseNow() bool {
@@ -356,7 +356,7 @@ func (s *session) releaseNow() bool {
 	}
 	s.keepSequences(b)
 	if b.left|b.pins != 0 || b.pool.resetAlways() {
-		if b.pool.resetAlways() || (b.left|b.pins)&(scan.Lasting|audit.Wreck) != 0 || audit.Wipe(b.left|b.pins) != "" {
+		if b.pool.resetAlways() || (b.left|b.pins)&(scan.Lasting|scan.Catalog|audit.Wreck) != 0 || audit.Wipe(b.left|b.pins) != "" {
 			s.escalate(atRelease)
 			return false
 		}
@@ -370,6 +370,8 @@ func (s *session) releaseNow() bool {
 	}
 	s.backend, s.block = nil, pgwire.Idle
 	s.mu.Unlock()
+	clear(s.portals)
+	s.attempt = attempt{}
 	b.sock.Own(nil)
 	b.pool.release(b)
 	s.at = resting

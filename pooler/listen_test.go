@@ -285,6 +285,39 @@ func TestNoNotificationIsLostOnceLISTENIsAcknowledged(t *testing.T) {
 	all.Wait()
 }
 
+// Some drivers take CommandComplete for the end of LISTEN.
+func TestNoNotificationIsLostOnceTheCommandIsComplete(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 3 })))
+	other := h.connect(t)
+	parse := func(sql string) string { return frame('P', "\x00"+sql+"\x00\x00\x00") + frame('D', "S\x00") }
+	rest := frame('B', "\x00\x00\x00\x00\x00\x00\x00\x00") + frame('E', "\x00\x00\x00\x00\x00")
+	for i := range 20 {
+		f := newFrontend(t, h)
+		switch i % 3 {
+		case 0:
+			f.send(frame('Q', "begin; select 1; listen soon; commit\x00"))
+			f.expect("CTDCCC")
+		case 1:
+			f.send(parse("listen soon") + frame('H', ""))
+			f.expect("1tn")
+			f.send(rest + frame('S', ""))
+			f.expect("2C")
+		case 2:
+			f.send(parse("listen soon") + rest + frame('H', ""))
+			f.expect("1tn2C") // not committed, so not the end
+			f.send(frame('S', ""))
+			f.expect("Z")
+		}
+		do(t, other, "notify soon")
+		if want := "ZA"; i%3 == 2 {
+			f.expect("A")
+		} else {
+			f.expect(want)
+		}
+		f.conn.Close()
+	}
+}
+
 func TestEveryListenerHearsEveryNotificationOnceAndInOrder(t *testing.T) {
 	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 3 })))
 	const listeners, n = 6, 300

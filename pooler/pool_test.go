@@ -3,6 +3,7 @@ package pooler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"strings"
@@ -228,6 +229,98 @@ func TestPostgreSQLMayBeKilledAndComeBack(t *testing.T) {
 	if !slices.Contains(names, "upstream_unreachable") || !slices.Contains(names, "upstream_back") {
 		t.Errorf("events: %v", names)
 	}
+}
+
+func TestAReadThatIsUnderWayAtARestartIsCarriedOutAfterIt(t *testing.T) {
+	s := pgtest.Start(t, pgtest.Options{Database: "app"})
+	if err := s.Exec(t.Context(), "create table once (n int)"); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), func(d *Database) { d.Pool.Max, d.Pool.OutageWait = 10, time.Minute })))
+	warm := h.connect(t)
+	if _, err := warm.Prepare(t.Context(), "named", "select $1::text, pg_sleep(1)"); err != nil {
+		t.Fatal(err)
+	}
+	unaffected := map[string]func() error{
+		"simple": func() error {
+			conn := h.connect(t)
+			_, err := conn.Exec(context.Background(), "select 'simple', pg_sleep(1)", pgx.QueryExecModeSimpleProtocol)
+			return err
+		},
+		"unnamed": func() error {
+			conn := h.connect(t)
+			var got, void string
+			return conn.QueryRow(context.Background(), "select $1::text, pg_sleep(1)::text", pgx.QueryExecModeExec, "unnamed").Scan(&got, &void)
+		},
+		"named": func() error {
+			rows, err := warm.Query(context.Background(), "named", "named")
+			if err == nil {
+				rows.Close()
+				err = rows.Err()
+			}
+			return err
+		},
+	}
+	told := map[string]string{
+		"writes":                "insert into once select 1 from pg_sleep(1)",
+		"reads, and then more":  "select 1; select pg_sleep(1)",
+		"calls what it may not": "select pg_catalog.pg_sleep(1)",
+	}
+	failed := make(chan error, len(told)+len(unaffected)+1)
+	var all sync.WaitGroup
+	for what, ask := range unaffected {
+		all.Go(func() {
+			if err := ask(); err != nil {
+				failed <- fmt.Errorf("%s: %w", what, err)
+			}
+		})
+	}
+	for what, sql := range told {
+		conn := h.connect(t)
+		all.Go(func() {
+			if _, err := conn.Exec(context.Background(), sql, pgx.QueryExecModeSimpleProtocol); sqlState(err) != "57P01" {
+				failed <- fmt.Errorf("%s: got %w, not 57P01", what, err)
+			}
+		})
+	}
+	block := h.connect(t)
+	do(t, block, "begin")
+	all.Go(func() {
+		if _, err := block.Exec(context.Background(), "select pg_sleep(1)", pgx.QueryExecModeSimpleProtocol); sqlState(err) != "57P01" {
+			failed <- fmt.Errorf("in a transaction: got %w, not 57P01", err)
+		}
+	})
+	await(t, "all are under way", func() bool {
+		n, err := s.Value(context.Background(), "select count(*) from pg_stat_activity where query like '%pg_sleep(1)%' and state = 'active' and pid <> pg_backend_pid()")
+		return err == nil && n == "7"
+	})
+	if err := s.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	all.Wait()
+	close(failed)
+	for err := range failed {
+		t.Error(err)
+	}
+	if n := h.ledger.codes()[string(OK)]; n < 3 {
+		t.Errorf("%v", h.ledger.codes())
+	}
+}
+
+func TestAReadThatSomebodyEndsOnPurposeIsNotCarriedOutAgain(t *testing.T) {
+	s := pg.Start(t)
+	h := run(t, config(database(s.URL(), one)))
+	conn := h.connect(t)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := conn.Exec(context.Background(), "select pg_sleep(600), 'run away'", pgx.QueryExecModeSimpleProtocol)
+		ended <- err
+	}()
+	await(t, "it runs, and is ended", func() bool {
+		n, err := s.Value(context.Background(), "select count(*) filter (where pg_terminate_backend(pid)) from pg_stat_activity where query like '%run away%' and state = 'active' and pid <> pg_backend_pid()")
+		return err == nil && n == "1"
+	})
+	refusedWith(t, <-ended, "57P01")
 }
 
 func TestARestartIsWaitedOut(t *testing.T) {

@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/directory"
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
+	"mainstay.dev/mainstay/pooler/internal/hba"
 	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/throttle"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
@@ -87,14 +89,17 @@ type Server struct {
 	sessions map[uint32]*session
 	inside   census // of those that are logged in
 	lastID   uint32
-	stopping bool
-	retired  []*pool // replaced, but not empty yet
+
+	came, cameBefore, trimmed uint64 // connections so far, when trim looked last, and when it trimmed last
+	stopping                  bool
+	retired                   []*pool // replaced, but not empty yet
 }
 
 // A policy is a configuration in the form in which it is obeyed. It is immutable.
 type policy struct {
 	config         Config
 	accounts       map[string]account
+	rules          *hba.Rules
 	tls            *tls.Config // nil: not offered
 	binding        []byte      // of logins to our certificate; nil: not offered
 	targets        map[string]*upstream.Target
@@ -280,6 +285,7 @@ func (p *Server) sweep(ctx context.Context) {
 			continue
 		case <-tick.C:
 		}
+		p.trim()
 		stall := p.policy.Load().config.StallTimeout
 		for _, pool := range p.allPools() {
 			pool.sweep(stall)
@@ -294,6 +300,26 @@ func (p *Server) sweep(ctx context.Context) {
 		clear(p.retired[len(keep):])
 		p.retired = keep
 		p.mu.Unlock()
+	}
+}
+
+// multitude is how many clients have to come before memory is given back.
+const multitude = 500
+
+// trim gives memory that many logins have used back to the system, once no more come:
+// clients that rest may do so for long. The sweep calls it.
+func (p *Server) trim() {
+	p.mu.Lock()
+	came := p.came
+	more := came != p.cameBefore
+	p.cameBefore = came
+	due := !more && came-p.trimmed >= multitude
+	if due {
+		p.trimmed = came
+	}
+	p.mu.Unlock()
+	if due {
+		debug.FreeOSMemory()
 	}
 }
 
@@ -360,8 +386,13 @@ const turnAwayLimit = 10 * time.Millisecond
 // accept starts a session for each connection, until the listener is closed.
 func (p *Server) accept(ctx context.Context) error {
 	pause := time.Duration(0)
+	ln := p.loops.Listener(p.deps.Listener)
+	if ln != nil {
+		defer context.AfterFunc(ctx, func() { ln.Close() })()
+		defer ln.Close()
+	}
 	for {
-		conn, err := p.deps.Listener.Accept()
+		s, err := p.next(ln)
 		if err != nil {
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return nil
@@ -376,13 +407,36 @@ func (p *Server) accept(ctx context.Context) error {
 			continue
 		}
 		pause = 0
-		s := newSession(p, conn)
 		if !p.enter(s) {
 			p.turnAway(s.raw)
 			continue
 		}
+		if s.at == arriving && s.arrive() {
+			continue
+		}
 		go s.goOn(atLogin)
 	}
+}
+
+// next waits for the next connection; ln may be nil.
+func (p *Server) next(ln *loop.Listener) (*session, error) {
+	if ln == nil {
+		conn, err := p.deps.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if sock := p.loops.Adopt(conn); sock != nil {
+			return newSession(p, sock, sock), nil
+		}
+		return newSession(p, conn, nil), nil
+	}
+	sock, err := ln.Accept()
+	if err != nil {
+		return nil, err
+	}
+	s := newSession(p, sock, sock)
+	s.at = arriving
+	return s, nil
 }
 
 // firstID is the least id of a session. Clients take it for their server's process
@@ -408,6 +462,7 @@ func (p *Server) enter(s *session) bool {
 		}
 	}
 	s.id = p.lastID
+	p.came++
 	p.sessions[s.id] = s
 	p.ended.Add(1)
 	return true

@@ -35,6 +35,7 @@ type statement struct {
 // protocol: its text has the server's name in place of the client's.
 type use struct {
 	drops string     // DEALLOCATE: of the client's statement of this name
+	all   bool       // DEALLOCATE ALL or DISCARD ALL
 	runs  *statement // EXECUTE
 }
 
@@ -44,6 +45,9 @@ const namePrefix = "_ms"
 // decoy is an empty statement that a client's DEALLOCATE drops in place of its own,
 // which others may use.
 const decoy = namePrefix + "_decoy"
+
+// occupied is an empty statement whose name stands for one that is taken.
+var occupied = &statement{name: namePrefix + "_occupied", body: []byte{0, 0, 0}}
 
 // Bounds of what is kept for clients' prepared statements. A statement may be as
 // long as PostgreSQL's own limit for a query that is worth preparing ever is.
@@ -84,7 +88,7 @@ func (r *registry) intern(settings *state.Settings, body []byte, u use, shapes *
 	r.last++
 	text, _, _ := pgwire.String(body)
 	st := &statement{name: namePrefix + strconv.FormatUint(r.last, 36), body: append([]byte(nil), body...), left: scan.Effects(text, false), use: u, shape: shapes.Of(text)}
-	if u != (use{}) {
+	if u != (use{}) && !u.all {
 		st.left &^= scan.Prepares | scan.Executes // what it names is nothing that stays
 	}
 	if st.left&(scan.Setting|scan.AnyChange) != 0 {
@@ -136,10 +140,7 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 			}
 			s.asks(s.suspect(text, whole))
 		case pgwire.Execute:
-			if s.dropping != "" {
-				s.owe(debt{kind: owesDrop, name: s.dropping})
-				s.dropping = ""
-			}
+			s.execute(n)
 		}
 	} else if text != nil && whole {
 		b.left |= scan.Effects(text, false) & (scan.Terminates | scan.Cancels)
@@ -192,11 +193,11 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 // parseNamed lets the client's name stand for the statement with this body.
 func (s *session) parseNamed(name string, body []byte) error {
 	b := s.backend
-	if old := s.names[name]; old != nil {
+	if s.names[name] != nil {
 		// Let the server refuse it, as it would have: by a name that is taken.
-		s.ensure(old)
+		s.ensure(occupied)
 		s.owe(debt{kind: owesParse, taken: true})
-		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(old.name), nul, body)
+		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(occupied.name), nul, body)
 		return nil
 	}
 	if s.preparedBySQL(name) && b.left&scan.Prepares == 0 {
@@ -244,16 +245,7 @@ func (s *session) rewriteBind(n int) (int, error) {
 	s.asks(s.leaves(name))
 	as := s.resolve(name)
 	b := s.backend
-	s.dropping = s.unnamed.drops
-	if len(name) > 0 {
-		s.dropping = ""
-		if st := s.names[string(name)]; st != nil {
-			s.dropping = st.drops
-		}
-	}
-	if s.dropping != "" {
-		s.offerDecoy(s.dropping)
-	}
+	s.bind(portal, name)
 	if b.left&scan.AnyChange != 0 { // a value may be the name of a setting
 		pgwire.Values(s.head(n)[len(portal)+len(name)+2:], b.mentions.Guess)
 	}
@@ -351,10 +343,57 @@ func (s *session) recall(left scan.Effect, said *scan.Mentions) {
 	}
 }
 
+// bind notes what executing a portal will do to names.
+func (s *session) bind(portal, name []byte) {
+	u := s.unnamed.use
+	if len(name) > 0 {
+		u = use{}
+		if st := s.names[string(name)]; st != nil {
+			u = st.use
+		}
+	}
+	if u.drops != "" {
+		s.offerDecoy(u.drops)
+	}
+	switch {
+	case u.drops != "" || u.all:
+		if s.portals == nil {
+			s.portals = map[string]use{}
+		}
+		s.portals[string(portal)] = u
+	case len(s.portals) > 0:
+		delete(s.portals, string(portal))
+	}
+}
+
+// execute notes what an Execute does to names. If it fails, what follows in its cycle
+// does too: so it may be taken for granted here.
+func (s *session) execute(n int) {
+	if len(s.portals) == 0 {
+		return
+	}
+	portal, _, _ := pgwire.String(s.head(n))
+	u := s.portals[string(portal)]
+	delete(s.portals, string(portal))
+	b := s.backend
+	switch {
+	case u.drops != "":
+		s.owe(debt{kind: owesDrop, name: u.drops})
+	case u.all:
+		s.owe(debt{kind: owesDropAll, before: &known{s.names, s.nameBytes, b.prepared}})
+		s.names, s.nameBytes, b.prepared = nil, 0, map[*statement]uint64{}
+	}
+}
+
 // rename puts the server's name into a text that deallocates or executes by name, in
 // SQL, what the client prepared through the protocol; nil if the text does not.
 func (s *session) rename(text []byte, whole bool) (renamed []byte, _ use) {
-	if len(s.names) == 0 || !whole {
+	switch {
+	case !whole:
+		return nil, use{}
+	case scan.DropsAll(text):
+		return nil, use{all: true}
+	case len(s.names) == 0:
 		return nil, use{}
 	}
 	found, ok := scan.UseOf(text, s.backend.backslash())
@@ -463,32 +502,4 @@ func (s *session) learn(st *statement) {
 	}
 	b.uses++
 	b.prepared[st] = b.uses
-}
-
-// unname forgets what a name stands for.
-func (s *session) unname(name string) {
-	if st := s.names[name]; st != nil {
-		s.nameBytes -= len(st.body)
-		delete(s.names, name)
-	}
-}
-
-// forget notes that the server has dropped all its statements at the client's wish.
-// Those that it was told to prepare since are still to come.
-func (s *session) forget() {
-	b := s.backend
-	clear(b.prepared)
-	clear(s.names)
-	s.nameBytes, s.missing = 0, state.None
-	for _, d := range s.debts.list[s.debts.head:] {
-		if d.statement == nil || d.kind == owesOurClose || d.kind == owesClose {
-			continue
-		}
-		b.uses++
-		b.prepared[d.statement] = b.uses
-		if d.name != "" {
-			s.names[d.name] = d.statement
-			s.nameBytes += len(d.statement.body)
-		}
-	}
 }

@@ -28,11 +28,11 @@ func (s *session) route() (*pool, error) {
 			"name it under pooler.databases, or connect to one that stands there")
 	}
 	if p.perClient() {
-		if s.keys.Client == nil {
+		if s.keys == nil {
 			return nil, refusedLogin("28000", fmt.Sprintf("database %q is entered with the client's own login, and that was none by SCRAM", s.database),
 				"log in with scram-sha-256, as a user whose verifier PostgreSQL has")
 		}
-		p = p.member(s.user, s.keys) // another one when the client's password changes
+		p = p.member(s.user, *s.keys) // another one when the client's password changes
 	} else {
 		s.routed = policy
 	}
@@ -96,6 +96,7 @@ func (s *session) release() error {
 		}
 	}
 	s.part()
+	s.attempt = attempt{}
 	free, err := s.settle(b)
 	if err == nil && !free {
 		s.mu.Lock()
@@ -108,6 +109,7 @@ func (s *session) release() error {
 	}
 	if err == nil && s.withheld {
 		s.withheld = false
+		s.tellHeld()
 		s.deliver()
 		if !s.mute {
 			_, _ = s.conn.Write(pgwire.AppendReady(nil, pgwire.Idle)) // a client that is gone is noticed where it is served
@@ -122,6 +124,7 @@ func (s *session) refuseBlock() error {
 	if err := s.backend.rollBack(); err != nil {
 		return s.serverLost(err)
 	}
+	s.tellHeld()
 	_, err := s.conn.Write(pgwire.Fault{
 		SQLState: "0A000", Message: fmt.Sprintf("transaction blocks are not allowed in statement mode; this one was rolled back (database %q)", s.database),
 		Hint: fmt.Sprintf("send the whole transaction as one query, or set pooler.databases.%s.mode: transaction", s.database),
@@ -136,6 +139,7 @@ func (s *session) part() {
 	s.mu.Lock()
 	b := s.backend
 	s.backend, s.block = nil, pgwire.Idle
+	clear(s.portals)
 	s.mu.Unlock()
 	if b.sock != nil {
 		b.sock.Own(nil)
@@ -176,7 +180,9 @@ func (s *session) surrender() {
 
 // quiet reports whether the server owes nothing and was sent nothing that it has not
 // answered. The lock is held.
-func (s *session) quiet() bool { return s.debts.none() && !s.open && !s.copying && !s.midway }
+func (s *session) quiet() bool {
+	return (s.errand == nil || s.debts.none()) && !s.open && !s.copying && !s.midway
+}
 
 // cancelLimit bounds how long a cancel request may be under way; the server is not
 // given to anybody else meanwhile.
@@ -207,6 +213,7 @@ func (s *session) cancel() {
 	ctx, done := context.WithTimeout(context.Background(), cancelLimit)
 	defer done()
 	if err := b.pool.target.Cancel(ctx, b.pool.dial, b.Conn); err != nil {
+		b.broken.Store(true) // it may still come, and must not hit another client
 		s.pooler.deps.Log.Warn("pass a cancel request on", "database", b.pool.name, "err", err)
 	}
 }
@@ -280,13 +287,17 @@ func (p *pool) enforce(l lease, now time.Time) {
 	if !quiet || s.block != pgwire.InBlock && s.block != pgwire.InFailed || turn != s.quietTurn {
 		s.quietTurn, s.quietSince = turn, now
 	}
-	s.mu.Unlock()
-	switch {
-	case !quiet && d.QueryTimeout > 0 && !began.IsZero() && now.Sub(began) > d.QueryTimeout && began != s.overdueSince:
+	slow := !quiet && d.QueryTimeout > 0 && !began.IsZero() && now.Sub(began) > d.QueryTimeout && began != s.overdueSince
+	if slow {
 		s.overdueSince = began
 		s.overdue.Store(&overdue{turn, d.QueryTimeout})
+	}
+	rests := now.Sub(s.quietSince)
+	s.mu.Unlock()
+	switch {
+	case slow:
 		p.opening.Go(s.cancel)
-	case quiet && d.IdleTransaction > 0 && now.Sub(s.quietSince) > d.IdleTransaction:
+	case quiet && d.IdleTransaction > 0 && rests > d.IdleTransaction:
 		s.expel(end(IdleInTx, fmt.Sprintf("terminating connection due to idle-in-transaction timeout: no query for %v", d.IdleTransaction),
 			fmt.Sprintf("end transactions sooner, or raise pooler.databases.%s.idle_in_transaction_timeout", p.name)))
 	}

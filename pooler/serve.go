@@ -34,21 +34,19 @@ type session struct {
 	pooler *Server
 	id     uint32
 	came   time.Time
-	secret []byte          // of the cancel key
-	keys   credential.Keys // of the login, where the server is entered with them
-	raw    net.Conn        // below TLS
-	conn   net.Conn        // the same as raw without TLS
-	sock   *loop.Conn      // the same as raw, if the event loops have it; or nil
+	secret []byte           // of the cancel key
+	keys   *credential.Keys // of the login, where the server is entered with them
+	raw    net.Conn         // below TLS
+	conn   net.Conn         // the same as raw without TLS
+	sock   *loop.Conn       // the same as raw, if the event loops have it; or nil
 	in     *pgwire.Reader
 	probe  probe // for those who look at the client while it waits; nil: no socket
 
-	lane    sync.Mutex // over a session without a goroutine; taken before all other locks
-	at      place
-	task    loop.Task   // runs step
-	ending  atomic.Bool // told to end: it is more than running
-	offered *backend    // leased already, for the next claim
-	routed  *policy     // that pool is of; nil: look for it each time
-	failure error       // why the session is over, at atEnd
+	lane   sync.Mutex  // over a session without a goroutine; taken before all other locks
+	task   loop.Task   // runs step
+	ending atomic.Bool // told to end: it is more than running
+	routed *policy     // that pool is of; nil: look for it each time
+	late   *time.Timer // ends its arrival
 
 	// Known after admit.
 	user, database, application, color string
@@ -63,12 +61,13 @@ type session struct {
 	resets                             bool            // may have led back a setting that was chosen at login, in an open transaction
 	straddles                          bool            // asks for sequence values that an earlier transaction was given
 
-	exchange *telemetry.Exchange // nil: it has nothing to do
-	whole    *telemetry.Exchange // the transaction, where spans are of those; nil: none is open
-	busy     bool                // the exchange has begun and is not recorded
+	*errand       // nil: it has nothing to do; changed under the lock
+	busy     bool // the exchange has begun and is not recorded
 	waiter   waiter
 	mute     bool // the client takes no more answers
 	fatal    bool // the server's own last words have been passed on
+	at       place
+	withheld bool // a ReadyForQuery has not been told to the client yet; serve's own
 
 	excess int // bytes from the client that go nowhere; of whoever reads the client
 
@@ -78,14 +77,6 @@ type session struct {
 	wanting atomic.Bool            // the uplink waits for the rest of a message
 	dead    atomic.Bool            // killed: must not queue for a server
 	verdict atomic.Pointer[ending] // why it is killed, if not because Mainstay stops
-
-	// What the sweep knows; only it uses these.
-	lastTurn, lastMoved uint64
-	lastMove            time.Time
-	quietTurn           uint64
-	quietSince          time.Time // the transaction has had no query in this turn
-	overdueSince        time.Time // start of the query that was canceled last
-	overdue             atomic.Pointer[overdue]
 
 	mu        sync.Mutex // over what the uplink shares with serve, and others look at
 	pool      *pool
@@ -100,20 +91,14 @@ type session struct {
 	uplink    chan struct{}
 	closing   bool  // the uplink must end before the next message
 	lost      error // why the uplink ended by itself
-	debts     debts // what the server owes
-	cycles    queue[cycle]
-	next      cycle // being sent
 	open      bool  // messages were sent after the last that ends a cycle
 	copying   bool  // the server takes COPY data
 	behind    bool  // the message that is being sent is not its cycle's first
-	refused   error // why it cannot be sent
 	midway    bool  // a message has been sent in part
 	names     map[string]*statement
 	nameBytes int // of the statements that have names
 	unnamed   unnamed
-	ear       *ear   // nil until the client has listened; assigned by serve
-	withheld  bool   // a ReadyForQuery has not been told to the client yet; serve's own
-	dropping  string // the name of the statement that what was bound last will deallocate
+	ear       *ear // nil until the client has listened; assigned by serve
 }
 
 // A stage is how near its end a session is.
@@ -125,15 +110,13 @@ const (
 	killed         // must end
 )
 
-func newSession(p *Server, conn net.Conn) *session {
+// newSession is a connection's; sock is the same as conn, or nil.
+func newSession(p *Server, conn net.Conn, sock *loop.Conn) *session {
 	s := &session{
 		pooler: p, came: time.Now(), color: telemetry.ColorUnknown,
-		settings: state.None, prepares: state.None, missing: state.None, exchange: exchanges.Get().(*telemetry.Exchange),
+		settings: state.None, prepares: state.None, missing: state.None, errand: errands.Get().(*errand),
+		raw: conn, conn: conn, sock: sock, in: pgwire.NewReader(conn, clientBuffer), probe: probeOf(conn),
 	}
-	if s.sock = p.loops.Adopt(conn); s.sock != nil {
-		conn = s.sock
-	}
-	s.raw, s.conn, s.in, s.probe = conn, conn, pgwire.NewReader(conn, clientBuffer), probeOf(conn)
 	s.waiter.owner, s.task.Step = s, s.step
 	return s
 }
@@ -181,6 +164,10 @@ func (s *session) live(from entry) error {
 		if err := s.admit(); err != nil {
 			return err
 		}
+	case atWelcome:
+		if err := s.welcome(); err != nil {
+			return err
+		}
 	}
 	for ; ; from = atTurn {
 		if from <= atTurn && s.park() {
@@ -194,7 +181,12 @@ func (s *session) live(from entry) error {
 			}
 			s.begin()
 		}
-		if err := s.enterAt(from, extent); err != nil {
+		if err := s.enterAt(from, extent); errors.Is(err, errRepeat) {
+			if err := s.takeBack(); err != nil {
+				return err
+			}
+			continue
+		} else if err != nil {
 			return err
 		}
 		if err := s.release(); err != nil {
@@ -240,6 +232,9 @@ func (s *session) begin() {
 	s.exchange.Reset(plane)
 	s.busy = true
 	s.turn.Add(1)
+	if !s.attempt.began.IsZero() {
+		s.exchange.Start = s.attempt.began
+	}
 }
 
 // await waits for the client's next cycle of messages: until it is whole, or as much

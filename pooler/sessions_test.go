@@ -155,24 +155,16 @@ func (m *match) play(seed int) {
 //   - In an aborted transaction a statement that this server does not know yet cannot be
 //     prepared there (25P02), where PostgreSQL refuses the use of it for another reason;
 //     one that it knows is not prepared again, so that its use is what is refused.
-//   - A name that is given anew behind a DEALLOCATE ALL of the same cycle ends the
-//     session (XX000).
-//   - A name that is taken (42P05) is refused for another reason if what it stands for
-//     cannot be prepared on this server.
-//   - Cycles that are pipelined behind one that fails are sent before that is known. A
-//     name that the failed one would have given, or closed, means to them what it would
-//     have meant; if it cannot, the session ends (XX000).
+//   - A statement that the server knows is not looked at again when it is prepared where
+//     search_path has changed in the same transaction: its use is what is refused.
+//   - A statement that cannot be prepared any more where it is used, since search_path does
+//     not lead to its table, is refused for that (42P01), where PostgreSQL finds another
+//     fault with the use first.
 func loud(s step, pooled, direct string) bool {
-	if s.ready > 1 && strings.Contains(direct, "ERROR") && strings.Contains(s.story, `parse "p`) {
-		return true
-	}
-	if strings.Contains(pooled, "lost track") && (strings.Contains(s.story, "deallocate all") || strings.Contains(s.story, "discard all")) {
-		return true
-	}
 	lines := strings.Split(direct, "\n")
 	for i, line := range strings.Split(pooled, "\n") {
 		if i >= len(lines) || line != lines[i] {
-			return i < len(lines) && (strings.Contains(line+lines[i], "ERROR 25P02") || strings.Contains(line, "ERROR") && strings.Contains(lines[i], "ERROR 42P05")) ||
+			return i < len(lines) && (strings.Contains(line+lines[i], "ERROR 25P02") || line == `1 ""` && strings.Contains(lines[i], "ERROR 42P01") || strings.Contains(line, "ERROR 42P01") && (strings.Contains(s.story, ` "p`) || strings.Contains(s.story, "statement p"))) ||
 				strings.HasPrefix(line, "error or notice ERROR 26000") &&
 					(strings.Contains(s.story, `"" [`) || strings.Contains(s.story, "describe statement  "))
 		}
@@ -274,7 +266,8 @@ func (p *player) hear(ready int) string {
 
 // statementNames are what a message may call a prepared statement: the pooler's name for
 // it differs from the client's. Known, and harmless: the SQLSTATE is the same.
-var statementNames = regexp.MustCompile(`(unnamed )?prepared statement( "[^"]*")?`)
+// So is the type of the message that does not fit, where the pooler adds one of its own.
+var statementNames = regexp.MustCompile(`(unnamed )?prepared statement( "[^"]*")?|unexpected message type 0x..`)
 
 // columns is a RowDescription without the tables' oids, which differ.
 func columns(body []byte) (list []string) {

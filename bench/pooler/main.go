@@ -370,6 +370,10 @@ func (b *bench) connect(ctx context.Context) error {
 	return nil
 }
 
+// settle is how long the poolers are left alone before they are weighed: Mainstay gives
+// memory back when a crowd has come and rests.
+const settle = 3 * time.Second
+
 // weigh measures what an idle client costs, after a login and a query.
 func (b *bench) weigh(ctx context.Context) error {
 	all, end, err := b.subjects("trust", false)
@@ -391,6 +395,7 @@ func (b *bench) weigh(ctx context.Context) error {
 			}
 			conns = append(conns, c)
 		}
+		time.Sleep(settle)
 		fmt.Printf("| %s | %d |\n", s.name, (resident(s.pid)-before)/b.idle)
 		for _, c := range conns {
 			_ = c.Close(ctx)

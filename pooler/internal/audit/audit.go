@@ -82,6 +82,9 @@ func (q *Question) SQL() string {
 				}
 			}
 		}
+		if slices.Contains(names, "session_authorization") && !slices.Contains(names, "role") {
+			names = append(slices.Clip(names), "role") // which SET SESSION AUTHORIZATION resets
+		}
 		for _, name := range names {
 			name = state.Literal(name)
 			sql.WriteString("SELECT 's'," + name + ",pg_catalog.current_setting(" + name + ",true);")

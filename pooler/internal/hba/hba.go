@@ -5,8 +5,10 @@
 package hba
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -27,11 +29,18 @@ var methods = []string{Trust, Reject, Password, MD5, SCRAM, Cert}
 
 // A Rule says how the clients that it fits have to prove who they are.
 type Rule struct {
-	Database string `yaml:"database" doc:"The database that the rule is about, or all."`
-	User     string `yaml:"user" doc:"The user that the rule is about, or all."`
+	Database string `yaml:"database" doc:"The database that the rule is about, or all. As in pg_hba.conf: several with commas, and /x for a regular expression."`
+	User     string `yaml:"user" doc:"The user that the rule is about, or all. As in pg_hba.conf: several with commas, +x for the members of pooler.groups.x, and /x for a regular expression."`
 	From     string `yaml:"from" doc:"Where clients come from: all, local (this machine), an address or a network such as 10.0.0.0/8."`
 	TLS      string `yaml:"tls" doc:"Whether the rule is about encrypted connections: any, required or none."`
-	Method   string `yaml:"method" doc:"How they prove it: scram-sha-256 (also with channel binding), md5, password (in the clear: only with TLS or from this machine), cert (a client certificate whose common name is the user), trust (not at all) or reject."`
+	Method   string `yaml:"method" doc:"How they prove it: scram-sha-256 (also with channel binding), md5, password (in the clear: only with TLS or from this machine), cert (a client certificate whose common name is the user, unless map says otherwise), trust (not at all) or reject."`
+	Map      []Name `yaml:"map" doc:"With cert: which certificates may log in as whom; the first that fits both decides. None: the common name is the user's."`
+}
+
+// A Name says who may log in with a certificate, as a line of pg_ident.conf does.
+type Name struct {
+	Cert string `yaml:"cert" doc:"The certificate's common name, or /x for a regular expression."`
+	User string `yaml:"user" doc:"The user, or all; \\1 stands for what the expression's first parentheses hold."`
 }
 
 // SetDefaults fills in what the file leaves out.
@@ -43,6 +52,19 @@ func (r *Rule) SetDefaults() {
 func (r *Rule) Validate(ps *setting.Problems) {
 	if r.Database == "" || r.User == "" {
 		ps.Add("", "names no database or no user", "write all, or a name")
+	}
+	for _, list := range []struct{ key, text string }{{"database", r.Database}, {"user", r.User}} {
+		if _, err := patterns(list.text, nil); err != nil {
+			ps.Add(list.key, err.Error(), "write a regular expression behind the slash")
+		}
+	}
+	for i, n := range r.Map {
+		if _, err := patterns(n.Cert, nil); err != nil || n.Cert == "" || n.User == "" {
+			ps.Add(fmt.Sprintf("map[%d]", i), "needs a cert, a name or an expression behind a slash, and a user", `write {cert: "/^(.*)@example\\.com$", user: "\\1"}`)
+		}
+	}
+	if len(r.Map) > 0 && r.Method != Cert {
+		ps.Add("map", "means nothing without certificates", "write method: cert")
 	}
 	if _, err := r.network(); err != nil {
 		ps.Add("from", fmt.Sprintf("%q is neither an address nor a network", r.From), "write all, local, 10.1.2.3 or 10.0.0.0/8")
@@ -86,19 +108,103 @@ type Visitor struct {
 // Local reports whether the visitor is on this machine.
 func (v Visitor) Local() bool { return !v.Address.IsValid() || v.Address.Unmap().IsLoopback() }
 
-// Find returns the method of the first rule that fits; ok is false if none does.
-func Find(rules []Rule, v Visitor) (method string, ok bool) {
-	for i := range rules {
-		if rules[i].fits(v) {
-			return rules[i].Method, true
-		}
-	}
-	return "", false
+// Rules are a list of rules in the form in which they are obeyed. They are immutable.
+type Rules struct{ list []rule }
+
+type rule struct {
+	Rule
+	databases, users []pattern
+	network          netip.Prefix
+	names            []name
 }
 
-func (r *Rule) fits(v Visitor) bool {
+type name struct {
+	cert pattern
+	user string
+}
+
+// A pattern is one name of a list.
+type pattern struct {
+	text  string
+	regex *regexp.Regexp  // in the text's place
+	group map[string]bool // in the text's place
+}
+
+// Compile prepares rules that are valid. groups are users by the name of their group.
+func Compile(rules []Rule, groups map[string][]string) (*Rules, error) {
+	compiled := &Rules{}
+	for _, r := range rules {
+		one := rule{Rule: r}
+		var err1, err2, err3 error
+		one.databases, err1 = patterns(r.Database, nil)
+		one.users, err2 = patterns(r.User, groups)
+		one.network, err3 = r.network()
+		for _, n := range r.Map {
+			p, err := patterns(n.Cert, nil)
+			if err != nil || len(p) != 1 {
+				return nil, fmt.Errorf("map: %q: %w", n.Cert, err)
+			}
+			one.names = append(one.names, name{p[0], n.User})
+		}
+		if err := errors.Join(err1, err2, err3); err != nil {
+			return nil, err
+		}
+		compiled.list = append(compiled.list, one)
+	}
+	return compiled, nil
+}
+
+// patterns reads a list of names. An expression may hold commas: it is the last.
+func patterns(text string, groups map[string][]string) (all []pattern, err error) {
+	for text != "" {
+		if expression, ok := strings.CutPrefix(text, "/"); ok {
+			p := pattern{text: text}
+			if p.regex, err = regexp.Compile(expression); err != nil {
+				return nil, err
+			}
+			return append(all, p), nil
+		}
+		var one string
+		one, text, _ = strings.Cut(text, ",")
+		p := pattern{text: strings.TrimSpace(one)}
+		text = strings.TrimSpace(text)
+		if group, ok := strings.CutPrefix(p.text, "+"); ok {
+			p.group = map[string]bool{}
+			for _, member := range groups[group] {
+				p.group[member] = true
+			}
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+func (p *pattern) fits(name string) bool {
 	switch {
-	case r.Database != "all" && r.Database != v.Database, r.User != "all" && r.User != v.User:
+	case p.regex != nil:
+		return p.regex.MatchString(name)
+	case p.group != nil:
+		return p.group[name]
+	}
+	return p.text == "all" || p.text == name
+}
+
+// Find returns the first rule that fits; ok is false if none does.
+func (r *Rules) Find(v Visitor) (found Found, ok bool) {
+	for i := range r.list {
+		if r.list[i].fits(v) {
+			return Found{r.list[i].Method, &r.list[i]}, true
+		}
+	}
+	return found, false
+}
+
+func (r *rule) fits(v Visitor) bool {
+	listed := func(all []pattern, name string) bool {
+		return slices.ContainsFunc(all, func(p pattern) bool { return p.fits(name) })
+	}
+	switch {
+	case !listed(r.databases, v.Database), !listed(r.users, v.User):
 		return false
 	case r.TLS == "required" && !v.TLS, r.TLS == "none" && v.TLS:
 		return false
@@ -107,6 +213,38 @@ func (r *Rule) fits(v Visitor) bool {
 	case r.From == "local":
 		return v.Local()
 	}
-	network, err := r.network()
-	return err == nil && v.Address.IsValid() && network.Contains(v.Address.Unmap())
+	return v.Address.IsValid() && r.network.Contains(v.Address.Unmap())
+}
+
+// A Found is a rule that fits a visitor.
+type Found struct {
+	Method string
+	rule   *rule
+}
+
+// Names reports whether a certificate with this common name may log in as the user.
+func (f Found) Names(cert, user string) bool {
+	if f.rule == nil || len(f.rule.names) == 0 {
+		return cert == user
+	}
+	for _, n := range f.rule.names {
+		if n.cert.regex == nil {
+			if n.cert.text == cert && (n.user == "all" || n.user == user) {
+				return true
+			}
+			continue
+		}
+		parts := n.cert.regex.FindStringSubmatch(cert)
+		if parts == nil {
+			continue
+		}
+		want := n.user
+		if len(parts) > 1 {
+			want = strings.ReplaceAll(want, `\1`, parts[1])
+		}
+		if n.user == "all" || want == user {
+			return true
+		}
+	}
+	return false
 }

@@ -9,11 +9,11 @@ import (
 
 func TestTheFirstRuleThatFitsDecides(t *testing.T) {
 	rules := []Rule{
-		{"app", "root", "all", "any", Reject},
-		{"all", "all", "local", "any", Trust},
-		{"all", "robot", "10.0.0.0/8", "required", Cert},
-		{"all", "all", "10.0.0.0/8", "required", SCRAM},
-		{"app", "old", "192.168.1.7", "none", MD5},
+		{"app", "root", "all", "any", Reject, nil},
+		{"all", "all", "local", "any", Trust, nil},
+		{"all", "robot", "10.0.0.0/8", "required", Cert, nil},
+		{"all", "all", "10.0.0.0/8", "required", SCRAM, nil},
+		{"app", "old", "192.168.1.7", "none", MD5, nil},
 	}
 	at := netip.MustParseAddr
 	for want, v := range map[string]Visitor{
@@ -23,29 +23,32 @@ func TestTheFirstRuleThatFitsDecides(t *testing.T) {
 		SCRAM:  {"ann", "x", at("::ffff:10.1.1.1"), true},
 		MD5:    {"old", "app", at("192.168.1.7"), false},
 	} {
-		if got, ok := Find(rules, v); !ok || got != want {
-			t.Errorf("%+v: %q, want %q", v, got, want)
+		if got, ok := compile(t, rules).Find(v); !ok || got.Method != want {
+			t.Errorf("%+v: %q, want %q", v, got.Method, want)
 		}
 	}
 	for _, v := range []Visitor{
 		{"ann", "x", at("10.1.1.1"), false}, {"old", "app", at("192.168.1.7"), true}, {"old", "app", at("192.168.1.8"), false},
 		{"ann", "app", at("2001:db8::1"), true},
 	} {
-		if got, ok := Find(rules, v); ok {
-			t.Errorf("%+v: %q, and none should fit", v, got)
+		if got, ok := compile(t, rules).Find(v); ok {
+			t.Errorf("%+v: %q, and none should fit", v, got.Method)
 		}
 	}
-	if got, _ := Find(rules, Visitor{User: "ann", Database: "app"}); got != Trust { // a Unix socket
+	if got, _ := compile(t, rules).Find(Visitor{User: "ann", Database: "app"}); got.Method != Trust { // a Unix socket
 		t.Error(got)
 	}
 }
 
 func TestAMistakeInARuleIsNamed(t *testing.T) {
 	for path, r := range map[string]Rule{
-		"":       {"", "all", "all", "any", SCRAM},
-		"from":   {"all", "all", "10.0.0.0/99", "any", SCRAM},
-		"method": {"all", "all", "all", "any", "kerberos"},
-		"tls":    {"all", "all", "all", "any", Cert},
+		"":       {"", "all", "all", "any", SCRAM, nil},
+		"from":   {"all", "all", "10.0.0.0/99", "any", SCRAM, nil},
+		"method": {"all", "all", "all", "any", "kerberos", nil},
+		"tls":    {"all", "all", "all", "any", Cert, nil},
+		"user":   {"all", "/(", "all", "any", SCRAM, nil},
+		"map[0]": {"all", "all", "all", "required", Cert, []Name{{"/(", "x"}}},
+		"map":    {"all", "all", "all", "any", SCRAM, []Name{{"a", "x"}}},
 	} {
 		var ps setting.Problems
 		if r.Validate(&ps); len(ps) != 1 || ps[0].Path != path {
@@ -53,7 +56,7 @@ func TestAMistakeInARuleIsNamed(t *testing.T) {
 		}
 	}
 	var ps setting.Problems
-	r := Rule{"all", "all", "all", "any", Password}
+	r := Rule{"all", "all", "all", "any", Password, nil}
 	if r.Validate(&ps); len(ps) != 1 {
 		t.Errorf("a password in the clear over the network: %v", ps)
 	}
@@ -62,4 +65,60 @@ func TestAMistakeInARuleIsNamed(t *testing.T) {
 	if r.Validate(&ok); len(ok) != 0 {
 		t.Error(ok)
 	}
+}
+
+func compile(t *testing.T, rules []Rule) *Rules {
+	t.Helper()
+	compiled, err := Compile(rules, map[string][]string{"admins": {"ann", "bob"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return compiled
+}
+
+func TestListsGroupsAndExpressionsFitAsInPgHba(t *testing.T) {
+	rules := []Rule{
+		{"postgres, app", "+admins", "all", "any", SCRAM, nil},
+		{"/^shop_[0-9]+$", "carl,/^svc_", "all", "any", MD5, nil},
+		{"all", "+nobody", "all", "any", Trust, nil},
+	}
+	for v, want := range map[Visitor]string{
+		{User: "ann", Database: "app"}: SCRAM, {User: "bob", Database: "postgres"}: SCRAM, {User: "ann", Database: "other"}: "", {User: "+admins", Database: "app"}: "",
+		{User: "svc_x", Database: "shop_12"}: MD5, {User: "carl", Database: "shop_1"}: MD5, {User: "a_svc_x", Database: "shop_1"}: "", {User: "svc_x", Database: "my_shop_1"}: "",
+	} {
+		if got, _ := compile(t, rules).Find(v); got.Method != want {
+			t.Errorf("%+v: %q, want %q", v, got.Method, want)
+		}
+	}
+}
+
+func TestACertificateIsMappedToUsers(t *testing.T) {
+	plain := compile(t, []Rule{{"all", "all", "all", "required", Cert, nil}})
+	mapped := compile(t, []Rule{{"all", "all", "all", "required", Cert, []Name{{"boss", "all"}, {"robot", "batch"}, {`/^(.*)@example\.com$`, `\1`}, {"/^ops-", "admin"}}}})
+	for _, c := range []struct {
+		rules      *Rules
+		cert, user string
+		want       bool
+	}{
+		{plain, "ann", "ann", true}, {plain, "ann", "bob", false}, {mapped, "ann", "ann", false}, {mapped, "boss", "anybody", true}, {mapped, "robot", "batch", true}, {mapped, "robot", "robot", false},
+		{mapped, "ann@example.com", "ann", true}, {mapped, "ann@example.com", "bob", false}, {mapped, "ann@example.com.evil", "ann", false}, {mapped, "ops-7", "admin", true}, {mapped, "@example.com", "", true},
+	} {
+		found, ok := c.rules.Find(Visitor{User: c.user, Database: "app", TLS: true})
+		if !ok || found.Names(c.cert, c.user) != c.want {
+			t.Errorf("%s as %s: %v", c.cert, c.user, !c.want)
+		}
+	}
+}
+
+func FuzzPatterns(f *testing.F) {
+	f.Add("a, +b,/^c", "c")
+	f.Fuzz(func(t *testing.T, text, name string) {
+		all, err := patterns(text, map[string][]string{"b": {name}})
+		if err != nil {
+			return
+		}
+		for _, p := range all {
+			p.fits(name)
+		}
+	})
 }

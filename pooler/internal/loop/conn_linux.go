@@ -23,10 +23,17 @@ type Conn struct {
 	seen    atomic.Uint32
 	task    atomic.Pointer[Task]
 	blocked atomic.Pointer[blocked] // of those who wait; nil: nobody has
+	at      *end
+	remote  netip.AddrPort // invalid: not of an internet protocol
+}
+
+// An end is ours of a connection; those that were accepted together share it.
+type end struct {
 	network string
 	local   netip.AddrPort // invalid: not of an internet protocol
-	remote  netip.AddrPort
 }
+
+func endOf(a net.Addr) *end { return &end{a.Network(), addrPort(a)} }
 
 // What has been seen of a connection, and not been found out to be over.
 const (
@@ -60,7 +67,7 @@ func (g *Group) Adopt(conn net.Conn) *Conn {
 	if raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }) != nil || err != nil {
 		return nil
 	}
-	c := &Conn{group: g, fd: fd, network: conn.LocalAddr().Network(), local: addrPort(conn.LocalAddr()), remote: addrPort(conn.RemoteAddr())}
+	c := &Conn{group: g, fd: fd, at: endOf(conn.LocalAddr()), remote: addrPort(conn.RemoteAddr())}
 	if !c.register() {
 		_ = unix.Close(fd) // conn goes on
 		return nil
@@ -223,6 +230,11 @@ func (c *Conn) TryWrite(p []byte) (n int, err error) {
 
 // Read waits for data, as net.Conn says.
 func (c *Conn) Read(p []byte) (int, error) {
+	if c.blocked.Load() == nil { // nobody has set a deadline
+		if n, err := c.read(p); err == nil || err == io.EOF {
+			return n, err
+		}
+	}
 	b := c.block()
 	b.using.Add(1) // before the first look: what comes later is told
 	defer b.using.Add(-1)
@@ -245,6 +257,11 @@ func (c *Conn) Read(p []byte) (int, error) {
 
 // Write waits until all is written, as net.Conn says.
 func (c *Conn) Write(p []byte) (n int, err error) {
+	if c.blocked.Load() == nil { // nobody has set a deadline
+		if n, err = c.TryWrite(p); err == nil {
+			return n, nil
+		}
+	}
 	b := c.block()
 	b.using.Add(1)
 	defer b.using.Add(-1)
@@ -267,7 +284,7 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 }
 
 func (c *Conn) fail(op string, err error) error {
-	return &net.OpError{Op: op, Net: c.network, Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}
+	return &net.OpError{Op: op, Net: c.at.network, Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}
 }
 
 // Close ends the connection. Calls that wait fail.
@@ -318,7 +335,7 @@ func (c *Conn) Look() (readable, ended bool) {
 }
 
 // LocalAddr is our end's.
-func (c *Conn) LocalAddr() net.Addr { return c.addr(c.local) }
+func (c *Conn) LocalAddr() net.Addr { return c.addr(c.at.local) }
 
 // RemoteAddr is the peer's.
 func (c *Conn) RemoteAddr() net.Addr { return c.addr(c.remote) }
@@ -327,7 +344,7 @@ func (c *Conn) addr(a netip.AddrPort) net.Addr {
 	if a.IsValid() {
 		return net.TCPAddrFromAddrPort(a)
 	}
-	return &net.UnixAddr{Net: c.network}
+	return &net.UnixAddr{Net: c.at.network}
 }
 
 // SetDeadline is for goroutines, as net.Conn says.

@@ -27,6 +27,7 @@ func (g *Group) Post(t *Task) { go t.Step(&Worker{Scratch: make([]byte, ScratchS
 // A Conn is never made here; its calls are there so that the callers are the same.
 type Conn struct{ net.Conn }
 
+func (c *Conn) Watch() bool                  { return false }
 func (c *Conn) Own(*Task)                    {}
 func (c *Conn) HungUp() bool                 { return false }
 func (c *Conn) Quiet() bool                  { return false }
@@ -36,3 +37,12 @@ func (c *Conn) TryRead([]byte) (int, error)  { return 0, ErrWait }
 func (c *Conn) TryWrite([]byte) (int, error) { return 0, ErrWait }
 func (c *Conn) Look() (readable, ended bool) { return false, false }
 func (c *Conn) CloseWrite() error            { return nil }
+
+// A Listener is never made here.
+type Listener struct{ net.Listener }
+
+// Listener returns nil: there is no epoll.
+func (g *Group) Listener(net.Listener) *Listener { return nil }
+
+// Accept is never called here.
+func (l *Listener) Accept() (*Conn, error) { return nil, net.ErrClosed }

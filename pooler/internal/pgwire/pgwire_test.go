@@ -137,6 +137,20 @@ func TestASkippedMessageIsNotPassedOn(t *testing.T) {
 	}
 }
 
+func TestWhatWasReadCanBeReadAgain(t *testing.T) {
+	r := NewReader(strings.NewReader("abcdefgh"), 10)
+	if err := r.Fill(); err != nil {
+		t.Fatal(err)
+	}
+	r.Skip(5)
+	if got := string(r.Behind(3)); got != "cde" || r.Behind(6) != nil {
+		t.Errorf("behind: %q", got)
+	}
+	if !r.Unread([]byte("1234567")) || string(r.Peek(r.Buffered())) != "1234567fgh" || r.Unread([]byte("x")) {
+		t.Errorf("it reads %q", r.Peek(r.Buffered()))
+	}
+}
+
 func TestALengthThatNoMessageHasIsRefused(t *testing.T) {
 	for text, want := range map[string]error{
 		"Q\x00\x00\x00\x03": ErrTooShort, "Q\x00\x00\x00\x00": ErrTooShort,

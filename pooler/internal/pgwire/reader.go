@@ -188,6 +188,28 @@ func (r *Reader) Skip(n int) {
 	r.start = r.pos
 }
 
+// Behind returns the n bytes that were consumed last, nil if they are not there any more.
+// They are until the next Fill.
+func (r *Reader) Behind(n int) []byte {
+	if n > r.pos {
+		return nil
+	}
+	return r.buf[r.pos-n : r.pos]
+}
+
+// Unread puts bytes in front of those that are buffered, to be read next; false if there
+// is no room. The run must be empty.
+func (r *Reader) Unread(p []byte) bool {
+	n := r.Buffered()
+	if len(p)+n > len(r.buf) {
+		return false
+	}
+	copy(r.buf[len(p):], r.buf[r.pos:r.end])
+	copy(r.buf, p)
+	r.start, r.pos, r.end = 0, 0, len(p)+n
+	return true
+}
+
 // Pass adds the next message, n bytes with its header, to the run. Bytes of it that
 // are not buffered yet join the run as later Fills bring them.
 func (r *Reader) Pass(n int) {

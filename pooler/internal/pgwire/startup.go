@@ -63,6 +63,21 @@ func (r *Reader) ReadStartup() (Startup, error) {
 	return ParseStartup(packet)
 }
 
+// PeekStartup parses the first packet without waiting for it or consuming it; size is
+// its length. ok is false if it is not there whole, or is none.
+func (r *Reader) PeekStartup() (start Startup, size int, ok bool) {
+	b := r.buf[r.pos:r.end]
+	if len(b) < 8 {
+		return start, 0, false
+	}
+	n := binary.BigEndian.Uint32(b)
+	if n < 8 || n > MaxStartup || int(n) > len(b) {
+		return start, 0, false
+	}
+	start, err := ParseStartup(b[4:n])
+	return start, int(n), err == nil
+}
+
 // startupPacket returns the packet without its length.
 func (r *Reader) startupPacket() ([]byte, error) {
 	for {

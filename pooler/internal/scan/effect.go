@@ -273,12 +273,12 @@ func (w *walk) set() Effect {
 	case l.is(t, "seed"):
 		return Seeds
 	}
-	// SET name { = | TO } DEFAULT
+	// SET name { = | TO } DEFAULT, SET TIME ZONE LOCAL
 	last := t
 	for t = l.next(); t.kind != end && !l.isMark(t, ';'); t = l.next() {
 		last = t
 	}
-	if l.is(last, "default") {
+	if l.is(last, "default") || l.is(last, "local") {
 		return Setting | Back
 	}
 	return Setting

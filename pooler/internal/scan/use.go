@@ -49,6 +49,21 @@ func UseOf(sql []byte, backslash bool) (u Use, ok bool) {
 	return u, ok
 }
 
+// DropsAll reports whether a text is a single DEALLOCATE ALL or DISCARD ALL.
+func DropsAll(sql []byte) bool {
+	l := lexer{sql: sql}
+	switch t := l.next(); {
+	case l.is(t, "deallocate"):
+		if t = l.next(); l.is(t, "prepare") {
+			t = l.next()
+		}
+		return l.is(t, "all") && l.last(true)
+	case l.is(t, "discard"):
+		return l.is(l.next(), "all") && l.last(true)
+	}
+	return false
+}
+
 // toExecute reads up to EXECUTE, in a CREATE only to one that follows AS.
 func (l *lexer) toExecute(create bool) bool {
 	as := false

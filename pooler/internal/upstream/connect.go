@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -308,9 +309,11 @@ func (c *Conn) note(body []byte) error {
 	return nil
 }
 
+var errTalks = errors.New("it answered, which PostgreSQL does not")
+
 // Cancel asks the server to cancel what connection c is doing. It returns when the
 // server has taken the request: by then the signal has been sent to the backend,
-// or the request was void.
+// or the request was void. After an error the signal may still come.
 func (t *Target) Cancel(ctx context.Context, dial Dial, c *Conn) error {
 	raw, err := dial(ctx, c.Host.Network, c.Host.Address)
 	if err != nil {
@@ -332,8 +335,12 @@ func (t *Target) Cancel(ctx context.Context, dial Dial, c *Conn) error {
 	}
 	// The server closes the connection once it has signalled the backend.
 	var none [1]byte
-	if _, err := conn.Read(none[:]); err != nil && context.Cause(ctx) != nil {
-		return fmt.Errorf("wait for %s to take a cancel request: %w", c.Host.Address, context.Cause(ctx))
+	_, err = conn.Read(none[:])
+	switch {
+	case context.Cause(ctx) != nil:
+		err = context.Cause(ctx)
+	case errors.Is(err, io.EOF):
+		return nil
 	}
-	return nil
+	return fmt.Errorf("wait for %s to take a cancel request: %w", c.Host.Address, cmp.Or(err, errTalks))
 }
