@@ -42,6 +42,7 @@ bench-pooler: ## the pooler beside PgBouncer and a direct connection
 bench-limits: ## limits beside redis_rate and an INCRBY pipeline
 	@scripts/setup.sh all
 	scripts/redis.sh $(GO) -C bench/limits run . -kill
+	scripts/redis.sh $(GO) -C bench/limits run . -requests
 
 docs: ## write the pages that are generated from the code
 	$(GO) test ./internal/config -run Generated -update -count=1

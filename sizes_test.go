@@ -18,6 +18,11 @@ const (
 	maxPackageFiles  = 15
 )
 
+// roomier are packages that need more files, with how many and why.
+var roomier = map[string]int{
+	"pooler": 20, // one session, told in steps by two lanes: docs/decisions/0004-a-session-in-twenty-files.md
+}
+
 func TestNothingGrowsBeyondWhatAReaderCanHold(t *testing.T) {
 	files := map[string]int{}
 	documented := map[string]bool{}
@@ -63,8 +68,8 @@ func TestNothingGrowsBeyondWhatAReaderCanHold(t *testing.T) {
 		t.Fatal(err)
 	}
 	for dir, n := range files {
-		if n > maxPackageFiles {
-			t.Errorf("%s has %d files, more than %d", dir, n, maxPackageFiles)
+		if most := max(maxPackageFiles, roomier[dir]); n > most {
+			t.Errorf("%s has %d files, more than %d", dir, n, most)
 		}
 		if !documented[dir] {
 			t.Errorf("%s has no package comment", dir)

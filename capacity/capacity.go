@@ -2,8 +2,9 @@
 // take at once, and whose turn is it when more comes? A [Valve] learns the first
 // from how long work takes, and lets in no more than that; what has to wait for it
 // waits in a bounded queue, in which the urgent goes before the ordinary, and
-// tenants take turns, so that the flood of one of them costs the others neither a
-// place nor their turn.
+// tenants take turns. A tenant who floods leaves a part of the room to the others and
+// is no reason to let in more, so that its flood costs them neither a
+// place, nor their turn, nor an upstream that has become slow.
 //
 // Anyone may import it; it imports the standard library only.
 package capacity
@@ -11,6 +12,7 @@ package capacity
 import (
 	"context"
 	"errors"
+	"math"
 	"sync"
 	"time"
 )
@@ -75,6 +77,7 @@ type Valve struct {
 	gauge    gauge
 	lines    [classes]line
 	waiting  int
+	shares   shares
 
 	entered [classes]uint64
 	shed    [classes]uint64
@@ -101,8 +104,37 @@ func (v *Valve) Change(rule Rule) {
 
 // room is how much work may be inside before class c has to wait.
 func (v *Valve) room(c Class) int {
-	limit := v.gauge.now()
-	return max(int(limit*(1-float64(c)*v.rule.Reserve)+1e-9), 1)
+	return max(int(v.gauge.now()*(1-float64(c)*v.rule.Reserve)+1e-9), 1)
+}
+
+// narrow is how much may be inside before the work of a tenant who floods has to wait,
+// however urgent it is: a part of the room stays free, so that whoever comes beside it
+// finds a place at once. What is inside leaves faster than others come, so that a few
+// places are enough.
+func (v *Valve) narrow(c Class) int {
+	room := v.room(max(c, Ordinary))
+	if v.gauge.trying {
+		return room
+	}
+	free := max(int(math.Ceil(float64(room)*spare)), min(leastSpare, room/2))
+	if room -= free; v.gauge.probing {
+		room /= 2
+	}
+	return max(room, 1)
+}
+
+// fits reports whether w may enter now, for as much as is inside.
+func (v *Valve) fits(w *Work) bool {
+	room := v.room(w.Class)
+	if v.shares.crowds(v.shares.inside[w.Tenant], room) && v.floods(w.Class, w.Tenant) {
+		room = v.narrow(w.Class)
+	}
+	return v.inFlight < room
+}
+
+// floods reports whether a tenant floods: much of all that is inside or waits is its.
+func (v *Valve) floods(c Class, tenant string) bool {
+	return v.shares.floods(v.shares.inside[tenant]+v.lines[c].of(tenant), v.inFlight+v.waiting)
 }
 
 // A Pass is work's place inside. It is to be given back once, by Leave or Free;
@@ -112,7 +144,7 @@ type Pass struct {
 	work  Work
 	began time.Time
 	calm  bool // it entered while there was room to spare
-	probe bool // it entered during a probe
+	probe bool // it entered during a probe or a trial
 }
 
 // Enter waits for w's turn. It returns ErrFull or ErrLate if w is shed, and the
@@ -123,12 +155,16 @@ func (v *Valve) Enter(ctx context.Context, w Work) (Pass, error) {
 	}
 	w.Class = min(w.Class, Background)
 	v.mu.Lock()
-	if v.inFlight < v.room(w.Class) && !v.ahead(w.Class) {
+	v.shares.came(w.Tenant, time.Now())
+	// Whoever waits could not enter just now: only what is less urgent, or a flood, is
+	// overtaken, and never the tenant's own.
+	enters := v.fits(&w) && v.lines[w.Class].of(w.Tenant) == 0
+	v.gauge.came(v.floods(w.Class, w.Tenant), enters)
+	if enters {
 		p := v.let(w)
 		v.mu.Unlock()
 		return p, nil
 	}
-	v.gauge.pressed = true
 	place := v.join(w)
 	v.mu.Unlock()
 	if place == nil {
@@ -149,22 +185,14 @@ func (v *Valve) Enter(ctx context.Context, w Work) (Pass, error) {
 	}
 }
 
-// ahead reports whether somebody waits who is not less urgent.
-func (v *Valve) ahead(c Class) bool {
-	for i := range c + 1 {
-		if v.lines[i].waiting > 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // let counts work that enters now.
 func (v *Valve) let(w Work) Pass {
 	v.inFlight++
+	v.shares.enter(w.Tenant)
 	v.entered[w.Class]++
 	v.gauge.peak = max(v.gauge.peak, v.inFlight)
-	return Pass{valve: v, work: w, began: time.Now(), calm: float64(v.inFlight) <= v.gauge.limit*calmUse, probe: v.gauge.probing}
+	calm := float64(v.inFlight) <= v.gauge.limit*calmUse
+	return Pass{valve: v, work: w, began: time.Now(), calm: calm, probe: v.gauge.probing || v.gauge.trying}
 }
 
 // join puts w in the queue, if need be in the place of what is less urgent, or of
@@ -188,14 +216,24 @@ func (v *Valve) join(w Work) *place {
 	return v.lines[w.Class].add(w)
 }
 
-// displace finds whose place w may have.
+// displace finds whose place w may have: one that is less urgent, or of a tenant who
+// has more waiting; if need be one that is more urgent, of a tenant who floods.
 func (v *Valve) displace(w Work) *place {
-	for c := Background; c > w.Class; c-- {
+	flood := v.floods(w.Class, w.Tenant)
+	own, below := v.lines[w.Class].of(w.Tenant), w.Class
+	if flood {
+		below = max(below, Ordinary) // it is urgent for nobody else
+	}
+	for c := Background; c > below; c-- {
 		if p := v.lines[c].longest(0); p != nil {
 			return p
 		}
 	}
-	own := v.lines[w.Class].of(w.Tenant)
+	for c := range w.Class {
+		if p := v.lines[c].longest(own + 1); p != nil && !flood && v.floods(c, p.work.Tenant) {
+			return p
+		}
+	}
 	return v.lines[w.Class].longest(own + 1)
 }
 
@@ -228,13 +266,22 @@ func (v *Valve) give(p *place, err error) (Pass, error) {
 func (v *Valve) dispatch() {
 	for c := range classes {
 		for v.lines[c].waiting > 0 && v.inFlight < v.room(c) {
-			p := v.lines[c].next()
+			p := v.lines[c].next(v.fits)
+			if p == nil {
+				break // the flood alone waits
+			}
 			v.waiting--
 			pass := v.let(p.work)
 			pass.calm = false // it had to wait
 			p.turn <- pass
 		}
 	}
+}
+
+// depart takes a place back.
+func (v *Valve) depart(w *Work) {
+	v.inFlight--
+	v.shares.leave(w.Tenant)
 }
 
 // Inside reports whether p is a place that has not been given back.
@@ -259,9 +306,9 @@ func (p *Pass) Leave(took time.Duration, managed bool) {
 	p.valve = nil
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.inFlight--
+	v.depart(&p.work)
 	if v.rule.Adapt {
-		v.gauge.note(p, took, managed, v)
+		v.gauge.note(p, took, managed, time.Now(), v)
 	}
 	v.dispatch()
 }
@@ -275,7 +322,7 @@ func (p *Pass) Free() {
 	p.valve = nil
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.inFlight--
+	v.depart(&p.work)
 	v.dispatch()
 }
 
@@ -285,6 +332,7 @@ type Stats struct {
 	InFlight int             `json:"in_flight"`
 	Waiting  int             `json:"waiting"`
 	Queued   uint64          `json:"queued"` // had to wait, since the start
+	Flood    bool            `json:"flood"`  // most of what waits is of a tenant who wants more than its share
 	Entered  [classes]uint64 `json:"entered"`
 	Shed     [classes]uint64 `json:"shed"`
 }
@@ -293,5 +341,5 @@ type Stats struct {
 func (v *Valve) Stats() Stats {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return Stats{int(v.gauge.limit), v.inFlight, v.waiting, v.queued, v.entered, v.shed}
+	return Stats{int(v.gauge.limit), v.inFlight, v.waiting, v.queued, v.waiting > 0 && v.gauge.flood, v.entered, v.shed}
 }

@@ -35,22 +35,31 @@ const (
 // While there is never room to spare, nothing shows what work takes at ease: an app
 // that a release has made slower looks like one that is crowded. So the limit is
 // halved for some works every ten seconds then. If they take less time, the crowd is
-// to blame; if not, that is what they take now.
+// to blame; if not, that is what they take now. In a flood other rules hold: see tide.
 type gauge struct {
 	limit float64
 	ease  [kinds]ease
 
 	since    time.Time // of the window
 	works    int
+	took     time.Duration // all of them
 	failures int
 	ratios   float64
+	squares  float64 // of the ratios
 	peak     int
 	pressed  bool // somebody had to wait, so that a larger limit would be used
+	tide     tide // of the window
 
-	last    float64   // the mean ratio of the window before
-	calm    time.Time // when work was at ease, or a probe ended
+	flood  bool // the window before was one
+	others flow // of several windows
+	trying bool
+	rested time.Time // from when there may be a trial
+
+	last    float64       // the mean ratio of the window before
+	lag     time.Duration // the mean time that works took in it
+	calm    time.Time     // when work was at ease, or a probe ended
 	probing bool
-	probed  int // works of the probe
+	probed  int // works of the probe or the trial
 	sum     float64
 }
 
@@ -62,7 +71,7 @@ type ease struct {
 
 func (g *gauge) fit(r Rule) {
 	if !r.Adapt {
-		g.limit, g.probing = float64(r.Max), false
+		g.limit, g.probing, g.trying = float64(r.Max), false, false
 		return
 	}
 	g.limit = min(max(g.limit, float64(r.Min)), float64(r.Max))
@@ -70,44 +79,56 @@ func (g *gauge) fit(r Rule) {
 
 // now is the limit at this moment.
 func (g *gauge) now() float64 {
-	if g.probing {
+	switch {
+	case g.probing && !g.flood:
 		return g.limit / 2
+	case g.trying:
+		return g.limit * step
 	}
 	return g.limit
 }
 
 // note takes in what became of a work.
-func (g *gauge) note(p *Pass, took time.Duration, managed bool, v *Valve) {
-	now := time.Now()
+func (g *gauge) note(p *Pass, took time.Duration, managed bool, now time.Time, v *Valve) {
 	if g.since.IsZero() {
 		g.since, g.calm = now, now
 	}
 	g.works++
+	g.took += took
 	if managed {
 		ratio := g.compare(p, max(float64(took), 1), now)
 		g.ratios += ratio
-		if g.probing && p.probe {
+		g.squares += ratio * ratio
+		if p.probe && (g.probing || p.began.Sub(g.since) >= g.lag) {
 			g.probed++
 			g.sum += ratio
 		}
 	} else {
 		g.failures++
 	}
-	if g.probing {
-		g.probe(now)
-		return
-	}
-	if g.works >= least && now.Sub(g.since) >= window {
+	switch {
+	case g.probing:
+		g.probe(now, v.rule)
+	case g.trying:
+		g.try(now, v)
+	case g.works >= least && now.Sub(g.since) >= window:
+		if g.flood = g.tide.flood.waited > g.tide.others.waited; g.flood && !g.clear() {
+			break
+		}
 		g.judge(v.rule)
-		g.begin(now, v.inFlight)
 		g.probing = g.pressed && g.last > 1/relief && now.Sub(g.calm) >= probeAfter
-		g.pressed = false
+		if g.flood {
+			g.plan(now)
+		}
+		g.begin(now, v.inFlight)
 	}
 }
 
 // begin begins a window.
 func (g *gauge) begin(now time.Time, inFlight int) {
-	g.since, g.works, g.failures, g.ratios, g.peak = now, 0, 0, 0, inFlight
+	g.pressed, g.tide = false, tide{}
+	g.lag = g.took / time.Duration(max(g.works, 1))
+	g.since, g.works, g.took, g.failures, g.ratios, g.squares, g.peak = now, 0, 0, 0, 0, 0, inFlight
 }
 
 // compare returns how many times as long as at ease a work took.
@@ -128,17 +149,31 @@ func (g *gauge) compare(p *Pass, took float64, now time.Time) float64 {
 }
 
 // probe ends the probe when it has told enough, or takes too long.
-func (g *gauge) probe(now time.Time) {
-	if g.probed < probeWorks && now.Sub(g.since) < probeFor {
+func (g *gauge) probe(now time.Time, r Rule) {
+	enough := probeWorks
+	if g.flood {
+		enough = floodProbe
+	}
+	if g.probed < enough && now.Sub(g.since) < probeFor {
 		return
 	}
-	if mean := g.sum / max(float64(g.probed), 1); g.probed >= probeWorks && mean > g.last*relief {
-		for i := range g.ease {
-			g.ease[i].took *= mean
-		}
+	switch mean := g.sum / max(float64(g.probed), 1); {
+	case g.probed < probeWorks:
+	case g.flood:
+		g.verified(mean)
+	case mean > g.last*relief:
+		g.learn(mean)
 	}
 	g.probing, g.probed, g.sum, g.calm = false, 0, 0, now
 	g.begin(now, 0)
+	g.fit(r)
+}
+
+// learn has all kinds take so many times as long at ease as it was thought.
+func (g *gauge) learn(times float64) {
+	for i := range g.ease {
+		g.ease[i].took *= times
+	}
 }
 
 // judge moves the limit at the end of a window.
@@ -151,6 +186,10 @@ func (g *gauge) judge(r Rule) {
 		}
 	case managed > 0:
 		g.last = g.ratios / float64(managed)
+		if g.flood {
+			g.stem(used)
+			break
+		}
 		target := g.limit + math.Sqrt(g.limit)
 		if g.last > r.Tolerance {
 			target = g.limit*max(r.Tolerance/g.last, 0.5) + math.Sqrt(g.limit)*growth

@@ -72,13 +72,20 @@ func (l *line) resized(from, to int) {
 	}
 }
 
-// next takes the first work of the tenant whose turn it is.
-func (l *line) next() *place {
-	t := l.turns.Front().Value.(*tenant)
-	l.turns.MoveToBack(t.turn)
-	p := t.works.Front().Value.(*place)
-	l.remove(p)
-	return p
+// next takes the first work of the tenant whose turn it is, of those that may; nil:
+// none may. Few tenants can flood at once, so that it looks at few.
+func (l *line) next(may func(*Work) bool) *place {
+	for e := l.turns.Front(); e != nil; e = e.Next() {
+		t := e.Value.(*tenant)
+		p := t.works.Front().Value.(*place)
+		if !may(&p.work) {
+			continue
+		}
+		l.turns.MoveToBack(t.turn)
+		l.remove(p)
+		return p
+	}
+	return nil
 }
 
 // of is how much a tenant has waiting.

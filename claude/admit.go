@@ -7,7 +7,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"math"
 	"net"
 	"net/http"
 	"os"
@@ -16,10 +15,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/peek"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
 	"mainstay.dev/mainstay/internal/limits"
+	"mainstay.dev/mainstay/ratelimit"
 )
 
 // fingerprint names the caller by its key without telling the key: the first 48
@@ -59,7 +60,7 @@ func (c *call) admit(w http.ResponseWriter, r *http.Request) bool {
 		return false
 	}
 	c.upload = &upload{src: http.MaxBytesReader(w, r.Body, largest), patience: c.patience}
-	b, err := takeIn(c.upload, intake{memory: &c.engine.counts.replay, most: p.memory, keep: p.replay, size: r.ContentLength})
+	b, err := body.TakeIn(c.upload, body.Intake{Memory: &c.engine.counts.replay, Most: p.memory, Keep: p.replay, Size: r.ContentLength})
 	if err != nil {
 		c.refuse(w, verdict{code: uploadCode(err), err: err})
 		return false
@@ -90,7 +91,7 @@ func (c *call) permit() (verdict, bool) {
 	if c.engine.limits == nil || c.who.User == "" && c.who.Workspace == "" || !c.shape.message && !batch {
 		return verdict{}, true
 	}
-	v, err := c.engine.limits.Admit(c.ctx, limits.Ask{User: c.who.User, Workspace: c.who.Workspace, Tier: c.who.Tier, Claude: true})
+	v, err := c.engine.limits.Admit(c.ctx, limits.Ask{User: c.who.User, Workspace: c.who.Workspace, Tier: c.who.Tier, Claude: true, Cost: c.likely()})
 	c.allowed = v
 	switch {
 	case err == nil && v.Allowed:
@@ -106,6 +107,19 @@ func (c *call) permit() (verdict, bool) {
 		return v, false
 	}
 	return verdict{code: Internal, err: err}, false
+}
+
+// bytesPerToken is fewer than the tokens of a request mostly have.
+const bytesPerToken = 3
+
+// likely is how many tokens the call is likely to take at most; a batch: 1.
+func (c *call) likely() int64 {
+	if !c.shape.message {
+		return 1
+	}
+	c.readRequest()
+	most := min(c.request.maxTokens, ratelimit.MaxUnits/2)
+	return min(max(c.body.Size, 0)/bytesPerToken+c.engine.ledger.Answer(c.request.model, most), ratelimit.MaxUnits)
 }
 
 // patientSDK is the longest Retry-After that the official SDKs heed
@@ -138,6 +152,7 @@ type request struct {
 	model     string
 	stream    bool
 	format    bool // its text must follow a schema: a part of it can't be continued
+	fast      bool // it asks for fast mode
 	maxTokens int64
 	recover   bool // the caller has nothing against it
 	gather    bool // nor against its answer being gathered from a stream
@@ -150,7 +165,7 @@ func (c *call) ask() {
 	}
 	c.readRequest()
 	c.askLess()
-	if text := c.body.text(); len(c.rules.routes) > 1 || len(c.rules.routes) == 1 && c.rules.routes[0].Len() > 1 {
+	if text := c.body.Text(); len(c.rules.routes) > 1 || len(c.rules.routes) == 1 && c.rules.routes[0].Len() > 1 {
 		if c.way.prefix, c.way.filed = routes.Prefix(text); c.way.filed {
 			c.way.prefix = 0 // as the calls by which the files came
 		}
@@ -162,17 +177,19 @@ func (c *call) ask() {
 
 // readRequest notes what the body says of itself.
 func (c *call) readRequest() {
-	if text := c.body.text(); text != nil {
+	if text := c.body.Text(); text != nil {
 		peek.Members(text, func(key, value []byte) {
 			switch string(key) {
 			case "model":
-				if len(value) <= mostName {
+				if len(value) <= body.MostName {
 					c.request.model = peek.Text(value)
 				}
 			case "stream":
 				c.request.stream = string(value) == "true"
-			case "max_tokens":
+			case "max_tokens", "max_tokens_to_sample":
 				c.request.maxTokens, _ = peek.Count(value)
+			case "speed":
+				c.request.fast = string(value) == `"fast"`
 			case "output_format", "output_config":
 				c.request.format = true
 			}
@@ -183,22 +200,25 @@ func (c *call) readRequest() {
 // askLess makes the request one for less, if claude.degrade has a rule for the caller.
 func (c *call) askLess() {
 	rule := routes.Degrade(c.rules.degrade, c.x.Tier, c.step)
-	text := c.body.text()
+	text := c.body.Text()
 	if rule == nil || len(text) == 0 || c.x.Route != routeMessages {
 		return
 	}
 	model, ok := routes.Instead(rule.Models, c.request.model)
 	if !ok {
 		model = c.request.model
+	} else if model != c.request.model {
+		if lacks := c.rules.abilities.Lacks(model, c.needs(), rule.MaxTokens); lacks != "" {
+			c.engine.unfit("degrade", model, lacks)
+			model = c.request.model
+		}
 	}
 	changed, tokens := routes.Change(text, model, rule.MaxTokens)
 	if &changed[0] == &text[0] {
 		return
 	}
-	if room := int64(len(text)) + routes.Slack; c.body.memory.take(room, math.MaxInt64) { // what the rule is for must not depend on memory
-		c.body.held += room
-	}
-	c.body.replace(changed)
+	c.body.Spare(int64(len(text)) + routes.Slack) // what the rule is for must not depend on memory
+	c.body.Replace(changed)
 	var less []string
 	if model != c.request.model {
 		c.request.model, less = model, append(less, model)
@@ -215,7 +235,9 @@ func (c *call) findGate() {
 		c.makeWhole()
 	}
 	c.gate = c.engine.gates.at(c.out.URL.Host, c.request.model)
-	c.findLane(c.request.model)
+	if len(c.rules.routes) == 0 || c.rules.routes[0].Len() == 0 { // or it is the key's that will be used
+		c.findLane(c.request.model)
+	}
 }
 
 // afford reserves what the call may cost of the day's money.
@@ -228,12 +250,9 @@ func (c *call) afford() (verdict, bool) {
 		ctx, cancel = context.WithDeadlineCause(c.ctx, c.deadline, errQueued)
 	}
 	defer cancel()
-	const bytesPerToken = 3
-	nano, _ := c.rules.prices.Cost(price.Usage{
-		Model: c.request.model, CacheWrite: max(c.body.size, 0) / bytesPerToken, Output: c.engine.ledger.Answer(c.request.model, c.request.maxTokens),
-	})
+	c.most = c.mayCost()
 	before := time.Now()
-	stake, err := c.engine.ceiling.Reserve(ctx, nano)
+	stake, err := c.engine.ceiling.Reserve(ctx, c.most)
 	c.x.Waited += time.Since(before)
 	c.stake = stake
 	if stake != nil && stake.First {
@@ -251,8 +270,32 @@ func (c *call) afford() (verdict, bool) {
 	return verdict{code: Limited, cause: CauseRateLimited, err: err}, false
 }
 
-// mostName is the length of the longest model name that is looked at.
-const mostName = 128
+// mayCost is what one attempt of the call may cost, in billionths of a dollar: at most,
+// or, where that will do, about.
+func (c *call) mayCost() int64 {
+	u := price.Usage{Model: c.request.model}
+	limited, most := c.engine.ceiling.Asks()
+	switch {
+	case !limited:
+		return 0
+	case most:
+		hour := false
+		if u.CacheWrite, hour = price.Input(c.body.Text()); hour {
+			u.CacheHour = u.CacheWrite
+		}
+		if u.Output = c.request.maxTokens; u.Output <= 0 {
+			u.Output = longestAnswer
+		}
+	default:
+		u.CacheWrite = max(c.body.Size, 0) / bytesPerToken
+		u.Output = c.engine.ledger.Answer(c.request.model, c.request.maxTokens)
+	}
+	nano, _ := c.rules.prices.Cost(u)
+	return nano
+}
+
+// longestAnswer is what an answer may come to whose request can't be read.
+const longestAnswer = 128_000
 
 // uploadCode tells what went wrong on the client's side of an upload.
 func uploadCode(err error) Code {

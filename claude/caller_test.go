@@ -141,6 +141,33 @@ func TestTokensAreChargedAsClaudeCountsThem(t *testing.T) {
 	}
 }
 
+func TestACallTakesWhatItMayNeedWhileItRuns(t *testing.T) {
+	st, _, gate, as := gated(t, func(c *limits.Config) {
+		c.Claude.Cost, c.Claude.Limit = "tokens", limits.Tier{Requests: 5000, Window: time.Hour}
+	}, nil)
+	big := func(n int64) string {
+		return `{"model":"claude-sonnet-5","max_tokens":` + strconv.FormatInt(n, 10) + `,"messages":[{"role":"user","content":"hello"}]}`
+	}
+	// While one call that may need nearly all runs, another begins with what is left,
+	// and a third not at all.
+	v, err := gate.Admit(t.Context(), limits.Ask{User: "ann", Tier: "free", Claude: true, Cost: 4900})
+	if err != nil || !v.Allowed {
+		t.Fatalf("%+v %v", v, err)
+	}
+	rest, err := gate.Admit(t.Context(), limits.Ask{User: "ann", Tier: "free", Claude: true, Cost: 4900})
+	if err != nil || !rest.Allowed || rest.Nearest().Remaining != 0 {
+		t.Fatalf("%+v %v", rest, err)
+	}
+	if r := st.send("POST", "/v1/messages", big(4900), as("ann", "")); r.status != 429 {
+		t.Errorf("all is taken: %+v", r)
+	}
+	gate.Refund(&v)
+	waitFor(t, func() bool {
+		r := st.send("POST", "/v1/messages", big(1<<60), as("ann", ""))
+		return r.status == 200 || r.status == 400 // of the API, which has a limit of its own
+	})
+}
+
 func TestADeniedCallerMayNotCall(t *testing.T) {
 	st, fake, _, as := gated(t, func(c *limits.Config) { c.Deny = []string{"workspace:abuser"} }, nil)
 	r := st.send("POST", "/v1/messages", hello, as("ann", "abuser"))

@@ -110,7 +110,11 @@ func (l *lane) rewrite(pr *httputil.ProxyRequest) {
 		step = limits.Cheaper.String()
 		set(h, degradeHeader, step)
 	}
-	if sealed := l.s.deps.Identity.Seal(&l.Who, step); sealed != "" {
+	who := l.Who
+	if who.Tier == "" && (who.By != identity.ByAddress || step != "") {
+		who.Tier = l.verdict.Tier // the default one counts for whoever has none, in the other planes too
+	}
+	if sealed := l.s.deps.Identity.Seal(&who, step); sealed != "" {
 		set(h, identity.Header, sealed)
 	}
 	if l.secret != "" {

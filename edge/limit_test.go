@@ -7,11 +7,14 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"mainstay.dev/mainstay/edge"
 	"mainstay.dev/mainstay/internal/limits"
+	"mainstay.dev/mainstay/ratelimit"
 )
 
 // gate makes limits of two requests an hour for everybody, as change leaves them.
@@ -244,4 +247,75 @@ func await(t *testing.T, what string, ok func() bool) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	t.Fatalf("%s did not come", what)
+}
+
+// hanging is a store that stops answering, without failing.
+type hanging struct {
+	ratelimit.Store
+	hangs atomic.Bool
+	takes atomic.Int64
+}
+
+func (h *hanging) Take(ctx context.Context, checks []ratelimit.Check, results []ratelimit.Result) (ratelimit.Decision, error) {
+	h.takes.Add(1)
+	if h.hangs.Load() {
+		<-ctx.Done()
+		return ratelimit.Decision{}, ctx.Err()
+	}
+	return h.Store.Take(ctx, checks, results)
+}
+
+// The times are virtual: what a request takes beyond the app's tenth of a second is
+// what it has waited for the store, and nothing else.
+func TestARedisThatStopsAnsweringCostsARequestTheTimeoutAtMostAndSoonNothing(t *testing.T) {
+	store := &hanging{Store: ratelimit.NewMemory(0)}
+	const callers, timeout, appTakes = 40, 5 * time.Millisecond, 100 * time.Millisecond
+	crowdedWith(t, 1000, func(*edge.Config) {}, func(d *edge.Deps) {
+		var c limits.Config
+		c.SetDefaults()
+		c.Tiers["free"] = limits.Tier{Requests: 50, Window: time.Hour}
+		g, err := limits.NewGate(c, limits.Deps{Store: store})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Limits = g
+	}, func(t *testing.T, b *bubble) {
+		var all sync.WaitGroup
+		var mu sync.Mutex
+		waited := map[time.Duration]int{}
+		for i := range callers {
+			all.Go(func() {
+				for k := range 30 {
+					time.Sleep(time.Duration(i) * 1100 * time.Microsecond)
+					began := time.Now()
+					status, code, _ := b.as(t.Context(), fmt.Sprint((i+k)%5), "/")
+					more := time.Since(began)
+					if status == http.StatusOK {
+						more -= appTakes
+					} else if code != "limited" {
+						t.Errorf("got %d %s", status, code)
+					}
+					mu.Lock()
+					waited[more]++
+					mu.Unlock()
+				}
+			})
+		}
+		time.Sleep(200 * time.Millisecond)
+		store.hangs.Store(true)
+		all.Wait()
+		most, late := time.Duration(0), 0
+		for d, n := range waited {
+			if most = max(most, d); d > 0 {
+				late += n
+			}
+		}
+		t.Logf("%v; the store was asked %d times", waited, store.takes.Load())
+		if most != timeout || late == 0 {
+			t.Errorf("a request waited %v for the store, and the timeout is %v; %d waited", most, timeout, late)
+		}
+		if late > callers { // those that were asking as it became known
+			t.Errorf("%d of %d requests waited", late, callers*30)
+		}
+	})
 }

@@ -146,7 +146,8 @@ func TestInAFloodTheOthersLoseNothing(t *testing.T) {
 					t.Errorf("%s: victim %d took %v on average", concurrency, i, mean)
 				}
 			}
-			if flood.shed.Load() == 0 || flood.ok.Load() < 500 || flood.other.Load() > 0 {
+			t.Logf("%s: of the flood %d answered", concurrency, flood.ok.Load())
+			if flood.shed.Load() == 0 || flood.ok.Load() < 300 || flood.other.Load() > 0 {
 				t.Errorf("%s: of the flood %d answered, %d shed, %d something else", concurrency, flood.ok.Load(), flood.shed.Load(), flood.other.Load())
 			}
 			if st := b.Stats().Overload; st == nil || st.InFlight != 0 || st.Waiting != 0 || st.Shed[1] != uint64(flood.shed.Load()) {

@@ -107,7 +107,12 @@ func (s *Server) overloadLevels() []telemetry.Level {
 	if s.policy.Load().overload.On {
 		limit = float64(v.Limit)
 	}
+	flood := 0.0
+	if v.Flood {
+		flood = 1
+	}
 	levels := []telemetry.Level{
+		level("flood", "1 while most of what waits is of one caller who wants more than its share.", flood),
 		level("limit", "Requests that the app is given at once, as it counts now; 0: as many as come.", limit),
 		level("in_flight", "Requests that the app has, streams and tunnels not included; 0 while edge.overload is off.", float64(v.InFlight)),
 		level("delayed", "Requests that are delayed by limits.degrade.", delayed),

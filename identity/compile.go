@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -22,12 +24,15 @@ type policy struct {
 	fields  [3]field // user, workspace, tier
 	slots   []string // the claims that fields read, as paths
 	vouched []string // headers that only a trusted proxy may set
-	keys    map[[sha256.Size]byte]*apiKey
+	keys    apiKeys
 	keyName string // canonical name of the header for API keys
 	cookie  glob
 	secrets [][]byte // for HS256
 	tiers   *tierTable
-	file    *tierFile // nil: there is none
+
+	// Nil where the configuration names no file.
+	tierFile *watched[tierTable]
+	keyFile  *watched[apiKeys]
 }
 
 type apiKey struct {
@@ -68,13 +73,7 @@ func Compile(c Config) (*policy, error) {
 			ps.Add("tiers."+who, "names no caller, or no tier", "write user:ID: pro or workspace:ID: pro")
 		}
 	}
-	if c.TiersFile != "" {
-		f, err := openTierFile(c.TiersFile)
-		if err != nil {
-			ps.Add("tiers_file", "cannot be read: "+err.Error(), "give a file with lines such as: user:7 pro")
-		}
-		p.file = f
-	}
+	p.tierFile = openWatched(&ps, "tiers_file", c.TiersFile, "tiers", "The table of tiers", "give a file with lines such as: user:7 pro", readTiers)
 	if n := len(c.Secret.Reveal()); n > 0 && n < minSecret {
 		ps.Add("secret", "is shorter than 32 bytes", "make one with: openssl rand -hex 32")
 	}
@@ -180,7 +179,7 @@ func (p *policy) compileField(ps *setting.Problems, key, value string) (f field)
 		case kind == "header" && token.MatchString(name):
 			at.by, at.name = ByHeader, http.CanonicalHeaderKey(name)
 			p.vouched = append(p.vouched, at.name)
-			if len(p.cfg.TrustedProxies) == 0 {
+			if len(p.cfg.TrustedProxies) == 0 && p.cfg.ProxiesFile == "" {
 				ps.Add(key, entry+" is believed from a trusted proxy only, and there is none", "name it in trusted_proxies")
 			}
 		case kind == "cookie" && token.MatchString(name):
@@ -203,25 +202,39 @@ func (p *policy) compileField(ps *setting.Problems, key, value string) (f field)
 }
 
 func (p *policy) compileKeys(ps *setting.Problems) {
-	if len(p.cfg.Keys) > 0 && !token.MatchString(p.cfg.KeyHeader) {
+	if (len(p.cfg.Keys) > 0 || p.cfg.KeysFile != "") && !token.MatchString(p.cfg.KeyHeader) {
 		ps.Add("key_header", "is no name of a header", "try x-api-key")
 	}
-	p.keys = make(map[[sha256.Size]byte]*apiKey, len(p.cfg.Keys))
+	p.keys = make(apiKeys, len(p.cfg.Keys))
 	for name, k := range p.cfg.Keys {
-		var sum [sha256.Size]byte
-		if n, err := hex.Decode(sum[:], []byte(k.SHA256)); err != nil || n != len(sum) || len(k.SHA256) != 2*len(sum) {
-			ps.Add("keys."+name+".sha256", "is no SHA-256 in hexadecimal", `make one with: printf %s "$KEY" | sha256sum`)
-			continue
+		switch err := p.keys.add(name, k); {
+		case errors.Is(err, errNoID):
+			ps.Add("keys."+name, err.Error(), "use 1 to 256 printable characters, and 64 for a tier")
+		case err != nil:
+			ps.Add("keys."+name+".sha256", err.Error(), `make one with: printf %s "$KEY" | sha256sum`)
 		}
-		if other := p.keys[sum]; other != nil {
-			ps.Add("keys."+name+".sha256", "is that of "+other.name+" too", "give each key a name of its own")
-		}
-		if !validID(name) || k.User != "" && !validID(k.User) || k.Workspace != "" && !validID(k.Workspace) || k.Tier != "" && !validTier(k.Tier) {
-			ps.Add("keys."+name, "names somebody by what is no id", "use 1 to 256 printable characters, and 64 for a tier")
-		}
-		k.User = cmp.Or(k.User, "key:"+name)
-		p.keys[sum] = &apiKey{name, k}
 	}
+	p.keyFile = openWatched(ps, "keys_file", p.cfg.KeysFile, "keys", "The file of API keys", "give a file with lines such as: acme-ci SHA256 workspace=acme tier=pro", readKeys)
+}
+
+var errNoID = errors.New("names somebody by what is no id")
+
+// add takes a key in.
+func (keys apiKeys) add(name string, k Key) error {
+	raw, err := hex.DecodeString(k.SHA256)
+	if err != nil || len(raw) != sha256.Size {
+		return errors.New("has no SHA-256 in hexadecimal")
+	}
+	sum := [sha256.Size]byte(raw)
+	if other := keys[sum]; other != nil {
+		return fmt.Errorf("has the SHA-256 of %s", other.name)
+	}
+	if !validID(name) || k.User != "" && !validID(k.User) || k.Workspace != "" && !validID(k.Workspace) || k.Tier != "" && !validTier(k.Tier) {
+		return errNoID
+	}
+	k.User = cmp.Or(k.User, "key:"+name)
+	keys[sum] = &apiKey{name, k}
+	return nil
 }
 
 // glob is a name in which * stands for any run of characters.

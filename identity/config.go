@@ -16,11 +16,13 @@ import (
 // Config is the identity section.
 type Config struct {
 	TrustedProxies []string `yaml:"trusted_proxies" doc:"Peers whose forwarding headers are believed: addresses, CIDR ranges, or the names loopback, private and cloudflare."`
+	ProxiesFile    string   `yaml:"proxies_file" doc:"File with more of them, an address or range a line. It is read again when it changes, so that a list such as Cloudflare's can be kept fresh by a timer."`
 	Rewriting      []string `yaml:"rewriting_proxies" doc:"Of the trusted proxies, those that write X-Forwarded-Host, X-Forwarded-Prefix, X-Original-URL and their like themselves, whatever the client sent; given as trusted_proxies. From all others, such as Cloudflare, those headers are the client's own words, and the app is not shown them."`
 	ClientHeader   string   `yaml:"client_header" doc:"The one header in which a trusted proxy tells the client's address: x-forwarded-for, forwarded or cf-connecting-ip. The others are not believed, since a proxy passes on what it does not write."`
 
 	JWT          JWT            `yaml:"jwt" doc:"Tokens: where they stand and who vouches for them. They are looked for in Authorization: Bearer and in the cookie."`
 	Keys         map[string]Key `yaml:"keys" doc:"API keys by name. Only their hashes are kept."`
+	KeysFile     string         `yaml:"keys_file" doc:"File with more of them, one a line: NAME SHA256, and after it user=ID, workspace=ID and tier=NAME where they are wanted. It is read again when it changes. What stands in keys goes before."`
 	KeyHeader    string         `yaml:"key_header" doc:"Header in which API keys are shown. Authorization: Bearer is looked at too."`
 	CookieSecret setting.Secret `yaml:"cookie_secret" doc:"Secret with which the app signs its cookies, as express and cookie-signature do; for cookie: below."`
 

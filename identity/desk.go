@@ -118,7 +118,7 @@ func (d *Desk) Prepare(cfg Config) (commit func(), err error) {
 	}, nil
 }
 
-// Run keeps the issuer's keys and the table of tiers fresh until ctx ends.
+// Run keeps the issuer's keys, and what stands in files, fresh until ctx ends.
 func (d *Desk) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		d.mu.Lock()
@@ -129,8 +129,14 @@ func (d *Desk) Run(ctx context.Context) error {
 		if p.keys != nil {
 			parts.Go(func() { p.keys.run(work, p.cfg.JWT.Refresh, d.deps.Notice) })
 		}
-		if p.file != nil {
-			parts.Go(func() { p.file.watch(work, d.deps.Notice) })
+		if p.tierFile != nil {
+			parts.Go(func() { p.tierFile.watch(work, d.deps.Notice) })
+		}
+		if p.keyFile != nil {
+			parts.Go(func() { p.keyFile.watch(work, d.deps.Notice) })
+		}
+		if p.proxies.file != nil {
+			parts.Go(func() { p.proxies.file.watch(work, d.deps.Notice) })
 		}
 		select {
 		case <-changed:

@@ -10,16 +10,23 @@ import (
 // maxHops bounds how many entries of a forwarding chain are read.
 const maxHops = 32
 
-// Proxies knows which peers may speak for a client. It is immutable and safe for
-// concurrent use.
+// Proxies knows which peers may speak for a client. It is safe for concurrent use,
+// and changes only with the file that the configuration names, if a [Desk] watches it.
 type Proxies struct {
 	ranges    []netip.Prefix
+	file      *watched[[]netip.Prefix] // more of them; nil: there is none
 	rewriting []netip.Prefix
 	header    string
 }
 
 // Trusted reports whether forwarding headers from peer are believed.
-func (p *Proxies) Trusted(peer netip.Addr) bool { return within(p.ranges, peer) }
+func (p *Proxies) Trusted(peer netip.Addr) bool {
+	if within(p.ranges, peer) {
+		return true
+	}
+	more := p.file.get()
+	return more != nil && within(*more, peer)
+}
 
 // Rewrites reports whether peer is trusted and itself writes the headers that
 // change the host or the path of a request, so that they are not the client's.
@@ -41,7 +48,7 @@ func within(ranges []netip.Prefix, peer netip.Addr) bool {
 // header returns all values of a header, joined by commas.
 func (p *Proxies) Client(peer netip.Addr, header func(name string) string) netip.Addr {
 	peer = peer.Unmap().WithZone("")
-	if len(p.ranges) == 0 || !p.Trusted(peer) {
+	if !p.Trusted(peer) {
 		return peer
 	}
 	switch p.header {
@@ -137,7 +144,8 @@ func compileProxies(c Config, ps *setting.Problems) *Proxies {
 	}
 	p.ranges = peers("trusted_proxies", c.TrustedProxies, ps)
 	p.rewriting = peers("rewriting_proxies", c.Rewriting, ps)
-	if len(c.Rewriting) > 0 && len(c.TrustedProxies) == 0 {
+	p.file = openWatched(ps, "proxies_file", c.ProxiesFile, "proxies", "The file of trusted proxies", "give a file with an address or range a line", readRanges)
+	if len(c.Rewriting) > 0 && len(c.TrustedProxies) == 0 && c.ProxiesFile == "" {
 		ps.Add("rewriting_proxies", "counts for trusted proxies only, and there are none", "name them in trusted_proxies too")
 	}
 	return p

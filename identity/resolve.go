@@ -48,10 +48,10 @@ func (d *Desk) Resolve(ctx context.Context, r *Request) Who {
 
 // tierOf is the tier that the tables give w.
 func (p *policy) tierOf(w *Who) string {
-	if tier := p.tiers.of(w); tier != "" || p.file == nil {
+	if tier := p.tiers.of(w); tier != "" || p.tierFile == nil {
 		return tier
 	}
-	return p.file.table.Load().of(w)
+	return p.tierFile.get().of(w)
 }
 
 // show fills in the names as the configuration wants them in records.
@@ -108,7 +108,7 @@ const (
 // bearer token that is neither a key nor a signed token is none of ours: apps have
 // their own.
 func (d *Desk) byKey(p *running, r *Request, w *Who) bool {
-	if len(p.policy.keys) == 0 {
+	if len(p.policy.keys) == 0 && p.keyFile == nil {
 		return false
 	}
 	shown := r.Header(p.keyName)
@@ -135,7 +135,11 @@ func (p *policy) apiKey(shown string) *apiKey {
 		return nil
 	}
 	var b [maxKey]byte
-	return p.keys[sha256.Sum256(b[:copy(b[:], shown)])]
+	sum := sha256.Sum256(b[:copy(b[:], shown)])
+	if key := p.keys[sum]; key != nil || p.keyFile == nil {
+		return key
+	}
+	return (*p.keyFile.get())[sum]
 }
 
 func (k *apiKey) fill(w *Who) {

@@ -130,24 +130,24 @@ func TestTheTableOfTiersGoesBeforeTheToken(t *testing.T) {
 			}
 		}
 		write("workspace:w1 enterprise\n")
-		time.Sleep(2 * tierLook)
+		time.Sleep(2 * watchLook)
 		if got := tier("u1", "w1"); got != "enterprise" {
 			t.Errorf("after the file changed: %s", got)
 		}
 		write("workspace:w1 free\nnonsense\n")
-		time.Sleep(2 * tierLook)
+		time.Sleep(2 * watchLook)
 		if got := tier("u1", "w1"); got != "enterprise" {
 			t.Errorf("with a mistake in the file: %s", got)
 		}
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(2 * tierLook)
+		time.Sleep(2 * watchLook)
 		if got := tier("u1", "w1"); got != "enterprise" {
 			t.Errorf("without the file: %s", got)
 		}
 		write("workspace:w1 team\n")
-		time.Sleep(2 * tierLook)
+		time.Sleep(2 * watchLook)
 		if got := tier("u1", "w1"); got != "team" {
 			t.Errorf("with a new file: %s", got)
 		}

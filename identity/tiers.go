@@ -2,15 +2,10 @@ package identity
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"os"
 	"strings"
-	"sync/atomic"
-	"time"
 )
 
 // tierTable says who has which tier, whatever a token says.
@@ -50,48 +45,9 @@ func (t *tierTable) of(w *Who) string {
 	return ""
 }
 
-const (
-	maxTierFile  = 256 << 20
-	maxTierLines = 4 << 20
-	tierLook     = 2 * time.Second // how often the file is looked at
-)
+const maxTierLines = 4 << 20
 
-// tierFile is a table that is read from a file, and again when that changes.
-type tierFile struct {
-	path  string
-	table atomic.Pointer[tierTable]
-	seen  os.FileInfo
-	fails atomic.Uint64
-}
-
-func openTierFile(path string) (*tierFile, error) {
-	f := &tierFile{path: path}
-	return f, f.read()
-}
-
-// read takes the file in. With a mistake in it, the last table stays in force.
-func (f *tierFile) read() error {
-	info, err := os.Stat(f.path)
-	if err != nil {
-		return err
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxTierFile {
-		return fmt.Errorf("%s is no regular file of 256 MiB at most", f.path)
-	}
-	file, err := os.Open(f.path)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	t, err := readTiers(io.LimitReader(file, maxTierFile))
-	if err != nil {
-		return fmt.Errorf("%s: %w", f.path, err)
-	}
-	f.table.Store(t)
-	f.seen = info
-	return nil
-}
-
+// readTiers reads the file of tiers.
 func readTiers(r io.Reader) (*tierTable, error) {
 	t := newTierTable()
 	lines := bufio.NewScanner(r)
@@ -112,38 +68,4 @@ func readTiers(r io.Reader) (*tierTable, error) {
 		return nil, err
 	}
 	return t, nil
-}
-
-// watch reads the file again when it changes, until ctx ends.
-func (f *tierFile) watch(ctx context.Context, notice notice) {
-	tick := time.NewTicker(tierLook)
-	defer tick.Stop()
-	var told os.FileInfo // of the mistake that was told of
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		info, err := os.Stat(f.path)
-		if err == nil && unchanged(info, f.seen) || err == nil && unchanged(info, told) {
-			continue
-		}
-		if err == nil {
-			if err = f.read(); err == nil {
-				told = nil
-				notice(slog.LevelInfo, "tiers_read", "The table of tiers was read again.", slog.String("file", f.path))
-				continue
-			}
-			told = info
-		} else if f.fails.Load() > 0 {
-			continue // it is gone, and that was told
-		}
-		f.fails.Add(1)
-		notice(slog.LevelError, "tiers_failed", "The table of tiers cannot be read; the last one stays in force.", slog.Any("err", err))
-	}
-}
-
-func unchanged(a, b os.FileInfo) bool {
-	return a != nil && b != nil && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size() && os.SameFile(a, b)
 }

@@ -3,9 +3,7 @@ package pooler
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"crypto/tls"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -458,47 +456,4 @@ func (s *session) binding(policy *policy) []byte {
 		return nil
 	}
 	return policy.binding
-}
-
-// welcome tells the client that it is in, and what the server is like.
-func (s *session) welcome() error {
-	params, err := s.greeting()
-	if err != nil {
-		return err
-	}
-	s.enrol(params)
-	_, _ = rand.Read(s.secret) // never fails
-	out := pgwire.Append(nil, pgwire.Authentication, make([]byte, 4))
-	out = append(out, params...)
-	out = pgwire.Append(out, pgwire.BackendKeyData, binary.BigEndian.AppendUint32(nil, s.id), s.secret)
-	out = pgwire.AppendReady(out, pgwire.Idle)
-	s.mu.Lock()
-	s.entered = true
-	s.mu.Unlock()
-	if _, err := s.conn.Write(out); err != nil {
-		return errGone
-	}
-	s.busy = false // a login that goes well is no exchange
-	return nil
-}
-
-// greeting asks the pool what the client is to be told.
-func (s *session) greeting() ([]byte, error) {
-	for {
-		p, err := s.route()
-		if err != nil {
-			return nil, err
-		}
-		params, err := p.greet(s)
-		if !errors.Is(err, errRetired) {
-			return params, err
-		}
-	}
-}
-
-// admitted reports whether the client has been let in.
-func (s *session) admitted() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.entered
 }

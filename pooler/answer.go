@@ -256,34 +256,6 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 	return false, false, s.confused(errOutOfStep)
 }
 
-// holdBack keeps a CommandComplete from the client, if it may be the last of a
-// transaction whose channels have to be put in order first: some drivers take it for the
-// end, and do not wait for ReadyForQuery.
-func (s *session) holdBack(body []byte) bool {
-	if len(s.held) > 0 {
-		s.pass()
-		s.tellHeld()
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.mustAttend() || len(body) >= lookInto {
-		return false
-	}
-	if _, ends := s.debts.firstReady(); !ends {
-		return false // the server says no more before the client does
-	}
-	s.held = pgwire.Append(s.held, pgwire.CommandComplete, body)
-	return true
-}
-
-// tellHeld sends what was held back.
-func (s *session) tellHeld() {
-	if len(s.held) > 0 && !s.mute {
-		_, _ = s.conn.Write(s.held) // a client that is gone is noticed where it is served
-	}
-	s.held = s.held[:0]
-}
-
 // completed notes the end of a command.
 func (s *session) completed(body []byte) {
 	command, rows := pgwire.Tag(body)

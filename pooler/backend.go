@@ -16,6 +16,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/socket"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
@@ -25,8 +26,8 @@ import (
 type backend struct {
 	*upstream.Conn
 	pool   *pool
-	sock   *loop.Conn // the connection, if the event loops have it and it is not encrypted; or nil
-	probe  probe      // nil if the connection is no socket
+	sock   *loop.Conn    // the connection, if the event loops have it and it is not encrypted; or nil
+	probe  socket.Prober // nil if the connection is no socket
 	born   time.Time
 	spread float64 // of its lifetime: 0 to 1
 
@@ -77,7 +78,7 @@ func newBackend(p *pool, c *upstream.Conn) *backend {
 		}
 	}
 	s := &backend{
-		Conn: c, pool: p, sock: sock, probe: probeOf(c.Raw), born: time.Now(), spread: rand.Float64(), status: pgwire.Idle,
+		Conn: c, pool: p, sock: sock, probe: socket.Of(c.Raw), born: time.Now(), spread: rand.Float64(), status: pgwire.Idle,
 		settings: state.None, named: state.None, reports: p.settings.Intern(state.Of(c.Params)), prepared: map[*statement]uint64{},
 	}
 	s.atLogin = s.reports

@@ -1,13 +1,10 @@
 package pooler
 
 import (
-	"encoding/binary"
 	"fmt"
 	"slices"
-	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
-	"mainstay.dev/mainstay/pooler/internal/hub"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 )
@@ -316,207 +313,44 @@ func (s *session) unread(err error) error {
 	return end(Lost, "the session's settings could not be read back from the server", "connect again").because(fmt.Errorf("audit: %w", err))
 }
 
-// An ear is what a session knows of its channels in transaction mode. It has one once it
-// has listened. A client's LISTEN is carried out by the server that it
-// has at the time, so that errors, rollbacks and savepoints count as they do in
-// PostgreSQL. At the transaction's end the server is asked to what it listens; the
-// pool's hub listens to that from then on, and the server does not any more. Only then
-// the client learns that it is done.
-//
-// A client that listens already gets a server that does too, for those of its
-// transactions that may change or show it (tune).
-type ear struct {
-	hub      *hub.Hub
-	channels []string // in the order in which the client listened; guarded by the session's lock, as the rest
-	mail     []byte   // notifications for the client that are not written yet
-	later    []byte   // those that the hub hears while parting
-	parting  bool     // the server is about to be listened for by the hub
-	woken    bool     // rest is to be interrupted for them
-}
-
-// tunes are the effects for which a client's channels must be known to its server. A
-// transaction that is begun may hold any.
-const tunes = scan.Begins | scan.Listens | scan.Notifies | scan.Discards | scan.Unseen | scan.AnyChange
-
-// tune makes the server listen to what the client listens to, before a transaction
-// that may need it.
-func (s *session) tune(extent pgwire.Extent) error {
-	b := s.backend
-	if s.ear == nil || len(s.ear.channels) == 0 || b.tuned || b.status != pgwire.Idle || b.pool.sessions() {
-		return nil
-	}
-	if extent == pgwire.Whole && s.effects()&tunes == 0 {
-		return nil
-	}
-	if err := s.replayed(); err != nil {
-		return err
-	}
-	b.tuned = true
-	b.left |= scan.Listens
-	if err := b.exec(hub.ListenTo(s.ear.channels)+s.ear.hub.Opens(s.id), nil); err != nil {
-		b.broken.Store(true)
-		return unsuited(err)
-	}
-	return nil
-}
-
-// effects are those of the client's next cycle, which is buffered whole.
-func (s *session) effects() (e scan.Effect) {
-	rest := s.in.Peek(s.in.Buffered())
-	for {
-		typ, n, body := pgwire.Split(rest)
-		rest = rest[n:]
-		switch typ {
-		case pgwire.Query:
-			text, _, _ := pgwire.String(body)
-			return e | scan.Effects(text, s.backend.backslash())
-		case pgwire.FunctionCall, pgwire.Sync:
-			return e
-		case pgwire.Parse:
-			_, text, _, _ := pgwire.Strings(body)
-			e |= scan.Effects(text, s.backend.backslash())
-		case pgwire.Bind:
-			_, name, _, _ := pgwire.Strings(body)
-			if len(name) == 0 {
-				e |= s.unnamed.left
-			} else if st := s.names[string(name)]; st != nil {
-				e |= st.left
-			}
+// bind notes what executing a portal will do to names.
+func (s *session) bind(portal, name []byte) {
+	u := s.unnamed.use
+	if len(name) > 0 {
+		u = use{}
+		if st := s.names[string(name)]; st != nil {
+			u = st.use
 		}
 	}
-}
-
-// barrierLimit bounds how long a client waits for its own notifications before it is
-// told that its transaction has ended.
-const barrierLimit = time.Second
-
-// attend lets the hub listen to what the client's transaction has left the server
-// listening to, and the server not any more.
-func (s *session) attend(b *backend, found []string) error {
-	var had []string
-	if s.ear != nil {
-		had = s.ear.channels
+	if u.drops != "" {
+		s.offerDecoy(u.drops)
 	}
-	if !b.tuned && len(found) == 0 {
-		b.heard = nil
-		return nil
-	}
-	now := found
-	if !b.tuned {
-		now = slices.Concat(had, without(found, had))
-	}
-	if s.ear == nil {
-		e := &ear{hub: b.pool.hub}
-		s.mu.Lock()
-		s.ear = e
-		s.mu.Unlock()
-	}
-	if s.ear.hub != b.pool.hub { // the pool was replaced
-		return errLost(s.database)
-	}
-	come, gone := without(now, had), without(had, now)
-	s.ear.hub.Unsubscribe(s.id, gone)
-	if len(come) > 0 {
-		limits := b.pool.limits()
-		if err := s.ear.hub.Subscribe(b.pool.context(), s.id, listener{s}, come, max(limits.AcquireTimeout, limits.OutageWait)); err != nil {
-			return end(Unreachable, "LISTEN was not carried out: the pooler's connection that listens could not be opened", "try again").because(err)
+	switch {
+	case u.drops != "" || u.all:
+		if s.portals == nil {
+			s.portals = map[string]use{}
 		}
+		s.portals[string(portal)] = u
+	case len(s.portals) > 0:
+		delete(s.portals, string(portal))
 	}
-	s.mu.Lock()
-	s.ear.channels = now
-	s.ear.drop(gone, s.id)
-	s.ear.parting = true
-	s.mu.Unlock()
-	defer s.parted()
-	token := s.ear.hub.AwaitBarrier(s.id, listener{s})
-	if err := b.exec(s.ear.hub.Parts(s.id), nil); err != nil {
-		b.broken.Store(true)
-		return s.unread(err)
-	}
-	s.post(b, come)
-	if err := b.exec("UNLISTEN *", nil); err != nil {
-		b.broken.Store(true)
-		return s.unread(err)
-	}
-	b.heard, b.tuned = nil, false
-	if token != nil {
-		select {
-		case <-token:
-		case <-time.After(barrierLimit):
-		}
-	}
-	return nil
 }
 
-// parted lets the client have what the hub has heard since the barrier, behind what its
-// own server has heard before.
-func (s *session) parted() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e := s.ear
-	e.mail = append(e.mail, e.later...)
-	e.later, e.parting = nil, false
-}
-
-// drop takes the client's own notifications out that it does not listen to any more:
-// they are of the transaction that has ended that.
-func (e *ear) drop(channels []string, own uint32) {
-	if len(channels) == 0 {
+// execute notes what an Execute does to names. If it fails, what follows in its cycle
+// does too: so it may be taken for granted here.
+func (s *session) execute(n int) {
+	if len(s.portals) == 0 {
 		return
 	}
-	var kept []byte
-	for rest := e.mail; len(rest) > 0; {
-		typ, n, body := pgwire.Split(rest)
-		pid, channel, _, _ := hub.Notification(body)
-		if typ != pgwire.Notification || pid != own || !slices.Contains(channels, channel) {
-			kept = append(kept, rest[:n]...)
-		}
-		rest = rest[n:]
-	}
-	e.mail = kept
-}
-
-// without lists what is in a and not in b.
-func without(a, b []string) (list []string) {
-	known := make(map[string]bool, len(b))
-	for _, one := range b {
-		known[one] = true
-	}
-	for _, one := range a {
-		if !known[one] {
-			list = append(list, one)
-		}
-	}
-	return list
-}
-
-// post hands the client what its own server has heard, up to its barrier, on channels
-// that the hub has not listened to before.
-func (s *session) post(b *backend, channels []string) {
-	for rest := b.heard; len(rest) > 0; {
-		_, n, body := pgwire.Split(rest)
-		frame := rest[:n]
-		rest = rest[n:]
-		pid, channel, _, ok := hub.Notification(body)
-		if ok && s.ear.hub.IsBarrier(channel) && pid == b.PID {
-			break
-		}
-		if !ok || !slices.Contains(channels, channel) {
-			continue
-		}
-		if pid == b.PID {
-			binary.BigEndian.PutUint32(body, s.id)
-		}
-		s.mu.Lock()
-		s.ear.mail = append(s.ear.mail, frame...) // no more than a server's heard
-		s.mu.Unlock()
-	}
-	b.heard = nil
-}
-
-// mustAttend reports whether the client is to learn of its transaction's end only when
-// its channels are in order. The lock is held.
-func (s *session) mustAttend() bool {
+	portal, _, _ := pgwire.String(s.head(n))
+	u := s.portals[string(portal)]
+	delete(s.portals, string(portal))
 	b := s.backend
-	return (b.tuned || b.left&scan.Listens != 0) && !b.pool.sessions()
+	switch {
+	case u.drops != "":
+		s.owe(debt{kind: owesDrop, name: u.drops})
+	case u.all:
+		s.owe(debt{kind: owesDropAll, before: &known{s.names, s.nameBytes, b.prepared}})
+		s.names, s.nameBytes, b.prepared = nil, 0, map[*statement]uint64{}
+	}
 }

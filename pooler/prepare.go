@@ -343,48 +343,6 @@ func (s *session) recall(left scan.Effect, said *scan.Mentions) {
 	}
 }
 
-// bind notes what executing a portal will do to names.
-func (s *session) bind(portal, name []byte) {
-	u := s.unnamed.use
-	if len(name) > 0 {
-		u = use{}
-		if st := s.names[string(name)]; st != nil {
-			u = st.use
-		}
-	}
-	if u.drops != "" {
-		s.offerDecoy(u.drops)
-	}
-	switch {
-	case u.drops != "" || u.all:
-		if s.portals == nil {
-			s.portals = map[string]use{}
-		}
-		s.portals[string(portal)] = u
-	case len(s.portals) > 0:
-		delete(s.portals, string(portal))
-	}
-}
-
-// execute notes what an Execute does to names. If it fails, what follows in its cycle
-// does too: so it may be taken for granted here.
-func (s *session) execute(n int) {
-	if len(s.portals) == 0 {
-		return
-	}
-	portal, _, _ := pgwire.String(s.head(n))
-	u := s.portals[string(portal)]
-	delete(s.portals, string(portal))
-	b := s.backend
-	switch {
-	case u.drops != "":
-		s.owe(debt{kind: owesDrop, name: u.drops})
-	case u.all:
-		s.owe(debt{kind: owesDropAll, before: &known{s.names, s.nameBytes, b.prepared}})
-		s.names, s.nameBytes, b.prepared = nil, 0, map[*statement]uint64{}
-	}
-}
-
 // rename puts the server's name into a text that deallocates or executes by name, in
 // SQL, what the client prepared through the protocol; nil if the text does not.
 func (s *session) rename(text []byte, whole bool) (renamed []byte, _ use) {

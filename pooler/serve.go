@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/socket"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -40,7 +40,7 @@ type session struct {
 	conn   net.Conn         // the same as raw without TLS
 	sock   *loop.Conn       // the same as raw, if the event loops have it; or nil
 	in     *pgwire.Reader
-	probe  probe // for those who look at the client while it waits; nil: no socket
+	probe  socket.Prober // for those who look at the client while it waits; nil: no socket
 
 	lane   sync.Mutex  // over a session without a goroutine; taken before all other locks
 	task   loop.Task   // runs step
@@ -115,7 +115,7 @@ func newSession(p *Server, conn net.Conn, sock *loop.Conn) *session {
 	s := &session{
 		pooler: p, came: time.Now(), color: telemetry.ColorUnknown,
 		settings: state.None, prepares: state.None, missing: state.None, errand: errands.Get().(*errand),
-		raw: conn, conn: conn, sock: sock, in: pgwire.NewReader(conn, clientBuffer), probe: probeOf(conn),
+		raw: conn, conn: conn, sock: sock, in: pgwire.NewReader(conn, clientBuffer), probe: socket.Of(conn),
 	}
 	s.waiter.owner, s.task.Step = s, s.step
 	return s
@@ -427,119 +427,4 @@ func (s *session) linger() {
 		return
 	}
 	_, _ = io.CopyN(io.Discard, s.raw, 1<<20)
-}
-
-// notify hands the client messages that belong to no query, whole ones. They are
-// written between two of its transactions, now if it rests there: never in the middle
-// of another message. It does not wait for the client; one that leaves more unread
-// than it may is disconnected. Any goroutine may call it.
-func (s *session) notify(frames []byte) {
-	limit := int(s.pooler.buffer(s.database))
-	s.mu.Lock()
-	e := s.ear
-	if e == nil || s.stage == killed {
-		s.mu.Unlock()
-		return
-	}
-	if len(e.mail)+len(e.later)+len(frames) > limit {
-		e.mail, e.later = nil, nil
-		s.mu.Unlock()
-		s.expel(end(ListenBehind, "terminating connection: the client left more notifications unread than pooler.databases."+s.database+".listen.buffer holds",
-			"read them sooner, end transactions sooner, or raise it; then LISTEN again, and read again what they tell of"))
-		return
-	}
-	if e.parting {
-		e.later = append(e.later, frames...)
-		s.mu.Unlock()
-		return
-	}
-	e.mail = append(e.mail, frames...)
-	if s.resting && s.between() && !e.woken {
-		e.woken = true
-		_ = s.conn.SetReadDeadline(longAgo) // a closed connection is as good
-	}
-	s.mu.Unlock()
-}
-
-// buffer is how many bytes of notifications a client of this database may leave unread.
-func (p *Server) buffer(database string) int64 {
-	return int64(p.policy.Load().config.Databases[database].Listen.Buffer)
-}
-
-// calmed undoes what notify did to interrupt rest, and reports whether it did. The lock
-// is held.
-func (s *session) calmed() bool {
-	e := s.ear
-	if e == nil || !e.woken {
-		return false
-	}
-	e.woken = false
-	if s.stage == running {
-		_ = s.conn.SetReadDeadline(time.Time{}) // a closed connection is noticed by whoever reads it
-	}
-	return true
-}
-
-// deliver writes the client's notifications, if it is between two transactions.
-func (s *session) deliver() {
-	if s.ear == nil {
-		return
-	}
-	s.mu.Lock()
-	if !s.between() || len(s.ear.mail) == 0 {
-		s.mu.Unlock()
-		return
-	}
-	mail := s.ear.mail
-	s.ear.mail = nil
-	s.mu.Unlock()
-	if s.mute {
-		return
-	}
-	if _, err := s.conn.Write(mail); err != nil {
-		s.mute = true // what was cut must not be followed by anything
-	}
-}
-
-// A listener is a session as its hub sees it.
-type listener struct{ *session }
-
-func (s listener) Ending() bool         { return s.dead.Load() }
-func (s listener) Notify(frames []byte) { s.notify(frames) }
-
-// Lost tells the client that notifications may be lost.
-func (s listener) Lost(back bool) {
-	if disconnect := s.pooler.policy.Load().config.Databases[s.database].Listen.OnLoss == lossDisconnect; disconnect || !back {
-		if disconnect {
-			s.expel(errLost(s.database))
-		}
-		return
-	}
-	s.mu.Lock()
-	var channels []string
-	if s.ear != nil {
-		channels = s.ear.channels
-	}
-	s.mu.Unlock()
-	const most = 20
-	names := strings.Join(channels[:min(len(channels), most)], ", ")
-	if len(channels) > most {
-		names += ", …"
-	}
-	s.notify(pgwire.Fault{
-		SQLState: "01000", Message: "notifications may have been lost, since the connection that listens for this client was; it listens again to " + names,
-		Hint: "read again what they tell of; listen.on_loss: disconnect makes this an end of the connection",
-	}.AppendWarning(nil))
-}
-
-// deaf ends what the session listens to.
-func (s *session) deaf() {
-	if s.ear != nil {
-		s.ear.hub.Leave(s.id)
-	}
-}
-
-func errLost(database string) *ending {
-	return end(ListenLost, fmt.Sprintf("terminating connection: notifications may have been lost, since the connection that listens to database %q was", database),
-		"connect, LISTEN, and read again what they tell of")
 }

@@ -127,6 +127,9 @@ func (l *Limit) grain() int64 {
 	return 0
 }
 
+// Capacity is how many units there are when none is taken: Burst of GCRA, else Max.
+func (l Limit) Capacity() int64 { return capacity(&l) }
+
 // Family is the algorithm as far as it decides how a counter is stored: Exact and
 // Sliced are Windows, so that a change of Max keeps what has been counted.
 func (l Limit) Family() Algorithm {

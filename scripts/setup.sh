@@ -28,6 +28,7 @@ if [ "${1:-all}" = all ]; then
 	need iptables have iptables
 	need iproute2 have ip
 	need curl have curl
+	need prometheus have promtool # checks the alerting rules; its server is not used
 fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 

@@ -10,3 +10,4 @@ go test -race -timeout 12m ./...
 # The race detector allocates by itself: tests that count allocations skip under it
 # in these packages, so they are run once more without.
 go test ./identity ./telemetry/jsonlog
+go test -run AllocatesNothing ./pooler

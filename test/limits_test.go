@@ -218,6 +218,10 @@ func TestThePeopleWhoRunItSeeAndChangeTheLimits(t *testing.T) {
 	if n := c.passed.Load(); n != 25 {
 		t.Errorf("%d passed after the reset", n)
 	}
+	verb("has a limit of its own", "grant", "user:ann", "--claude", "--requests", "5", "--window", "1h")
+	verb("user:ann (Claude)", "top")
+	verb("granted for Claude", "show", "user:ann")
+	verb("has its tier's limit again", "grant", "user:ann", "--claude", "--end")
 	if out := verb("granted", "audit"); !strings.Contains(out, "launch") || !strings.Contains(out, "reset") || !strings.Contains(out, "ended") {
 		t.Errorf("got %s", out)
 	}
@@ -270,6 +274,10 @@ func TestAGrantHoldsOnAllNodesWithAnACLUserThatMayDoNoMore(t *testing.T) {
 	if c.passed.Load() != 9 || c.local.Load() != 0 {
 		t.Errorf("%d passed with a grant of 9, %d without Redis", c.passed.Load(), c.local.Load())
 	}
+	eventually(t, "the callers of both nodes", func() (bool, string) {
+		_, out := nodes[1].verb("limits", "top")
+		return strings.Contains(out, "callers of 2") && strings.Contains(out, fmt.Sprintf("  %d  ", c.limited.Load())), out
+	})
 	for _, m := range nodes {
 		if log := m.log.String(); strings.Contains(log, "NOPERM") || strings.Contains(log, "secret@") {
 			t.Errorf("the log holds what it must not:\n%s", log)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -29,30 +30,35 @@ const (
 	serves   = 20 * time.Millisecond
 	pause    = 50 * time.Millisecond
 	flooders = 64
+	again    = 50 * time.Millisecond // after which a refused flooder comes again
+	warm     = 4 * time.Second       // without and with the flood, before it counts
 )
 
 var victims = []string{"ann", "bob", "eve"}
 
 // floods are the ways in which one may flood, with what stands against it.
 var floods = []struct{ name, edge, limits string }{
-	{"beyond 100 in any 1s", "", "{requests: 100, window: 1s}"},
-	{"beyond 100/s, burst: 2", "", "{requests: 100, window: 1s, burst: 2}"},
-	{"within it, overload: auto", "  overload: {concurrency: auto, queue: {requests: 50, for: 10s}}\n", "{requests: 100000000, window: 1h}"},
-	{"within it, overload: fixed 8", "  overload: {concurrency: fixed, most: 8, queue: {requests: 50, for: 10s}}\n", "{requests: 100000000, window: 1h}"},
+	{"beyond 100 in any 1s, no overload", "", "{requests: 100, window: 1s}"},
+	{"beyond 100 in any 1s, auto", auto, "{requests: 100, window: 1s}"},
+	{"beyond 100/s, burst: 2, auto", auto, "{requests: 100, window: 1s, burst: 2}"},
+	{"within its limit, auto", auto, "{requests: 100000000, window: 1h}"},
+	{"within its limit, fixed 8", "  overload: {concurrency: fixed, most: 8, queue: {requests: 50, for: 10s}}\n", "{requests: 100000000, window: 1h}"},
 }
 
+const auto = "  overload: {concurrency: auto, queue: {requests: 50, for: 10s}}\n"
+
 // flood tells what one flooding caller costs the others: slices without and with the
-// flood take turns, for each way.
-func flood(span time.Duration, rounds int) error {
+// flood take turns, for each way. It is within the control's spread if the p95 of all
+// requests in the flood is not above the highest of the slices without; what the others
+// waited in Mainstay's own queues stands beside it.
+func flood(span time.Duration, rounds int, only string) error {
 	dir, err := os.MkdirTemp("", "flood-*")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	build := exec.Command("go", "build", "-o", filepath.Join(dir, "mainstay"), "./cmd/mainstay")
-	build.Dir = "../.."
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build mainstay: %w\n%s", err, out)
+	if err := build(dir); err != nil {
+		return err
 	}
 	desks := make(chan struct{}, places)
 	app := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
@@ -63,8 +69,11 @@ func flood(span time.Duration, rounds int) error {
 		}
 	}))
 	defer app.Close()
-	fmt.Printf("\n%-30s %22s %22s %10s %10s %8s\n", "one caller floods", "victims' p95 without", "with", "served/s", "refused/s", "victims refused")
+	fmt.Printf("\n%-34s %26s %26s %7s %8s %9s %10s %8s\n", "one caller floods", "others' p95 without", "with", "within", "waited", "served/s", "refused/s", "others refused")
 	for i, f := range floods {
+		if !strings.Contains(f.name, only) {
+			continue
+		}
 		err := measureFlood(filepath.Join(dir, fmt.Sprint(i)), f.name, app.Listener.Addr().String(), f.edge, f.limits, span, rounds)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
@@ -74,15 +83,14 @@ func flood(span time.Duration, rounds int) error {
 }
 
 func measureFlood(dir, name, app, edge, limit string, span time.Duration, rounds int) error {
-	url, stop, err := launch(dir, app, edge, limit)
+	url, stop, err := launch(dir, app, edge, "{tiers: {free: "+limit+"}}\n")
 	if err != nil {
 		return err
 	}
 	defer stop()
-	var quiet, loud []time.Duration
+	var quiet, loud [][]time.Duration
 	var served, refused, lost atomic.Int64
-	for range rounds {
-		quiet = append(quiet, ask(url, span, &lost))
+	flooding := func(measure func()) {
 		ctx, end := context.WithCancel(context.Background())
 		var all sync.WaitGroup
 		client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: flooders}}
@@ -94,30 +102,96 @@ func measureFlood(dir, name, app, edge, limit string, span time.Duration, rounds
 						served.Add(1)
 					case status > 0:
 						refused.Add(1)
-						time.Sleep(20 * time.Millisecond)
+						time.Sleep(again)
 					}
 				}
 			})
 		}
 		time.Sleep(time.Second) // until it is there
-		loud = append(loud, ask(url, span, &lost))
+		measure()
 		end()
 		all.Wait()
 		client.CloseIdleConnections()
 		time.Sleep(time.Second)
 	}
-	seconds := (span + time.Second).Seconds() * float64(rounds)
-	spread := func(all []time.Duration) string {
-		return fmt.Sprintf("%.1f to %.1f ms", float64(slices.Min(all).Microseconds())/1000, float64(slices.Max(all).Microseconds())/1000)
+	ask(url, warm, &lost)
+	flooding(func() { ask(url, warm, &lost) })
+	served.Store(0)
+	refused.Store(0)
+	var floods [][2]time.Time
+	for range rounds {
+		quiet = append(quiet, ask(url, span, &lost))
+		flooding(func() {
+			began := time.Now()
+			loud = append(loud, ask(url, span, &lost))
+			floods = append(floods, [2]time.Time{began, time.Now()})
+		})
 	}
-	fmt.Printf("%-30s %22s %22s %10.0f %10.0f %8d\n", name, spread(quiet), spread(loud), float64(served.Load())/seconds, float64(refused.Load())/seconds, lost.Load())
+	waited, err := waits(filepath.Join(dir, "log"), floods)
+	if err != nil {
+		return err
+	}
+	seconds := (span + time.Second).Seconds() * float64(rounds)
+	without, with := spread(quiet), spread(loud)
+	within := "yes"
+	if with.all > without.highest {
+		within = "no"
+	}
+	fmt.Printf("%-34s %26s %26s %7s %5.1f ms %9.0f %10.0f %8d\n", name, without, with, within, waited, float64(served.Load())/seconds, float64(refused.Load())/seconds, lost.Load())
 	return nil
 }
 
-// ask lets the victims ask for so long, and returns the p95 of their requests.
-func ask(url string, span time.Duration, lost *atomic.Int64) time.Duration {
+// spreads is the p95 of all requests, and the lowest and highest of single slices.
+type spreads struct{ all, lowest, highest time.Duration }
+
+func (s spreads) String() string {
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	return fmt.Sprintf("%.1f ms (%.1f to %.1f)", ms(s.all), ms(s.lowest), ms(s.highest))
+}
+
+func spread(slicesOf [][]time.Duration) (s spreads) {
+	s.lowest = time.Hour
+	for _, took := range slicesOf {
+		s.lowest, s.highest = min(s.lowest, p95(took)), max(s.highest, p95(took))
+	}
+	s.all = p95(slices.Concat(slicesOf...))
+	return s
+}
+
+// waits reads from Mainstay's log how long the others waited in its queues during the
+// floods: the p95, in milliseconds.
+func waits(path string, floods [][2]time.Time) (float64, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return 0, fmt.Errorf("read Mainstay's log: %w", err)
+	}
+	var waited []float64
+	for line := range strings.Lines(string(text)) {
+		var r struct {
+			Time   time.Time `json:"time"`
+			User   string    `json:"user"`
+			Waited float64   `json:"waited_ms"`
+		}
+		during := func(f [2]time.Time) bool { return r.Time.After(f[0]) && r.Time.Before(f[1]) }
+		if json.Unmarshal([]byte(line), &r) == nil && r.User != "key:flood" && strings.HasPrefix(r.User, "key:") && slices.ContainsFunc(floods, during) {
+			waited = append(waited, r.Waited)
+		}
+	}
+	if len(waited) == 0 {
+		return 0, errors.New("mainstay's log tells of nobody but the flood")
+	}
+	slices.Sort(waited)
+	return waited[len(waited)*95/100], nil
+}
+
+func p95(took []time.Duration) time.Duration {
+	slices.Sort(took)
+	return took[len(took)*95/100]
+}
+
+// ask lets the victims ask for so long, and returns how long their requests took.
+func ask(url string, span time.Duration, lost *atomic.Int64) (took []time.Duration) {
 	var mu sync.Mutex
-	var took []time.Duration
 	var all sync.WaitGroup
 	for _, name := range victims {
 		all.Go(func() {
@@ -135,15 +209,18 @@ func ask(url string, span time.Duration, lost *atomic.Int64) time.Duration {
 		})
 	}
 	all.Wait()
-	slices.Sort(took)
-	return took[len(took)*95/100]
+	return took
 }
 
 func secret(name string) string { return "the key of " + name + ", and of nobody else" }
 
 // request returns the status; 0: there was none.
 func request(ctx context.Context, client *http.Client, url, name string) int {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/crowd", nil)
+	return visit(ctx, client, url+"/crowd", name)
+}
+
+func visit(ctx context.Context, client *http.Client, url, name string) int {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0
 	}
@@ -157,7 +234,17 @@ func request(ctx context.Context, client *http.Client, url, name string) int {
 	return resp.StatusCode
 }
 
-// launch runs a Mainstay before the app until it serves.
+// build makes the program in dir.
+func build(dir string) error {
+	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "mainstay"), "./cmd/mainstay")
+	cmd.Dir = "../.."
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build mainstay: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// launch runs the Mainstay of the folder above dir before the app until it serves.
 func launch(dir, app, edge, limit string) (url string, stop func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", nil, err
@@ -177,7 +264,7 @@ func launch(dir, app, edge, limit string) (url string, stop func(), err error) {
 		sum := sha256.Sum256([]byte(secret(name)))
 		fmt.Fprintf(&keys, "    %s: {sha256: %s, workspace: ws-%s}\n", name, hex.EncodeToString(sum[:]), name)
 	}
-	text := fmt.Sprintf("service: flood\nenvironment: bench\ndata: %s\napp: {targets: [%q], health: {path: /}}\nedge:\n  listen: %s\n%sadmin: {listen: %s}\nidentity:\n  keys:\n%slimits: {tiers: {free: %s}}\n",
+	text := fmt.Sprintf("service: flood\nenvironment: bench\ndata: %s\napp: {targets: [%q], health: {path: /}}\nedge:\n  listen: %s\n%sadmin: {listen: %s}\nidentity:\n  keys:\n%slimits: %s",
 		filepath.Join(dir, "data"), app, free[0], edge, free[1], keys.String(), limit)
 	file := filepath.Join(dir, "mainstay.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {

@@ -3,7 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,6 +88,103 @@ func killed(addr string, clients int) error {
 	}
 	fmt.Printf("decided without Redis: %d before, %d after\n", alone, shield.Decisions(ratelimit.ModeLocal)-alone)
 	return nil
+}
+
+// killedRequests measures whole requests through the built binary around a kill -9 of
+// the Redis. Each caller asks in turn for a path that no limit counts and for one that
+// Redis counts, so that both meet the machine in the same mood; what the kill adds is
+// what the difference between them grows by.
+func killedRequests(addr string, clients int) error {
+	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{addr}, DisableCache: true, DisableRetry: true})
+	if err != nil {
+		return fmt.Errorf("connect to Redis at %q: %w", addr, err)
+	}
+	defer client.Close()
+	pid, err := processOf(client)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "kill-*")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if err := build(dir); err != nil {
+		return err
+	}
+	app := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer app.Close()
+	limit := "{tiers: {free: {requests: 1000000, window: 1h}}, routes: [{name: free, path: /free, cost: 0}]}\nredis: redis://" + addr + "\n"
+	url, stop, err := launch(filepath.Join(dir, "node"), app.Listener.Addr().String(), "", limit)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	const before, after = 4 * time.Second, 4 * time.Second
+	paths := [2]string{"/free", "/counted"}
+	took := make(taken, clients)
+	var phase atomic.Int32
+	var lost atomic.Int64
+	var all sync.WaitGroup
+	for i := range clients {
+		all.Go(func() {
+			c := &http.Client{Transport: &http.Transport{}}
+			defer c.CloseIdleConnections()
+			for k := 0; ; k++ {
+				p := phase.Load()
+				if p > 1 {
+					return
+				}
+				at := time.Now()
+				if visit(context.Background(), c, url+paths[k%2], victims[i%len(victims)]) != http.StatusOK {
+					lost.Add(1)
+				}
+				took[i][p][k%2] = append(took[i][p][k%2], time.Since(at))
+				time.Sleep(2 * time.Millisecond)
+			}
+		})
+	}
+	time.Sleep(before)
+	phase.Store(1)
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("kill Redis, process %d: %w", pid, err)
+	}
+	time.Sleep(after)
+	phase.Store(2)
+	all.Wait()
+	reportKill(took, paths)
+	fmt.Printf("answered by anything but 200: %d\n", lost.Load())
+	return nil
+}
+
+// taken is how long requests took, by caller, phase and path.
+type taken [][2][2][]time.Duration
+
+// reportKill prints both phases, and what the second path takes longer than the first.
+func reportKill(took taken, paths [2]string) {
+	fmt.Printf("\n%-40s %9s %10s %10s %10s %10s\n", "one request, "+strconv.Itoa(len(took))+" callers", "requests", "p50", "p99", "p99.9", "slowest")
+	for p, when := range []string{"before the kill", "after kill -9 of Redis"} {
+		var q [2][4]time.Duration
+		for k, path := range paths {
+			var sorted []time.Duration
+			for i := range took {
+				sorted = append(sorted, took[i][p][k]...)
+			}
+			slices.Sort(sorted)
+			n := len(sorted)
+			q[k] = [4]time.Duration{sorted[n/2], sorted[n*99/100], sorted[n*999/1000], sorted[n-1]}
+			row(when+", "+strings.TrimPrefix(path, "/"), strconv.Itoa(n), q[k])
+		}
+		row("  what counting adds", "", [4]time.Duration{q[1][0] - q[0][0], q[1][1] - q[0][1], q[1][2] - q[0][2], q[1][3] - q[0][3]})
+	}
+}
+
+func row(name, n string, q [4]time.Duration) {
+	fmt.Printf("%-40s %9s", name, n)
+	for _, d := range q {
+		fmt.Printf(" %10s", d.Round(10*time.Microsecond))
+	}
+	fmt.Println()
 }
 
 // processOf asks a Redis on this machine for its process id.

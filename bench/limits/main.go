@@ -7,7 +7,8 @@
 //
 //	scripts/redis.sh go -C bench/limits run . -kill
 //
-// With -flood it needs no Redis, and tells what one flooding caller costs the others.
+// -kill ends with a kill -9 of that Redis; with -requests it is killed under whole
+// requests through the built binary. With -flood it needs no Redis, and tells what one flooding caller costs the others.
 //
 //	go -C bench/limits run . -flood
 package main
@@ -46,10 +47,19 @@ func main() {
 	span := flag.Duration("for", 3*time.Second, "how long each row takes in each round")
 	rounds := flag.Int("rounds", 3, "how often; the best round of each row counts")
 	kill := flag.Bool("kill", false, "kill -9 the Redis at the end, and tell how long decisions take")
+	whole := flag.Bool("requests", false, "kill -9 the Redis, tell how long whole requests take, and nothing else")
 	flooded := flag.Bool("flood", false, "measure a flood, and nothing else")
+	only := flag.String("only", "", "of the ways to flood, those whose names have this in them")
 	flag.Parse()
 	if *flooded {
-		if err := flood(*span, *rounds); err != nil {
+		if err := flood(*span, *rounds, *only); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	if *whole {
+		if err := killedRequests(*addr, min(*clients, 16)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -86,7 +96,7 @@ func measure(addr string, clients int, span time.Duration, rounds int) error {
 		{"INCRBY pipeline, 1 trip", incrBy(ctx, old)},
 		{"mainstay, over the limit", mainstay(ctx, shield, "d:", ratelimit.Limit{Max: 1, Window: time.Hour})},
 	}
-	best := make([]row, len(ways))
+	best := make([]result, len(ways))
 	for range rounds {
 		for i, w := range ways {
 			r, err := drive(w, clients, span)
@@ -144,13 +154,13 @@ func incrBy(ctx context.Context, c *redis.Client) func(user, space string) error
 }
 
 // A row is what one way came to in one round.
-type row struct {
+type result struct {
 	perSecond float64
 	p50, p99  time.Duration
 	processor time.Duration // of this process, for one decision
 }
 
-func drive(w way, clients int, span time.Duration) (row, error) {
+func drive(w way, clients int, span time.Duration) (result, error) {
 	took := make([][]time.Duration, clients)
 	failed := make(chan error, clients)
 	before, begin := processor(), time.Now()
@@ -172,13 +182,13 @@ func drive(w way, clients int, span time.Duration) (row, error) {
 	elapsed, used := time.Since(begin), processor()-before
 	select {
 	case err := <-failed:
-		return row{}, err
+		return result{}, err
 	default:
 	}
 	all := slices.Concat(took...)
 	slices.Sort(all)
 	n := len(all)
-	return row{
+	return result{
 		perSecond: float64(n) / elapsed.Seconds(), processor: used / time.Duration(n),
 		p50: all[n/2].Round(time.Microsecond), p99: all[n*99/100].Round(time.Microsecond),
 	}, nil

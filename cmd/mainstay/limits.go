@@ -45,7 +45,7 @@ func (c *cli) limitsTop() *cobra.Command {
 	var asJSON bool
 	var n int
 	cmd := &cobra.Command{
-		Use: "top", Short: "List who is nearest to a limit on this node, and the grants", Args: noArgs,
+		Use: "top", Short: "List who is nearest to a limit, and the grants", Args: noArgs,
 		Example: "  mainstay limits top\n  mainstay limits top -n 100 --json | jq '.top[] | select(.used > 0.8).key'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := c.client()
@@ -75,9 +75,9 @@ func printLimits(out io.Writer, l admin.Limits) error {
 	var b strings.Builder
 	switch {
 	case l.Down:
-		fmt.Fprintf(&b, "Redis does not answer: limits go on as on_store_failure says\n")
+		fmt.Fprintf(&b, "Redis does not answer: limits go on as on_store_failure says; callers of %d nodes\n", l.Told)
 	case l.Redis:
-		fmt.Fprintf(&b, "shared by Redis, %d nodes live\n", l.Nodes)
+		fmt.Fprintf(&b, "shared by Redis, %d nodes live, callers of %d\n", l.Nodes, l.Told)
 	default:
 		fmt.Fprintf(&b, "counted by this node alone\n")
 	}
@@ -92,7 +92,11 @@ func printLimits(out io.Writer, l admin.Limits) error {
 	if len(l.Grants) > 0 {
 		fmt.Fprintf(w, "\nGRANT\tREQUESTS\tWINDOW\tUNTIL\tWHO\tWHY\n")
 		for _, g := range l.Grants {
-			fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\n", g.Key, g.Requests, g.Window, until(g.Until), g.Who, g.Why)
+			key := g.Key
+			if g.Claude {
+				key += " (Claude)"
+			}
+			fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\n", key, g.Requests, g.Window, until(g.Until), g.Who, g.Why)
 		}
 	}
 	if err := w.Flush(); err != nil {
@@ -157,6 +161,9 @@ func printShowing(out io.Writer, s limits.Showing) error {
 	if g := s.Grant; g != nil {
 		fmt.Fprintf(&b, "\ngranted by %s until %s: %s", g.Who, until(g.Until), g.Why)
 	}
+	if g := s.Claude; g != nil {
+		fmt.Fprintf(&b, "\ngranted for Claude by %s until %s: %s", g.Who, until(g.Until), g.Why)
+	}
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "\n\nRULE\tLEFT\tLIMIT\tWINDOW\tNEXT\tALL BACK IN\n")
 	for _, r := range s.Rules {
@@ -206,6 +213,7 @@ func (c *cli) limitsGrant() *cobra.Command {
 		Use: "grant CALLER", Short: "Give one caller a limit of its own, or take it back", Args: oneCaller,
 		Example: `  mainstay limits grant user:ann --requests 5000 --window 1h --for 24h --why "launch day"
   mainstay limits grant workspace:acme --requests 100 --window 1s --burst 200
+  mainstay limits grant user:ann --claude --requests 1000000 --window 1h --for 24h
   mainstay limits grant user:ann --end`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := c.client()
@@ -217,7 +225,7 @@ func (c *cli) limitsGrant() *cobra.Command {
 			switch {
 			case end:
 				say = "%s has its tier's limit again\n"
-				err = client.EndGrant(cmd.Context(), limits.Inquiry{Key: g.Key, Who: g.Who, Why: g.Why})
+				err = client.EndGrant(cmd.Context(), limits.Inquiry{Key: g.Key, Claude: g.Claude, Who: g.Who, Why: g.Why})
 			case g.Requests == 0 && g.AtOnce == 0:
 				return fmt.Errorf("%w: say how much, such as --requests 5000 --window 1h, or --end", errUsage)
 			default:
@@ -237,6 +245,7 @@ func (c *cli) limitsGrant() *cobra.Command {
 	f.IntVar(&g.AtOnce, "at-once", 0, "how many may run at the same time")
 	f.DurationVar(&g.For, "for", 0, "for how long (default: until it is ended)")
 	f.StringVar(&g.Why, "why", "", "why, for the audit log")
+	f.BoolVar(&g.Claude, "claude", false, "of calls to Claude, in place of limits.claude (--requests are calls or tokens)")
 	f.BoolVar(&end, "end", false, "end the grant")
 	return cmd
 }

@@ -116,7 +116,7 @@ func (s *Server) limitsGrant(w http.ResponseWriter, r *http.Request) {
 		problem(http.StatusBadRequest, "for_ns is negative", "leave it out for a grant without an end").answer(w)
 		return
 	}
-	x := limits.Grant{Key: g.Key, Requests: g.Requests, Window: g.Window, Burst: g.Burst, AtOnce: g.AtOnce, Who: g.Who, Why: g.Why}
+	x := limits.Grant{Key: g.Key, Claude: g.Claude, Requests: g.Requests, Window: g.Window, Burst: g.Burst, AtOnce: g.AtOnce, Who: g.Who, Why: g.Why}
 	if g.For > 0 {
 		x.Until = time.Now().Add(g.For)
 	}
@@ -130,6 +130,7 @@ func (s *Server) limitsGrant(w http.ResponseWriter, r *http.Request) {
 // GrantRequest asks for a limit of a caller's own.
 type GrantRequest struct {
 	Key      string        `json:"key"`
+	Claude   bool          `json:"claude,omitempty"` // of calls to Claude
 	Requests int           `json:"requests"`
 	Window   time.Duration `json:"window_ns"`
 	Burst    int           `json:"burst,omitempty"`

@@ -200,3 +200,45 @@ func (b board) PutGrant(ctx context.Context, key string, grant []byte) error {
 }
 
 func (b board) key() string { return b.link.prefix + "limits:grants" }
+
+// topsLast is how long, in seconds, Redis keeps what nodes told if none of them lives.
+const topsLast = 300
+
+func (b board) Tops(ctx context.Context) (map[string][]byte, error) {
+	j := b.link.joined.Load()
+	if j == nil {
+		return nil, errNotJoined
+	}
+	fields, err := j.client.Do(ctx, j.client.B().Hgetall().Key(b.tops()).Build()).AsStrMap()
+	if err != nil {
+		return nil, fmt.Errorf("read who is near a limit from Redis: %w", err)
+	}
+	all := make(map[string][]byte, len(fields))
+	for node, text := range fields {
+		all[node] = []byte(text)
+	}
+	return all, nil
+}
+
+func (b board) PutTop(ctx context.Context, node string, top []byte) error {
+	j := b.link.joined.Load()
+	if j == nil {
+		return errNotJoined
+	}
+	if top == nil {
+		if err := j.client.Do(ctx, j.client.B().Hdel().Key(b.tops()).Field(node).Build()).Error(); err != nil {
+			return fmt.Errorf("take a node out of Redis: %w", err)
+		}
+		return nil
+	}
+	for _, r := range j.client.DoMulti(ctx,
+		j.client.B().Hset().Key(b.tops()).FieldValue().FieldValue(node, string(top)).Build(),
+		j.client.B().Expire().Key(b.tops()).Seconds(topsLast).Build()) {
+		if err := r.Error(); err != nil {
+			return fmt.Errorf("tell Redis who is near a limit: %w", err)
+		}
+	}
+	return nil
+}
+
+func (b board) tops() string { return b.link.prefix + "limits:tops" }

@@ -18,7 +18,9 @@ import (
 // remembers.
 const (
 	countersFile = "limits-counters"
-	saveEvery    = 15 * time.Second
+	saveEvery    = time.Second      // if something has changed …
+	saveRest     = 50               // … and so many times as long as it took …
+	saveLate     = 15 * time.Second // … but no longer
 )
 
 // loadCounters reads what an earlier process has counted. Damage costs the counts
@@ -43,38 +45,51 @@ func (g *Gate) loadCounters(m *ratelimit.Memory) {
 	}
 }
 
-// saveCounters writes now and then, and at the end, what this process has counted.
+// saveCounters writes every second or so, and at the end, what this process has
+// counted. A killed process loses nothing that it has written, so that only the last
+// time waits for the disk.
 func (g *Gate) saveCounters(ctx context.Context) {
 	if g.memory == nil || g.deps.Dir == "" {
 		return
 	}
-	tick := time.NewTicker(saveEvery)
-	defer tick.Stop()
+	timer := time.NewTimer(saveEvery)
+	defer timer.Stop()
 	for ended := false; !ended; {
 		select {
-		case <-tick.C:
+		case <-timer.C:
 		case <-ctx.Done():
 			ended = true
 		}
-		if err := replace(g.deps.Dir, countersFile, g.memory.Save); err != nil {
-			g.deps.Log.Error("what is counted was not written down", "err", err)
+		began := time.Now()
+		if g.moved.Swap(false) || ended {
+			if err := replace(g.deps.Dir, countersFile, ended, g.memory.Save); err != nil {
+				g.deps.Log.Error("what is counted was not written down", "err", err)
+			}
 		}
+		timer.Reset(min(max(saveEvery, saveRest*time.Since(began)), saveLate))
 	}
 }
 
-// replace writes a file whole or not at all, for its owner alone.
-func replace(dir, name string, write func(io.Writer) error) error {
+// replace writes a file whole or not at all, for its owner alone. Durable: it outlives
+// a crash of the machine, and not of this process alone.
+func replace(dir, name string, durable bool, write func(io.Writer) error) error {
 	f, err := os.CreateTemp(dir, name+".*") // 0600
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	defer func() { _ = os.Remove(f.Name()) }() // gone already if all went well
 	err = write(f)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+	if durable {
+		err = errors.Join(err, f.Sync())
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), filepath.Join(dir, name))
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
+	}
+	if !durable {
+		return nil
 	}
 	d, err := os.Open(dir)
 	if err != nil {

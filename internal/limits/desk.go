@@ -16,7 +16,8 @@ type Inquiry struct {
 	Key       string `json:"key"`
 	Workspace string `json:"workspace,omitempty"`
 	Tier      string `json:"tier,omitempty"`
-	Who       string `json:"who,omitempty"` // asks, for the audit log
+	Claude    bool   `json:"claude,omitempty"` // end the grant of calls to Claude
+	Who       string `json:"who,omitempty"`    // asks, for the audit log
 	Why       string `json:"why,omitempty"`
 }
 
@@ -27,6 +28,7 @@ type Showing struct {
 	Tier      string     `json:"tier"`
 	From      string     `json:"from"` // where its limits are from: tier, file or grant
 	Grant     *Grant     `json:"grant,omitempty"`
+	Claude    *Grant     `json:"claude_grant,omitempty"`
 	Exempt    string     `json:"exempt,omitempty"` // allow or deny, if a list names it
 	Mode      string     `json:"mode"`             // exact, or how it is counted while Redis is down
 	Rules     []RuleShow `json:"rules"`
@@ -75,7 +77,7 @@ func (g *Gate) asks(q Inquiry) (Caller, []Ask, error) {
 			asks = append(asks, a)
 		}
 	}
-	if c := &g.policy.Load().claude; len(c.limit.limits) > 0 || len(c.tiers) > 0 {
+	if _, granted := g.grant(grantee{who, true}); granted || g.policy.Load().claude.on() {
 		a.Class, a.Claude = "", true
 		asks = append(asks, a)
 	}
@@ -93,8 +95,11 @@ func (g *Gate) Show(ctx context.Context, q Inquiry) (Showing, error) {
 	if _, ok := p.overrides[who]; ok {
 		s.From = "file"
 	}
-	if grant, ok := g.grant(who); ok {
+	if grant, ok := g.grant(grantee{Caller: who}); ok {
 		s.From, s.Grant = "grant", &grant
+	}
+	if grant, ok := g.grant(grantee{who, true}); ok {
+		s.Claude = &grant
 	}
 	for _, a := range asks {
 		v, err := p.admit(ctx, g.store, a, *g.granted.Load())
@@ -141,7 +146,7 @@ func (g *Gate) Reset(ctx context.Context, q Inquiry) error {
 			v.Tier = v.policy.cfg.DefaultTier
 		}
 		if a.Tier = v.Tier; a.Claude {
-			v.policy.claudeRules(&a, &v)
+			v.policy.claudeRules(&a, &v, *g.granted.Load())
 		} else {
 			v.policy.rules(&a, &v, *g.granted.Load())
 		}
@@ -159,6 +164,7 @@ func (g *Gate) Reset(ctx context.Context, q Inquiry) error {
 			return fmt.Errorf("reset %s: %w", who, err)
 		}
 	}
+	g.move()
 	g.told("limits_reset", "The limits of a caller were reset.", Entry{What: "reset", Key: who.String(), Who: q.Who, Why: q.Why})
 	return nil
 }
@@ -171,8 +177,9 @@ func clip(s string) string {
 	return strings.ToValidUTF8(s, "?")
 }
 
-// Overview is how the limits stand on this node.
+// Overview is how the limits stand; modes and down are of this node.
 type Overview struct {
+	Told   int              `json:"told"`  // nodes whose callers stand in top
 	Redis  bool             `json:"redis"` // shared by several nodes
 	Down   bool             `json:"down"`  // Redis does not answer
 	Nodes  int              `json:"nodes"`
@@ -183,9 +190,11 @@ type Overview struct {
 	Now    time.Time        `json:"now"`
 }
 
-// Overview tells how the limits stand, with the n callers nearest to their end.
+// Overview tells how the limits stand, with the n callers nearest to their end on all
+// nodes that were heard of lately.
 func (g *Gate) Overview(n int) Overview {
-	o := Overview{Nodes: 1, Modes: map[string]int64{}, Shadow: g.policy.Load().cfg.Shadow, Top: g.Top(n), Grants: g.Grants(), Now: time.Now()}
+	o := Overview{Nodes: 1, Modes: map[string]int64{}, Shadow: g.policy.Load().cfg.Shadow, Grants: g.Grants(), Now: time.Now()}
+	o.Top, o.Told = g.fellows.join(g.Top(n), n, o.Now)
 	if g.shield != nil {
 		o.Redis, o.Down = true, g.shield.Down()
 		for _, m := range modes {

@@ -235,6 +235,7 @@ func TestAForgedGrantIsRefusedAndCounted(t *testing.T) {
 type shelf struct {
 	mu   sync.Mutex
 	all  map[string][]byte // nil: it has forgotten everything
+	tops map[string][]byte
 	down bool
 }
 
@@ -260,6 +261,30 @@ func (s *shelf) PutGrant(_ context.Context, key string, text []byte) error {
 	}
 	if delete(s.all, key); text != nil {
 		s.all[key] = text
+	}
+	return nil
+}
+
+func (s *shelf) Tops(context.Context) (map[string][]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.down {
+		return nil, errors.New("down")
+	}
+	return maps.Clone(s.tops), nil
+}
+
+func (s *shelf) PutTop(_ context.Context, node string, text []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.down {
+		return errors.New("down")
+	}
+	if s.tops == nil {
+		s.tops = map[string][]byte{}
+	}
+	if delete(s.tops, node); text != nil {
+		s.tops[node] = text
 	}
 	return nil
 }

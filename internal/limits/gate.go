@@ -44,6 +44,8 @@ type Gate struct {
 	audit    audit
 	granted  atomic.Pointer[grants]
 	settling chan settlement
+	fellows  fellows
+	moved    atomic.Bool // something was counted since it was written down
 }
 
 // NewGate checks cfg and wires; it starts nothing.
@@ -60,6 +62,7 @@ func NewGate(cfg Config, d Deps) (*Gate, error) {
 	}
 	g := &Gate{deps: d, settling: make(chan settlement, maxSettling)}
 	g.policy.Store(p)
+	g.counts.Store(tally{"none", cfg.DefaultTier, allowed}, new(atomic.Uint64)) // so that the metric is there from the start
 	g.granted.Store(&grants{})
 	g.seen.seed, g.lines.seed, g.audit.dir = maphash.MakeSeed(), maphash.MakeSeed(), d.Dir
 	if err := g.loadGrants(); err != nil {
@@ -152,6 +155,7 @@ func (g *Gate) store(f ratelimit.Failure) ratelimit.Store {
 // cost makes no sense.
 func (g *Gate) Admit(ctx context.Context, a Ask) (Verdict, error) {
 	v, err := g.policy.Load().admit(ctx, g.store, a, *g.granted.Load())
+	g.move()
 	if err != nil {
 		if ctx.Err() == nil {
 			g.invalid.Add(1)
@@ -225,7 +229,14 @@ func (g *Gate) later(s settlement) {
 	}
 }
 
+func (g *Gate) move() {
+	if !g.moved.Load() {
+		g.moved.Store(true)
+	}
+}
+
 func (g *Gate) settle(s settlement) {
+	defer g.move()
 	ctx, cancel := context.WithTimeout(context.Background(), settleLimit)
 	defer cancel()
 	var err error

@@ -25,6 +25,7 @@ import (
 // A Grant is a limit of one caller in place of its tier's, given while running.
 type Grant struct {
 	Key      string        `json:"key"`
+	Claude   bool          `json:"claude,omitempty"` // of calls to Claude, in place of limits.claude
 	Requests int           `json:"requests"`
 	Window   time.Duration `json:"window_ns"`
 	Burst    int           `json:"burst,omitempty"`
@@ -41,6 +42,9 @@ func (g *Grant) tier() Tier {
 
 func (g *Grant) words() string {
 	s := fmt.Sprintf("%d in %s", g.Requests, short(g.Window))
+	if g.Claude {
+		s += " of Claude"
+	}
 	if g.Burst > 0 {
 		s += fmt.Sprintf(", burst %d", g.Burst)
 	}
@@ -60,6 +64,10 @@ type Board interface {
 	Grants(ctx context.Context) (all map[string][]byte, lost bool, err error)
 	// PutGrant sets a caller's grant, or removes it if it is nil.
 	PutGrant(ctx context.Context, key string, grant []byte) error
+	// Tops returns what each node has put last of who is near a limit there, and PutTop
+	// sets this node's, or removes it if it is nil.
+	Tops(ctx context.Context) (map[string][]byte, error)
+	PutTop(ctx context.Context, node string, top []byte) error
 }
 
 // The bounds of grants.
@@ -74,7 +82,7 @@ const (
 // granting holds the grants in force.
 type granting struct {
 	mu  sync.Mutex // guards changes
-	all map[Caller]Grant
+	all map[grantee]Grant
 }
 
 // Grants lists what was given, by key.
@@ -89,7 +97,7 @@ func (g *Gate) Grants() []Grant {
 	return all
 }
 
-func (g *Gate) grant(who Caller) (Grant, bool) {
+func (g *Gate) grant(who grantee) (Grant, bool) {
 	g.granting.mu.Lock()
 	defer g.granting.mu.Unlock()
 	x, ok := g.granting.all[who]
@@ -97,15 +105,19 @@ func (g *Gate) grant(who Caller) (Grant, bool) {
 }
 
 // sound checks a grant and returns whose it is.
-func sound(x *Grant, now time.Time) (Caller, error) {
-	who, err := ParseCaller(x.Key)
+func sound(x *Grant, now time.Time) (grantee, error) {
+	caller, err := ParseCaller(x.Key)
+	who := grantee{caller, x.Claude}
 	if err != nil {
 		return who, fmt.Errorf("%q %w", clip(x.Key), err)
 	}
-	x.Key, x.Who, x.Why = who.String(), shorten(x.Who), shorten(x.Why)
+	x.Key, x.Who, x.Why = caller.String(), shorten(x.Who), shorten(x.Why)
 	var ps setting.Problems
-	t := x.tier()
-	t.compile(&ps, "", callers...)
+	if t := x.tier(); x.Claude && caller.Kind == perAddress {
+		ps.Add("", "is an address, and calls to Claude are counted for users and workspaces", "name one of those")
+	} else {
+		t.compile(&ps, "", callers...)
+	}
 	if !x.Until.IsZero() && !x.Until.After(now) {
 		ps.Add("", "ends before it begins", "give a length of time from now")
 	}
@@ -128,19 +140,20 @@ var ErrNoGrant = errors.New("has no grant")
 
 // EndGrant takes a grant back.
 func (g *Gate) EndGrant(ctx context.Context, q Inquiry) error {
-	who, err := ParseCaller(q.Key)
+	caller, err := ParseCaller(q.Key)
 	if err != nil {
 		return fmt.Errorf("%q %w", clip(q.Key), err)
 	}
+	who := grantee{caller, q.Claude}
 	if _, ok := g.grant(who); !ok {
 		return fmt.Errorf("%s %w", who, ErrNoGrant)
 	}
-	return g.change(ctx, who, nil, Entry{What: "ended", Key: who.String(), Who: q.Who, Why: q.Why})
+	return g.change(ctx, who, nil, Entry{What: "ended", Key: caller.String(), Who: q.Who, Why: q.Why})
 }
 
 // change puts a grant in force, or out of it: on the board first, since a grant
 // that one node alone knows would hold for some requests and not for others.
-func (g *Gate) change(ctx context.Context, who Caller, x *Grant, e Entry) error {
+func (g *Gate) change(ctx context.Context, who grantee, x *Grant, e Entry) error {
 	g.granting.mu.Lock()
 	defer g.granting.mu.Unlock()
 	next := maps.Clone(g.granting.all)
@@ -169,12 +182,16 @@ func (g *Gate) change(ctx context.Context, who Caller, x *Grant, e Entry) error 
 }
 
 // enforce puts a set of grants in force. What does not compile was refused before.
-func (g *Gate) enforce(all map[Caller]Grant) {
+func (g *Gate) enforce(all map[grantee]Grant) {
 	compiled := make(grants, len(all))
 	for who, x := range all {
 		var ps setting.Problems
 		t := x.tier()
-		compiled[who] = t.compile(&ps, "", callers...)
+		kinds := callers
+		if who.claude {
+			kinds = []string{claudeUser, claudeWorkspace}
+		}
+		compiled[who] = t.compile(&ps, "", kinds...)
 	}
 	g.granting.all = all
 	g.granted.Store(&compiled)
@@ -190,7 +207,7 @@ func (g *Gate) keep() error {
 	if err != nil {
 		return err
 	}
-	return replace(g.deps.Dir, grantsFile, func(w io.Writer) error {
+	return replace(g.deps.Dir, grantsFile, true, func(w io.Writer) error {
 		_, err := w.Write(b)
 		return err
 	})
@@ -199,7 +216,7 @@ func (g *Gate) keep() error {
 // loadGrants reads what was written down. A file that others may write is not
 // believed: it could hold anything.
 func (g *Gate) loadGrants() error {
-	g.granting.all = map[Caller]Grant{}
+	g.granting.all = map[grantee]Grant{}
 	if g.deps.Dir == "" {
 		return nil
 	}
@@ -229,8 +246,8 @@ func (g *Gate) loadGrants() error {
 }
 
 // sift takes the grants that are sound, and counts the others.
-func (g *Gate) sift(list []json.RawMessage) map[Caller]Grant {
-	all, now := map[Caller]Grant{}, time.Now()
+func (g *Gate) sift(list []json.RawMessage) map[grantee]Grant {
+	all, now := map[grantee]Grant{}, time.Now()
 	for _, text := range list {
 		var x Grant
 		d := json.NewDecoder(bytes.NewReader(text))
@@ -265,10 +282,12 @@ func (g *Gate) tend(ctx context.Context) {
 	for n := 0; ; n++ {
 		if g.deps.Board != nil && n%boardEvery == 0 {
 			g.follow(ctx)
+			g.shareTop(ctx)
 		}
 		g.expire()
 		select {
 		case <-ctx.Done():
+			g.withdrawTop(context.WithoutCancel(ctx))
 			return
 		case <-tick.C:
 		}

@@ -68,7 +68,9 @@ func (l *lines) tell(key string, who Caller, at time.Time) {
 }
 
 // queue has members of one workspace come one after the other: each is told the
-// moment at which there is room for it and for all that were told before it.
+// moment at which there is room for it and for all that were told before it. A node
+// knows whom it has told itself, and takes it that every other node has told as many:
+// so there is room for those too.
 func (g *Gate) queue(ctx context.Context, a *Ask, v *Verdict) {
 	r := v.Refused()
 	if r == nil || !ofWorkspace(r) || a.User == "" && !a.Address.IsValid() || r.Retry == ratelimit.Never || v.Decision.Mode == ratelimit.ModeShut ||
@@ -80,8 +82,8 @@ func (g *Gate) queue(ctx context.Context, a *Ask, v *Verdict) {
 	ahead, told := g.lines.place(key, who, now)
 	if told.IsZero() {
 		wait := r.Retry
-		if ahead > 0 {
-			wait = max(wait, g.roomFor(ctx, r, int64(ahead+1)*r.Check.Cost))
+		if units := int64(ahead+1) * g.nodes() * r.Check.Cost; units > r.Check.Cost {
+			wait = max(wait, g.roomFor(ctx, v, r, units))
 		}
 		told = now.Add(time.Duration(seconds(wait)) * time.Second)
 		g.lines.tell(key, who, told)
@@ -89,11 +91,20 @@ func (g *Gate) queue(ctx context.Context, a *Ask, v *Verdict) {
 	r.Retry = max(r.Retry, told.Sub(now))
 }
 
+// nodes is how many nodes share the limits, this one included.
+func (g *Gate) nodes() int64 {
+	if g.deps.Store == nil || g.deps.Nodes == nil {
+		return 1
+	}
+	return int64(max(g.deps.Nodes(), 1))
+}
+
 // roomFor is how long it takes until so many units are free at once. It asks the
 // counters themselves, by a decision that cannot be allowed and so takes nothing;
-// while they cannot be asked it is until all are free.
-func (g *Gate) roomFor(ctx context.Context, r *Rule, units int64) time.Duration {
-	if units > r.Check.Limit.Max || g.deps.Store != nil && g.shield.Down() {
+// while they cannot be asked it is until all are free. Nobody waits for a store a
+// second time that has just not answered.
+func (g *Gate) roomFor(ctx context.Context, v *Verdict, r *Rule, units int64) time.Duration {
+	if units > r.Check.Limit.Max || v.Decision.Mode >= ratelimit.ModeLocal || g.deps.Store != nil && g.shield.Down() {
 		return r.Reset
 	}
 	look := r.Check

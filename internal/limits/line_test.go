@@ -14,23 +14,27 @@ import (
 // same time, and each comes again when it is told to: it passes, however the units
 // were taken.
 func TestMembersOfAWorkspaceWhoAreRefusedComeOneAfterTheOther(t *testing.T) {
-	for name, shared := range map[string]bool{"in process": false, "shared": true} {
+	for name, nodes := range map[string]int{"in process": 0, "shared": 1, "three nodes": 3} {
 		for _, limit := range []Tier{{Requests: 40, Window: time.Hour}, {Requests: 300, Window: time.Hour}, {Requests: 40, Window: time.Hour, Burst: 10}} {
 			t.Run(fmt.Sprint(name, " ", limit.Requests, " ", limit.Burst), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					var d Deps
-					if shared {
+					d := Deps{Nodes: func() int { return nodes }}
+					if nodes > 0 {
 						d.Store = ratelimit.NewMemory(0)
 					}
-					competing(t, d, limit)
+					competing(t, d, limit, max(nodes, 1))
 				})
 			})
 		}
 	}
 }
 
-func competing(t *testing.T, d Deps, limit Tier) {
-	g := gate(t, d, func(c *Config) { c.Per, c.Tiers["free"] = []string{perWorkspace}, limit })
+func competing(t *testing.T, d Deps, limit Tier, nodes int) {
+	var gates []*Gate
+	for range nodes {
+		gates = append(gates, gate(t, d, func(c *Config) { c.Per, c.Tiers["free"] = []string{perWorkspace}, limit }))
+	}
+	g := gates[0]
 	random := rand.New(rand.NewPCG(1, uint64(limit.Requests)))
 	member := func(i int) Ask { return Ask{User: fmt.Sprint("member ", i), Workspace: "w", Tier: "free"} }
 	for v, err := g.Admit(t.Context(), member(0)); v.Allowed; v, err = g.Admit(t.Context(), member(0)) {
@@ -47,6 +51,7 @@ func competing(t *testing.T, d Deps, limit Tier) {
 	due := map[time.Duration][]int{}
 	last := time.Duration(0)
 	for i := 1; i < members; i++ {
+		g := gates[i*i%nodes] // not evenly
 		v, err := g.Admit(t.Context(), member(i))
 		wait, ok := v.RetryAfter()
 		if err != nil || v.Allowed || !ok {
@@ -63,7 +68,7 @@ func competing(t *testing.T, d Deps, limit Tier) {
 	for at := time.Duration(0); at <= last; at += time.Second {
 		for _, i := range due[at] {
 			time.Sleep(time.Until(base.Add(at)))
-			v, err := g.Admit(t.Context(), member(i))
+			v, err := gates[i%nodes].Admit(t.Context(), member(i))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -2,6 +2,7 @@ package limits
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -22,7 +23,7 @@ type Ask struct {
 	Method    string
 	Path      string
 	App       string // whose request it is; empty: no app's
-	Cost      int64  // in place of the route's; 0: the route's
+	Cost      int64  // in place of the route's; 0: the route's. Of a call to Claude: the tokens that it is likely to need
 
 	Claude bool // it is a call to Claude: what limits.claude says holds, and nothing else
 
@@ -165,7 +166,21 @@ func (p *Policy) Admit(ctx context.Context, stores Stores, a Ask) (Verdict, erro
 }
 
 // grants are limits of single callers that were given while running.
-type grants map[Caller]bound
+type grants map[grantee]bound
+
+// A grantee is whose limits were changed, and which: those of requests, or those of
+// calls to Claude.
+type grantee struct {
+	Caller
+	claude bool
+}
+
+func (g grantee) String() string {
+	if g.claude {
+		return "claude:" + g.Caller.String()
+	}
+	return g.Caller.String()
+}
 
 func (p *Policy) admit(ctx context.Context, stores Stores, a Ask, granted grants) (Verdict, error) {
 	if a.Cost < 0 || a.Cost > ratelimit.MaxUnits {
@@ -184,7 +199,7 @@ func (p *Policy) admit(ctx context.Context, stores Stores, a Ask, granted grants
 		return v, nil
 	}
 	if a.Claude {
-		p.claudeRules(&a, &v)
+		p.claudeRules(&a, &v, granted)
 	} else {
 		p.rules(&a, &v, granted)
 	}
@@ -201,7 +216,12 @@ func (p *Policy) admit(ctx context.Context, stores Stores, a Ask, granted grants
 	}
 	var err error
 	results := make([]ratelimit.Result, len(v.Rules))
-	if v.Decision, err = stores(v.failure).Take(ctx, v.checks(), results); err != nil {
+	if a.Claude && p.claude.tokens && !a.Peek {
+		err = v.takeTokens(ctx, stores(v.failure), results)
+	} else {
+		v.Decision, err = stores(v.failure).Take(ctx, v.checks(), results)
+	}
+	if err != nil {
 		v.Allowed = false
 		return v, err
 	}
@@ -271,11 +291,12 @@ func (v *Verdict) Settle(ctx context.Context, stores Stores, cost int64) error {
 		}
 	}
 	store := stores(v.failure)
+	var failed error
 	if len(back) > 0 {
-		return store.Refund(ctx, v.Decision, back)
+		failed = store.Refund(ctx, v.Decision, back)
 	}
 	if len(more) > 0 {
-		return store.Charge(ctx, more)
+		failed = errors.Join(failed, store.Charge(ctx, more))
 	}
-	return nil
+	return failed
 }

@@ -164,7 +164,7 @@ func (v *Verdict) own(limits []Own) error {
 
 // bound is what holds for a caller of a tier, or for that caller alone.
 func (p *Policy) bound(tier string, who Caller, granted grants) bound {
-	if b, ok := granted[who]; ok {
+	if b, ok := granted[grantee{Caller: who}]; ok {
 		return b
 	}
 	if b, ok := p.overrides[who]; ok {

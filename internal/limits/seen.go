@@ -1,7 +1,6 @@
 package limits
 
 import (
-	"cmp"
 	"hash/maphash"
 	"slices"
 	"strings"
@@ -132,7 +131,7 @@ func (s *seen) find(who Caller) (standing, bool) {
 	return standing{}, false
 }
 
-// Standing is how a caller stood when it was last seen on this node.
+// Standing is how a caller stood when it was last seen.
 type Standing struct {
 	Key       string    `json:"key"` // user:ann
 	Workspace string    `json:"workspace,omitempty"`
@@ -145,7 +144,7 @@ type Standing struct {
 	Seen      time.Time `json:"seen"`
 }
 
-// Top returns the callers that are nearest to a limit, at most n.
+// Top returns the callers that are nearest to a limit on this node, at most n.
 func (g *Gate) Top(n int) []Standing {
 	all := []Standing{}
 	for i := range g.seen.shards {
@@ -158,8 +157,6 @@ func (g *Gate) Top(n int) []Standing {
 		}
 		shard.Unlock()
 	}
-	slices.SortFunc(all, func(a, b Standing) int {
-		return cmp.Or(cmp.Compare(b.Used, a.Used), cmp.Compare(b.Refused, a.Refused), cmp.Compare(a.Key, b.Key))
-	})
+	slices.SortFunc(all, nearest)
 	return all[:min(n, len(all))]
 }

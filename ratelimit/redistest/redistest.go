@@ -24,8 +24,10 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// startWithin bounds the time a server or a group of them may take to be ready.
-const startWithin = 30 * time.Second
+// startWithin bounds the time a server or a group of them may take to be ready. A
+// Sentinel that a busy machine does not run for two seconds trusts nothing that it
+// sees for thirty.
+const startWithin = 2 * time.Minute
 
 // A Server is one Redis process. Its methods belong to one goroutine at a time.
 type Server struct {

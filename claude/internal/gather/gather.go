@@ -62,6 +62,9 @@ func (m *Message) Write(p []byte) (int, error) {
 	return len(p), m.err
 }
 
+// Size is about how many bytes the message takes.
+func (m *Message) Size() int { return m.size }
+
 // Done reports whether the message has come to its end.
 func (m *Message) Done() bool { return m.done }
 

@@ -3,6 +3,7 @@ package mend
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -70,6 +71,22 @@ func (m *Message) Failure() string { return m.failure }
 
 // Given reports whether the client has anything that an attempt can't take back.
 func (m *Message) Given() bool { return !m.Unseen && (len(m.log) > 0 || m.lost) }
+
+// Size is about how many bytes the message takes.
+func (m *Message) Size() int { return len(m.in) + len(m.held) + len(m.out) + len(m.log) }
+
+// Log is all that the client was given, but for pings; nobody may change it. False: it
+// was too long to be kept.
+func (m *Message) Log() ([]byte, bool) { return slices.Clip(m.log), !m.lost }
+
+// Forget gives up what is kept: the rest of the message passes as it comes, and can't be
+// mended any more.
+func (m *Message) Forget() {
+	if m.lost = true; m.started || m.opening {
+		m.flush()
+	}
+	m.log = nil
+}
 
 // Resumes reports whether the attempt under way goes on with what the client has.
 func (m *Message) Resumes() bool { return m.seam != nil }
@@ -206,7 +223,13 @@ func (m *Message) block(e event) {
 	}
 }
 
-func (m *Message) hold(raw []byte) { m.held = append(m.held, raw...) }
+func (m *Message) hold(raw []byte) {
+	if m.lost { // there is no use in it any more
+		m.give(raw)
+		return
+	}
+	m.held = append(m.held, raw...)
+}
 
 func (m *Message) flush() {
 	m.give(m.held)

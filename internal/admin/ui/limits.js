@@ -12,9 +12,9 @@ export function showLimits(limits) {
   const now = Date.parse(limits.now);
   const notes = [
     limits.down ? "Redis does not answer: limits go on as on_store_failure says" : "",
-    limits.redis && !limits.down ? `shared by ${limits.nodes} ${limits.nodes === 1 ? "node" : "nodes"}` : "",
+    limits.redis && !limits.down ? `shared by ${limits.nodes} ${limits.nodes === 1 ? "node" : "nodes"}, callers of ${limits.told}` : "",
     limits.shadow ? "shadow: nobody is refused" : "",
-    limits.grants.length ? `granted to ${limits.grants.map((g) => g.key).slice(0, 5).join(", ")}${limits.grants.length > 5 ? " …" : ""}` : "",
+    limits.grants.length ? `granted to ${limits.grants.map((g) => g.key + (g.claude ? " (Claude)" : "")).slice(0, 5).join(", ")}${limits.grants.length > 5 ? " …" : ""}` : "",
   ];
   text(document.getElementById("limits-note"), notes.filter(Boolean).join(" · "));
   const rows = limits.top.map((s) => ({ ...s, ago: span((now - Date.parse(s.seen)) / 1000) }));
