@@ -73,27 +73,27 @@ func (h *hidden) due(now time.Time) bool {
 }
 
 // learnHidden reads the catalog on a new connection, if nobody has before.
-func (b *backend) learnHidden() error {
-	h := &b.pool.home().hidden
+func (s *backend) learnHidden() error {
+	h := &s.pool.home().hidden
 	h.first.Lock()
 	defer h.first.Unlock()
-	if b.pool.sessions() || h.known.Load() != nil || !h.due(time.Now()) {
+	if s.pool.sessions() || h.known.Load() != nil || !h.due(time.Now()) {
 		return nil
 	}
-	return b.reveal()
+	return s.reveal()
 }
 
 // reveal reads the catalog if it has changed. A server that refuses to show it is served
 // without; only a connection that is lost is an error.
-func (b *backend) reveal() error {
+func (s *backend) reveal() error {
 	var found audit.Hidden
-	h := &b.pool.home().hidden
+	h := &s.pool.home().hidden
 	known := h.known.Load()
-	if err := b.execWithin(catalogLimit, audit.State, found.Row); err != nil {
-		return b.unlessRefused(err)
+	if err := s.execWithin(catalogLimit, audit.State, found.Row); err != nil {
+		return s.unlessRefused(err)
 	}
 	if known != nil && known.columns != found.Columns {
-		b.pool.statements.renew() // what is prepared from now on is prepared anew
+		s.pool.statements.renew() // what is prepared from now on is prepared anew
 	}
 	if known != nil && known.mark == found.Mark {
 		if known.columns != found.Columns {
@@ -101,19 +101,19 @@ func (b *backend) reveal() error {
 		}
 		return nil
 	}
-	version, _ := b.atLogin.Get("server_version")
+	version, _ := s.atLogin.Get("server_version")
 	version, _, _ = strings.Cut(version, ".")
 	major, _ := strconv.Atoi(version) // 0 if it is no number
-	if err := b.execWithin(catalogLimit, audit.Catalog(major), found.Row); err != nil {
-		return b.unlessRefused(err)
+	if err := s.execWithin(catalogLimit, audit.Catalog(major), found.Row); err != nil {
+		return s.unlessRefused(err)
 	}
 	r := &revealed{mark: found.Mark, hints: found.Hints(), columns: found.Columns}
 	h.known.Store(r)
-	b.pool.statements.renew()
-	if b.left&scan.AnyChange != 0 { // the transaction may have used what it made
+	s.pool.statements.renew()
+	if s.left&scan.AnyChange != 0 { // the transaction may have used what it made
 		for _, hint := range r.hints {
 			for _, name := range hint.Settings {
-				b.mentions.Add(name)
+				s.mentions.Add(name)
 			}
 		}
 	}
@@ -135,12 +135,12 @@ func (s *session) lookIntoCatalog(b *backend) error {
 }
 
 // unlessRefused ends the transaction in which PostgreSQL refused to show its catalog.
-func (b *backend) unlessRefused(err error) error {
+func (s *backend) unlessRefused(err error) error {
 	if _, refused := errors.AsType[*upstream.Refused](err); !refused {
 		return err
 	}
-	b.pool.log.Warn("the sources of functions cannot be read: what they leave in a session is not seen", "database", b.pool.name, "err", err)
-	return b.rollBack()
+	s.pool.log.Warn("the sources of functions cannot be read: what they leave in a session is not seen", "database", s.pool.name, "err", err)
+	return s.rollBack()
 }
 
 // hiddenIn is what a statement does by the functions that it calls; nil: nothing.
