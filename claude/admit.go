@@ -293,6 +293,7 @@ type patience struct {
 	deadline interface {
 		SetReadDeadline(time.Time) error
 		SetWriteDeadline(time.Time) error
+		Flush() error
 	}
 	limit         time.Duration
 	reads, writes time.Time // when the deadlines were set last
@@ -332,3 +333,6 @@ func (p *patience) write() {
 		_ = p.deadline.SetWriteDeadline(now.Add(p.limit))
 	}
 }
+
+// flush sends what has been written.
+func (p *patience) flush() error { return p.deadline.Flush() }

@@ -139,8 +139,7 @@ func (c *call) record() {
 	if c.end.code == "" {
 		c.end = verdict{code: Internal} // only a panic gets here
 	}
-	c.watch.estimate()
-	c.tried(c.end.cause)
+	c.settleUp(c.end.cause)
 	x.Code, x.Blame, x.Err = string(c.end.code), blames[c.end.code], c.end.err
 	if c.end.own {
 		x.Blame = telemetry.BlameClient
@@ -149,22 +148,7 @@ func (c *call) record() {
 	if c.upload != nil {
 		x.BytesIn = c.upload.taken.Load()
 	}
-	if c.mend != nil {
-		input, read, written := c.mend.Extra()
-		x.GenAI.InputTokens += input
-		x.GenAI.CacheReadTokens += read
-		x.GenAI.CacheWriteTokens += written
-	}
-	if c.body != nil {
-		if x.GenAI.Model == "" {
-			x.GenAI.Model = c.body.model()
-		}
-		c.leaveWays()
-		c.body.release()
-	}
 	c.credit()
-	c.book()
-	c.settleLimits()
 	n := &c.engine.counts
 	n.inFlight.Add(-1)
 	if x.HTTP.Stream {
@@ -173,7 +157,42 @@ func (c *call) record() {
 	if x.Blame == telemetry.BlameMainstay || x.Blame == telemetry.BlameUpstream {
 		n.failed.Add(1)
 	}
+	if c.later != nil && x.HTTP.Stream { // or the end of the stream would wait for it
+		c.later.Go(func() { x.End(c.engine.sink) })
+		return
+	}
 	x.End(c.engine.sink)
+}
+
+// settleUp tells the rate limits, the books and the limits what the call has taken, and
+// gives back its memory: once, and, where an answer is given in one piece, before the
+// client has it and may call again.
+func (c *call) settleUp(cause Cause) {
+	if c.settled {
+		return
+	}
+	c.settled = true
+	c.watch.estimate()
+	c.tried(cause)
+	g := &c.x.GenAI
+	if c.rides {
+		g.InputTokens, g.CacheReadTokens, g.CacheWriteTokens, g.OutputTokens = 0, 0, 0, 0
+	}
+	if c.mend != nil {
+		input, read, written := c.mend.Extra()
+		g.InputTokens += input
+		g.CacheReadTokens += read
+		g.CacheWriteTokens += written
+	}
+	if c.body != nil {
+		if g.Model == "" {
+			g.Model = c.body.model()
+		}
+		c.leaveWays()
+		c.body.release()
+	}
+	c.book()
+	c.settleLimits()
 }
 
 // saved tells what made the call go well where it would have failed.

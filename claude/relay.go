@@ -28,7 +28,10 @@ func (c *call) relay(w http.ResponseWriter, a *answer) (end verdict, broken bool
 	case a.whole:
 		out.flush = nil
 		c.watch.whole(a.ahead, a.res.Header)
-		_, err = out.Write(a.ahead)
+		c.settleUp(a.verdict.cause)
+		if _, err = out.Write(a.ahead); err == nil {
+			out.err = c.patience.flush() // or it would lie here until the call has been written down
+		}
 	case a.events && c.watch.plain:
 		err = c.relayEvents(out, a)
 	default:

@@ -242,6 +242,7 @@ type call struct {
 	policy   *policy // of the plane; nil in a Transport
 	rules    rules
 	x        *telemetry.Exchange
+	later    *sync.WaitGroup // of what may be done when the client has all; nil: nothing may
 	who      identity.Who    // in whose name the app calls; zero: it did not say
 	allowed  limits.Verdict  // what the limits said of that caller; zero: they were not asked
 	step     string          // the rung of the ladder of degradation on which that caller stands; empty: none
@@ -274,6 +275,8 @@ type call struct {
 	trying   bool
 	watch    observer
 	end      verdict
+	rides    bool // on another call's answer, which that one pays for and counts
+	settled  bool // what it has taken has been told
 	held     bool // at a gate that was not open
 	attached bool // as an SDK's retry, to the call that still ran
 }
@@ -313,7 +316,7 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request) *call {
 	x := telemetry.Begin("claude")
 	s.calls.Add(1)
 	p := s.policy.Load()
-	c := &call{engine: &s.engine, policy: p, rules: p.rules, x: x, ctx: r.Context()}
+	c := &call{engine: &s.engine, policy: p, rules: p.rules, x: x, later: &s.calls, ctx: r.Context()}
 	c.patience = &patience{deadline: http.NewResponseController(w), limit: p.client}
 	c.patience.write() // covers what net/http itself writes before the answer
 	c.engine.counts.inFlight.Add(1)

@@ -191,7 +191,9 @@ func (b *reading) finish(err error) error {
 
 // Close ends the call, if its body was not read to the end.
 func (b *reading) Close() error {
-	b.a.cancel(errDone) // frees a Read that is waiting
+	if b.a.cancel != nil {
+		b.a.cancel(errDone) // frees a Read that is waiting
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.done {

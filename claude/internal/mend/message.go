@@ -35,6 +35,9 @@ type Message struct {
 	// Anew is how many bytes of a message are held all the same, so that one that
 	// breaks early is had again rather than continued.
 	Anew int
+	// Tap is told each event of the attempt under way, as it came, before anything else
+	// is done with it; what it is given is borrowed. Nil: nobody is.
+	Tap func(name, data []byte)
 
 	in    []byte // of an event that is not all there yet
 	held  []byte // not given yet
@@ -98,6 +101,9 @@ func (m *Message) Feed(p []byte) State {
 			break
 		}
 		p = p[n:]
+		if m.Tap != nil {
+			m.Tap(e.name, e.data)
+		}
 		if state := m.take(e); state != Going {
 			m.in = nil
 			return state
@@ -139,11 +145,8 @@ func (m *Message) take(e event) State {
 }
 
 func (m *Message) start(e event) {
-	u := usage{
-		count(e.data, "message", "usage", "input_tokens"),
-		count(e.data, "message", "usage", "cache_read_input_tokens"),
-		count(e.data, "message", "usage", "cache_creation_input_tokens"),
-	}
+	told, _ := member(e.data, "message", "usage")
+	u := usage{count(told, "input_tokens"), count(told, "cache_read_input_tokens"), count(told, "cache_creation_input_tokens")}
 	if m.started {
 		m.extra.add(u)
 		return
@@ -206,7 +209,15 @@ func (m *Message) block(e event) {
 	}
 }
 
-func (m *Message) hold(raw []byte) { m.held = append(m.held, raw...) }
+// ordinary is the size of an ordinary message's stream: as much is made ready at once.
+const ordinary = 8 << 10
+
+func (m *Message) hold(raw []byte) {
+	if m.held == nil {
+		m.held = make([]byte, 0, ordinary/8)
+	}
+	m.held = append(m.held, raw...)
+}
 
 func (m *Message) flush() {
 	m.give(m.held)
@@ -215,6 +226,9 @@ func (m *Message) flush() {
 }
 
 func (m *Message) give(raw []byte) {
+	if m.out == nil {
+		m.out, m.log = make([]byte, 0, max(ordinary/8, len(raw))), make([]byte, 0, max(ordinary, len(raw)))
+	}
 	m.out = append(m.out, raw...)
 	if m.lost = m.lost || len(m.log)+len(raw) > most; !m.lost {
 		m.log = append(m.log, raw...)
