@@ -334,5 +334,10 @@ func (p *patience) write() {
 	}
 }
 
-// flush sends what has been written.
-func (p *patience) flush() error { return p.deadline.Flush() }
+// flush sends what has been written, if that can be done.
+func (p *patience) flush() error {
+	if err := p.deadline.Flush(); !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
+}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/keep"
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
@@ -27,6 +28,8 @@ type Config struct {
 	Degrade  []routes.Rule          `yaml:"degrade" doc:"Callers whose messages ask for less, by tier and by the step of limits.degrade: the first rule that fits counts."`
 	Timeouts TimeoutConfig          `yaml:"timeouts" doc:"How long each side may keep the other waiting."`
 	Limits   LimitConfig            `yaml:"limits" doc:"How large requests may be, and how much of them is kept for a retry."`
+	Calls    int                    `yaml:"calls" doc:"How many of the latest calls mainstay claude calls can show. They hold nothing of what was said."`
+	Keep     keep.Config            `yaml:"keep" doc:"Whether requests are kept, so that mainstay claude replay can send them again."`
 	Drain    time.Duration          `yaml:"drain" doc:"How long calls that are under way get to end when Mainstay stops."`
 }
 
@@ -80,9 +83,11 @@ func (c *Config) SetDefaults() {
 		Timeouts: TimeoutConfig{FirstByte: 10 * time.Minute, Idle: 3 * time.Minute, Client: 30 * time.Second},
 		// The API's limits are 32, 256 and 500 MB, which may be MiB.
 		Limits: LimitConfig{Body: 600e6, Message: 32 << 20, Batch: 256 << 20, File: 500 << 20, Replay: 34e6, ReplayMemory: 512e6},
+		Calls:  1000,
 		Drain:  30 * time.Second,
 	}
 	c.Pacing.SetDefaults()
+	c.Keep.SetDefaults()
 	c.Spend.OnReach = "refuse"
 }
 
@@ -109,6 +114,12 @@ func (c Config) Validate(ps *setting.Problems) {
 	part = nil
 	c.Spend.Validate(&part)
 	ps.Below("spend", part)
+	part = nil
+	c.Keep.Validate(&part)
+	ps.Below("keep", part)
+	if c.Calls < 0 || c.Calls > 10_000 {
+		ps.Add("calls", "must be from 0 to 10000", "try 1000")
+	}
 	for name, p := range c.Prices {
 		p.Validate("prices."+name, ps)
 	}
@@ -233,6 +244,7 @@ type policy struct {
 	bodies   map[string]int64 // limits of routes that have one of their own
 	replay   int64
 	memory   int64
+	keep     keep.Rules
 	drain    time.Duration
 	name     string // of the retry policy
 }
@@ -322,6 +334,7 @@ func Compile(cfg Config) (*policy, error) {
 		bodies: cfg.Limits.byRoute(),
 		replay: int64(cfg.Limits.Replay),
 		memory: int64(cfg.Limits.ReplayMemory),
+		keep:   keep.Compile(cfg.Keep),
 		drain:  cfg.Drain,
 		name:   cfg.Retry.Policy,
 	}, nil

@@ -26,6 +26,7 @@ import (
 
 	"mainstay.dev/mainstay/claude/internal/attach"
 	"mainstay.dev/mainstay/claude/internal/gather"
+	"mainstay.dev/mainstay/claude/internal/keep"
 	"mainstay.dev/mainstay/claude/internal/mend"
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/price"
@@ -70,6 +71,7 @@ type Server struct {
 	engine engine
 	wire   *http.Transport
 	board  *attach.Board[landed]
+	kept   keep.Store
 
 	base  context.Context // of every request
 	stop  context.CancelCauseFunc
@@ -186,6 +188,7 @@ func (s *Server) obey(p *policy) {
 	if before := s.policy.Load(); before != nil {
 		routes.Continue(p.routes, before.routes)
 	}
+	s.kept.Obey(p.keep)
 	s.engine.pacer.Obey(p.pacing)
 	s.engine.ceiling.Obey(p.spend)
 	s.policy.Store(p)
@@ -216,6 +219,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.stop(errStopping)
 	_ = srv.Close() // what is left is broken off; nobody is told of it
 	s.calls.Wait()
+	s.kept.Close()
 	s.wire.CloseIdleConnections()
 	return errors.Join(err, s.engine.ceiling.Close())
 }
@@ -243,6 +247,9 @@ type call struct {
 	rules    rules
 	x        *telemetry.Exchange
 	later    *sync.WaitGroup // of what may be done when the client has all; nil: nothing may
+	asked    *keep.Request   // as the client sent it, to be kept; nil: it is not
+	store    *keep.Store     // where it is kept; nil: nowhere
+	replay   *Replayed       // the call is the replay of another; nil: it is none
 	who      identity.Who    // in whose name the app calls; zero: it did not say
 	allowed  limits.Verdict  // what the limits said of that caller; zero: they were not asked
 	step     string          // the rung of the ladder of degradation on which that caller stands; empty: none
@@ -289,6 +296,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !c.route(w, r, s.colors) || !c.admit(w, r) {
 		return
 	}
+	c.remember(r)
 	c.ask()
 	if v, ok := c.afford(); !ok {
 		c.refuse(w, v)
@@ -316,12 +324,15 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request) *call {
 	x := telemetry.Begin("claude")
 	s.calls.Add(1)
 	p := s.policy.Load()
-	c := &call{engine: &s.engine, policy: p, rules: p.rules, x: x, later: &s.calls, ctx: r.Context()}
+	c := &call{engine: &s.engine, policy: p, rules: p.rules, x: x, later: &s.calls, store: &s.kept, ctx: r.Context()}
 	c.patience = &patience{deadline: http.NewResponseController(w), limit: p.client}
 	c.patience.write() // covers what net/http itself writes before the answer
 	c.engine.counts.inFlight.Add(1)
 	c.engine.counts.calls.Add(1)
 	c.describe(r)
+	if c.replay, _ = r.Context().Value(replaying{}).(*Replayed); c.replay != nil {
+		c.replay.ID, x.GenAI.ReplayOf = x.ID, c.replay.Of
+	}
 	return c
 }
 

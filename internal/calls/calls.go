@@ -47,6 +47,7 @@ type Call struct {
 	Degraded   string        `json:"degraded,omitempty"`    // what it was made to be content with
 	ServedBy   string        `json:"served_by,omitempty"`   // host and port
 	UpstreamID string        `json:"upstream_id,omitempty"` // Claude's request-id of the last attempt
+	ReplayOf   string        `json:"replay_of,omitempty"`   // the call that it was sent again of
 }
 
 // An Attempt is one try of a call.
@@ -138,6 +139,7 @@ type Query struct {
 	Via    string    // that went by this route: claude is the first one
 	Model  string    // of models whose names begin so
 	Since  time.Time // that ended no earlier
+	ID     string    // of this id
 }
 
 // Find returns the calls that fit, oldest first.
@@ -158,7 +160,7 @@ func (r *Ring) Find(q Query) []Call {
 }
 
 func (q *Query) fits(c *Call) bool {
-	return (!q.Failed || c.Failed()) && (q.Via == "" || c.wentBy(q.Via)) && strings.HasPrefix(c.Model, q.Model) && !c.Start.Add(c.Took).Before(q.Since)
+	return (!q.Failed || c.Failed()) && (q.ID == "" || c.ID == q.ID) && (q.Via == "" || c.wentBy(q.Via)) && strings.HasPrefix(c.Model, q.Model) && !c.Start.Add(c.Took).Before(q.Since)
 }
 
 // wentBy tells whether a route served the call, whichever of its keys did. Where no
@@ -182,7 +184,7 @@ func of(x *telemetry.Exchange) Call {
 		Model: clip(g.Model), Stream: g.Stream, Code: x.Code, Blame: x.Blame.String(), Status: x.HTTP.Status, ErrorType: clip(g.ErrorType),
 		Tries: x.Tries, SavedBy: g.Saved, Input: g.InputTokens, CacheRead: g.CacheReadTokens, CacheWrite: g.CacheWriteTokens, Output: g.OutputTokens,
 		Dollars: float64(g.CostNanoUSD) / 1e9, Unpriced: g.Unpriced, User: clip(x.User), Workspace: clip(x.Workspace), Caller: clip(x.Caller), Color: clip(x.Color),
-		StopReason: clip(g.StopReason), Via: clip(g.Via), Degraded: clip(g.Degraded), ServedBy: clip(x.HTTP.Target), UpstreamID: clip(g.UpstreamID), Attempts: []Attempt{},
+		StopReason: clip(g.StopReason), Via: clip(g.Via), Degraded: clip(g.Degraded), ServedBy: clip(x.HTTP.Target), UpstreamID: clip(g.UpstreamID), ReplayOf: clip(g.ReplayOf), Attempts: []Attempt{},
 	}
 	if x.Err != nil {
 		c.Err = clip(x.Err.Error())

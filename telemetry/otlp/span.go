@@ -35,6 +35,7 @@ const (
 	keyUpstreamID = attribute.Key("mainstay.upstream_id")
 	keyVia        = attribute.Key("mainstay.claude.route")
 	keyDegraded   = attribute.Key("mainstay.claude.degraded")
+	keyReplayOf   = attribute.Key("mainstay.claude.replay_of")
 	keyCost       = attribute.Key("mainstay.cost.usd")
 	keyTarget     = attribute.Key("mainstay.target")
 	keySaved      = attribute.Key("mainstay.saved_by")
@@ -211,6 +212,7 @@ func describeCall(span *tracetest.SpanStub, x *telemetry.Exchange) {
 	a = text(a, keySaved, g.Saved)
 	a = text(a, keyVia, g.Via)
 	a = text(a, keyDegraded, g.Degraded)
+	a = text(a, keyReplayOf, g.ReplayOf)
 	if g.CostNanoUSD > 0 {
 		a = append(a, keyCost.Float64(float64(g.CostNanoUSD)/1e9))
 	}

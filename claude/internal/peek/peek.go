@@ -49,6 +49,35 @@ func Members(data []byte, found func(key, value []byte)) bool {
 	}
 }
 
+// Elements is Members for the values of a JSON array.
+func Elements(data []byte, found func(value []byte)) bool {
+	i := space(data, 0)
+	if i == len(data) || data[i] != '[' {
+		return false
+	}
+	if i = space(data, i+1); i < len(data) && data[i] == ']' {
+		return true
+	}
+	for {
+		end := value(data, i)
+		if end < 0 {
+			return false
+		}
+		found(data[i:end])
+		if i = space(data, end); i == len(data) {
+			return false
+		}
+		switch data[i] {
+		case ']':
+			return true
+		case ',':
+			i = space(data, i+1)
+		default:
+			return false
+		}
+	}
+}
+
 // Text returns the JSON string value; "" if it is something else.
 func Text(value []byte) string {
 	if len(value) < 2 || value[0] != '"' {
