@@ -323,8 +323,10 @@ func (m *mending) Read(p []byte) (int, error) {
 			return n, nil
 		}
 		switch {
-		case m.done:
+		case m.done && !m.finished:
 			m.finish()
+			continue
+		case m.done:
 			return 0, io.EOF
 		case m.err != nil:
 			return 0, m.err
@@ -335,19 +337,20 @@ func (m *mending) Read(p []byte) (int, error) {
 	}
 }
 
-// finish reads the end of a stream whose message has ended, so that its connection is
-// there for another call: what was left unread would have to be broken off.
+// finish reads the end of a stream whose message has ended: whatever may still come
+// passes, and the connection is there for another call, since nothing is left unread.
 func (m *mending) finish() {
-	const little, moment = 4 << 10, time.Second / 4
-	if m.a == nil || m.finished {
+	const little, moment = 64 << 10, time.Second / 4
+	m.finished = true
+	if m.a == nil {
 		return
 	}
-	m.finished = true
 	m.a.idle = min(m.a.idle, moment)
 	buf := pieces.Get().(*[pieceSize]byte)
 	defer pieces.Put(buf)
 	for n := 0; n < little; {
-		k, err := m.a.Read(buf[:little])
+		k, err := m.a.Read(buf[:])
+		m.c.mend.After(buf[:k])
 		if n += k; err != nil {
 			return
 		}

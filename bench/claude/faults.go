@@ -19,7 +19,7 @@ func simulated(calls, seeds int) {
 }
 
 func table(t *testing.T, calls, seeds int) {
-	fmt.Printf("%d seeds. Failed, attempts for each call, and what 99.9%% of the calls waited at most, in all\n\n| | calls |", seeds)
+	fmt.Printf("%d seeds. Failed, attempts for each call, and what 99.9%% of the calls waited at most, in all. (Policies other than deadline: a tenth of the calls.)\n\n| | calls |", seeds)
 	policies := simulate.Policies()
 	line := "\n|---|---|"
 	for _, p := range policies {
@@ -33,7 +33,11 @@ func table(t *testing.T, calls, seeds int) {
 			kind = "streams"
 		}
 		for i, p := range policies {
-			v := simulate.Run(t, s, p.Policy, calls, seeds)
+			n := calls
+			if i > 0 {
+				n = (calls + 9) / 10
+			}
+			v := simulate.Run(t, s, p.Policy, n, seeds)
 			if i == 0 {
 				fmt.Printf("| %s, %s | %d |", kind, s.Name, v.Calls)
 				judge(t, s, v)

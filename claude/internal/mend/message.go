@@ -106,6 +106,9 @@ func (m *Message) Feed(p []byte) State {
 		}
 		if state := m.take(e); state != Going {
 			m.in = nil
+			if state == Done {
+				m.After(p)
+			}
 			return state
 		}
 	}
@@ -117,6 +120,9 @@ func (m *Message) Feed(p []byte) State {
 	}
 	return Going
 }
+
+// After takes bytes that come after the message's last event: they pass as they are.
+func (m *Message) After(p []byte) { m.out = append(m.out, p...) }
 
 // take takes one event.
 func (m *Message) take(e event) State {
@@ -134,6 +140,7 @@ func (m *Message) take(e event) State {
 	case "message_delta":
 		m.last(e)
 	case "message_stop":
+		m.flush()
 		m.give(e.raw)
 		return Done
 	case "content_block_start", "content_block_delta", "content_block_stop":
