@@ -150,6 +150,7 @@ func (c *call) ask() {
 	}
 	c.readRequest()
 	c.askLess()
+	c.x.GenAI.Asked, c.x.GenAI.MaxTokens = c.request.model, c.request.maxTokens
 	if text := c.body.text(); len(c.rules.routes) > 1 || len(c.rules.routes) == 1 && c.rules.routes[0].Len() > 1 {
 		if c.way.prefix, c.way.filed = routes.Prefix(text); c.way.filed {
 			c.way.prefix = 0 // as the calls by which the files came
@@ -173,11 +174,26 @@ func (c *call) readRequest() {
 				c.request.stream = string(value) == "true"
 			case "max_tokens":
 				c.request.maxTokens, _ = peek.Count(value)
+			case "temperature":
+				c.x.GenAI.Temperature = figure(value)
+			case "top_p":
+				c.x.GenAI.TopP = figure(value)
+			case "top_k":
+				c.x.GenAI.TopK = figure(value)
 			case "output_format", "output_config":
 				c.request.format = true
 			}
 		})
 	}
+}
+
+// figure is a number as it is written, for the record; anything else is left out.
+func figure(value []byte) string {
+	const most = 24
+	if len(value) > most || len(value) == 0 || (value[0] < '0' || value[0] > '9') && value[0] != '-' {
+		return ""
+	}
+	return string(value)
 }
 
 // askLess makes the request one for less, if claude.degrade has a rule for the caller.

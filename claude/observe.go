@@ -114,6 +114,8 @@ func (o *observer) read(object []byte) {
 			o.failure(value)
 		case "model":
 			o.word(&o.gen.Model, value)
+		case "id":
+			o.word(&o.gen.AnswerID, value)
 		case "stop_reason":
 			o.word(&o.gen.StopReason, value)
 		}

@@ -105,7 +105,12 @@ type DB struct {
 
 // GenAI is what the Claude plane knows of a call.
 type GenAI struct {
-	Model            string
+	Model            string // that answered; until one has, the one that was asked
+	Asked            string // that was asked, as far as the plane has read that
+	AnswerID         string // of the message
+	MaxTokens        int64  // that the request allows; 0: it does not say
+	Temperature      string // as the request writes the number; empty: it does not say
+	TopP, TopK       string // likewise
 	Stream           bool
 	InputTokens      int64 // uncached
 	CacheReadTokens  int64
@@ -197,7 +202,7 @@ func (x *Exchange) eachString(visit func(*string)) {
 		&x.Plane, &x.ID, &x.Route, &x.Color, &x.Caller, &x.User, &x.Workspace, &x.Tier, &x.Code, &x.Trace.State,
 		&x.HTTP.Method, &x.HTTP.Scheme, &x.HTTP.Host, &x.HTTP.Path, &x.HTTP.Proto, &x.HTTP.Target, &x.HTTP.Upgraded,
 		&x.DB.Database, &x.DB.User, &x.DB.Command, &x.DB.SQLState, &x.DB.Fingerprint, &x.DB.Text,
-		&x.GenAI.Model, &x.GenAI.StopReason, &x.GenAI.UpstreamID, &x.GenAI.ErrorType, &x.GenAI.Saved, &x.GenAI.ReplayOf, &x.GenAI.Via, &x.GenAI.Degraded,
+		&x.GenAI.Model, &x.GenAI.Asked, &x.GenAI.AnswerID, &x.GenAI.Temperature, &x.GenAI.TopP, &x.GenAI.TopK, &x.GenAI.StopReason, &x.GenAI.UpstreamID, &x.GenAI.ErrorType, &x.GenAI.Saved, &x.GenAI.ReplayOf, &x.GenAI.Via, &x.GenAI.Degraded,
 	} {
 		visit(s)
 	}
