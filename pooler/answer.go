@@ -59,6 +59,9 @@ const lookInto = 1 << 10
 // reports that the server owes nothing more.
 func (s *session) scan() (done bool, err error) {
 	in := s.backend.In
+	if wants, err := s.swallow(); wants || err != nil {
+		return false, err
+	}
 	for !in.Partial() {
 		typ, n, ok, err := in.Header()
 		if err != nil {
@@ -254,6 +257,9 @@ func (s *session) completed(body []byte) {
 		}
 		s.mu.Unlock()
 	}
+	if db.Command == "DISCARD ALL" || db.Command == forgetSequences {
+		s.backend.pins &^= scan.Sequence
+	}
 	if bytes.HasPrefix(command, []byte("ALTER ")) || bytes.HasPrefix(command, []byte("DROP ")) || bytes.HasPrefix(command, []byte("CREATE ")) {
 		// The types of a statement's parameters are those of when it was prepared.
 		s.backend.pool.statements.renew()
@@ -275,7 +281,7 @@ func (s *session) failed(body []byte) (keep bool) {
 		s.forgive()
 		return false // what the client sent fails too, behind it
 	}
-	x := &s.exchange
+	x := s.exchange
 	x.DB.SQLState = string(code)
 	x.DB.Queries++
 	s.copying = false

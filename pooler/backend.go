@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
+	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
-	"mainstay.dev/mainstay/pooler/internal/socket"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
@@ -23,16 +23,20 @@ import (
 type backend struct {
 	*upstream.Conn
 	pool   *pool
-	probe  *socket.Probe // nil if the connection is no socket
+	sock   *loop.Conn // the connection, if the event loops have it and it is not encrypted; or nil
+	probe  probe      // nil if the connection is no socket
 	born   time.Time
 	spread float64 // of its lifetime: 0 to 1
 
 	status   byte // as the last ReadyForQuery told
 	out      []byte
 	settings *state.Settings // those that a client chose and it has now
+	named    *state.Settings // texts by which SQL's PREPARE made what it has, by name
 	reports  *state.Settings // what it reported last (ParameterStatus)
 	atLogin  *state.Settings // what it reported when it was new
 	broken   atomic.Bool     // must not be used again
+
+	sequences uint32 // whose values currval and lastval know there: a session's id, or nobodys, or severals
 
 	left     scan.Effect   // what the client may have left there since it was looked at
 	pins     scan.Effect   // what the client is known to have there
@@ -42,9 +46,12 @@ type backend struct {
 	prepared map[*statement]uint64 // statements that exist there, and when each was last used
 	uses     uint64
 	unnamed  ticket // whose unnamed statement is there
+	replays  int    // answers to settings that are still to come; of the session's lock
 
 	hurried atomic.Bool    // has a deadline that must not outlive the lease
 	cancels sync.WaitGroup // cancel requests under way; none may outlive the lease
+
+	canceling int // how many those are; of the holder's lock
 
 	// Guarded by the pool's lock.
 	holder *session  // nil: idle
@@ -59,9 +66,16 @@ type ticket struct {
 }
 
 func newBackend(p *pool, c *upstream.Conn) *backend {
+	var sock *loop.Conn
+	if !c.Encrypted() {
+		if sock = p.loops.Adopt(c.Raw); sock != nil {
+			c.Conn, c.Raw = sock, sock
+			c.In.Redirect(sock)
+		}
+	}
 	s := &backend{
-		Conn: c, pool: p, probe: socket.NewProbe(c.Raw), born: time.Now(), spread: rand.Float64(), status: pgwire.Idle,
-		settings: state.None, reports: p.settings.Intern(state.Of(c.Params)), prepared: map[*statement]uint64{},
+		Conn: c, pool: p, sock: sock, probe: probeOf(c.Raw), born: time.Now(), spread: rand.Float64(), status: pgwire.Idle,
+		settings: state.None, named: state.None, reports: p.settings.Intern(state.Of(c.Params)), prepared: map[*statement]uint64{},
 	}
 	s.atLogin = s.reports
 	return s
@@ -77,6 +91,24 @@ func (s *backend) close() {
 // unusedLook is how long a connection that is no socket is read from to learn
 // whether it still lives.
 const unusedLook = time.Millisecond
+
+// quiet reports whether an idle connection has certainly said nothing, and not ended,
+// as far as the event loops know.
+func (s *backend) quiet() bool {
+	if s.sock == nil || s.sock.Quiet() {
+		return true // without the event loops, who takes it asks
+	}
+	readable, _ := s.sock.Look()
+	return !readable
+}
+
+// sent forgets what has been sent of what was ready.
+func (s *backend) sent(n int) {
+	s.out = append(s.out[:0], s.out[n:]...)
+	if cap(s.out) > 8*outLimit && len(s.out) == 0 {
+		s.out = nil
+	}
+}
 
 // fresh reports whether an idle connection may be used: it is alive and the server
 // has said nothing but what it may say at any time.
@@ -231,7 +263,7 @@ func (s *backend) clean() error {
 		return errors.New("what the client left cannot be undone")
 	}
 	if s.pool.resetAlways() {
-		left |= scan.Lasting
+		left |= scan.Lasting | scan.Sequence
 	}
 	sql := audit.Wipe(left)
 	if sql == "" {
@@ -247,6 +279,10 @@ func (s *backend) clean() error {
 	}
 	if strings.Contains(sql, "DEALLOCATE") {
 		clear(s.prepared)
+		s.named = state.None
+	}
+	if strings.Contains(sql, forgetSequences) {
+		s.sequences = nobodys
 	}
 	s.forgive()
 	return nil
@@ -271,7 +307,7 @@ func (s *backend) discard() error {
 		s.broken.Store(true)
 		return err
 	}
-	s.settings = state.None
+	s.settings, s.named, s.sequences = state.None, state.None, nobodys
 	clear(s.prepared)
 	s.forgive()
 	return nil

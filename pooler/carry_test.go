@@ -93,7 +93,7 @@ func TestWhatCannotBeCarriedPinsUntilItEnds(t *testing.T) {
 		"temporary table":  {"create temp table pinned as select 1 as n", "select n::text from pinned", "drop table pinned"},
 		"advisory lock":    {"select pg_advisory_lock(77)", "select count(*)::text from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()", "select pg_advisory_unlock(77)"},
 		"cursor with hold": {"declare pinned cursor with hold for select '1'", "select count(*)::text from pg_cursors where is_holdable", "close pinned"},
-		"PREPARE":          {"prepare pinned as select '1'", "execute pinned", "deallocate pinned"},
+		"PREPARE":          {"prepare pinned as select '1'; select 1", "execute pinned", "deallocate pinned"},
 		"LISTEN":           {"listen pinned", "select count(*)::text from pg_listening_channels()", "unlisten *"},
 	} {
 		t.Run(reason, func(t *testing.T) {

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/fair"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
-	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
 
@@ -23,6 +23,32 @@ type waiter struct {
 	owner *session
 	given chan grant // holds at most the one grant that ends the wait
 	alarm *time.Timer
+
+	parked bool        // the owner has no goroutine: the grant is told by its task
+	grant  grant       // then
+	got    atomic.Bool // there is one
+}
+
+// give ends the wait. The pool's lock is held.
+func (w *waiter) give(g grant) {
+	if !w.parked {
+		w.given <- g
+		return
+	}
+	w.grant = g
+	w.got.Store(true)
+	w.owner.pooler.loops.Post(&w.owner.task)
+}
+
+// take returns the grant that ended the wait of an owner without a goroutine; false
+// if it still waits.
+func (w *waiter) take() (g grant, ok bool) {
+	if !w.got.Load() {
+		return g, false
+	}
+	g, w.grant = w.grant, grant{}
+	w.got.Store(false)
+	return g, true
 }
 
 // A grant ends a wait: with a server, or with the reason why there is none.
@@ -37,7 +63,7 @@ type grant struct {
 // or errRetired.
 func (p *pool) claim(s *session) (*backend, error) {
 	w := &s.waiter
-	w.place.Value, w.place.Since = w, s.exchange.Start
+	w.place.Value, w.place.Since, w.parked = w, s.exchange.Start, false
 	for {
 		b, err := p.take(w)
 		if err != nil {
@@ -67,14 +93,14 @@ func (p *pool) take(w *waiter) (*backend, error) {
 	case w.owner.dead.Load():
 		return nil, w.owner.sentence()
 	case len(p.idle) > 0 && p.paused == nil && p.line.Take(w.owner.user):
-		b := p.popIdle(w.owner.settings)
+		b := p.popIdle(w.owner)
 		p.lend(b, w.owner)
 		return b, nil
 	case p.outage != nil && len(p.all) == 0 && p.outage.told():
 		p.grow(1) // so that the next one fares better
 		return nil, p.unreachable(p.outage.err)
 	}
-	if w.given == nil {
+	if w.given == nil && !w.parked {
 		w.given = make(chan grant, 1)
 	}
 	p.line.Join(&w.place, w.owner.user)
@@ -83,14 +109,20 @@ func (p *pool) take(w *waiter) (*backend, error) {
 }
 
 // popIdle takes the idle server that was used last, so that the others can grow
-// old; one that suits the settings before others.
-func (p *pool) popIdle(want *state.Settings) *backend {
-	at := len(p.idle) - 1
-	for i := at; i >= 0; i-- {
-		if p.idle[i].settings.Equal(want) {
+// old; one that has what the client carries before others, and before all the one that
+// knows the sequence values that it was given, where somebody asks for such.
+func (p *pool) popIdle(s *session) *backend {
+	at := -1
+	if p.sequences.Load() {
+		at = slices.IndexFunc(p.idle, func(b *backend) bool { return b.sequences == s.id })
+	}
+	for i := len(p.idle) - 1; i >= 0 && at < 0; i-- {
+		if p.idle[i].settings.Equal(s.settings) && p.idle[i].named.Equal(s.prepares) {
 			at = i
-			break
 		}
+	}
+	if at < 0 {
+		at = len(p.idle) - 1
 	}
 	b := p.idle[at]
 	p.idle = append(p.idle[:at], p.idle[at+1:]...)
@@ -128,7 +160,7 @@ func (p *pool) withdraw(w *waiter, err error) {
 	defer p.mu.Unlock()
 	if w.place.Queued() {
 		p.line.Leave(&w.place)
-		w.given <- grant{err: err}
+		w.give(grant{err: err})
 	}
 }
 
@@ -136,7 +168,7 @@ func (p *pool) withdraw(w *waiter, err error) {
 func (p *pool) dismiss(err error) {
 	for place := p.line.Oldest(); place != nil; place = p.line.Oldest() {
 		p.line.Leave(place)
-		place.Value.given <- grant{err: err}
+		place.Value.give(grant{err: err})
 	}
 }
 
@@ -259,7 +291,7 @@ func (p *pool) hand(b *backend) {
 	if p.paused == nil {
 		if place := p.line.Give(); place != nil {
 			p.lend(b, place.Value.owner)
-			place.Value.given <- grant{backend: b}
+			place.Value.give(grant{backend: b})
 			return
 		}
 	}
@@ -276,9 +308,9 @@ func (p *pool) distribute() {
 		if place == nil {
 			return
 		}
-		b := p.popIdle(place.Value.owner.settings)
+		b := p.popIdle(place.Value.owner)
 		p.lend(b, place.Value.owner)
-		place.Value.given <- grant{backend: b}
+		place.Value.give(grant{backend: b})
 	}
 }
 

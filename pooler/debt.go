@@ -30,6 +30,7 @@ const (
 	owesSync                     // ReadyForQuery after a Sync
 	owesQuery                    // ReadyForQuery after a Query or FunctionCall
 	owesOurSync                  // ReadyForQuery for us
+	owesReplay                   // ReadyForQuery after settings that the client had before
 )
 
 // ready reports whether the debt is a ReadyForQuery.
@@ -163,18 +164,6 @@ func (s *session) enrol(welcome []byte) {
 	s.told = s.pool.settings.OfWelcome(welcome)
 }
 
-// equip gives the server that was claimed the client's settings.
-func (s *session) equip() error {
-	b := s.backend
-	if b.settings != s.settings {
-		if err := b.suit(s.settings); err != nil {
-			return unsuited(err)
-		}
-	}
-	s.inform()
-	return nil
-}
-
 // inform tells the client what the server reports differently from what the client
 // was told last.
 func (s *session) inform() {
@@ -200,14 +189,14 @@ func (s *session) hear(body []byte) {
 		return
 	}
 	b := s.backend
+	s.mu.Lock() // the uplink reads what the server reports
+	defer s.mu.Unlock()
 	b.note(body)
 	s.told = b.pool.settings.Intern(s.told.With(string(name), string(value)))
 	switch string(name) {
 	case "is_superuser", "in_hot_standby", "server_version", "server_encoding":
 		return // these follow from others
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	b.left |= scan.Setting
 	b.mentions.Add(string(name))
 }
@@ -220,22 +209,24 @@ func (s *session) suspect(text []byte, whole bool) scan.Effect {
 		return scan.Unseen
 	}
 	e := scan.Effects(text, b.backslash())
+	if e&scan.Executes != 0 {
+		e |= s.executes
+		for _, p := range s.prepares.All() {
+			b.mentions.Find([]byte(p.Value), false)
+		}
+	}
 	b.left |= e
+	s.resets = s.resets || e&scan.Back != 0
 	if e&(scan.Setting|scan.AnyChange) != 0 {
 		b.mentions.Find(text, b.backslash())
 	}
 	return e
 }
 
-// backslash reports whether plain strings know backslash escapes.
-func (s *backend) backslash() bool {
-	v, ok := s.reports.Get("standard_conforming_strings")
-	return ok && v == "off"
-}
-
 // settle finds out what the client has left on its server at a transaction's end. It
 // returns whether the server may go to another client.
 func (s *session) settle(b *backend) (free bool, err error) {
+	s.keepSequences(b)
 	if b.left&scan.Lasting != 0 {
 		if err := s.look(b); err != nil {
 			b.broken.Store(true)
@@ -264,6 +255,13 @@ func (s *session) look(b *backend) error {
 	user, _ := b.atLogin.Get("session_authorization")
 	has, wants := found.Settings(&q, s.login, user)
 	b.settings, s.settings = b.pool.settings.Intern(has), b.pool.settings.Intern(wants)
+	if named := b.pool.settings.Intern(found.Statements(&q, b.named)); named != b.named {
+		b.named, s.prepares = named, named
+		s.executes = effectsOf(named)
+	}
+	if found.Pins&scan.Prepares != 0 {
+		s.executes = scan.Unseen
+	}
 	b.pins = b.pins&^q.Asked() | found.Pins | b.left&audit.Sticky
 	b.left = 0
 	b.mentions.Settings = b.mentions.Settings[:0]

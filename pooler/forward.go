@@ -34,21 +34,25 @@ func (s *session) forward(extent pgwire.Extent) error {
 	s.mu.Lock()
 	s.next.start = s.exchange.Start
 	s.mu.Unlock()
+	s.restore()
 	if extent != pgwire.Whole || b.pool.sessions() {
-		s.startUplink()
-		return nil
+		return s.startUplink()
 	}
 	for ends := false; !ends; {
 		typ, n, _, err := s.in.Header()
 		if err != nil {
 			return protocolError(err.Error())
 		}
+		if b.replays > 0 && s.mayEnd(typ, n) {
+			if err := s.replayed(); err != nil {
+				return err
+			}
+		}
 		if ends, err = s.send(typ, n); err != nil {
 			return err
 		}
 		if len(b.out) > outLimit {
-			s.startUplink()
-			return nil
+			return s.startUplink()
 		}
 	}
 	if err := s.flush(); err != nil {
@@ -60,18 +64,23 @@ func (s *session) forward(extent pgwire.Extent) error {
 	return nil
 }
 
-// startUplink starts the goroutine that reads the client from now on.
-func (s *session) startUplink() {
+// startUplink starts the goroutine that reads the client from now on. The server has
+// the client's settings before.
+func (s *session) startUplink() error {
+	if err := s.replayed(); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	s.answering = true
 	s.split()
 	s.mu.Unlock()
+	return nil
 }
 
 // split starts the uplink, if the session is between forward and the end of answer
 // and has none. The lock is held.
 func (s *session) split() {
-	if !s.answering || s.uplink != nil || s.stage == killed {
+	if !s.answering || s.uplink != nil || s.stage == killed || s.backend.replays > 0 {
 		return
 	}
 	done := make(chan struct{})
@@ -252,6 +261,7 @@ func (s *session) send(typ byte, n int) (ends bool, err error) {
 		s.next.start = time.Now()
 	}
 	s.next.bytes += int64(pgwire.HeaderSize + n)
+	s.behind = s.open
 	s.open = s.open || !copies
 	text, whole := s.text(typ, n)
 	s.midway = !whole
@@ -260,6 +270,9 @@ func (s *session) send(typ byte, n int) (ends bool, err error) {
 		return false, s.sendLongParse(name, n)
 	}
 	rest, err := s.rewrite(typ, n, text, whole)
+	if err == nil {
+		err = s.refused
+	}
 	s.mu.Unlock()
 	if err != nil {
 		return false, err

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/fair"
+	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
@@ -22,11 +23,14 @@ type pool struct {
 	config atomic.Pointer[Database] // limits may change with a reload
 	target *upstream.Target
 	dial   upstream.Dial
+	loops  *loop.Group
 	log    *slog.Logger
 	sink   telemetry.Sink
 
 	statements registry
+	encrypted  atomic.Bool // or else nothing for the event loops
 	settings   state.Table
+	sequences  atomic.Bool // some client asks for sequences' last values
 
 	opening sync.WaitGroup // dials under way, and closings
 
@@ -65,7 +69,7 @@ func (o *outage) told() bool { return o.clear || time.Since(o.began) >= o.patien
 
 func newPool(name string, d *Database, target *upstream.Target, deps Deps) *pool {
 	p := &pool{
-		name: name, target: target, dial: deps.Dial, log: deps.Log, sink: deps.Sink,
+		name: name, target: target, dial: deps.Dial, loops: deps.loops, log: deps.Log, sink: deps.Sink,
 		all: map[*backend]struct{}{}, welcome: map[string][]byte{},
 	}
 	p.config.Store(d)
@@ -88,6 +92,7 @@ func (p *pool) configure(d *Database) {
 
 func (p *pool) limits() *Pool     { return &p.config.Load().Pool }
 func (p *pool) resetAlways() bool { return p.config.Load().Reset == resetAlways }
+func (p *pool) laned() bool       { return !p.sessions() && !p.encrypted.Load() }
 func (p *pool) sessions() bool    { return p.config.Load().Mode == modeSession }
 
 // start lets the pool open connections, from now until ctx ends.
@@ -137,6 +142,7 @@ func (p *pool) opened(b *backend, err error, began time.Time) bool {
 		return false
 	}
 	p.learn(b.Params)
+	p.encrypted.Store(b.sock == nil)
 	p.all[b] = struct{}{}
 	p.hand(b)
 	p.grow(0)
@@ -300,10 +306,14 @@ func (p *pool) sweep(stall time.Duration) {
 			l.server.turn = turn
 		}
 	}
-	var left []*waiter
+	var left, late []*waiter
+	limit := p.limits().AcquireTimeout
 	p.line.Each(func(place *fair.Place[*waiter]) bool {
-		if place.Value.owner.left() {
-			left = append(left, place.Value)
+		switch w := place.Value; {
+		case w.owner.left():
+			left = append(left, w)
+		case w.parked && now.Sub(place.Since) >= limit: // others have a timer
+			late = append(late, w)
 		}
 		return true
 	})
@@ -316,6 +326,9 @@ func (p *pool) sweep(stall time.Duration) {
 	}
 	for _, w := range left {
 		p.withdraw(w, errGone)
+	}
+	for _, w := range late {
+		p.withdraw(w, p.exhausted(w))
 	}
 	for _, s := range slow {
 		s.watch(stall)

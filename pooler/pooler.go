@@ -29,6 +29,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/directory"
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
+	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/throttle"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 	"mainstay.dev/mainstay/telemetry"
@@ -54,6 +55,7 @@ type Deps struct {
 	Log    *slog.Logger   // nil: nothing is logged
 	Sink   telemetry.Sink // nil: telemetry.Discard
 	Grants []Grant
+	loops  *loop.Group
 }
 
 func (d *Deps) setDefaults() {
@@ -76,6 +78,7 @@ type Server struct {
 	guesses throttle.Throttle
 	shapes  *fingerprint.Table
 	slow    slowness
+	loops   *loop.Group
 	doom    []byte // makes the answers to unknown users look like others
 
 	ended    sync.WaitGroup // sessions
@@ -131,10 +134,14 @@ func (p *policy) admitGrants(grants []Grant) error {
 // configuration is at fault.
 func New(cfg Config, deps Deps) (*Server, error) {
 	deps.setDefaults()
+	var err error
+	if deps.loops, err = loop.New(); err != nil {
+		return nil, fmt.Errorf("pooler: %w", err)
+	}
 	if deps.Listener == nil {
 		return nil, errors.New("pooler: needs a listener")
 	}
-	p := &Server{deps: deps, listen: cfg.Listen, doom: make([]byte, 32), shapes: fingerprint.NewTable(), sessions: map[uint32]*session{}}
+	p := &Server{deps: deps, loops: deps.loops, listen: cfg.Listen, doom: make([]byte, 32), shapes: fingerprint.NewTable(), sessions: map[uint32]*session{}}
 	if _, err := rand.Read(p.doom); err != nil {
 		return nil, err
 	}
@@ -223,8 +230,10 @@ func (p *Server) Run(ctx context.Context) error {
 	for _, pool := range pools {
 		pool.start(poolCtx)
 	}
+	loopCtx, endLoops := context.WithCancel(context.WithoutCancel(ctx))
 	var background sync.WaitGroup
 	background.Go(func() { p.sweep(poolCtx) })
+	background.Go(func() { p.loops.Run(loopCtx) })
 
 	stopAccepting := context.AfterFunc(ctx, func() { p.deps.Listener.Close() })
 	err := p.accept(ctx)
@@ -233,11 +242,12 @@ func (p *Server) Run(ctx context.Context) error {
 	p.drain()
 
 	endPools()
-	background.Wait()
 	for _, pool := range p.allPools() {
 		pool.retire()
 		pool.opening.Wait()
 	}
+	endLoops()
+	background.Wait()
 	return err
 }
 
@@ -371,11 +381,7 @@ func (p *Server) accept(ctx context.Context) error {
 			p.turnAway(conn)
 			continue
 		}
-		go func() {
-			defer p.ended.Done()
-			defer p.leave(s)
-			s.serve()
-		}()
+		go s.goOn(atLogin)
 	}
 }
 

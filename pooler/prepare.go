@@ -81,7 +81,7 @@ func (r *registry) intern(settings *state.Settings, body []byte, u use, shapes *
 	text, _, _ := pgwire.String(body)
 	st := &statement{name: namePrefix + strconv.FormatUint(r.last, 36), body: append([]byte(nil), body...), left: scan.Effects(text, false), use: u, shape: shapes.Of(text)}
 	if u != (use{}) {
-		st.left &^= scan.Prepares // what it names is nothing that stays
+		st.left &^= scan.Prepares | scan.Executes // what it names is nothing that stays
 	}
 	if st.left&(scan.Setting|scan.AnyChange) != 0 {
 		st.said.Find(text, false)
@@ -129,7 +129,7 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 				s.in.Skip(pgwire.HeaderSize + n)
 				return 0, nil
 			}
-			s.suspect(text, whole)
+			s.asks(s.suspect(text, whole))
 		case pgwire.Execute:
 			if s.dropping != "" {
 				s.owe(debt{kind: owesDrop, name: s.dropping})
@@ -172,6 +172,7 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 		if u.kept {
 			u.body = append(u.body[:0], s.head(n)[1:]...)
 		}
+		s.ownSequences(u.left)
 		b.unnamed = ticket{s.id, u.version}
 		s.owe(debt{kind: owesParse, unnamed: true})
 		b.out = pgwire.AppendHeader(b.out, pgwire.Parse, n)
@@ -193,6 +194,12 @@ func (s *session) parseNamed(name string, body []byte) error {
 		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(old.name), nul, body)
 		return nil
 	}
+	if s.preparedBySQL(name) && b.left&scan.Prepares == 0 {
+		s.owe(debt{kind: owesParse}) // refused for the same reason
+		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, body)
+		b.left |= scan.Prepares
+		return nil
+	}
 	if len(s.names) >= maxNames || s.nameBytes+len(body) > maxNameBytes {
 		return end(Unsupported, "too many prepared statements in one session", "close those that are not needed")
 	}
@@ -207,6 +214,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 	}
 	s.names[name] = st
 	s.nameBytes += len(st.body)
+	s.ownSequences(st.left)
 	d := debt{kind: owesParse, statement: st, name: name}
 	if _, known := b.prepared[st]; known {
 		// The client is owed a ParseComplete, in its place: an empty statement gets one.
@@ -228,6 +236,7 @@ func (s *session) rewriteBind(n int) (int, error) {
 	if !ok {
 		return 0, protocolError("invalid Bind message: its names are missing or too long")
 	}
+	s.asks(s.leaves(name))
 	as := s.resolve(name)
 	b := s.backend
 	s.dropping = s.unnamed.drops
@@ -275,6 +284,10 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 	case len(name) == 0:
 		s.owe(debt{kind: owesClose})
 		b.unnamed, s.unnamed.version = ticket{}, 0
+	case s.preparedBySQL(string(name)):
+		as = string(name)
+		s.owe(debt{kind: owesClose})
+		b.left |= scan.Prepares
 	default:
 		// Others may use it: for the server, close one that does not exist.
 		as = namePrefix
@@ -328,6 +341,7 @@ func (s *session) resolveUnnamed() string {
 func (s *session) recall(left scan.Effect, said *scan.Mentions) {
 	b := s.backend
 	b.left |= left
+	s.resets = s.resets || left&scan.Back != 0
 	for _, name := range said.Settings {
 		b.mentions.Add(name)
 	}
@@ -357,12 +371,16 @@ func (s *session) rename(text []byte, whole bool) (renamed []byte, _ use) {
 // queryRenamed sends a simple query whose text was renamed.
 func (s *session) queryRenamed(text []byte, u use) {
 	b := s.backend
-	s.suspectRenamed(text)
+	e := s.suspectRenamed(text)
+	if u.runs != nil {
+		e |= u.runs.left
+	}
+	s.asks(e)
 	switch _, known := b.prepared[u.runs]; {
 	case u.runs == nil:
 		s.offerDecoy(u.drops)
 		s.owe(debt{kind: owesDrop, name: u.drops})
-	case known || s.debts.none() && b.status != pgwire.InFailed:
+	case known || s.debts.len() == b.replays && b.status != pgwire.InFailed:
 		// A Parse that fails makes the server skip everything up to a Sync.
 		s.run(u.runs)
 		if !known {
@@ -377,9 +395,10 @@ func (s *session) queryRenamed(text []byte, u use) {
 // nothing that stays.
 func (s *session) suspectRenamed(text []byte) scan.Effect {
 	b := s.backend
-	before := b.left & scan.Prepares
-	e := s.suspect(text, true) &^ scan.Prepares
-	b.left = b.left&^scan.Prepares | before
+	const names = scan.Prepares | scan.Executes
+	before := b.left & names
+	e := s.suspect(text, true) &^ names
+	b.left = b.left&^names | before
 	return e
 }
 

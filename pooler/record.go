@@ -16,7 +16,7 @@ import (
 
 // record finishes the exchange of a cycle that the server has answered.
 func (s *session) record(c *cycle) {
-	x := &s.exchange
+	x := s.exchange
 	code := OK
 	if x.DB.SQLState != "" {
 		code = codeOf(x.DB.SQLState)
@@ -35,7 +35,7 @@ func (s *session) recordEnd(e *ending) {
 		c = s.next
 	}
 	s.mu.Unlock()
-	x := &s.exchange
+	x := s.exchange
 	if e.code != ClientGone && e.code != Stopping {
 		x.Err = e
 	}
@@ -46,7 +46,7 @@ func (s *session) recordEnd(e *ending) {
 }
 
 func (s *session) finish(c *cycle, code Code) {
-	x := &s.exchange
+	x := s.exchange
 	x.Route, x.Color, x.Caller = s.database, s.color, s.user
 	x.Code, x.Blame = string(code), meaning[code].Blame
 	x.BytesIn = c.bytes
@@ -103,7 +103,7 @@ func (s *session) see(st *statement, text []byte) {
 // addToWhole adds the exchange of a query to that of its transaction, and records the
 // latter when it is over.
 func (s *session) addToWhole() {
-	x := &s.exchange
+	x := s.exchange
 	open := s.backend != nil && s.backend.status != pgwire.Idle
 	w := s.whole
 	switch {
@@ -155,7 +155,7 @@ const maxSlowLines = 20
 
 // tellSlow logs a slow query.
 func (s *session) tellSlow(c *cycle, plan bool) {
-	x, slow := &s.exchange, &s.pooler.slow
+	x, slow := s.exchange, &s.pooler.slow
 	if now := time.Now().Unix(); slow.second.Swap(now) != now {
 		slow.lines.Store(0)
 	}

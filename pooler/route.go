@@ -18,7 +18,11 @@ import (
 
 // route finds the pool of the session's database.
 func (s *session) route() (*pool, error) {
-	p := s.pooler.policy.Load().pools[s.database]
+	policy := s.pooler.policy.Load()
+	if s.routed == policy {
+		return s.pool, nil
+	}
+	p := policy.pools[s.database]
 	if p == nil {
 		return nil, end(NoDatabase, fmt.Sprintf("database %q does not exist", s.database),
 			"name it under pooler.databases, or connect to one that stands there")
@@ -28,7 +32,9 @@ func (s *session) route() (*pool, error) {
 			return nil, refusedLogin("28000", fmt.Sprintf("database %q is entered with the client's own login, and that was none by SCRAM", s.database),
 				"log in with scram-sha-256, as a user whose verifier PostgreSQL has")
 		}
-		p = p.member(s.user, s.keys)
+		p = p.member(s.user, s.keys) // another one when the client's password changes
+	} else {
+		s.routed = policy
 	}
 	s.mu.Lock()
 	s.pool = p
@@ -38,6 +44,17 @@ func (s *session) route() (*pool, error) {
 
 // claim takes a server from the session's pool and makes it ready for this client.
 func (s *session) claim() error {
+	if b := s.offered; b != nil {
+		s.offered = nil
+		if b.fresh() {
+			s.mu.Lock()
+			s.backend = b
+			s.mu.Unlock()
+			s.equip()
+			return nil
+		}
+		b.pool.drop(b)
+	}
 	for {
 		p, err := s.route()
 		if err != nil {
@@ -53,7 +70,8 @@ func (s *session) claim() error {
 		s.mu.Lock()
 		s.backend = b
 		s.mu.Unlock()
-		return s.equip()
+		s.equip()
+		return nil
 	}
 }
 
@@ -78,7 +96,8 @@ func (s *session) release() error {
 		s.mu.Lock()
 		s.backend = b
 		s.mu.Unlock()
-		return s.equip()
+		s.equip()
+		return s.replayed()
 	}
 	b.pool.release(b)
 	return err
@@ -91,6 +110,9 @@ func (s *session) part() {
 	b := s.backend
 	s.backend, s.block = nil, pgwire.Idle
 	s.mu.Unlock()
+	if b.sock != nil {
+		b.sock.Own(nil)
+	}
 	b.cancels.Wait()
 	b.calm()
 }
@@ -139,6 +161,7 @@ func (s *session) cancel() {
 	b, p := s.backend, s.pool
 	if b != nil {
 		b.cancels.Add(1)
+		b.canceling++
 	}
 	s.mu.Unlock()
 	if b == nil {
@@ -147,7 +170,12 @@ func (s *session) cancel() {
 		}
 		return
 	}
-	defer b.cancels.Done()
+	defer func() {
+		s.mu.Lock()
+		b.canceling--
+		s.mu.Unlock()
+		b.cancels.Done()
+	}()
 	ctx, done := context.WithTimeout(context.Background(), cancelLimit)
 	defer done()
 	if err := b.pool.target.Cancel(ctx, b.pool.dial, b.Conn); err != nil {
@@ -298,7 +326,7 @@ func (p *pool) member(user string, keys credential.Keys) *pool {
 		if old = m; old != nil {
 			p.former = append(p.former, old)
 		}
-		m = newPool(p.name, ofMember(p.config.Load()), p.target.As(user, keys), Deps{Dial: p.dial, Log: p.log, Sink: p.sink})
+		m = newPool(p.name, ofMember(p.config.Load()), p.target.As(user, keys), Deps{Dial: p.dial, Log: p.log, Sink: p.sink, loops: p.loops})
 		m.retired, m.parent = p.retired, p
 		if p.paused != nil {
 			m.paused = &pause{since: p.paused.since, rested: make(chan struct{})}

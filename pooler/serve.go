@@ -12,8 +12,9 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/credential"
+	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
-	"mainstay.dev/mainstay/pooler/internal/socket"
+	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -24,7 +25,7 @@ const clientBuffer = 10 << 10
 
 // A session is one client's connection, from its first byte to its last.
 //
-// One goroutine tells its life (serve). While an answer is awaited that takes long,
+// One goroutine tells its life (live), but for what needs none (lane.go). While an answer is awaited that takes long,
 // and whenever client and server talk at the same time, a second one, the uplink,
 // reads the client (watch, pump); it has always ended before the first reads the
 // client again.
@@ -36,16 +37,29 @@ type session struct {
 	keys   credential.Keys // of the login, where the server is entered with them
 	raw    net.Conn        // below TLS
 	conn   net.Conn        // the same as raw without TLS
+	sock   *loop.Conn      // the same as raw, if the event loops have it; or nil
 	in     *pgwire.Reader
-	probe  *socket.Probe // for those who look at the client while it waits; nil: no socket
+	probe  probe // for those who look at the client while it waits; nil: no socket
+
+	lane    sync.Mutex // over a session without a goroutine; taken before all other locks
+	at      place
+	task    loop.Task   // runs step
+	ending  atomic.Bool // told to end: it is more than running
+	offered *backend    // leased already, for the next claim
+	routed  *policy     // that pool is of; nil: look for it each time
+	failure error       // why the session is over, at atEnd
 
 	// Known after admit.
 	user, database, application, color string
 	settings                           *state.Settings // chosen, at login or since
 	login                              *state.Settings // chosen at login
 	told                               *state.Settings // what the client believes of the server
+	prepares                           *state.Settings // texts by which it made statements with SQL's PREPARE, by name
+	executes                           scan.Effect     // what those may do
+	resets                             bool            // may have led back a setting that was chosen at login, in an open transaction
+	straddles                          bool            // asks for sequence values that an earlier transaction was given
 
-	exchange telemetry.Exchange
+	exchange *telemetry.Exchange // nil: it has nothing to do
 	whole    *telemetry.Exchange // the transaction, where spans are of those; nil: none is open
 	busy     bool                // the exchange has begun and is not recorded
 	waiter   waiter
@@ -87,6 +101,8 @@ type session struct {
 	next      cycle // being sent
 	open      bool  // messages were sent after the last that ends a cycle
 	copying   bool  // the server takes COPY data
+	behind    bool  // the message that is being sent is not its cycle's first
+	refused   error // why it cannot be sent
 	midway    bool  // a message has been sent in part
 	names     map[string]*statement
 	nameBytes int // of the statements that have names
@@ -105,10 +121,14 @@ const (
 
 func newSession(p *Server, conn net.Conn) *session {
 	s := &session{
-		pooler: p, came: time.Now(), raw: conn, conn: conn, in: pgwire.NewReader(conn, clientBuffer),
-		probe: socket.NewProbe(conn), color: telemetry.ColorUnknown, settings: state.None,
+		pooler: p, came: time.Now(), color: telemetry.ColorUnknown,
+		settings: state.None, prepares: state.None, exchange: exchanges.Get().(*telemetry.Exchange),
 	}
-	s.waiter.owner = s
+	if s.sock = p.loops.Adopt(conn); s.sock != nil {
+		conn = s.sock
+	}
+	s.raw, s.conn, s.in, s.probe = conn, conn, pgwire.NewReader(conn, clientBuffer), probeOf(conn)
+	s.waiter.owner, s.task.Step = s, s.step
 	return s
 }
 
@@ -119,44 +139,65 @@ var (
 	errLeft = errors.New("the client left")
 )
 
-// serve tells a session's whole life.
-func (s *session) serve() {
-	defer s.raw.Close()
+// goOn is a goroutine that has a session, until it ends or needs no goroutine.
+func (s *session) goOn(from entry) {
+	if s.serve(from) {
+		return
+	}
+	s.raw.Close()
+	s.pooler.leave(s)
+	s.pooler.ended.Done()
+}
+
+// serve goes on with a session's life. It reports whether the session is parked, and
+// not over.
+func (s *session) serve(from entry) (parked bool) {
 	defer func() {
 		if v := recover(); v != nil { // one session's bug must not end the others
 			s.pooler.deps.Log.Error("panic in a session", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
 			s.depart(end(Internal, "internal error of Mainstay", "see Mainstay's log"))
 		}
 	}()
-	s.depart(s.live())
+	err := s.live(from)
+	if errors.Is(err, errParked) {
+		return true
+	}
+	s.depart(err)
+	return false
 }
 
-func (s *session) live() error {
-	if err := s.admit(); err != nil {
-		return err
-	}
-	for {
-		extent, err := s.await()
-		if err != nil {
+// live tells a session's whole life, from somewhere in it.
+func (s *session) live(from entry) error {
+	switch from {
+	case atEnd:
+		return s.failure
+	case atLogin:
+		if err := s.admit(); err != nil {
 			return err
 		}
-		s.begin()
-		if s.backend == nil {
-			if err := s.claim(); err != nil {
+	}
+	for ; ; from = atTurn {
+		if from <= atTurn && s.park() {
+			return errParked
+		}
+		extent := pgwire.Whole
+		if from <= atRest {
+			var err error
+			if extent, err = s.await(); err != nil {
 				return err
 			}
+			s.begin()
 		}
-		if err := s.forward(extent); err != nil {
-			return err
-		}
-		if err := s.answer(); err != nil {
+		if err := s.enterAt(from, extent); err != nil {
 			return err
 		}
 		if err := s.release(); err != nil {
 			return err
 		}
 		for s.listening() { // the server may speak at any time
-			s.startUplink()
+			if err := s.startUplink(); err != nil {
+				return err
+			}
 			if err := s.answer(); err != nil {
 				return err
 			}
@@ -167,8 +208,37 @@ func (s *session) live() error {
 	}
 }
 
+// enterAt serves a cycle, from where it stands to the end of its answer.
+func (s *session) enterAt(from entry, extent pgwire.Extent) error {
+	if from <= atClaim && s.backend == nil {
+		if err := s.claim(); err != nil {
+			return err
+		}
+	}
+	switch from {
+	case atRelease:
+		return nil
+	case atPass:
+		s.pass()
+		return s.join(false)
+	case atFlush, atAnswer:
+		// The uplink sends what is left, and sees a client that hangs up.
+		if err := s.startUplink(); err != nil {
+			return err
+		}
+		return s.answer()
+	case atForward:
+		s.equip()
+	}
+	if err := s.forward(extent); err != nil {
+		return err
+	}
+	return s.answer()
+}
+
 // begin starts the next exchange.
 func (s *session) begin() {
+	s.attach()
 	s.exchange.Reset(plane)
 	s.busy = true
 	s.turn.Add(1)
@@ -271,6 +341,8 @@ func (s *session) tell(what stage) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stage = what
+	s.ending.Store(true)
+	defer s.pooler.loops.Post(&s.task) // if it has no goroutine
 	switch {
 	case what == killed:
 		s.dead.Store(true)
@@ -293,7 +365,10 @@ func (s *session) tell(what stage) {
 
 // left reports whether a client that waits has hung up. Only the sweep asks.
 func (s *session) left() bool {
-	if s.probe == nil {
+	switch {
+	case s.sock != nil:
+		return s.sock.HungUp()
+	case s.probe == nil:
 		return false
 	}
 	_, ended := s.probe.Look()

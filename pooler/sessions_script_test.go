@@ -211,8 +211,7 @@ func (a *author) setting() string {
 }
 
 // role becomes somebody else. Known: SET ROLE to a role that the later SET SESSION
-// AUTHORIZATION's user may not take cannot be carried (the session ends, 42501); SET ROLE
-// NONE after a role that was given at login leads back to that role.
+// AUTHORIZATION's user may not take cannot be carried (the session ends, 42501).
 func (a *author) role() string {
 	scope := a.one("", "", "session ", "local ")
 	return a.one("set "+scope+"role lesser", "set "+scope+"role none", "reset role", "set "+scope+"role nobody_there", "set "+scope+"session authorization lesser",

@@ -115,11 +115,11 @@ type frontend struct {
 
 func frame(typ byte, body string) string { return string(pgwire.Append(nil, typ, []byte(body))) }
 
-func newFrontend(t testing.TB, h *house) *frontend {
+func newFrontend(t testing.TB, h *house, params ...string) *frontend {
 	t.Helper()
 	f := &frontend{t: t, conn: dialRaw(t, h.addr)}
 	f.in = pgwire.NewReader(f.conn, 1<<16)
-	f.send(startup("user", "ann", "database", "app"))
+	f.send(startup(append([]string{"user", "ann", "database", "app"}, params...)...))
 	for {
 		typ, body, err := f.in.Next()
 		if err != nil {

@@ -68,7 +68,7 @@ type Exchange struct {
 	Attempts []Attempt
 	Tries    int
 
-	attempts [MaxAttempts]Attempt
+	attempts *[MaxAttempts]Attempt // what Attempts is part of; kept from one exchange to the next
 }
 
 // MaxAttempts bounds Exchange.Attempts.
@@ -151,11 +151,15 @@ func Begin(plane string) *Exchange {
 // Reset clears x and starts its clock anew, for a plane that keeps one exchange
 // for a session instead of taking each from the pool.
 func (x *Exchange) Reset(plane string) {
-	*x = Exchange{Plane: plane, Color: ColorUnknown, Start: time.Now()}
+	clear(x.Attempts)
+	*x = Exchange{Plane: plane, Color: ColorUnknown, Start: time.Now(), attempts: x.attempts}
 }
 
 // Try notes an attempt.
 func (x *Exchange) Try(a Attempt) {
+	if x.attempts == nil {
+		x.attempts = new([MaxAttempts]Attempt)
+	}
 	if x.Tries < MaxAttempts {
 		x.attempts[x.Tries] = a
 		x.Attempts = x.attempts[:x.Tries+1]
@@ -184,7 +188,9 @@ func (x *Exchange) Lasting() bool { return x.HTTP.Upgraded != "" || x.HTTP.Strea
 // memory with x but Err, which nobody writes to.
 func (x *Exchange) Clone() *Exchange {
 	c := *x
+	c.attempts = nil
 	if len(x.Attempts) > 0 {
+		c.attempts = new(*x.attempts)
 		c.Attempts = c.attempts[:len(x.Attempts)]
 	}
 	size := 0

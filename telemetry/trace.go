@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"math/rand/v2"
 )
@@ -42,10 +43,7 @@ func NewSpanID() (id [8]byte) {
 // secret, so the runtime's own generator serves.
 func fill(b []byte) {
 	for i := 0; i < len(b); i += 8 {
-		v := rand.Uint64() | 1
-		for j := range 8 {
-			b[i+j] = byte(v >> (8 * j))
-		}
+		binary.LittleEndian.PutUint64(b[i:], rand.Uint64()|1)
 	}
 }
 

@@ -31,7 +31,7 @@ const (
 	asksTables   = scan.Temporary | scan.Unseen | scan.Discards
 	asksLocks    = scan.Locks | scan.Unseen | scan.Discards
 	asksCursors  = scan.Hold | scan.Unseen | scan.Discards
-	asksPrepared = scan.Prepares | scan.Discards
+	asksPrepared = scan.Prepares | scan.Unseen | scan.Discards
 	asksChannels = scan.Listens | scan.Discards
 )
 
@@ -62,7 +62,8 @@ const (
 	locks = "SELECT 'l',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory'" +
 		" AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid());"
 	cursors  = "SELECT 'c',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable);"
-	prepared = "SELECT 'p',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql);"
+	prepared = "SELECT 'p',name,CASE WHEN pg_catalog.octet_length(statement) OPERATOR(pg_catalog.<=) 65536 THEN statement END" +
+		" FROM pg_catalog.pg_prepared_statements WHERE from_sql;"
 	channels = "SELECT 'n',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels());"
 )
 
@@ -104,6 +105,8 @@ type Findings struct {
 
 	all   []pgwire.Param // every setting of the session
 	named []pgwire.Param // those that were asked for by name, and exist
+
+	statements []pgwire.Param // that SQL's PREPARE made: name and text
 }
 
 var errRow = errors.New("malformed row")
@@ -129,7 +132,11 @@ func (f *Findings) Row(body []byte) error {
 	case 'c':
 		f.Pins |= scan.Hold
 	case 'p':
-		f.Pins |= scan.Prepares
+		if named, ok := scan.PreparedBy(columns[2]); !ok || named != name || len(f.statements) >= maxStatements {
+			f.Pins |= scan.Prepares
+			break
+		}
+		f.statements = append(f.statements, pgwire.Param{Name: name, Value: value})
 	case 'n':
 		f.Pins |= scan.Listens
 	default:
@@ -171,12 +178,52 @@ func (f *Findings) Settings(q *Question, login *state.Settings, user string) (ha
 	wants = has
 	if q.Everything() {
 		for _, p := range login.All() {
+			if p.Name == "role" && !q.resetsRole() {
+				continue // SET ROLE NONE stays, over RESET ALL too
+			}
 			if _, ok := has.Get(p.Name); !ok {
 				wants = wants.With(p.Name, p.Value)
 			}
 		}
 	}
 	return has, wants
+}
+
+// resetsRole reports whether a role that is none went back there, rather than being set.
+func (q *Question) resetsRole() bool {
+	named := slices.Contains(q.Names, "role") || slices.Contains(q.Names, "session_authorization")
+	return q.Effects&scan.Discards != 0 || q.Effects&scan.Back != 0 && named
+}
+
+// Restore is the SQL, a statement, that gives back what the client chose at login to those
+// of its settings that a RESET has led to the server's defaults, in the transaction that is
+// open; empty if there are none.
+func Restore(login *state.Settings) string {
+	var rows []string
+	for _, p := range login.All() {
+		if p.Name != "role" {
+			rows = append(rows, "("+state.Literal(p.Name)+","+state.Literal(p.Value)+")")
+		}
+	}
+	if len(rows) == 0 {
+		return ""
+	}
+	return "SELECT pg_catalog.set_config(chosen.name,chosen.value,false) IS NULL FROM (VALUES " + strings.Join(rows, ",") + ") AS chosen(name,value)" +
+		" LEFT JOIN pg_catalog.pg_settings AS present ON pg_catalog.lower(present.name) OPERATOR(pg_catalog.=) chosen.name" +
+		" WHERE CASE WHEN present.name IS NULL THEN pg_catalog.current_setting(chosen.name,true) OPERATOR(pg_catalog.=) ''" +
+		" ELSE present.source OPERATOR(pg_catalog.<>) 'session' END"
+}
+
+// maxStatements bounds how many of a client's statements, of 64 KiB each, are carried.
+const maxStatements = 100
+
+// Statements are the texts by which SQL's PREPARE made what there is, by its name. If
+// Pins has Prepares, there are others, which cannot be carried elsewhere by a text.
+func (f *Findings) Statements(q *Question, known *state.Settings) *state.Settings {
+	if q.Effects&asksPrepared == 0 {
+		return known
+	}
+	return state.Of(f.statements)
 }
 
 // Wipe is the SQL, one simple query, that removes what was left behind, for the next
@@ -217,6 +264,7 @@ var reasons = [...]struct {
 	{scan.Temporary, "temporary table"}, {scan.Locks, "advisory lock"}, {scan.Hold, "cursor with hold"},
 	{scan.Seeds, "random seed"}, {scan.Connects, "dblink connection"}, {scan.Loads, "loaded library"},
 	{scan.Nameless, "setting with a computed name"}, {scan.Prepares, "PREPARE"}, {scan.Listens, "LISTEN"},
+	{scan.Sequence, "sequence value"},
 }
 
 // Reasons names what keeps a connection with its client, for people.

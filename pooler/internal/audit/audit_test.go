@@ -53,6 +53,22 @@ func TestWhatWentBackIsWhatWasGivenAtLogin(t *testing.T) {
 	}
 }
 
+func TestARoleThatWasSetToNoneStaysSo(t *testing.T) {
+	login := state.None.With("role", "r")
+	for effects, want := range map[scan.Effect]*state.Settings{
+		scan.Setting: state.None, scan.Setting | scan.AnyChange: state.None, scan.Setting | scan.Back: login, scan.Discards | scan.Back: login,
+	} {
+		q := Question{Effects: effects, Names: []string{"role"}, Known: login}
+		var found Findings
+		if err := found.Row(row("s", "role", "none")); err != nil {
+			t.Fatal(err)
+		}
+		if has, wants := found.Settings(&q, login, "ann"); !has.Equal(state.None) || !wants.Equal(want) {
+			t.Errorf("%b: has %q, wants %q", effects, has.Key(), wants.Key())
+		}
+	}
+}
+
 func TestEveryPinHasAReason(t *testing.T) {
 	for pin := scan.Effect(1); pin != 0; pin <<= 1 {
 		if (Pins|Sticky)&pin != 0 && Reasons(pin) == "" {

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 )
 
 // HeaderSize is that of a message's type byte and length.
@@ -35,13 +36,76 @@ type Reader struct {
 	src             io.Reader
 	buf             []byte
 	start, pos, end int
-	rest            int // of the passed message, bytes that are still to come
+	rest            int  // of the passed message, bytes that are still to come
+	size            int  // of a buffer of its own
+	lent            bool // buf is somebody else's
 }
 
 // NewReader returns a reader with a buffer of size bytes, which must hold at least
 // the messages that are looked into.
 func NewReader(src io.Reader, size int) *Reader {
-	return &Reader{src: src, buf: make([]byte, size)}
+	return &Reader{src: src, buf: buffer(size), size: size}
+}
+
+// spare are buffers of readers that gave theirs back.
+var spare sync.Pool
+
+func buffer(size int) []byte {
+	if b, ok := spare.Get().(*[]byte); ok && len(*b) == size {
+		return *b
+	}
+	return make([]byte, size)
+}
+
+// discard gives a buffer back, if it is the reader's own.
+func (r *Reader) discard() {
+	if !r.lent && len(r.buf) == r.size {
+		keepSpare(r.buf)
+	}
+	r.buf = nil
+}
+
+func keepSpare(b []byte) { spare.Put(&b) }
+
+// move continues in another buffer, which must have room for what is buffered. The
+// run must be empty.
+func (r *Reader) move(buf []byte) {
+	n := copy(buf, r.buf[r.pos:r.end])
+	r.discard()
+	r.buf, r.start, r.pos, r.end = buf, 0, 0, n
+}
+
+// Borrow continues in a buffer that is lent until [Reader.Settle], and at least as
+// large as the reader's own. The run must be empty.
+func (r *Reader) Borrow(buf []byte) {
+	r.move(buf)
+	r.lent = true
+}
+
+// Settle gives a buffer back that was lent. What is buffered is kept in as little
+// memory as will do; before more is read the reader needs a buffer again.
+func (r *Reader) Settle() {
+	if r.lent {
+		r.Shrink()
+	}
+}
+
+// Shrink is Settle, also for a buffer that is the reader's own.
+func (r *Reader) Shrink() {
+	var kept []byte
+	if n := r.Buffered(); n > 0 {
+		kept = make([]byte, n)
+	}
+	r.move(kept)
+	r.lent = false
+}
+
+// Own gives the reader a buffer of its own again.
+func (r *Reader) Own() {
+	if r.lent || len(r.buf) < r.size {
+		r.move(buffer(max(r.size, r.Buffered())))
+		r.lent = false
+	}
 }
 
 // Redirect continues on another stream (TLS over the same connection). Nothing may
@@ -59,7 +123,10 @@ func (r *Reader) Size() int { return len(r.buf) }
 
 // Fill reads once. Slices that Peek and Run gave become invalid, also on error.
 // The buffer must not be full.
-func (r *Reader) Fill() error {
+func (r *Reader) Fill() error { return r.FillFrom(r.src) }
+
+// FillFrom is Fill from another source.
+func (r *Reader) FillFrom(src io.Reader) error {
 	switch {
 	case r.start == r.end:
 		r.start, r.pos, r.end = 0, 0, 0
@@ -72,7 +139,7 @@ func (r *Reader) Fill() error {
 	if r.end == len(r.buf) {
 		return io.ErrShortBuffer
 	}
-	n, err := r.src.Read(r.buf[r.end:])
+	n, err := src.Read(r.buf[r.end:])
 	r.end += n
 	if n > 0 {
 		r.takeRest()
@@ -136,6 +203,9 @@ func (r *Reader) Run() []byte { return r.buf[r.start:r.pos] }
 
 // Taken forgets the run: it has been sent on.
 func (r *Reader) Taken() { r.start = r.pos }
+
+// TakenPart forgets the first n bytes of the run.
+func (r *Reader) TakenPart(n int) { r.start += n }
 
 // Next waits for the next whole message and consumes it. The body is valid until
 // the next call. A body that does not fit the buffer is an error: this is for the

@@ -13,9 +13,9 @@ const (
 	Hold                          // makes or closes a cursor that outlives its transaction
 	Listens                       // LISTEN or UNLISTEN
 	Notifies                      // NOTIFY, or pg_notify
-	Prepares                      // PREPARE, EXECUTE, DEALLOCATE
+	Prepares                      // PREPARE, DEALLOCATE
 	Seeds                         // setseed: what random() will return
-	Sequence                      // asks what the session's last sequence value was
+	Sequence                      // asks what the session's last sequence value was: currval, lastval
 	Connects                      // dblink_connect: a connection that the server's session holds
 	Loads                         // LOAD: a library stays
 	Ends                          // COMMIT, ROLLBACK and their kind
@@ -25,6 +25,8 @@ const (
 	Nameless                      // changes a setting whose name the server computes
 	Terminates                    // pg_terminate_backend
 	Cancels                       // pg_cancel_backend
+	Executes                      // EXECUTE: does what another text says
+	Advances                      // may be given a sequence's next value: INSERT, COPY, nextval…
 )
 
 // Lasting are the effects that outlive a transaction.
@@ -79,7 +81,6 @@ const (
 	wordInto
 	wordDeclare
 	wordHold
-	wordExecute
 	wordExplain
 	wordPrepare
 	wordReplace
@@ -108,6 +109,8 @@ func (w *walk) word(t token) (e Effect) {
 		e = AnyChange
 	case "currval", "lastval":
 		e = Sequence
+	case "nextval", "setval", "insert", "merge":
+		e = Advances
 	case "pg_notify":
 		e = Notifies
 	case "dblink_connect", "dblink_connect_u":
@@ -141,7 +144,7 @@ func (w *walk) word(t token) (e Effect) {
 		id = wordWith
 	case "execute":
 		if w.first == wordExplain || w.first == wordCreate {
-			e = Prepares
+			e = Executes
 		}
 	case "transaction":
 		if w.first == wordPrepare && w.second == wordNone {
@@ -191,7 +194,9 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 	case "select", "values", "table":
 		return wordSelect, 0
 	case "insert":
-		return wordInsert, 0
+		return wordInsert, Advances
+	case "merge", "copy":
+		return wordOther, Advances
 	case "with":
 		return wordWith, 0
 	case "set":
@@ -201,9 +206,9 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 	case "discard":
 		return wordOther, Discards | Back
 	case "do":
-		return wordDo, AnyChange | Temporary | Locks | Hold | Listens
+		return wordDo, AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances
 	case "call":
-		return wordCall, AnyChange | Temporary | Locks | Hold | Ends
+		return wordCall, AnyChange | Temporary | Locks | Hold | Listens | Prepares | Ends | Advances
 	case "create":
 		return wordCreate, 0
 	case "explain":
@@ -224,8 +229,10 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 			return wordOther, Ends
 		}
 		return wordPrepare, Prepares
-	case "execute", "deallocate":
-		return wordExecute, Prepares
+	case "execute":
+		return wordOther, Executes | Advances
+	case "deallocate":
+		return wordOther, Prepares
 	case "load":
 		return wordOther, Loads
 	case "commit", "rollback", "end", "abort":

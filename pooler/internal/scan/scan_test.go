@@ -9,7 +9,7 @@ import (
 
 func TestTheEffectsOfATextAreSeen(t *testing.T) {
 	for sql, want := range map[string]Effect{
-		"select 1": 0, "": 0, ";;": 0, "update t set a = 1": 0, "insert into temp values (1)": 0, "select temp from weather": 0,
+		"select 1": 0, "": 0, ";;": 0, "update t set a = 1": 0, "insert into temp values (1)": Advances, "select temp from weather": 0,
 		"select 'set x = 1; listen a'": 0, "select $$set x$$": 0, "select $a$ $$ listen $a$": 0, "/* set */ select 1 -- listen": 0,
 		"/* /* nested */ listen x */ select 1": 0, "select E'it\\'s; set x = 1'": 0, `select "set_configs"`: 0,
 		"set x = 1": Setting, "  SET Session x TO 'a'": Setting, "set local x = 1": 0, "set transaction read only": 0,
@@ -26,10 +26,11 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 		"select pg_advisory_lock(1)": Locks, `select "pg_advisory_lock"(1)`: Locks, "select pg_advisory_xact_lock(1)": 0, "select pg_try_advisory_lock(1, 2)": Locks,
 		"declare c cursor with hold for select 1": Hold, "declare c cursor for select 1": 0, "close c": Hold,
 		"listen a": Listens, "unlisten *": Listens, "notify a, 'x'": Notifies, "select pg_notify('a', 'b')": Notifies,
-		"prepare x as select 1": Prepares, "prepare transaction 'x'": Ends, "execute x(1)": Prepares, "deallocate all": Prepares,
-		"explain execute x": Prepares, "create table y as execute x": Prepares, "select currval('s')": Sequence, "select lastval()": Sequence,
+		"prepare x as select 1": Prepares, "prepare transaction 'x'": Ends, "execute x(1)": Executes | Advances, "deallocate all": Prepares,
+		"explain execute x": Executes, "create table y as execute x": Executes, "select currval('s')": Sequence, "select lastval()": Sequence,
 		"load 'x'": Loads, "discard all": Discards | Back, "commit": Ends, "ROLLBACK": Ends, "vacuum": Alone,
-		"do $$ begin perform 1; end $$":  AnyChange | Temporary | Locks | Hold | Listens,
+		"do $$ begin perform 1; end $$": AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances,
+		"select nextval('s')":           Advances, "with x as (insert into t select 1 returning a) select a from x": Advances, "copy t from stdin": Advances, "explain analyze insert into t values (1)": Advances,
 		"select dblink_connect('x', '')": Connects,
 	} {
 		if got := Effects([]byte(sql), false); got != want {

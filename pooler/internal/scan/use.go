@@ -1,5 +1,7 @@
 package scan
 
+import "bytes"
+
 // A Use is how a text uses a prepared statement by its name.
 type Use struct {
 	Name     string
@@ -70,4 +72,25 @@ func (l *lexer) last(bare bool) bool {
 		}
 	}
 	return true
+}
+
+// PreparedBy returns the name that a text gives to a statement if it is a single PREPARE,
+// and means the same whatever the settings are: it has no backslash. ok is false for all
+// others.
+func PreparedBy(sql []byte) (name string, ok bool) {
+	if bytes.IndexByte(sql, '\\') >= 0 {
+		return "", false
+	}
+	l := lexer{sql: sql}
+	if !l.is(l.next(), "prepare") {
+		return "", false
+	}
+	t := l.next()
+	if t.kind != word && t.kind != quoted {
+		return "", false
+	}
+	if name, ok = l.value(t); !ok || l.is(t, "transaction") && l.next().kind == text {
+		return "", false
+	}
+	return name, l.last(false)
 }

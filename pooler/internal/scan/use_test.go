@@ -32,3 +32,15 @@ func FuzzUseOf(f *testing.F) {
 		}
 	})
 }
+
+func TestATextThatMakesOnePreparedStatementIsKnown(t *testing.T) {
+	for sql, want := range map[string]string{
+		"prepare q as select 1": "q", "/* x */ PREPARE Q (int) AS select $1 ; -- end": "q", `prepare "A ""q" as select 1`: `A "q`,
+		"prepare transaction as select 1": "transaction", "prepare transaction 'x'": "", "prepare q as select 1; select 2": "",
+		"prepare q as select ';'": "q", `prepare q as select '\'`: "", "select 1": "", "prepare": "", "": "", "; prepare q as select 1": "",
+	} {
+		if got, ok := PreparedBy([]byte(sql)); got != want && ok || ok != (want != "") {
+			t.Errorf("%s: %q, %v; want %q", sql, got, ok, want)
+		}
+	}
+}

@@ -9,19 +9,24 @@ import (
 )
 
 // OfStartup takes the run-time settings from a startup packet, those inside
-// "options" included (-c name=value, --name=value).
+// "options" included (-c name=value, --name=value). As in PostgreSQL the last options
+// count, and a setting's own parameter goes before what they say.
 func OfStartup(start *pgwire.Startup) (*Settings, error) {
 	chosen := map[string]string{}
+	for _, p := range slices.Backward(start.Parameters) {
+		if strings.EqualFold(p.Name, "options") {
+			if err := parseOptions(p.Value, chosen); err != nil {
+				return nil, err
+			}
+			break
+		}
+	}
 	for _, p := range start.Parameters {
 		switch name := strings.ToLower(p.Name); {
-		case name == "user" || name == "database" || strings.HasPrefix(name, "_pq_."):
+		case name == "user" || name == "database" || name == "options" || strings.HasPrefix(name, "_pq_."):
 		case name == "replication":
 			if !slices.Contains([]string{"false", "off", "no", "0", ""}, p.Value) {
 				return nil, refuse("0A000", "replication does not go through the pooler; connect to PostgreSQL directly")
-			}
-		case name == "options":
-			if err := parseOptions(p.Value, chosen); err != nil {
-				return nil, err
 			}
 		default:
 			if err := choose(chosen, name, p.Value); err != nil {

@@ -159,6 +159,27 @@ func (s *Settings) Change(to *Settings) (queries []string) {
 	return queries
 }
 
+// Forget is the SQL that drops the prepared statements that others do not have by the
+// same name and text, where settings stand for statements; a ";" ends each.
+func (s *Settings) Forget(others *Settings) string {
+	var sql strings.Builder
+	for _, p := range s.list {
+		if text, ok := others.Get(p.Name); !ok || text != p.Value {
+			sql.WriteString(`DEALLOCATE "` + strings.ReplaceAll(p.Name, `"`, `""`) + `";`)
+		}
+	}
+	return sql.String()
+}
+
+// Make calls yield for each of these that others do not have by the same name and value.
+func (s *Settings) Make(others *Settings, yield func(name, value string)) {
+	for _, p := range s.list {
+		if text, ok := others.Get(p.Name); !ok || text != p.Value {
+			yield(p.Name, p.Value)
+		}
+	}
+}
+
 // plain reports whether the values are the same in every encoding.
 func (s *Settings) plain() bool {
 	return strings.IndexFunc(s.key, func(r rune) bool { return r >= 0x80 }) < 0
@@ -166,8 +187,9 @@ func (s *Settings) plain() bool {
 
 // assign calls set_config: it reads lists such as search_path as a startup packet
 // does; SET would take a quoted one for a single name.
+// It returns nothing, since a value may be long.
 func assign(name, value string) string {
-	return "pg_catalog.set_config(" + Literal(name) + "," + Literal(value) + ",false)"
+	return "pg_catalog.set_config(" + Literal(name) + "," + Literal(value) + ",false) IS NULL"
 }
 
 // Literal quotes a string whatever standard_conforming_strings says.
@@ -182,4 +204,10 @@ func identifier(name string) string {
 		parts[i] = `"` + strings.ReplaceAll(part, `"`, `""`) + `"`
 	}
 	return strings.Join(parts, ".")
+}
+
+// Off reports whether PostgreSQL takes a boolean setting's value for false.
+func Off(value string) bool {
+	value = strings.ToLower(value)
+	return value == "0" || len(value) > 1 && strings.HasPrefix("off", value) || value != "" && (strings.HasPrefix("false", value) || strings.HasPrefix("no", value))
 }

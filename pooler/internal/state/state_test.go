@@ -34,6 +34,10 @@ func TestSettingsComeFromParametersAndOptions(t *testing.T) {
 	if err != nil || !got.Equal(again) || got.Equal(None) {
 		t.Errorf("equal settings are not equal: %q, %q", got.Key(), again.Key())
 	}
+	last, err := OfStartup(start("work_mem", "1MB", "options", "-c a=1 -c b=1", "options", "-c work_mem=2MB -c a=2"))
+	if want := None.With("a", "2").With("work_mem", "1MB"); err != nil || !last.Equal(want) {
+		t.Errorf("%q, %v", last.Key(), err)
+	}
 	if none, err := OfStartup(start("user", "ann")); err != nil || none != None {
 		t.Error("no settings are not None")
 	}
@@ -54,7 +58,7 @@ func TestAStartupThatCannotBeObeyedIsRefused(t *testing.T) {
 func TestAChangeResetsWhatGoesAndSetsWhatComes(t *testing.T) {
 	from, _ := OfStartup(start("a", "1", "b", "2"))
 	to, _ := OfStartup(start("b", `it's \`, "c", "3"))
-	want := `RESET "a";SELECT pg_catalog.set_config(E'b',E'it\'s \\',false),pg_catalog.set_config(E'c',E'3',false)`
+	want := `RESET "a";SELECT pg_catalog.set_config(E'b',E'it\'s \\',false) IS NULL,pg_catalog.set_config(E'c',E'3',false) IS NULL`
 	if got := strings.Join(from.Change(to), " | "); got != want {
 		t.Errorf("got %s\nwant %s", got, want)
 	}
@@ -64,9 +68,9 @@ func TestAChangeResetsWhatGoesAndSetsWhatComes(t *testing.T) {
 	// What a role may set and see depends on it: it goes first and comes last.
 	from = None.With("role", "r").With("a.b", "1").With("client_encoding", "UTF8")
 	to = None.With("role", "q").With("session_authorization", "u").With("client_encoding", "LATIN1").With("x.y", "\u00e9")
-	want = `RESET ROLE;RESET "a"."b";SELECT pg_catalog.set_config(E'client_encoding',E'LATIN1',false) | ` +
-		`SELECT pg_catalog.set_config(E'client_encoding',E'LATIN1',false),pg_catalog.set_config(E'x.y',E'` + "\u00e9" + `',false);` +
-		`SELECT pg_catalog.set_config(E'session_authorization',E'u',false);SELECT pg_catalog.set_config(E'role',E'q',false)`
+	want = `RESET ROLE;RESET "a"."b";SELECT pg_catalog.set_config(E'client_encoding',E'LATIN1',false) IS NULL | ` +
+		`SELECT pg_catalog.set_config(E'client_encoding',E'LATIN1',false) IS NULL,pg_catalog.set_config(E'x.y',E'` + "\u00e9" + `',false) IS NULL;` +
+		`SELECT pg_catalog.set_config(E'session_authorization',E'u',false) IS NULL;SELECT pg_catalog.set_config(E'role',E'q',false) IS NULL`
 	if got := strings.Join(from.Change(to), " | "); got != want {
 		t.Errorf("got %s\nwant %s", got, want)
 	}

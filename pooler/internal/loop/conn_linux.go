@@ -1,0 +1,358 @@
+package loop
+
+import (
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Conn is a connection that a group has adopted. It is a net.Conn, with deadlines,
+// for goroutines: one may read it and one may write it at a time, while others set
+// deadlines or close it. Its Try calls are for tasks.
+type Conn struct {
+	group   *Group
+	fd      int
+	refs    atomic.Int32 // calls that use fd; closing below zero
+	seen    atomic.Uint32
+	task    atomic.Pointer[Task]
+	blocked atomic.Pointer[blocked] // of those who wait; nil: nobody has
+	network string
+	local   netip.AddrPort // invalid: not of an internet protocol
+	remote  netip.AddrPort
+}
+
+// What has been seen of a connection, and not been found out to be over.
+const (
+	readable = 1 << iota
+	writable
+	hungUp
+)
+
+// closing is far below what calls can count up to.
+const closing = -1 << 30
+
+const interests = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
+
+// Adopt takes a TCP or Unix connection over from the runtime: conn must not be used
+// any more. It returns nil, and leaves conn as it was, if that can't be done.
+func (g *Group) Adopt(conn net.Conn) *Conn {
+	var raw syscall.RawConn
+	var err error
+	switch c := conn.(type) {
+	case *net.TCPConn:
+		raw, err = c.SyscallConn()
+	case *net.UnixConn:
+		raw, err = c.SyscallConn()
+	default:
+		return nil
+	}
+	if err != nil {
+		return nil
+	}
+	fd := -1
+	if raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }) != nil || err != nil {
+		return nil
+	}
+	c := &Conn{group: g, fd: fd, network: conn.LocalAddr().Network(), local: addrPort(conn.LocalAddr()), remote: addrPort(conn.RemoteAddr())}
+	if !c.register() {
+		_ = unix.Close(fd) // conn goes on
+		return nil
+	}
+	_ = conn.Close() // the file goes on, under its new number
+	return c
+}
+
+// register begins to watch the connection.
+func (c *Conn) register() bool {
+	if c.fd >= most {
+		return false
+	}
+	c.seen.Store(readable | writable) // as far as anybody knows
+	c.group.conns.set(c.fd, c)
+	err := unix.EpollCtl(c.group.ep, unix.EPOLL_CTL_ADD, c.fd, &unix.EpollEvent{Events: interests, Fd: int32(c.fd)})
+	if err != nil {
+		c.group.conns.set(c.fd, nil)
+	}
+	return err == nil
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		return tcp.AddrPort()
+	}
+	return netip.AddrPort{}
+}
+
+// Own makes a task the one that runs when the connection is ready; nil: none.
+func (c *Conn) Own(t *Task) { c.task.Store(t) }
+
+// note remembers what an event tells.
+func (c *Conn) note(events uint32) {
+	var seen uint32
+	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		seen = readable
+	}
+	if events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		seen |= writable
+	}
+	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		seen |= hungUp
+	}
+	if c.seen.Load()&seen != seen {
+		c.seen.Or(seen)
+	}
+}
+
+// ready tells those whom an event concerns.
+func (c *Conn) ready(w *Worker, events uint32) {
+	if b := c.blocked.Load(); b != nil {
+		w.woke = b.wake() || w.woke
+	}
+	if events&^unix.EPOLLOUT == 0 {
+		return // a task never waits for that
+	}
+	if t := c.task.Load(); t != nil {
+		t.Step(w)
+	}
+}
+
+// HungUp reports whether the peer has ended its side. It is told without a call of
+// the kernel.
+func (c *Conn) HungUp() bool { return c.seen.Load()&hungUp != 0 }
+
+// Quiet reports whether nothing has come that was not read. It is told without a call
+// of the kernel; false may be wrong, after a goroutine has read.
+func (c *Conn) Quiet() bool { return c.seen.Load()&readable == 0 }
+
+// Stir lets the next TryRead really look: a goroutine that has read does not know
+// what is left.
+func (c *Conn) Stir() { c.seen.Or(readable) }
+
+// hold keeps the descriptor from being closed, until release.
+func (c *Conn) hold() bool {
+	for {
+		n := c.refs.Load()
+		if n < 0 {
+			return false
+		}
+		if c.refs.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+func (c *Conn) release() {
+	if c.refs.Add(-1) == closing {
+		c.shut()
+	}
+}
+
+// shut gives the descriptor back.
+func (c *Conn) shut() {
+	c.group.conns.set(c.fd, nil)
+	_ = unix.Close(c.fd) // there is nothing to be done about it
+}
+
+// TryRead reads what there is. It returns ErrWait if there is nothing.
+func (c *Conn) TryRead(p []byte) (int, error) {
+	if c.seen.Load()&readable == 0 {
+		return 0, ErrWait
+	}
+	c.seen.And(^uint32(readable)) // before: what comes later is told of again
+	n, err := c.read(p)
+	if n == len(p) || n > 0 && c.HungUp() || err != nil && !Waits(err) {
+		c.seen.Or(readable)
+	}
+	return n, err
+}
+
+// read reads once.
+func (c *Conn) read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if !c.hold() {
+		return 0, net.ErrClosed
+	}
+	defer c.release()
+	for {
+		n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+		switch errno {
+		case 0:
+			if n == 0 {
+				return 0, io.EOF
+			}
+			return int(n), nil
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return 0, ErrWait
+		default:
+			return 0, os.NewSyscallError("read", errno)
+		}
+	}
+}
+
+// TryWrite writes as much as there is room for. It returns ErrWait if that was not
+// all; nobody is told when there is more room, but a goroutine's Write.
+func (c *Conn) TryWrite(p []byte) (n int, err error) {
+	if !c.hold() {
+		return 0, net.ErrClosed
+	}
+	defer c.release()
+	for n < len(p) {
+		k, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(c.fd), uintptr(unsafe.Pointer(&p[n])), uintptr(len(p)-n))
+		switch errno {
+		case 0:
+			n += int(k)
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return n, ErrWait
+		default:
+			return n, os.NewSyscallError("write", errno)
+		}
+	}
+	return n, nil
+}
+
+// Read waits for data, as net.Conn says.
+func (c *Conn) Read(p []byte) (int, error) {
+	b := c.block()
+	b.using.Add(1) // before the first look: what comes later is told
+	defer b.using.Add(-1)
+	for {
+		if b.reading.passed() {
+			return 0, c.fail("read", os.ErrDeadlineExceeded)
+		}
+		n, err := c.read(p)
+		switch {
+		case err == nil, err == io.EOF:
+			return n, err
+		case !Waits(err):
+			return n, c.fail("read", err)
+		}
+		if err := b.wait(b.canRead, &b.reading); err != nil {
+			return 0, c.fail("read", err)
+		}
+	}
+}
+
+// Write waits until all is written, as net.Conn says.
+func (c *Conn) Write(p []byte) (n int, err error) {
+	b := c.block()
+	b.using.Add(1)
+	defer b.using.Add(-1)
+	for {
+		if b.writing.passed() {
+			return n, c.fail("write", os.ErrDeadlineExceeded)
+		}
+		k, err := c.TryWrite(p[n:])
+		n += k
+		switch {
+		case err == nil:
+			return n, nil
+		case !Waits(err):
+			return n, c.fail("write", err)
+		}
+		if err := b.wait(b.canWrite, &b.writing); err != nil {
+			return n, c.fail("write", err)
+		}
+	}
+}
+
+func (c *Conn) fail(op string, err error) error {
+	return &net.OpError{Op: op, Net: c.network, Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}
+}
+
+// Close ends the connection. Calls that wait fail.
+func (c *Conn) Close() error {
+	for {
+		n := c.refs.Load()
+		if n < 0 {
+			return c.fail("close", net.ErrClosed)
+		}
+		if !c.refs.CompareAndSwap(n, n+closing) {
+			continue
+		}
+		if b := c.blocked.Load(); b != nil {
+			b.close()
+		}
+		if n == 0 {
+			c.shut()
+		}
+		return nil
+	}
+}
+
+// CloseWrite ends what is written, so that the peer reads to its end.
+func (c *Conn) CloseWrite() error {
+	if !c.hold() {
+		return c.fail("close", net.ErrClosed)
+	}
+	defer c.release()
+	if err := unix.Shutdown(c.fd, unix.SHUT_WR); err != nil {
+		return c.fail("close", os.NewSyscallError("shutdown", err))
+	}
+	return nil
+}
+
+// Look asks the kernel whether a read would return at once, with data or with the
+// end, and whether the peer has ended its side. A closed connection is both.
+func (c *Conn) Look() (readable, ended bool) {
+	if !c.hold() {
+		return true, true
+	}
+	defer c.release()
+	fds := [1]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN | unix.POLLRDHUP}}
+	if _, err := unix.Poll(fds[:], 0); err != nil {
+		return false, false // interrupted: look again another time
+	}
+	seen := fds[0].Revents
+	return seen != 0, seen&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0
+}
+
+// LocalAddr is our end's.
+func (c *Conn) LocalAddr() net.Addr { return c.addr(c.local) }
+
+// RemoteAddr is the peer's.
+func (c *Conn) RemoteAddr() net.Addr { return c.addr(c.remote) }
+
+func (c *Conn) addr(a netip.AddrPort) net.Addr {
+	if a.IsValid() {
+		return net.TCPAddrFromAddrPort(a)
+	}
+	return &net.UnixAddr{Net: c.network}
+}
+
+// SetDeadline is for goroutines, as net.Conn says.
+func (c *Conn) SetDeadline(t time.Time) error {
+	b := c.block()
+	b.reading.set(t)
+	b.writing.set(t)
+	return c.open("set")
+}
+
+// SetReadDeadline is for goroutines, as net.Conn says.
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	c.block().reading.set(t)
+	return c.open("set")
+}
+
+// SetWriteDeadline is for goroutines, as net.Conn says.
+func (c *Conn) SetWriteDeadline(t time.Time) error {
+	c.block().writing.set(t)
+	return c.open("set")
+}
+
+func (c *Conn) open(op string) error {
+	if c.refs.Load() < 0 {
+		return c.fail(op, net.ErrClosed)
+	}
+	return nil
+}

@@ -1,0 +1,49 @@
+// Package loop serves many sockets with few goroutines: sockets that it adopts leave
+// the runtime's poller for an epoll instance of the package's own, whose workers run
+// a task when its socket has something to say. An idle connection costs no goroutine
+// and no buffer, and a busy one neither a wake-up of a goroutine nor a read in vain.
+//
+// The epoll instance itself is registered with the runtime's poller, so that no
+// thread is blocked in it: timers, the garbage collector and ordinary goroutines
+// live beside the loops as usual. A connection may change sides at any time: [Conn]
+// is a net.Conn for a goroutine, and has calls that never wait for a task.
+//
+// Only the pooler imports it. Where there is no epoll, nothing is adopted.
+package loop
+
+import "errors"
+
+// ErrWait means that a call would have to wait: the connection's task runs again when
+// it need not.
+var ErrWait = errors.New("would block")
+
+// batch is how many events a worker takes at once.
+const batch = 128
+
+// ScratchSize is that of a worker's buffer, in bytes.
+const ScratchSize = 64 << 10
+
+// A Task is what is run when a connection that it owns is ready, or when it is
+// posted. Several workers may run it at once: it has to lock what it touches. It
+// must not wait for anything.
+type Task struct{ Step func(*Worker) }
+
+// A Worker runs tasks. It belongs to the call of the task.
+type Worker struct {
+	Scratch []byte // ScratchSize bytes, the task's until it returns
+	events  events
+	ready   [batch]*Conn
+	spare   []*Task
+	woke    bool // a goroutine was told that it can go on
+}
+
+// Try is a Conn whose Read does not wait: it returns ErrWait.
+type Try Conn
+
+// Read is TryRead.
+func (t *Try) Read(p []byte) (int, error) { return (*Conn)(t).TryRead(p) }
+
+// Waits reports whether a Try call's error means that it would have to wait.
+func Waits(err error) bool {
+	return err == ErrWait //nolint:errorlint // nobody wraps it, and it is asked for each read
+}

@@ -1,0 +1,127 @@
+package pooler
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const simple = pgx.QueryExecModeSimpleProtocol
+
+func TestWhatSQLPreparesFollowsItsClientAlone(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "create schema if not exists prep; create table if not exists prep.there as select 'there' as n"); err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]struct {
+		do        []string
+		run, want string
+	}{
+		"a statement":                {[]string{"prepare q as select 'mine'"}, "execute q", "mine"},
+		"with types":                 {[]string{"prepare q (int, text) as select $1 || $2;"}, "execute q(7, 'x')", "7x"},
+		"a quoted name":              {[]string{`prepare "A ""q" as select 'mine'`}, `execute "A ""q"`, "mine"},
+		"two":                        {[]string{"prepare p as select 'a'", "prepare q as select 'b'"}, "execute q", "b"},
+		"made anew":                  {[]string{"prepare q as select 'old'", "deallocate q", "prepare q as select 'new'"}, "execute q", "new"},
+		"in a transaction":           {[]string{"begin", "prepare q as select 'mine'", "rollback"}, "execute q", "mine"},
+		"under a setting":            {[]string{"set search_path = 'prep'", "prepare q as select n from there"}, "execute q", "there"},
+		"by a function":              {[]string{"do $$ begin execute 'prepare q as select ''inner'''; end $$"}, "execute q", "inner"},
+		"that sets something":        {[]string{"prepare set as select set_config('app.x', $1, false)", "execute set('kept')"}, "select current_setting('app.x')", "kept"},
+		"executed and explained":     {[]string{"prepare q as select 'mine'", "explain execute q", "execute q"}, "execute q", "mine"},
+		"by the extended protocol":   {[]string{"extended: prepare q as select 'mine'"}, "execute q", "mine"},
+		"and stays after an error":   {[]string{"prepare q as select 'mine'", "error: prepare q as select 'other'"}, "execute q", "mine"},
+		"after discard all":          {[]string{"prepare q as select 'old'", "discard all", "prepare q as select 'new'"}, "execute q", "new"},
+		"beside one of the protocol": {[]string{"prepare q as select 'mine'", "protocol"}, "execute q", "mine"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			h := run(t, config(database(s.URL(), func(d *Database) { d.Pool.Max = 2 })))
+			client, other, third := h.connect(t), h.connect(t), h.connect(t)
+			for _, sql := range c.do {
+				if sql == "protocol" {
+					if _, err := client.Prepare(t.Context(), "by_protocol", "select 'protocol'"); err != nil {
+						t.Fatal(err)
+					}
+					continue
+				}
+				mode := simple
+				text, fails := strings.CutPrefix(sql, "error: ")
+				if rest, ok := strings.CutPrefix(text, "extended: "); ok {
+					text, mode = rest, pgx.QueryExecModeExec
+				}
+				if _, err := client.Exec(t.Context(), text, mode); (err != nil) != fails {
+					t.Fatalf("%s: %v", sql, err)
+				}
+			}
+			for range 3 {
+				do(t, other, "prepare q as select 'of another'", simple)
+				if got := value(t, other, "execute q", simple); got != "of another" {
+					t.Errorf("another client has %s", got)
+				}
+				if _, err := third.Exec(t.Context(), "execute q", simple); sqlState(err) != "26000" {
+					t.Errorf("a third client: %v", err)
+				}
+				for _, mode := range everyMode {
+					if got := value(t, client, c.run, mode); got != c.want {
+						t.Errorf("%v: got %s", mode, got)
+					}
+				}
+				await(t, "nobody is pinned", func() bool { return h.Stats().Databases[0].Active == 0 })
+				do(t, other, "deallocate q", simple)
+			}
+		})
+	}
+}
+
+func TestAPreparedStatementWhoseTableIsGoneIsLostAlone(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	client, other := h.connect(t), h.connect(t)
+	do(t, client, "create table if not exists fading as select 1 as n", simple)
+	do(t, client, "prepare gone as select n from fading", simple)
+	do(t, client, "prepare kept as select 'kept'", simple)
+	do(t, other, "drop table fading", simple)
+	if got := value(t, client, "execute kept", simple); got != "kept" {
+		t.Error(got)
+	}
+	if _, err := client.Exec(t.Context(), "execute gone", simple); sqlState(err) != "26000" {
+		t.Errorf("got %v", err)
+	}
+	do(t, client, "prepare gone as select 2", simple)
+}
+
+func TestTheProtocolUsesWhatSQLPrepared(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	c, other := newFrontend(t, h), h.connect(t)
+	c.send(frame('Q', "prepare q as select 'by sql'\x00"))
+	c.expect("CZ")
+	for _, step := range []struct{ send, want string }{
+		{bound("q") + executed + synced, "2DCZ"},
+		{parsed("q", "select 'taken'") + synced, "EZ"},
+		{frame('D', "Sq\x00") + synced, "tTZ"},
+		{frame('C', "Sq\x00") + synced, "3Z"},
+		{bound("q") + executed + synced, "EZ"},
+		{parsed("q", "select 'free'") + bound("q") + executed + synced, "12DCZ"},
+	} {
+		value(t, other, "select 'has the server'", simple)
+		c.send(step.send)
+		c.expectFor(step.send, step.want)
+	}
+	if c.row != "free" {
+		t.Error(c.row)
+	}
+}
+
+func TestManyStatementsPin(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 2 })))
+	client := h.connect(t)
+	pinned := func() bool { return h.Stats().Databases[0].Active == 1 }
+	for i := range 101 {
+		do(t, client, fmt.Sprintf("prepare q%d as select '%d'", i, i), simple)
+	}
+	await(t, "it is pinned", pinned)
+	do(t, client, "deallocate q7", simple)
+	await(t, "it is free", func() bool { return !pinned() })
+	if got := value(t, client, "execute q100", simple); got != "100" {
+		t.Error(got)
+	}
+}

@@ -1,0 +1,115 @@
+package pooler
+
+import (
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// tickets makes a table whose rows are numbered, and another.
+func tickets(t *testing.T) string {
+	t.Helper()
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "drop table if exists tickets, coupons; create table tickets (id bigserial, n int); create table coupons (id bigserial, n int); create sequence if not exists bare"); err != nil {
+		t.Fatal(err)
+	}
+	return s.URL()
+}
+
+func TestASequenceValueIsNeverAnothers(t *testing.T) {
+	for what, ask := range map[string]string{"lastval": "select lastval()::text", "currval": "select currval('tickets_id_seq')::text"} {
+		for _, mode := range everyMode {
+			t.Run(what+" "+mode.String(), func(t *testing.T) {
+				h := run(t, config(database(tickets(t), one)))
+				mine, other := h.connect(t), h.connect(t)
+				for range 2 {
+					do(t, other, "insert into tickets (n) values (1)", mode)
+					if v, err := tryValue(t, mine, ask, mode); sqlState(err) != "55000" {
+						t.Errorf("got %s, %v", v, err)
+					}
+					// In one transaction it is right.
+					tx, err := mine.Begin(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					do(t, mine, "insert into tickets (n) values (2)", mode)
+					max := value(t, mine, "select max(id)::text from tickets", mode)
+					if got := value(t, mine, ask, mode); got != max {
+						t.Errorf("got %s, want %s", got, max)
+					}
+					if err := tx.Rollback(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					do(t, mine, "discard sequences", simple) // it is pinned
+				}
+			})
+		}
+	}
+}
+
+func TestWhoAsksForEarlierSequenceValuesKeepsItsServer(t *testing.T) {
+	h := run(t, config(database(tickets(t), func(d *Database) { d.Pool.Max = 2 })))
+	mine, other := h.connect(t), h.connect(t)
+	do(t, mine, "insert into tickets (n) values (1)")
+	first := value(t, mine, "select lastval()::text") // nobody has had its server since
+	for range 3 {
+		do(t, mine, "insert into tickets (n) values (1)")
+		do(t, other, "insert into tickets (n) values (1), (2), (3)")
+		do(t, other, "insert into coupons (n) values (1)")
+		last := value(t, mine, "select lastval()::text")
+		if got := value(t, mine, "select currval('tickets_id_seq')::text"); got != last || got == first {
+			t.Errorf("currval %s, lastval %s", got, last)
+		}
+		if pinned(h) != "sequence value" {
+			t.Errorf("pinned by %q", pinned(h))
+		}
+		first = last
+	}
+	do(t, mine, "discard sequences")
+	await(t, "it is free", func() bool { return pinned(h) == "" && h.Stats().Databases[0].Active == 0 })
+}
+
+func TestWhoAsksInTheSameTransactionIsNotPinned(t *testing.T) {
+	h := run(t, config(database(tickets(t), one)))
+	mine, other := h.connect(t), h.connect(t)
+	for range 3 {
+		for _, sql := range []string{"insert into tickets (n) values (1); select lastval()", "begin; select nextval('bare'); select currval('bare'); commit"} {
+			do(t, mine, sql, simple)
+			do(t, other, sql, simple) // which waits for nothing
+		}
+	}
+	if pinned(h) != "" {
+		t.Errorf("pinned by %q", pinned(h))
+	}
+}
+
+func TestWhatAPipelineAsksOfAMixedServerIsRefused(t *testing.T) {
+	h := run(t, config(database(tickets(t), one)))
+	mine, other := newFrontend(t, h), h.connect(t)
+	do(t, other, "insert into tickets (n) values (1)")
+	mine.send(parsed("", "insert into coupons (n) values (1)") + bound("") + executed + parsed("", "select currval('tickets_id_seq')") + bound("") + executed + synced)
+	if got := lastWords(t, mine.in); got != "0A000" {
+		t.Errorf("SQLSTATE %q", got)
+	}
+	again := newFrontend(t, h)
+	again.send(parsed("", "insert into coupons (n) values (1)") + bound("") + executed + parsed("", "select currval('coupons_id_seq')") + bound("") + executed + synced)
+	again.expect("12C12DCZ")
+	again.send(parsed("", "insert into coupons (n) values (1)") + bound("") + executed + parsed("", "select currval('tickets_id_seq')") + bound("") + executed + synced)
+	again.expect("12C12EZ")
+}
+
+// pinned is the first reason for which a client keeps its server.
+func pinned(h *house) string {
+	for _, c := range h.Clients() {
+		if c.Pinned != "" {
+			return c.Pinned
+		}
+	}
+	return ""
+}
+
+func tryValue(t *testing.T, conn *pgx.Conn, sql string, args ...any) (v string, err error) {
+	t.Helper()
+	err = conn.QueryRow(t.Context(), sql, args...).Scan(&v)
+	return v, err
+}
