@@ -59,7 +59,11 @@ func (c *call) admit(w http.ResponseWriter, r *http.Request) bool {
 		return false
 	}
 	c.upload = &upload{src: http.MaxBytesReader(w, r.Body, largest), patience: c.patience}
-	b, err := takeIn(c.upload, intake{memory: &c.engine.counts.replay, most: p.memory, keep: p.replay, size: r.ContentLength})
+	kept := p.replay
+	if c.x.Route == routeFiles || c.x.Route == routeBatches {
+		kept = min(kept, mostFile)
+	}
+	b, err := takeIn(c.upload, intake{memory: &c.engine.counts.replay, most: p.memory, keep: kept, size: r.ContentLength})
 	if err != nil {
 		c.refuse(w, verdict{code: uploadCode(err), err: err})
 		return false
@@ -71,6 +75,10 @@ func (c *call) admit(w http.ResponseWriter, r *http.Request) bool {
 	}
 	return true
 }
+
+// mostFile is the size of a file or a batch up to which it is kept for another try:
+// larger ones pass without being held in memory, whatever claude.limits.replay says.
+const mostFile = 1 << 20
 
 // Limits say whether the caller for whom the app calls may. limits.Gate is them.
 type Limits interface {

@@ -69,7 +69,7 @@ type LimitConfig struct {
 	Message      setting.Bytes `yaml:"message" doc:"The same for messages and token counts, checked before anything is sent; the API's own limit. 0: body alone counts."`
 	Batch        setting.Bytes `yaml:"batch" doc:"The same for a batch of messages. 0: body alone counts."`
 	File         setting.Bytes `yaml:"file" doc:"The same for a file. 0: body alone counts."`
-	Replay       setting.Bytes `yaml:"replay" doc:"Largest request body that is kept so that it can be sent again; a larger one streams through and has one try."`
+	Replay       setting.Bytes `yaml:"replay" doc:"Largest request body that is kept so that it can be sent again (of files and batches, at most 1MiB); a larger one streams through and has one try."`
 	ReplayMemory setting.Bytes `yaml:"replay_memory" doc:"How much memory all kept request bodies may take together; beyond it bodies stream through and have one try."`
 }
 
