@@ -165,14 +165,9 @@ func (c *call) record() {
 	if r := c.replay; r != nil {
 		r.Code, r.Dollars, r.Attempts = c.end.code, float64(x.GenAI.CostNanoUSD)/1e9, x.Tries
 	}
-	if kept := c.asked != nil && c.policy.keep.Keeps(c.end.code != OK); c.later != nil && (x.HTTP.Stream || kept) { // or the client would wait for it
-		c.later.Go(func() {
-			if kept {
-				c.keepRequest()
-			}
-			x.End(c.engine.sink)
-		})
-		return
+	if kept := c.asked != nil && c.policy.keep.Keeps(c.end.code != OK); kept {
+		c.asked.Model = strings.Clone(x.GenAI.Model)
+		c.later.Go(c.keepRequest) // it takes a while, and the client need not wait for it
 	}
 	x.End(c.engine.sink)
 }
@@ -196,6 +191,9 @@ func (c *call) settleUp(cause Cause) {
 		g.InputTokens += input
 		g.CacheReadTokens += read
 		g.CacheWriteTokens += written
+		if c.later != nil { // a Transport's body may still be read by who closed it
+			c.mend.Release()
+		}
 	}
 	if c.body != nil {
 		if g.Model == "" {
@@ -345,7 +343,6 @@ func (c *call) remember(r *http.Request) {
 
 // keepRequest keeps what was remembered.
 func (c *call) keepRequest() {
-	c.asked.Model = strings.Clone(c.x.GenAI.Model)
 	q, err := c.store.Add(*c.asked, c.policy.keep)
 	switch {
 	case err != nil:

@@ -246,7 +246,7 @@ type call struct {
 	policy   *policy // of the plane; nil in a Transport
 	rules    rules
 	x        *telemetry.Exchange
-	later    *sync.WaitGroup // of what may be done when the client has all; nil: nothing may
+	later    *sync.WaitGroup // of what is done when the client has all; nil in a Transport
 	asked    *keep.Request   // as the client sent it, to be kept; nil: it is not
 	store    *keep.Store     // where it is kept; nil: nowhere
 	replay   *Replayed       // the call is the replay of another; nil: it is none

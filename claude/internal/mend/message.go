@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // State is how a message stands.
@@ -45,6 +46,8 @@ type Message struct {
 	log   []byte // all that was given: what the client has
 	taken int
 	lost  bool // log is too long to be kept
+
+	memory *[ordinary]byte // where log begins
 
 	started  bool // message_start was given
 	opening  bool // message_start of this attempt is in held
@@ -209,19 +212,35 @@ func (m *Message) block(e event) {
 	if m.seam != nil {
 		raw = m.seam.join(e)
 	}
-	m.hold(raw)
 	// The end of a text is held as well: until something follows it, more of it may.
-	if m.live && !m.pinned && !m.Whole && len(raw) > 0 && string(e.name) == "content_block_delta" && (m.started || len(m.held) >= m.Anew) {
+	passes := m.live && !m.pinned && !m.Whole && len(raw) > 0 && string(e.name) == "content_block_delta"
+	if passes && m.started && len(m.held) == 0 {
+		m.give(raw)
+		return
+	}
+	m.hold(raw)
+	if passes && (m.started || len(m.held) >= m.Anew) {
 		m.flush()
 	}
 }
 
 // ordinary is the size of an ordinary message's stream: as much is made ready at once.
-const ordinary = 8 << 10
+const ordinary = 16 << 10
+
+// logs are those of messages that have been released.
+var logs = sync.Pool{New: func() any { return new([ordinary]byte) }}
+
+// Release frees what the message holds: it must not be used any more.
+func (m *Message) Release() {
+	if m.memory != nil {
+		logs.Put(m.memory)
+		m.memory, m.log = nil, nil
+	}
+}
 
 func (m *Message) hold(raw []byte) {
 	if m.held == nil {
-		m.held = make([]byte, 0, ordinary/8)
+		m.held = make([]byte, 0, ordinary/16)
 	}
 	m.held = append(m.held, raw...)
 }
@@ -234,7 +253,8 @@ func (m *Message) flush() {
 
 func (m *Message) give(raw []byte) {
 	if m.out == nil {
-		m.out, m.log = make([]byte, 0, max(ordinary/8, len(raw))), make([]byte, 0, max(ordinary, len(raw)))
+		m.memory = logs.Get().(*[ordinary]byte)
+		m.out, m.log = make([]byte, 0, max(ordinary/8, len(raw))), m.memory[:0]
 	}
 	m.out = append(m.out, raw...)
 	if m.lost = m.lost || len(m.log)+len(raw) > most; !m.lost {
