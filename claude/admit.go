@@ -247,11 +247,8 @@ func (c *call) afford() (verdict, bool) {
 	if c.engine.ceiling == nil || !c.shape.message {
 		return verdict{}, true
 	}
-	ctx, cancel := c.ctx, context.CancelFunc(func() {})
-	if !c.deadline.IsZero() {
-		ctx, cancel = context.WithDeadlineCause(c.ctx, c.deadline, errQueued)
-	}
-	defer cancel()
+	ctx := &until{Context: c.ctx, at: c.deadline, cause: errQueued}
+	defer ctx.end()
 	const bytesPerToken = 3
 	nano, _ := c.rules.prices.Cost(price.Usage{
 		Model: c.request.model, CacheWrite: max(c.body.size, 0) / bytesPerToken, Output: c.engine.ledger.Answer(c.request.model, c.request.maxTokens),
@@ -273,6 +270,28 @@ func (c *call) afford() (verdict, bool) {
 		return v, false
 	}
 	return verdict{code: Limited, cause: CauseRateLimited, err: err}, false
+}
+
+// until is a context that ends at a time, of a kind that costs nothing before somebody
+// waits for its end. It belongs to one goroutine.
+type until struct {
+	context.Context
+	at     time.Time // zero: never
+	cause  error
+	cancel context.CancelFunc // nil: nobody has waited yet
+}
+
+func (u *until) Done() <-chan struct{} {
+	if u.cancel == nil && !u.at.IsZero() {
+		u.Context, u.cancel = context.WithDeadlineCause(u.Context, u.at, u.cause)
+	}
+	return u.Context.Done()
+}
+
+func (u *until) end() {
+	if u.cancel != nil {
+		u.cancel()
+	}
 }
 
 // mostName is the length of the longest model name that is looked at.
@@ -317,7 +336,6 @@ type patience struct {
 	deadline interface {
 		SetReadDeadline(time.Time) error
 		SetWriteDeadline(time.Time) error
-		Flush() error
 	}
 	limit         time.Duration
 	reads, writes time.Time // when the deadlines were set last
@@ -356,12 +374,4 @@ func (p *patience) write() {
 		p.writes = now
 		_ = p.deadline.SetWriteDeadline(now.Add(p.limit))
 	}
-}
-
-// flush sends what has been written, if that can be done.
-func (p *patience) flush() error {
-	if err := p.deadline.Flush(); !errors.Is(err, http.ErrNotSupported) {
-		return err
-	}
-	return nil
 }

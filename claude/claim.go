@@ -214,14 +214,10 @@ func (c *call) queue() bool {
 	}
 	c.engine.counts.waiting.Add(1)
 	defer c.engine.counts.waiting.Add(-1)
-	ctx, until := c.ctx, c.deadline
+	ctx := &until{Context: c.ctx, at: c.deadline, cause: errQueued}
+	defer ctx.end()
 	if c.midway {
-		until = c.limit()
-	}
-	if !until.IsZero() {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadlineCause(c.ctx, until, errQueued)
-		defer cancel()
+		ctx.at = c.limit()
 	}
 	ask := c.asks()
 	var err error

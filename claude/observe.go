@@ -3,9 +3,12 @@ package claude
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"io"
+	"net"
 	"net/http"
 	"strings"
+	"sync"
 
 	"mainstay.dev/mainstay/claude/internal/peek"
 	"mainstay.dev/mainstay/claude/internal/sse"
@@ -212,4 +215,37 @@ func (u *unzipper) feed(p []byte) { _, _ = u.w.Write(p) } // fails only after en
 func (u *unzipper) end() {
 	_ = u.w.Close()
 	<-u.done
+}
+
+// A desk is where a connection leaves the call that it has answered, to be written down
+// when the client has all of the answer and need not wait for it any more.
+type desk struct{ last *call }
+
+// desks are those of all connections.
+type desks struct{ of sync.Map }
+
+// open gives a connection its desk.
+func (ds *desks) open(ctx context.Context, conn net.Conn) context.Context {
+	d := new(desk)
+	ds.of.Store(conn, d)
+	return context.WithValue(ctx, desk{}, d)
+}
+
+// turn is told by net/http, on the connection's own goroutine, when an answer has gone
+// out, and when the connection has ended.
+func (ds *desks) turn(conn net.Conn, to http.ConnState) {
+	if to != http.StateIdle && to != http.StateClosed {
+		return
+	}
+	v, ok := ds.of.Load(conn)
+	if !ok {
+		return
+	}
+	if to == http.StateClosed {
+		ds.of.Delete(conn)
+	}
+	if d := v.(*desk); d.last != nil {
+		d.last.writeDown()
+		d.last = nil
+	}
 }

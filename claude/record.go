@@ -165,11 +165,23 @@ func (c *call) record() {
 	if r := c.replay; r != nil {
 		r.Code, r.Dollars, r.Attempts = c.end.code, float64(x.GenAI.CostNanoUSD)/1e9, x.Tries
 	}
-	if kept := c.asked != nil && c.policy.keep.Keeps(c.end.code != OK); kept {
-		c.asked.Model = strings.Clone(x.GenAI.Model)
-		c.later.Go(c.keepRequest) // it takes a while, and the client need not wait for it
+	if c.desk != nil {
+		c.desk.last = c
+		return
 	}
-	x.End(c.engine.sink)
+	c.writeDown()
+}
+
+// writeDown is the last that happens of a call: its request is kept, if that is wished,
+// and all is told to the sink.
+func (c *call) writeDown() {
+	if c.asked != nil && c.policy.keep.Keeps(c.end.code != OK) {
+		c.keepRequest()
+	}
+	c.x.End(c.engine.sink)
+	if c.done != nil {
+		c.done()
+	}
 }
 
 // settleUp tells the rate limits, the books and the limits what the call has taken, and
@@ -191,7 +203,7 @@ func (c *call) settleUp(cause Cause) {
 		g.InputTokens += input
 		g.CacheReadTokens += read
 		g.CacheWriteTokens += written
-		if c.later != nil { // a Transport's body may still be read by who closed it
+		if c.done != nil { // a Transport's body may still be read by who closed it
 			c.mend.Release()
 		}
 	}
@@ -343,6 +355,7 @@ func (c *call) remember(r *http.Request) {
 
 // keepRequest keeps what was remembered.
 func (c *call) keepRequest() {
+	c.asked.Model = strings.Clone(c.x.GenAI.Model)
 	q, err := c.store.Add(*c.asked, c.policy.keep)
 	switch {
 	case err != nil:

@@ -29,9 +29,7 @@ func (c *call) relay(w http.ResponseWriter, a *answer) (end verdict, broken bool
 		out.flush = nil
 		c.watch.whole(a.ahead, a.res.Header)
 		c.settleUp(a.verdict.cause)
-		if _, err = out.Write(a.ahead); err == nil {
-			out.err = c.patience.flush() // or it would lie here until the call has been written down
-		}
+		_, err = out.Write(a.ahead)
 	case a.events && c.watch.plain:
 		err = c.relayEvents(out, a)
 	default:

@@ -342,6 +342,7 @@ func (m *mending) Read(p []byte) (int, error) {
 func (m *mending) finish() {
 	const little, moment = 64 << 10, time.Second / 4
 	m.finished = true
+	defer m.c.mend.Rest()
 	if m.a == nil {
 		return
 	}

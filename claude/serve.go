@@ -72,6 +72,7 @@ type Server struct {
 	wire   *http.Transport
 	board  *attach.Board[landed]
 	kept   keep.Store
+	desks  desks
 
 	base  context.Context // of every request
 	stop  context.CancelCauseFunc
@@ -203,6 +204,8 @@ func (s *Server) Run(ctx context.Context) error {
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    1 << 20, // beyond mostHeader the refusal is ours, beyond this net/http's
 		BaseContext:       func(net.Listener) context.Context { return s.base },
+		ConnContext:       s.desks.open,
+		ConnState:         s.desks.turn,
 		ErrorLog:          slog.NewLogLogger(s.engine.log.Handler(), slog.LevelWarn),
 	}
 	served := make(chan error, 1)
@@ -246,7 +249,8 @@ type call struct {
 	policy   *policy // of the plane; nil in a Transport
 	rules    rules
 	x        *telemetry.Exchange
-	later    *sync.WaitGroup // of what is done when the client has all; nil in a Transport
+	desk     *desk           // of its connection; nil: it came by none
+	done     func()          // is called when all has been written down; nil in a Transport
 	asked    *keep.Request   // as the client sent it, to be kept; nil: it is not
 	store    *keep.Store     // where it is kept; nil: nowhere
 	replay   *Replayed       // the call is the replay of another; nil: it is none
@@ -291,7 +295,6 @@ type call struct {
 // ServeHTTP is the life of a call.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := s.begin(w, r)
-	defer s.calls.Done()
 	defer c.record()
 	if !c.route(w, r, s.colors) || !c.admit(w, r) {
 		return
@@ -324,7 +327,8 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request) *call {
 	x := telemetry.Begin("claude")
 	s.calls.Add(1)
 	p := s.policy.Load()
-	c := &call{engine: &s.engine, policy: p, rules: p.rules, x: x, later: &s.calls, store: &s.kept, ctx: r.Context()}
+	c := &call{engine: &s.engine, policy: p, rules: p.rules, x: x, done: s.calls.Done, store: &s.kept, ctx: r.Context()}
+	c.desk, _ = r.Context().Value(desk{}).(*desk)
 	c.patience = &patience{deadline: http.NewResponseController(w), limit: p.client}
 	c.patience.write() // covers what net/http itself writes before the answer
 	c.engine.counts.inFlight.Add(1)

@@ -25,68 +25,85 @@ type figure struct {
 func (f figure) micros() float64 { return micros(f.cpu) / float64(f.calls) }
 
 // measure gives the subjects of a row their turns, and prints what these came to: of
-// latency the median, and the median of the ratios within each round; of processor
-// time, which is counted in ticks of 10 ms, the sum.
+// latency the median of the rounds' medians; of processor time, which is counted in
+// ticks of 10 ms, the sum.
 func (b *bench) measure(ctx context.Context, h *house, r row) error {
 	figures := make([]figure, len(r.subjects))
 	for round := range b.rounds + 1 {
+		p50, err := b.oneByOne(ctx, h, r)
+		if err != nil {
+			return err
+		}
 		for i := range r.subjects {
 			i = (i + round) % len(r.subjects) // nobody is always first
-			f, err := b.turn(ctx, h, r, r.subjects[i])
+			p, body := h.subject(r, i)
+			before, began := spent(p.pid), time.Now()
+			took, err := drive(ctx, p.url, body, b.clients, b.span)
 			if err != nil {
 				return fmt.Errorf("%s: %w", r.subjects[i], err)
 			}
-			if round > 0 { // the first is for getting warm
-				g := &figures[i]
-				g.p50, g.cpu, g.calls, g.took = append(g.p50, f.p50), g.cpu+f.cpu, g.calls+f.calls, g.took+f.took
+			if round == 0 { // for getting warm
+				continue
 			}
+			g := &figures[i]
+			g.p50 = append(g.p50, p50[i])
+			g.cpu, g.calls, g.took = g.cpu+spent(p.pid)-before, g.calls+len(took), g.took+time.Since(began)
 		}
 	}
-	for i, name := range r.subjects {
-		f, base := figures[i], figures[r.base]
-		line := fmt.Sprintf("| %s | %s | %.0f", r.name, name, median(f.p50))
-		direct := slices.Index(r.subjects, "direct")
-		rest := fmt.Sprintf("%.1f | %.2f | %.0f", f.micros(), f.micros()/base.micros(), float64(f.calls)/f.took.Seconds())
-		switch {
-		case i == direct:
-			line += fmt.Sprintf(" | | | | | %.0f", float64(f.calls)/f.took.Seconds())
-		case direct >= 0:
-			added := minus(f.p50, figures[direct].p50)
-			line += fmt.Sprintf(" | %.0f | %.2f | %s", median(added), median(ratios(added, minus(base.p50, figures[direct].p50))), rest)
-		default:
-			line += fmt.Sprintf(" | | %.2f | %s", median(ratios(f.p50, base.p50)), rest)
-		}
-		fmt.Println(line + " |")
-	}
+	r.print(figures)
 	return nil
 }
 
-type turn struct {
-	p50   float64 // of calls that come one after the other
-	cpu   time.Duration
-	calls int
-	took  time.Duration // of the calls at saturation, which cpu is of
+// subject is the process that subject i of a row is, and what it is asked.
+func (h *house) subject(r row, i int) (p *process, body string) {
+	if name := r.subjects[i]; name != "plain stream" {
+		return h.subjects[name], r.body
+	}
+	return h.subjects["plain"], message(true)
 }
 
-// turn is one subject's: calls one after the other for p50, then as many as callers can
-// make for the processor time of one.
-func (b *bench) turn(ctx context.Context, h *house, r row, name string) (t turn, err error) {
-	body := r.body
-	if name == "plain stream" {
-		name, body = "plain", message(true)
+// oneByOne makes calls one after the other, each subject in its turn, so that all of them
+// see the same moods of the machine, and returns their medians in microseconds.
+func (b *bench) oneByOne(ctx context.Context, h *house, r row) ([]float64, error) {
+	tr := &http.Transport{DisableCompression: true}
+	defer tr.CloseIdleConnections()
+	took := make([][]float64, len(r.subjects))
+	for begun := time.Now(); time.Since(begun) < b.span*time.Duration(len(r.subjects)); {
+		for i, name := range r.subjects {
+			p, body := h.subject(r, i)
+			at := time.Now()
+			if err := call(ctx, tr, p.url, body); err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+			took[i] = append(took[i], micros(time.Since(at)))
+		}
 	}
-	p := h.subjects[name]
-	took, err := drive(ctx, p.url, body, 1, b.span)
-	if err != nil {
-		return t, err
+	p50 := make([]float64, len(took))
+	for i := range took {
+		p50[i] = median(took[i])
 	}
-	t.p50 = micros(took[len(took)/2])
-	before, began := spent(p.pid), time.Now()
-	if took, err = drive(ctx, p.url, body, b.clients, b.span); err != nil {
-		return t, err
+	return p50, nil
+}
+
+func (r row) print(figures []figure) {
+	base := figures[r.base]
+	direct := slices.Index(r.subjects, "direct")
+	for i, name := range r.subjects {
+		f := figures[i]
+		rate := float64(f.calls) / f.took.Seconds()
+		line := fmt.Sprintf("| %s | %s | %.0f", r.name, name, median(f.p50))
+		rest := fmt.Sprintf("%.1f | %.2f | %.0f", f.micros(), f.micros()/base.micros(), rate)
+		switch {
+		case i == direct:
+			line += fmt.Sprintf(" | | | | | %.0f", rate)
+		case direct >= 0:
+			added, plain := median(minus(f.p50, figures[direct].p50)), median(minus(base.p50, figures[direct].p50))
+			line += fmt.Sprintf(" | %.0f | %.2f | %s", added, added/plain, rest)
+		default:
+			line += fmt.Sprintf(" | | %.2f | %s", median(f.p50)/median(base.p50), rest)
+		}
+		fmt.Println(line + " |")
 	}
-	t.cpu, t.calls, t.took = spent(p.pid)-before, len(took), time.Since(began)
-	return t, nil
 }
 
 // drive makes calls from so many callers for a time, and returns how long they took, in
@@ -160,13 +177,10 @@ func median(of []float64) float64 {
 	return of[len(of)/2]
 }
 
-func ratios(a, b []float64) []float64 { return each(a, b, func(x, y float64) float64 { return x / y }) }
-func minus(a, b []float64) []float64  { return each(a, b, func(x, y float64) float64 { return x - y }) }
-
-func each(a, b []float64, of func(x, y float64) float64) []float64 {
+func minus(a, b []float64) []float64 {
 	all := make([]float64, len(a))
 	for i := range a {
-		all[i] = of(a[i], b[i])
+		all[i] = a[i] - b[i]
 	}
 	return all
 }

@@ -89,12 +89,24 @@ func plane(ctx context.Context, ln net.Listener, to string, gathering bool) erro
 	var cfg claude.Config
 	cfg.SetDefaults()
 	cfg.Upstream, cfg.Recovery.Aggregate = to, gathering
+	if os.Getenv("COMPAT") != "" {
+		cfg.Retry.Policy = "compatible"
+	}
+	if os.Getenv("NOPACE") != "" {
+		cfg.Pacing.Enabled = false
+	}
 	p, err := claude.New(cfg, claude.Deps{
 		Listener: ln, Log: log,
 		Sink: telemetry.Fanout(prom.New(nil, prom.Version("bench")), monitor.New(), jsonlog.New(log, jsonlog.All), calls.New(1000)),
 	})
 	if err != nil {
 		return err
+	}
+	if os.Getenv("TICK") != "" {
+		go func() {
+			for range time.Tick(time.Second) {
+			}
+		}()
 	}
 	return p.Run(ctx)
 }

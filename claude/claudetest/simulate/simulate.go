@@ -1,6 +1,7 @@
 // Package simulate runs the engine of the Claude plane in virtual time before a
 // Claude API in memory that fails as a [Scenario] says, and tells what its callers
-// see: days of traffic in seconds. The same figures come of every run.
+// see: days of traffic in seconds. Calls and faults come of fixed seeds; the engine's own
+// jitter does not, so that figures differ a little from run to run.
 //
 // Tests of the plane and bench/claude import it.
 package simulate

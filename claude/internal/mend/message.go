@@ -44,6 +44,7 @@ type Message struct {
 	held  []byte // not given yet
 	out   []byte // given, to be taken from taken on
 	log   []byte // all that was given: what the client has
+	after []byte // what has come after the last event
 	taken int
 	lost  bool // log is too long to be kept
 
@@ -124,8 +125,25 @@ func (m *Message) Feed(p []byte) State {
 	return Going
 }
 
-// After takes bytes that come after the message's last event: they pass as they are.
-func (m *Message) After(p []byte) { m.out = append(m.out, p...) }
+// After takes bytes that come after the message's last event.
+func (m *Message) After(p []byte) { m.after = append(m.after, p...) }
+
+// Rest gives out what has come after the message's last event, as it is; but what went
+// wrong then is nobody's business any more.
+func (m *Message) Rest() {
+	for rest := m.after; ; {
+		e, n := cut(rest)
+		if n == 0 {
+			m.out = append(m.out, rest...)
+			break
+		}
+		if string(e.name) != "error" {
+			m.out = append(m.out, e.raw...)
+		}
+		rest = rest[n:]
+	}
+	m.after = nil
+}
 
 // take takes one event.
 func (m *Message) take(e event) State {
