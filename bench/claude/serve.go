@@ -69,7 +69,8 @@ func serve(ctx context.Context, as, to string) error {
 }
 
 func until(ctx context.Context, ln net.Listener, h http.Handler) error {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: time.Minute}
+	// The timeouts of the plane's own server, which any that others can reach needs.
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
 	end := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer end()
 	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
@@ -89,24 +90,12 @@ func plane(ctx context.Context, ln net.Listener, to string, gathering bool) erro
 	var cfg claude.Config
 	cfg.SetDefaults()
 	cfg.Upstream, cfg.Recovery.Aggregate = to, gathering
-	if os.Getenv("COMPAT") != "" {
-		cfg.Retry.Policy = "compatible"
-	}
-	if os.Getenv("NOPACE") != "" {
-		cfg.Pacing.Enabled = false
-	}
 	p, err := claude.New(cfg, claude.Deps{
 		Listener: ln, Log: log,
 		Sink: telemetry.Fanout(prom.New(nil, prom.Version("bench")), monitor.New(), jsonlog.New(log, jsonlog.All), calls.New(1000)),
 	})
 	if err != nil {
 		return err
-	}
-	if os.Getenv("TICK") != "" {
-		go func() {
-			for range time.Tick(time.Second) {
-			}
-		}()
 	}
 	return p.Run(ctx)
 }
