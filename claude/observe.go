@@ -245,6 +245,7 @@ func (ds *desks) turn(conn net.Conn, to http.ConnState) {
 		ds.of.Delete(conn)
 	}
 	if d := v.(*desk); d.last != nil {
+		d.last.conclude()
 		d.last.writeDown()
 		d.last = nil
 	}

@@ -138,9 +138,27 @@ func (c *call) refuse(w http.ResponseWriter, v verdict) {
 	c.x.BytesOut += int64(n)
 }
 
-// record ends the call and writes it down, once, whatever came of it.
+// record ends the call and writes it down, once, whatever came of it. A call that came by
+// a connection is written down when the answer has gone out, and of a stream, whose
+// client has seen its last event already, all waits for that.
 func (c *call) record() {
+	if c.desk == nil {
+		c.conclude()
+		c.writeDown()
+		return
+	}
+	if c.desk.last = c; !c.x.HTTP.Stream {
+		c.conclude()
+	}
+}
+
+// conclude ends the call; again does nothing.
+func (c *call) conclude() {
 	x := c.x
+	if c.concluded {
+		return
+	}
+	c.concluded = true
 	if c.end.code == "" {
 		c.end = verdict{code: Internal} // only a panic gets here
 	}
@@ -165,11 +183,6 @@ func (c *call) record() {
 	if r := c.replay; r != nil {
 		r.Code, r.Dollars, r.Attempts = c.end.code, float64(x.GenAI.CostNanoUSD)/1e9, x.Tries
 	}
-	if c.desk != nil {
-		c.desk.last = c
-		return
-	}
-	c.writeDown()
 }
 
 // writeDown is the last that happens of a call: its request is kept, if that is wished,

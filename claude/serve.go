@@ -245,51 +245,52 @@ func (s *Server) drain(ctx context.Context, srv *http.Server) {
 
 // A call is one exchange with Claude, whichever door it came in by.
 type call struct {
-	engine   *engine
-	policy   *policy // of the plane; nil in a Transport
-	rules    rules
-	x        *telemetry.Exchange
-	desk     *desk           // of its connection; nil: it came by none
-	done     func()          // is called when all has been written down; nil in a Transport
-	asked    *keep.Request   // as the client sent it, to be kept; nil: it is not
-	store    *keep.Store     // where it is kept; nil: nowhere
-	replay   *Replayed       // the call is the replay of another; nil: it is none
-	who      identity.Who    // in whose name the app calls; zero: it did not say
-	allowed  limits.Verdict  // what the limits said of that caller; zero: they were not asked
-	step     string          // the rung of the ladder of degradation on which that caller stands; empty: none
-	ctx      context.Context // the client's
-	patience *patience
-	upload   *upload
-	shape    shape
-	out      *http.Request // what goes upstream, but for the body
-	body     *body
-	sends    *body // the one that the attempt under way sends: body, or a continuation
-	request  request
-	mend     *mend.Message          // of a stream that is recovered; nil: it passes as it comes
-	gather   *gather.Message        // of the stream of a call that does not stream; nil: it is none
-	flight   *attach.Flight[landed] // that others may attach to; nil: none
-	leave    func() bool            // stops watching whether the client leaves
-	resumes  int                    // attempts that went on with what the client had
-	midway   bool                   // the client has the beginning of an answer
-	loop     retry.Loop
-	gate     *health.Gate // nil: none
-	pass     health.Pass
-	lane     *pace.Lane   // nil: not paced
-	ticket   *pace.Ticket // of the attempt under way
-	weight   float64      // of the caller, in the lane
-	stake    *price.Stake // reserved of the day's money
-	way      way
-	refused  verdict           // why claim was in vain
-	deadline time.Time         // for the first byte; policy deadline only
-	until    time.Time         // no wait may last longer; zero: nothing has gone wrong yet
-	try      telemetry.Attempt // the one under way
-	trying   bool
-	watch    observer
-	end      verdict
-	rides    bool // on another call's answer, which that one pays for and counts
-	settled  bool // what it has taken has been told
-	held     bool // at a gate that was not open
-	attached bool // as an SDK's retry, to the call that still ran
+	engine    *engine
+	policy    *policy // of the plane; nil in a Transport
+	rules     rules
+	x         *telemetry.Exchange
+	desk      *desk           // of its connection; nil: it came by none
+	done      func()          // is called when all has been written down; nil in a Transport
+	asked     *keep.Request   // as the client sent it, to be kept; nil: it is not
+	store     *keep.Store     // where it is kept; nil: nowhere
+	replay    *Replayed       // the call is the replay of another; nil: it is none
+	who       identity.Who    // in whose name the app calls; zero: it did not say
+	allowed   limits.Verdict  // what the limits said of that caller; zero: they were not asked
+	step      string          // the rung of the ladder of degradation on which that caller stands; empty: none
+	ctx       context.Context // the client's
+	patience  *patience
+	upload    *upload
+	shape     shape
+	out       *http.Request // what goes upstream, but for the body
+	body      *body
+	sends     *body // the one that the attempt under way sends: body, or a continuation
+	request   request
+	mend      *mend.Message          // of a stream that is recovered; nil: it passes as it comes
+	gather    *gather.Message        // of the stream of a call that does not stream; nil: it is none
+	flight    *attach.Flight[landed] // that others may attach to; nil: none
+	leave     func() bool            // stops watching whether the client leaves
+	resumes   int                    // attempts that went on with what the client had
+	midway    bool                   // the client has the beginning of an answer
+	loop      retry.Loop
+	gate      *health.Gate // nil: none
+	pass      health.Pass
+	lane      *pace.Lane   // nil: not paced
+	ticket    *pace.Ticket // of the attempt under way
+	weight    float64      // of the caller, in the lane
+	stake     *price.Stake // reserved of the day's money
+	way       way
+	refused   verdict           // why claim was in vain
+	deadline  time.Time         // for the first byte; policy deadline only
+	until     time.Time         // no wait may last longer; zero: nothing has gone wrong yet
+	try       telemetry.Attempt // the one under way
+	trying    bool
+	watch     observer
+	end       verdict
+	rides     bool // on another call's answer, which that one pays for and counts
+	settled   bool // what it has taken has been told
+	concluded bool
+	held      bool // at a gate that was not open
+	attached  bool // as an SDK's retry, to the call that still ran
 }
 
 // ServeHTTP is the life of a call.
