@@ -7,7 +7,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"math"
 	"net"
 	"net/http"
 	"os"
@@ -16,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/peek"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
@@ -63,7 +63,7 @@ func (c *call) admit(w http.ResponseWriter, r *http.Request) bool {
 	if c.x.Route == routeFiles || c.x.Route == routeBatches {
 		kept = min(kept, mostFile)
 	}
-	b, err := takeIn(c.upload, intake{memory: &c.engine.counts.replay, most: p.memory, keep: kept, size: r.ContentLength})
+	b, err := body.TakeIn(c.upload, body.Intake{Memory: &c.engine.counts.replay, Most: p.memory, Keep: kept, Size: r.ContentLength})
 	if err != nil {
 		c.refuse(w, verdict{code: uploadCode(err), err: err})
 		return false
@@ -146,6 +146,7 @@ type request struct {
 	model     string
 	stream    bool
 	format    bool // its text must follow a schema: a part of it can't be continued
+	fast      bool // it asks for fast mode
 	maxTokens int64
 	recover   bool // the caller has nothing against it
 	gather    bool // nor against its answer being gathered from a stream
@@ -159,7 +160,7 @@ func (c *call) ask() {
 	c.readRequest()
 	c.askLess()
 	c.x.GenAI.Asked, c.x.GenAI.MaxTokens = c.request.model, c.request.maxTokens
-	if text := c.body.text(); len(c.rules.routes) > 1 || len(c.rules.routes) == 1 && c.rules.routes[0].Len() > 1 {
+	if text := c.body.Text(); len(c.rules.routes) > 1 || len(c.rules.routes) == 1 && c.rules.routes[0].Len() > 1 {
 		if c.way.prefix, c.way.filed = routes.Prefix(text); c.way.filed {
 			c.way.prefix = 0 // as the calls by which the files came
 		}
@@ -171,16 +172,16 @@ func (c *call) ask() {
 
 // readRequest notes what the body says of itself.
 func (c *call) readRequest() {
-	if text := c.body.text(); text != nil {
+	if text := c.body.Text(); text != nil {
 		peek.Members(text, func(key, value []byte) {
 			switch string(key) {
 			case "model":
-				if len(value) <= mostName {
+				if len(value) <= body.MostName {
 					c.request.model = peek.Text(value)
 				}
 			case "stream":
 				c.request.stream = string(value) == "true"
-			case "max_tokens":
+			case "max_tokens", "max_tokens_to_sample":
 				c.request.maxTokens, _ = peek.Count(value)
 			case "temperature":
 				c.x.GenAI.Temperature = figure(value)
@@ -188,6 +189,8 @@ func (c *call) readRequest() {
 				c.x.GenAI.TopP = figure(value)
 			case "top_k":
 				c.x.GenAI.TopK = figure(value)
+			case "speed":
+				c.request.fast = string(value) == `"fast"`
 			case "output_format", "output_config":
 				c.request.format = true
 			}
@@ -207,22 +210,25 @@ func figure(value []byte) string {
 // askLess makes the request one for less, if claude.degrade has a rule for the caller.
 func (c *call) askLess() {
 	rule := routes.Degrade(c.rules.degrade, c.x.Tier, c.step)
-	text := c.body.text()
+	text := c.body.Text()
 	if rule == nil || len(text) == 0 || c.x.Route != routeMessages {
 		return
 	}
 	model, ok := routes.Instead(rule.Models, c.request.model)
 	if !ok {
 		model = c.request.model
+	} else if model != c.request.model {
+		if lacks := c.rules.abilities.Lacks(model, c.needs(), rule.MaxTokens); lacks != "" {
+			c.engine.unfit("degrade", model, lacks)
+			model = c.request.model
+		}
 	}
 	changed, tokens := routes.Change(text, model, rule.MaxTokens)
 	if &changed[0] == &text[0] {
 		return
 	}
-	if room := int64(len(text)) + routes.Slack; c.body.memory.take(room, math.MaxInt64) { // what the rule is for must not depend on memory
-		c.body.held += room
-	}
-	c.body.replace(changed)
+	c.body.Spare(int64(len(text)) + routes.Slack) // what the rule is for must not depend on memory
+	c.body.Replace(changed)
 	var less []string
 	if model != c.request.model {
 		c.request.model, less = model, append(less, model)
@@ -239,7 +245,9 @@ func (c *call) findGate() {
 		c.makeWhole()
 	}
 	c.gate = c.engine.gates.at(c.out.URL.Host, c.request.model)
-	c.findLane(c.request.model)
+	if len(c.rules.routes) == 0 || c.rules.routes[0].Len() == 0 { // or it is the key's that will be used
+		c.findLane(c.request.model)
+	}
 }
 
 // afford reserves what the call may cost of the day's money.
@@ -249,12 +257,9 @@ func (c *call) afford() (verdict, bool) {
 	}
 	ctx := &until{Context: c.ctx, at: c.deadline, cause: errQueued}
 	defer ctx.end()
-	const bytesPerToken = 3
-	nano, _ := c.rules.prices.Cost(price.Usage{
-		Model: c.request.model, CacheWrite: max(c.body.size, 0) / bytesPerToken, Output: c.engine.ledger.Answer(c.request.model, c.request.maxTokens),
-	})
+	c.most = c.mayCost()
 	before := time.Now()
-	stake, err := c.engine.ceiling.Reserve(ctx, nano)
+	stake, err := c.engine.ceiling.Reserve(ctx, c.most)
 	c.x.Waited += time.Since(before)
 	c.stake = stake
 	if stake != nil && stake.First {
@@ -294,8 +299,33 @@ func (u *until) end() {
 	}
 }
 
-// mostName is the length of the longest model name that is looked at.
-const mostName = 128
+// mayCost is what one attempt of the call may cost, in billionths of a dollar: at most,
+// or, where that will do, about.
+func (c *call) mayCost() int64 {
+	u := price.Usage{Model: c.request.model}
+	limited, most := c.engine.ceiling.Asks()
+	switch {
+	case !limited:
+		return 0
+	case most:
+		hour := false
+		if u.CacheWrite, hour = price.Input(c.body.Text()); hour {
+			u.CacheHour = u.CacheWrite
+		}
+		if u.Output = c.request.maxTokens; u.Output <= 0 {
+			u.Output = longestAnswer
+		}
+	default:
+		const bytesPerToken = 3
+		u.CacheWrite = max(c.body.Size, 0) / bytesPerToken
+		u.Output = c.engine.ledger.Answer(c.request.model, c.request.maxTokens)
+	}
+	nano, _ := c.rules.prices.Cost(u)
+	return nano
+}
+
+// longestAnswer is what an answer may come to whose request can't be read.
+const longestAnswer = 128_000
 
 // uploadCode tells what went wrong on the client's side of an upload.
 func uploadCode(err error) Code {

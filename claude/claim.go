@@ -32,12 +32,18 @@ func (c *call) promise(h http.Header) {
 		return
 	}
 	limit := c.rules.deadline
-	for _, asked := range []time.Duration{seconds(own), seconds(h.Get("X-Stainless-Timeout"))} {
-		if asked > 0 {
-			limit = min(limit, asked)
-		}
+	if asked := seconds(own); asked > 0 {
+		limit = min(limit, asked)
+	}
+	c.whole = c.x.Start.Add(limit - min(limit/20, time.Second))
+	if asked := seconds(h.Get("X-Stainless-Timeout")); asked > 0 {
+		limit = min(limit, asked)
 	}
 	c.deadline = c.x.Start.Add(limit - min(limit/20, time.Second))
+	const last = "2" // the retries that the SDKs make unless told otherwise
+	if count := h.Get("X-Stainless-Retry-Count"); c.rules.attach == 0 || count == "" || count >= last {
+		c.whole = c.deadline // nobody will come for it
+	}
 }
 
 // deadlineHeader is how a caller says by when its answer must begin: "30s", "1m30s",
@@ -73,7 +79,7 @@ func (c *call) firstByteLimit() time.Duration {
 	if c.mend != nil || c.midway {
 		limit = min(limit, 2*c.rules.stall)
 	}
-	until := c.deadline
+	until := c.whole
 	if c.midway { // the call has begun to be answered: only its hold counts
 		until = c.limit()
 	}
@@ -221,6 +227,10 @@ func (c *call) queue() bool {
 	}
 	ask := c.asks()
 	var err error
+	if full := (verdict{code: Limited, cause: CauseRateLimited, err: errQueued}); !ctx.at.IsZero() && c.forks() && c.lane.Due(ask) > time.Until(ctx.at) && c.canMove(full) {
+		c.refused = full // the other way may have room
+		return false
+	}
 	c.ticket, err = c.lane.Wait(ctx, ask)
 	if err != nil {
 		c.refused = verdict{code: Limited, cause: CauseRateLimited, after: c.lane.Due(ask), err: err}
@@ -231,7 +241,7 @@ func (c *call) queue() bool {
 // asks is what the call would take of the rate limits.
 func (c *call) asks() pace.Ask {
 	return pace.Ask{
-		Bytes: max(c.body.size, 0), MaxTokens: c.request.maxTokens,
+		Bytes: max(c.body.Size, 0), MaxTokens: c.request.maxTokens,
 		Flow: c.x.Caller + c.x.Color, Weight: c.weight, Deadline: c.deadline,
 	}
 }
@@ -278,7 +288,7 @@ func (c *call) outage(cause Cause) bool {
 	case CauseOverloaded, CauseStatus, CauseConnect, CauseBroken, CauseCut, CauseStalled, CauseStream:
 		return true
 	case CauseTimeout:
-		return c.deadline.IsZero() || time.Now().Before(c.deadline)
+		return c.deadline.IsZero() || time.Now().Before(c.whole)
 	}
 	return false
 }
@@ -341,6 +351,10 @@ func (c *call) tried(cause Cause) {
 
 // retrying tells of an attempt that failed and will be followed by another.
 func (c *call) retrying(v verdict, wait time.Duration) {
+	switch v.cause {
+	case CauseCut, CauseStalled, CauseStream, CauseTimeout, CauseBroken: // it may be charged all the same
+		c.stake.Grow(c.most)
+	}
 	c.engine.counts.retries.Add(1)
 	attrs := append(make([]slog.Attr, 0, 10),
 		slog.String("id", c.x.ID), slog.String("route", c.x.Route), slog.String("color", c.x.Color),

@@ -29,6 +29,7 @@ const (
 	UpstreamCut     Code = "upstream_cut"
 	UpstreamStalled Code = "upstream_stalled"
 	AnswerTooLarge  Code = "answer_too_large"
+	AnswersFull     Code = "answers_full"
 	Stopping        Code = "stopping"
 	Internal        Code = "internal"
 )
@@ -62,6 +63,7 @@ var Meanings = []Meaning{
 	{UpstreamCut, telemetry.BlameUpstream, "Claude's answer broke off after part of it had gone to the client."},
 	{UpstreamStalled, telemetry.BlameUpstream, "Claude's answer stopped coming after part of it had gone to the client."},
 	{AnswerTooLarge, telemetry.BlameMainstay, "The answer, which Mainstay gathers from a stream, is larger than claude.recovery.max_answer."},
+	{AnswersFull, telemetry.BlameMainstay, "The answers that Mainstay gathers or keeps take all of claude.recovery.memory."},
 	{Stopping, telemetry.BlameMainstay, "Mainstay stopped before the call had ended."},
 	{Internal, telemetry.BlameMainstay, "A bug of ours ended the call."},
 }
@@ -95,7 +97,7 @@ const (
 	CauseCut         Cause = "cut"          // the answer broke off after part of it was relayed
 	CauseStalled     Cause = "stalled"      // the answer stopped coming after part of it was relayed
 	CauseStream      Cause = "stream_error" // the stream carried an error
-	CauseTooLarge    Cause = "too_large"    // the answer is larger than it may be
+	CauseTooLarge    Cause = "too_large"    // the answer is larger than it may be, or than there is memory for
 	CauseClient      Cause = "client"       // the client left, or its upload broke
 	CauseStopping    Cause = "stopping"     // Mainstay stopped
 )

@@ -26,6 +26,7 @@ type Config struct {
 	Prices   map[string]price.Price `yaml:"prices" doc:"What models cost, by the beginning of their names, beside and instead of the shipped table (of 2026-10-10): the longest that fits counts."`
 	Routes   []routes.Config        `yaml:"routes" doc:"Policy deadline: where messages go while claude.upstream is failing, in order: the first that is fit and takes the call."`
 	Degrade  []routes.Rule          `yaml:"degrade" doc:"Callers whose messages ask for less, by tier and by the step of limits.degrade: the first rule that fits counts."`
+	Cannot   map[string][]string    `yaml:"cannot" doc:"What models can't take, by the beginning of their names (the longest that fits counts), instead of what this version knows of them (of 2026-10-10): calls that ask for it are not sent to them by routes and degrade. Words: thinking:TYPE, effort:LEVEL, speed:fast, schema, sampling, prefill, max_tokens>N, prompt>N (tokens), types of tools, betas; * at the end stands for any rest. An empty list: it takes all."`
 	Timeouts TimeoutConfig          `yaml:"timeouts" doc:"How long each side may keep the other waiting."`
 	Limits   LimitConfig            `yaml:"limits" doc:"How large requests may be, and how much of them is kept for a retry."`
 	Calls    int                    `yaml:"calls" doc:"How many of the latest calls mainstay claude calls can show. They hold nothing of what was said."`
@@ -39,8 +40,8 @@ type RetryConfig struct {
 	Deadline      time.Duration   `yaml:"deadline" doc:"Policy deadline: how long a call may take to begin its answer; x-stainless-timeout and mainstay-deadline of the request can shorten it."`
 	Hold          time.Duration   `yaml:"hold" doc:"Policy deadline: how long a call may wait for Claude to come back, retries and all; also for each break of a stream."`
 	Budget        setting.Percent `yaml:"budget" doc:"Policy deadline: retries of all calls together, as a share of the calls; a retry beyond it waits."`
-	Attach        time.Duration   `yaml:"attach" doc:"Policy deadline: how long a gathered call (recovery.aggregate) goes on after its client has left, so that the SDK's retry of it can attach to it instead of paying twice; 0: it ends at once."`
-	Join          bool            `yaml:"join" doc:"Policy deadline: identical gathered calls of the same key, at the same time, share one answer."`
+	Attach        time.Duration   `yaml:"attach" doc:"Policy deadline: how long a message (that recovery.streams or recovery.aggregate is on for) goes on after its client has left, so that the SDK's retry of it can attach to it instead of paying twice; 0: it ends at once."`
+	Join          bool            `yaml:"join" doc:"Policy deadline: identical messages of the same key, at the same time, share one answer, streamed or not."`
 	MaxRetries    int             `yaml:"max_retries" doc:"Policy compatible: retries after the first try; 0 turns them off."`
 	Base          time.Duration   `yaml:"base" doc:"Policy compatible: wait before the first retry; each further one is twice as long."`
 	Jitter        setting.Percent `yaml:"jitter" doc:"Policy compatible: by how much of itself a wait is spread, up or down; on top of a wait that Claude asked for, only up."`
@@ -52,6 +53,7 @@ type RecoveryConfig struct {
 	Streams   bool          `yaml:"streams" doc:"Hold the beginning of a stream until it has content, and thinking and tool use until they are whole; replay or continue a stream that breaks. The request header mainstay-recovery: off turns it off for one call."`
 	Aggregate bool          `yaml:"aggregate" doc:"Ask for the answer of a call that does not stream as a stream, and gather it into the JSON that the app waits for: so that a hang is seen within recovery.stall, and a break made whole. The request header mainstay-aggregate: off turns it off for one call."`
 	MaxAnswer setting.Bytes `yaml:"max_answer" doc:"Largest answer that is gathered, as the stream tells it; a larger one is answered 502."`
+	Memory    setting.Bytes `yaml:"memory" doc:"Memory for all answers under way together: gathered, kept so that they can be made whole, or for those who attach. Beyond it calls that do not stream go as they are, streams can't be made whole any more, and what is half gathered is answered 529 (answers_full)."`
 	Except    []string      `yaml:"except" doc:"Callers whose calls pass as they come: fingerprints of their keys, as the log shows them (key:1a2b3c4d5e6f)."`
 	Stall     time.Duration `yaml:"stall" doc:"How long a stream may say nothing, not even a ping, before its rest is asked for anew; its head may take twice as long."`
 }
@@ -79,7 +81,7 @@ func (c *Config) SetDefaults() {
 		Listen:   "127.0.0.1:8700",
 		Upstream: "https://api.anthropic.com",
 		Retry:    RetryConfig{Policy: "deadline", Deadline: 10 * time.Minute, Hold: 2 * time.Minute, Attach: 3 * time.Second, Budget: 0.2, MaxRetries: 3, Base: time.Second, Jitter: 0.25, MaxRetryAfter: time.Minute},
-		Recovery: RecoveryConfig{Streams: true, Aggregate: true, MaxAnswer: 32e6, Stall: 30 * time.Second},
+		Recovery: RecoveryConfig{Streams: true, Aggregate: true, MaxAnswer: 32e6, Memory: 256e6, Stall: 30 * time.Second},
 		Timeouts: TimeoutConfig{FirstByte: 10 * time.Minute, Idle: 3 * time.Minute, Client: 30 * time.Second},
 		// The API's limits are 32, 256 and 500 MB, which may be MiB.
 		Limits: LimitConfig{Body: 600e6, Message: 32 << 20, Batch: 256 << 20, File: 500 << 20, Replay: 34e6, ReplayMemory: 512e6},
@@ -88,7 +90,7 @@ func (c *Config) SetDefaults() {
 	}
 	c.Pacing.SetDefaults()
 	c.Keep.SetDefaults()
-	c.Spend.OnReach = "refuse"
+	c.Spend.OnReach, c.Spend.Reserve = "refuse", "most"
 }
 
 // Validate notes every mistake.
@@ -99,11 +101,15 @@ func (c Config) Validate(ps *setting.Problems) {
 	routes.CheckUpstream(c.Upstream, "upstream", c.Listen, ps)
 	routes.Validate(c.Routes, c.Keys, c.Listen, ps)
 	routes.ValidateRules(c.Degrade, ps)
+	routes.ValidateCannot(c.Cannot, ps)
 	var part setting.Problems
 	c.Retry.validate(&part)
 	ps.Below("retry", part)
 	if c.Recovery.MaxAnswer <= 0 || c.Recovery.MaxAnswer > 1e9 {
 		ps.Add("recovery.max_answer", "must be positive, and at most 1GB", "try 32MB")
+	}
+	if c.Recovery.Memory < c.Recovery.MaxAnswer {
+		ps.Add("recovery.memory", "must not be less than recovery.max_answer", "try 256MB")
 	}
 	if c.Recovery.Stall <= 0 {
 		ps.Add("recovery.stall", "must be positive", "try 30s")
@@ -193,6 +199,7 @@ func (c Config) rules() rules {
 		r.recovers, r.stall, r.except = c.Recovery.Streams || c.Recovery.Aggregate, c.Recovery.Stall, map[string]bool{}
 		r.attach, r.joins = c.Retry.Attach, c.Retry.Join
 		r.streams, r.gathers, r.answer = c.Recovery.Streams, c.Recovery.Aggregate, int(c.Recovery.MaxAnswer)
+		r.memory = int64(c.Recovery.Memory)
 		for _, caller := range c.Recovery.Except {
 			r.except[caller] = true
 		}
@@ -265,13 +272,15 @@ type rules struct {
 	pacing     pace.Config
 	routes     []*routes.Route // the first one is claude.upstream's; nil: the call goes as it is
 	degrade    []routes.Rule
+	abilities  *routes.Abilities
 	basePath   string // of the upstream
 	recovers   bool   // one of the next two
 	streams    bool   // are made whole
 	attach     time.Duration
 	joins      bool
-	gathers    bool // what does not stream, from a stream
-	answer     int  // the largest that is gathered
+	gathers    bool  // what does not stream, from a stream
+	answer     int   // the largest that is gathered
+	memory     int64 // for answers
 	stall      time.Duration
 	except     map[string]bool // callers whose streams are left alone
 }
@@ -322,7 +331,7 @@ func Compile(cfg Config) (*policy, error) {
 	if r.routes, err = routes.Compile(cfg.Routes, cfg.Keys); err != nil {
 		return nil, err
 	}
-	r.basePath, r.degrade = strings.TrimRight(u.Path, "/"), cfg.Degrade
+	r.basePath, r.degrade, r.abilities = strings.TrimRight(u.Path, "/"), cfg.Degrade, routes.Able(cfg.Cannot)
 	return &policy{
 		rules: r,
 		upstream: target{

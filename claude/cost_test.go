@@ -1,12 +1,15 @@
 package claude_test
 
 import (
+	"fmt"
 	"io"
 	"math"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"mainstay.dev/mainstay/claude"
 )
@@ -101,6 +104,43 @@ func TestFiftyCallsAtOnceStopWithinOneOfTheDailyCeilingAndARestartRemembers(t *t
 		}
 		if r := st.send("GET", "/v1/models", "", nil); r.status != 200 {
 			t.Errorf("what costs nothing: %d", r.status)
+		}
+	})
+}
+
+// Some answers are as long as they may be, most are a hundredth of that.
+func TestAnswersOfAllLengthsStopWithinOneCallOfTheCeiling(t *testing.T) {
+	var n atomic.Int64
+	odd := func(w http.ResponseWriter, r *http.Request) {
+		tokens := 100
+		if n.Add(1)%7 == 0 {
+			tokens = 10_000
+		}
+		if sleep(r.Context(), time.Second) == nil {
+			says(200, fmt.Sprintf(`{"type":"message","model":"claude-sonnet-4-5","stop_reason":"end_turn","usage":{"input_tokens":10,"output_tokens":%d}}`, tokens))(w, r)
+		}
+	}
+	inBubble(t, http.HandlerFunc(odd), func(c *claude.Config) { patient(c); c.Spend.Daily = 1; c.Recovery.Aggregate = false }, func(t *testing.T, st *stage) {
+		var good, refused atomic.Int64
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Go(func() {
+				for range 20 {
+					switch r := st.post(`{"model":"claude-sonnet-4-5","max_tokens":10000,"messages":[{"role":"user","content":"hello"}]}`); r.status {
+					case 200:
+						good.Add(1)
+					case 402:
+						refused.Add(1)
+					default:
+						t.Errorf("%d %s", r.status, r.body)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		const one = 0.151
+		if s := st.Stats(); s.SpentToday > 1+one || s.SpentToday < 1 || good.Load() < 10 || refused.Load() == 0 {
+			t.Errorf("%v spent by %d calls, %d refused", s.SpentToday, good.Load(), refused.Load())
 		}
 	})
 }

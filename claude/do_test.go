@@ -11,9 +11,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/anthropics/anthropic-sdk-go"
-	"github.com/anthropics/anthropic-sdk-go/option"
-
 	"mainstay.dev/mainstay/claude"
 	"mainstay.dev/mainstay/claude/claudetest"
 )
@@ -33,7 +30,8 @@ func TestDoTriesAgainWhatItsJudgeSays(t *testing.T) {
 			{nil, 1, 0},
 		} {
 			tries, begun := 0, time.Now()
-			_, err := claude.Do(t.Context(), p, func(context.Context) (int, error) { tries++; return 1, c.err })
+			tr := &claude.Transport{Policy: &p}
+			_, err := claude.Do(t.Context(), tr, func(context.Context, *http.Client) (int, error) { tries++; return 1, c.err })
 			if took := time.Since(begun); !errors.Is(err, c.err) || tries != c.tries || took != c.took {
 				t.Errorf("%v: %d tries in %v, then %v", c.err, tries, took, err)
 			}
@@ -127,47 +125,4 @@ func TestClosingABodyThatSaysNothingFreesItsReader(t *testing.T) {
 	if x := b.last(t, 1); x.Code != "client_gone" {
 		t.Errorf("%s", x.Code)
 	}
-}
-
-func ExampleTransport() {
-	fake := claudetest.New(claudetest.Options{RetryAfter: "0.01"})
-	if err := fake.Open("127.0.0.1:0"); err != nil {
-		fmt.Println(err)
-		return
-	}
-	defer fake.Close()
-
-	client := anthropic.NewClient(
-		option.WithBaseURL(fake.URL()), option.WithAPIKey("any"),
-		option.WithHTTPClient(&http.Client{Transport: &claude.Transport{}}),
-		option.WithMaxRetries(0), // the Transport retries
-	)
-	fake.Next(claudetest.RateLimited)
-	m, err := client.Messages.New(context.Background(), ask("hello"))
-	fmt.Println(m.StopReason, err, fake.Counts().Requests)
-	// Output: end_turn <nil> 2
-}
-
-func ExampleDo() {
-	fake := claudetest.New(claudetest.Options{RetryAfter: "0.01"})
-	if err := fake.Open("127.0.0.1:0"); err != nil {
-		fmt.Println(err)
-		return
-	}
-	defer fake.Close()
-	client := anthropic.NewClient(option.WithBaseURL(fake.URL()), option.WithAPIKey("any"), option.WithMaxRetries(0))
-
-	p := claude.Compatible()
-	p.Judge = func(err error) (bool, time.Duration) {
-		if e, ok := errors.AsType[*anthropic.Error](err); ok {
-			return claude.JudgeResponse(e.Response)
-		}
-		return claude.JudgeError(err)
-	}
-	fake.Next(claudetest.RateLimited)
-	m, err := claude.Do(context.Background(), p, func(ctx context.Context) (*anthropic.Message, error) {
-		return client.Messages.New(ctx, ask("hello"))
-	})
-	fmt.Println(m.StopReason, err, fake.Counts().Requests)
-	// Output: end_turn <nil> 2
 }

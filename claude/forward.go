@@ -1,11 +1,11 @@
 package claude
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -46,9 +46,9 @@ func (c *call) forward() (*answer, verdict) {
 	a := &answer{first: c.firstByteLimit(), idle: c.rules.idle}
 	a.ctx, a.cancel = context.WithCancelCause(c.ctx)
 	a.timer = time.AfterFunc(a.first, a.tooLate)
-	out := c.out.WithContext(a.ctx)
+	out := c.out.WithContext(c.early.hear(a.ctx))
 	var res *http.Response
-	err := c.sends.attach(out, a.progress)
+	err := c.sends.Attach(out, a.progress)
 	if err == nil {
 		res, err = c.engine.rt.RoundTrip(out)
 	}
@@ -62,10 +62,14 @@ func (c *call) forward() (*answer, verdict) {
 	c.x.GenAI.UpstreamID = c.try.UpstreamID
 	a.verdict = judge(res)
 	c.ticket.Told(res.StatusCode, res.Header, a.verdict.after)
+	c.learn(res.Header)
 	if a.verdict.code == OK {
 		if err := a.readAhead(c.shape); err != nil {
 			a.close()
 			return nil, c.broke(a, err)
+		}
+		if a.isPage(mediaType(res.Header), c) {
+			a.verdict = verdict{code: UpstreamError, cause: CauseStatus, again: true, err: errPage}
 		}
 		if a.events && c.mend != nil {
 			a, v := c.mending(a)
@@ -114,16 +118,20 @@ func (a *answer) arrived() {
 // first piece of a generation's stream, the whole of a JSON answer. What breaks
 // until then, another attempt can mend, since the client has seen nothing.
 func (a *answer) readAhead(s shape) error {
-	kind, _, _ := strings.Cut(a.res.Header.Get("Content-Type"), ";")
-	kind = strings.TrimSpace(kind)
-	a.events = strings.EqualFold(kind, "text/event-stream")
+	kind := mediaType(a.res.Header)
+	a.events = kind == "text/event-stream"
 	switch {
 	case a.body == http.NoBody: // also the answer to HEAD
 		return nil
 	case a.events && s.message:
 		return a.readFirst()
-	case strings.EqualFold(kind, "application/json") && s.whole && a.res.ContentLength <= mostWhole:
-		return a.readWhole(mostWhole)
+	case kind == "application/json" && s.whole && a.res.ContentLength <= mostWhole:
+		if err := a.readWhole(mostWhole); err != nil || !s.message || !a.whole || a.res.Header.Get("Content-Encoding") != "" {
+			return err
+		}
+		if text := bytes.TrimSpace(a.ahead); len(text) == 0 || text[len(text)-1] != '}' {
+			return io.ErrUnexpectedEOF // whoever passed it on ended it as if it were whole
+		}
 	}
 	return nil
 }

@@ -4,13 +4,17 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
+
+	"mainstay.dev/mainstay/claude/internal/words"
 )
 
 // A verdict says what an attempt came to.
@@ -99,7 +103,7 @@ func (c *call) broke(a *answer, err error) verdict {
 	if v, ended := c.ended(); ended {
 		return v
 	}
-	if up := c.body.broken(); up != nil {
+	if up := c.body.Broken(); up != nil {
 		return verdict{code: uploadCode(up), cause: CauseClient, err: up}
 	}
 	if cause := context.Cause(a.ctx); errors.Is(cause, errFirstByte) || errors.Is(cause, errIdle) {
@@ -152,4 +156,62 @@ func connectionError(err error) bool {
 		}
 	}
 	return false
+}
+
+// errPage says that something between here and Claude answered in Claude's name.
+var errPage = errors.New("the answer is not one of the Claude API")
+
+// isPage reports whether a good status came with what no message is: the page of a
+// gateway, of a proxy or of a captive network.
+func (a *answer) isPage(kind string, c *call) bool {
+	if a.events || kind == "" || a.res.StatusCode >= 300 || c.out.Method != http.MethodPost {
+		return false
+	}
+	return (c.shape.message || c.x.Route == routeCount) && !strings.EqualFold(kind, "application/json")
+}
+
+// speak makes of a failure that is not told in the API's words one that is: what
+// stands in front of the API answers with pages of its own, which no SDK can read.
+// Status (but for those that only Cloudflare knows), headers and request id stay.
+func (c *call) speak(a *answer) {
+	status := a.res.StatusCode
+	if c.x.Route == routeOther || c.out.Method == http.MethodHead || status < 400 && !errors.Is(a.verdict.err, errPage) {
+		return
+	}
+	text := a.ahead
+	if !a.whole {
+		text = nil
+	}
+	if plain, ok := words.Plain(text, a.res.Header.Get("Content-Encoding")); !ok {
+		if mediaType(a.res.Header) == "application/json" {
+			return // in an encoding that is not read here
+		}
+		text = nil
+	} else if text = plain; a.whole && words.IsError(text) {
+		return
+	}
+	status, kind := words.For(status)
+	message := fmt.Sprintf("%s answered %d with what is no error of the Claude API", c.out.URL.Host, a.res.StatusCode)
+	if said := words.Excerpt(text); said != "" {
+		message += ": " + said
+	}
+	id := a.res.Header.Get("Request-Id")
+	if id == "" {
+		id = c.x.ID
+		a.res.Header["Request-Id"] = []string{id}
+	}
+	for _, name := range [...]string{"Content-Encoding", "Content-Length", "Content-Language", "Etag", "Last-Modified", "Accept-Ranges", "Trailer"} {
+		delete(a.res.Header, name)
+	}
+	a.res.Header["Content-Type"] = []string{"application/json"}
+	a.res.StatusCode, a.res.Status, a.res.Trailer = status, "", nil
+	a.ahead, a.whole = words.Error(kind, message, id), true
+	a.res.ContentLength = int64(len(a.ahead))
+	a.res.Header["Content-Length"] = []string{fmt.Sprint(len(a.ahead))}
+}
+
+// mediaType is what an answer says that it is, without parameters.
+func mediaType(h http.Header) string {
+	kind, _, _ := strings.Cut(h.Get("Content-Type"), ";")
+	return strings.ToLower(strings.TrimSpace(kind))
 }

@@ -1,6 +1,7 @@
 package claude_test
 
 import (
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -97,6 +98,98 @@ func TestThePriorityOfACallGoesNoFurther(t *testing.T) {
 		st.send("POST", "/v1/messages", hello, func(r *http.Request) { r.Header.Set("Mainstay-Priority", "low") })
 		if got := (<-seen).Get("Mainstay-Priority"); got != "" {
 			t.Error("it went upstream")
+		}
+	})
+}
+
+// office is an API that lets an organisation make a number of requests a minute,
+// whichever of its keys they come with.
+type office struct {
+	mu      sync.Mutex
+	left    float64
+	at      time.Time
+	refused int
+	tells   bool // whose key it is
+}
+
+func (o *office) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	const perMinute = 60
+	_, _ = io.Copy(io.Discard, r.Body)
+	o.mu.Lock()
+	now := time.Now()
+	if o.at.IsZero() {
+		o.left, o.at = 10, now
+	}
+	o.left, o.at = min(o.left+now.Sub(o.at).Seconds()*perMinute/60, 10), now
+	ok := o.left >= 1
+	if ok {
+		o.left--
+	} else {
+		o.refused++
+	}
+	h := w.Header()
+	h.Set("Anthropic-Ratelimit-Requests-Limit", strconv.Itoa(perMinute))
+	h.Set("Anthropic-Ratelimit-Requests-Remaining", strconv.Itoa(int(o.left)))
+	if o.tells {
+		h.Set("Anthropic-Organization-Id", "0123-4567")
+	}
+	o.mu.Unlock()
+	if !ok {
+		says(429, `{"type":"error","error":{"type":"rate_limit_error","message":"m"}}`, "Retry-After", "1")(w, r)
+		return
+	}
+	fine(w, r)
+}
+
+func TestKeysOfOneOrganisationAreNotRefusedForOneAnother(t *testing.T) {
+	for name, c := range map[string]struct {
+		tells bool
+		owner string
+		clean bool
+	}{
+		"nobody says so":   {false, "", false},
+		"the answers say":  {true, "", true},
+		"the file says so": {false, "acme", true},
+	} {
+		o := &office{tells: c.tells}
+		edit := func(cfg *claude.Config) {
+			twoKeys(cfg)
+			for i := range cfg.Keys {
+				cfg.Keys[i].Owner = c.owner
+			}
+		}
+		inBubble(t, o, edit, func(t *testing.T, st *stage) {
+			for i := range 8 { // both keys are heard of
+				st.post(prompt(i))
+				time.Sleep(2 * time.Second)
+			}
+			var wg sync.WaitGroup
+			for i := range 80 {
+				wg.Go(func() {
+					if r := st.post(prompt(i)); r.status != 200 {
+						t.Errorf("%s: %d", name, r.status)
+					}
+				})
+			}
+			wg.Wait()
+			t.Logf("%s: %d refused", name, o.refused)
+			if c.clean && o.refused > 25 || // the bucket is smaller than its limit, which shows at the first refusals
+				len(st.Stats().Pacing) != map[bool]int{true: 1, false: 2}[c.clean] {
+				t.Errorf("%s: %d refused, %+v", name, o.refused, st.Stats().Pacing)
+			}
+		})
+	}
+}
+
+func TestACallInFastModeKeepsToTheLimitsOfFastMode(t *testing.T) {
+	inBubble(t, answers(limited), patient, func(t *testing.T, st *stage) {
+		st.post(hello)
+		began := time.Now()
+		if r := st.post(strings.Replace(hello, "{", `{"speed":"fast",`, 1)); r.status != 200 || time.Since(began) != 0 {
+			t.Errorf("%d after %v", r.status, time.Since(began))
+		}
+		if s := st.Stats().Pacing; len(s) != 2 || s[0].Class+s[1].Class != "sonnet-5sonnet-5 fast" {
+			t.Errorf("%+v", s)
 		}
 	})
 }

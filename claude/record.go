@@ -3,22 +3,22 @@ package claude
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/keep"
-	"mainstay.dev/mainstay/claude/internal/peek"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
+	"mainstay.dev/mainstay/claude/internal/words"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -44,6 +44,7 @@ var replies = map[Code]struct {
 	UpstreamCut:     {502, "api_error"},
 	UpstreamStalled: {504, "timeout_error"},
 	AnswerTooLarge:  {502, "api_error"},
+	AnswersFull:     {529, "overloaded_error"},
 	Stopping:        {503, "api_error"},
 }
 
@@ -81,6 +82,8 @@ func explain(v verdict, target string, attempts int) (kind, message string) {
 		message = fmt.Sprintf("The answer from %s stopped coming.", target)
 	case AnswerTooLarge:
 		message = "The answer is larger than Mainstay gathers; raise claude.recovery.max_answer, ask for a stream, or send mainstay-aggregate: off."
+	case AnswersFull:
+		message = "Mainstay has no memory left for another answer; raise claude.recovery.memory, or make fewer calls at once."
 	case Stopping:
 		message = "Mainstay is stopping."
 	default:
@@ -93,27 +96,20 @@ func explain(v verdict, target string, attempts int) (kind, message string) {
 	return kind, message
 }
 
-// errorJSON is an error in the API's shape (https://docs.claude.com/en/api/errors).
-func errorJSON(kind, message, id string) []byte {
-	type detail struct {
-		Type    string `json:"type"`
-		Message string `json:"message"`
-	}
-	b, err := json.Marshal(struct {
-		Type  string `json:"type"`
-		Error detail `json:"error"`
-		ID    string `json:"request_id"`
-	}{"error", detail{kind, message}, id})
-	if err != nil {
-		panic("claude: three strings are no JSON: " + err.Error())
-	}
-	return b
-}
-
 // refuse answers with an error of our own.
 func (c *call) refuse(w http.ResponseWriter, v verdict) {
 	c.end = v
-	reply := replies[v.code]
+	c.early.end()
+	status, body := c.say(w.Header(), v)
+	c.x.HTTP.Status = status
+	c.patience.write()
+	w.WriteHeader(status)
+	n, _ := w.Write(body) // a client that has left has nobody to tell
+	c.x.BytesOut += int64(n)
+}
+
+// say is an error of our own: its status, its headers, which it sets in h, and its body.
+func (c *call) say(h http.Header, v verdict) (status int, body []byte) {
 	host := c.policy.upstream.host
 	if c.out != nil {
 		host = c.out.URL.Host // of the way that failed
@@ -121,28 +117,26 @@ func (c *call) refuse(w http.ResponseWriter, v verdict) {
 	kind, message := explain(v, host, max(c.x.Tries, 1))
 	if v.own {
 		message = v.err.Error()
-		c.tellLimits(w.Header())
+		c.tellLimits(h)
 	} else {
-		c.closeRetries(w.Header(), v)
+		c.closeRetries(h, v)
 	}
-	body := errorJSON(kind, message, c.x.ID)
-	h := w.Header()
+	body = words.Error(kind, message, c.x.ID)
 	h["Content-Type"] = []string{"application/json"}
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	h["Request-Id"] = []string{c.x.ID}
 	c.sign(h, v.code)
-	c.x.HTTP.Status = reply.status
-	c.patience.write()
-	w.WriteHeader(reply.status)
-	n, _ := w.Write(body) // a client that has left has nobody to tell
-	c.x.BytesOut += int64(n)
+	if status = replies[v.code].status; status == 0 {
+		status = http.StatusInternalServerError
+	}
+	return status, body
 }
 
 // record ends the call and writes it down, once, whatever came of it. A call that came by
 // a connection is written down when the answer has gone out, and of a stream, whose
 // client has seen its last event already, all waits for that.
 func (c *call) record() {
-	if c.desk == nil {
+	if c.desk == nil || c.x.HTTP.Upgraded != "" { // whose connection is net/http's no more
 		c.conclude()
 		c.writeDown()
 		return
@@ -155,10 +149,10 @@ func (c *call) record() {
 // conclude ends the call; again does nothing.
 func (c *call) conclude() {
 	x := c.x
-	if c.concluded {
+	if c.ended0 {
 		return
 	}
-	c.concluded = true
+	c.ended0 = true
 	if c.end.code == "" {
 		c.end = verdict{code: Internal} // only a panic gets here
 	}
@@ -168,7 +162,7 @@ func (c *call) conclude() {
 		x.Blame = telemetry.BlameClient
 	}
 	x.GenAI.Saved = string(c.saved())
-	if c.upload != nil {
+	if c.upload != nil && x.HTTP.Upgraded == "" {
 		x.BytesIn = c.upload.taken.Load()
 	}
 	c.credit()
@@ -205,10 +199,10 @@ func (c *call) settleUp(cause Cause) {
 		return
 	}
 	c.settled = true
-	c.watch.estimate()
+	c.watch.Estimate()
 	c.tried(cause)
 	g := &c.x.GenAI
-	if c.rides {
+	if c.shadow { // paid for, and counted, by the call that it was attached to
 		g.InputTokens, g.CacheReadTokens, g.CacheWriteTokens, g.OutputTokens = 0, 0, 0, 0
 	}
 	if c.mend != nil {
@@ -216,17 +210,15 @@ func (c *call) settleUp(cause Cause) {
 		g.InputTokens += input
 		g.CacheReadTokens += read
 		g.CacheWriteTokens += written
-		if c.done != nil { // a Transport's body may still be read by who closed it
-			c.mend.Release()
-		}
 	}
 	if c.body != nil {
 		if g.Model == "" {
-			g.Model = c.body.model()
+			g.Model = c.body.Model()
 		}
 		c.leaveWays()
-		c.body.release()
+		c.body.Release()
 	}
+	c.leaveRoom()
 	c.book()
 	c.settleLimits()
 }
@@ -284,8 +276,8 @@ func (c *call) book() {
 		return
 	}
 	u := price.Usage{
-		Model: g.Model, Input: g.InputTokens, CacheRead: g.CacheReadTokens, CacheWrite: g.CacheWriteTokens, CacheHour: c.watch.hour,
-		Output: g.OutputTokens, Batch: c.watch.batch,
+		Model: g.Model, Input: g.InputTokens, CacheRead: g.CacheReadTokens, CacheWrite: g.CacheWriteTokens, CacheHour: c.watch.Hour,
+		Output: g.OutputTokens, Batch: c.watch.Batch,
 	}
 	var known bool
 	g.CostNanoUSD, known = c.rules.prices.Cost(u)
@@ -294,41 +286,6 @@ func (c *call) book() {
 	if first {
 		c.engine.emit("unpriced_model", slog.LevelWarn, "The price of a Claude model is not known, so its calls are in no sum; give it in claude.prices.", slog.String("model", strings.Clone(g.Model)))
 	}
-}
-
-// text returns a body that is kept, or can be had again and is not large; else nil.
-func (b *body) text() []byte {
-	switch {
-	case !b.replayable() || b.size <= 0 || b.size > mostReplay:
-		return nil
-	case b.open == nil:
-		return b.kept
-	}
-	r, err := b.open()
-	if err != nil {
-		return nil
-	}
-	defer r.Close()
-	text, err := io.ReadAll(io.LimitReader(r, mostReplay))
-	if err != nil {
-		return nil
-	}
-	return text
-}
-
-// model reads the model's name from a request; only calls that brought no answer
-// with it need that.
-func (b *body) model() (name string) {
-	const most = 1 << 20 // beyond it, reading costs more than the name is worth
-	if b.size > most {
-		return ""
-	}
-	peek.Members(b.text(), func(key, value []byte) {
-		if string(key) == "model" && len(value) <= mostName {
-			name = peek.Text(value)
-		}
-	})
-	return name
 }
 
 // firstByte notes when the answer began.
@@ -346,11 +303,12 @@ func (c *call) remember(r *http.Request) {
 	if c.x.Route != routeMessages && c.x.Route != routeCount || r.Method != http.MethodPost || !c.policy.keep.Wants() {
 		return
 	}
-	text := c.body.text()
-	if text == nil || !c.body.memory.take(int64(len(text)), c.policy.memory) {
+	text := c.body.Text()
+	if text == nil || !c.engine.counts.replay.Take(int64(len(text)), c.policy.memory) {
 		return
 	}
-	c.body.held += int64(len(text))
+	c.engine.counts.replay.Give(int64(len(text)))
+	c.body.Spare(int64(len(text))) // given back with it
 	q := keep.Request{ID: c.x.ID, At: c.x.Start, Method: r.Method, Path: c.x.HTTP.Path, Header: map[string]string{}, Body: bytes.Clone(text)}
 	if c.x.Color != telemetry.ColorUnknown {
 		q.Path = "/@" + url.PathEscape(c.x.Color) + q.Path
@@ -461,7 +419,7 @@ func (s *Server) Replay(ctx context.Context, id, key string) (Replayed, error) {
 // serveReplay serves a call that came by no connection.
 func (s *Server) serveReplay(w *paper, r *http.Request) {
 	defer func() {
-		if v := recover(); v != nil && v != http.ErrAbortHandler { // which breaks off a connection
+		if v := recover(); v != nil && v != any(http.ErrAbortHandler) { //nolint:errorlint // net/http panics with this very value, to break off a connection
 			panic(v)
 		}
 	}()
@@ -490,4 +448,82 @@ func (p *paper) Write(b []byte) (int, error) {
 	}
 	p.WriteHeader(http.StatusOK)
 	return p.body.Write(b)
+}
+
+// A desk is where a connection leaves the call that it has answered, to be written down
+// when the client has all of the answer and need not wait for it any more.
+type desk struct{ last *call }
+
+// desks are those of all connections.
+type desks struct{ of sync.Map }
+
+// open gives a connection its desk.
+func (ds *desks) open(ctx context.Context, conn net.Conn) context.Context {
+	d := new(desk)
+	ds.of.Store(conn, d)
+	return context.WithValue(ctx, desk{}, d)
+}
+
+// turn is told by net/http, on the connection's own goroutine, when an answer has gone
+// out, and when the connection has ended.
+func (ds *desks) turn(conn net.Conn, to http.ConnState) {
+	switch to {
+	case http.StateHijacked:
+		ds.of.Delete(conn)
+		return
+	case http.StateIdle, http.StateClosed:
+	default:
+		return
+	}
+	v, ok := ds.of.Load(conn)
+	if !ok {
+		return
+	}
+	if to == http.StateClosed {
+		ds.of.Delete(conn)
+	}
+	if d := v.(*desk); d.last != nil {
+		d.last.conclude()
+		d.last.writeDown()
+		d.last = nil
+	}
+}
+
+// emit tells of something that is no call.
+func (e *engine) emit(name string, level slog.Level, text string, attrs ...slog.Attr) {
+	e.log.LogAttrs(context.Background(), level, "claude plane", append(attrs, slog.String("event", name), slog.String("text", text))...)
+	e.sink.Emit(telemetry.Event{Time: time.Now(), Part: "claude", Name: name, Level: level, Text: text, Attrs: attrs})
+}
+
+// takeOut leaves a key alone that was refused, and tells of it.
+func (e *engine) takeOut(k *routes.Access, status int) {
+	if k.Refused(status) {
+		e.emit("key_refused", slog.LevelWarn, "A key for Claude is refused, and left alone for five minutes.", slog.String("key", k.Name), slog.Int("status", status))
+	}
+}
+
+// mostUnfit bounds of how many routes it is told that they do not take a call.
+const mostUnfit = 100
+
+// unfit tells, once, that a route is no help to calls that ask for something.
+func (e *engine) unfit(route, model, lacks string) {
+	e.mu.Lock()
+	key := [3]string{route, model, lacks}
+	told := e.told[key] || len(e.told) >= mostUnfit
+	if !told {
+		if e.told == nil {
+			e.told = map[[3]string]bool{}
+		}
+		e.told[[3]string{strings.Clone(route), strings.Clone(model), strings.Clone(lacks)}] = true
+	}
+	e.mu.Unlock()
+	if !told {
+		e.emit("model_unfit", slog.LevelWarn, "A model that was to answer instead of another can't take what a call asks for, so such calls do not go to it (claude.cannot).",
+			slog.String("via", route), slog.String("model", model), slog.String("lacks", lacks))
+	}
+}
+
+// keyBack tells that a key that was refused is good again.
+func (e *engine) keyBack(k *routes.Access) {
+	e.emit("key_back", slog.LevelInfo, "A key for Claude that was refused is good again.", slog.String("key", k.Name))
 }

@@ -1,6 +1,7 @@
 package claude
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,16 +9,24 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
 	"strconv"
+	"sync"
 	"time"
+
+	"mainstay.dev/mainstay/claude/internal/words"
 )
 
 // relay gives the answer to the client and returns what the call came to. broken:
 // the client must be made to see that the answer is not whole, by breaking its
 // connection off.
 func (c *call) relay(w http.ResponseWriter, a *answer) (end verdict, broken bool) {
-	c.watch.begin(a, c.shape, &c.x.GenAI)
-	defer c.watch.end()
+	if a.res.StatusCode == http.StatusSwitchingProtocols {
+		return c.tunnel(w, a), false
+	}
+	c.watch.Begin(a.res.Header, a.events, c.shape.message, &c.x.GenAI)
+	defer c.watch.End()
 	c.head(w, a)
 	out := &toClient{w: w, c: c}
 	if a.events || a.res.ContentLength < 0 {
@@ -27,22 +36,22 @@ func (c *call) relay(w http.ResponseWriter, a *answer) (end verdict, broken bool
 	switch {
 	case a.whole:
 		out.flush = nil
-		c.watch.whole(a.ahead, a.res.Header)
+		c.watch.Whole(a.ahead, a.res.Header)
 		c.settleUp(a.verdict.cause)
 		_, err = out.Write(a.ahead)
-	case a.events && c.watch.plain:
+	case a.events && c.watch.Plain:
 		err = c.relayEvents(out, a)
 	default:
 		err = c.relayBytes(out, a)
 	}
-	c.watch.end()
+	c.watch.End()
 	end, whole := c.outcome(a, out, err)
 	if c.resumes > 0 {
 		w.Header()[http.TrailerPrefix+"Mainstay-Resumed"] = []string{strconv.Itoa(c.resumes)}
 	}
 	if whole {
 		copyTrailers(w, a.res)
-	} else if out.err == nil && !c.watch.failed && a.events && c.watch.plain && !out.within {
+	} else if out.err == nil && !c.watch.Failed && a.events && c.watch.Plain && !out.within {
 		out.errorEvent(end)
 	}
 	return end, !whole
@@ -57,11 +66,11 @@ func (c *call) outcome(a *answer, out *toClient, err error) (v verdict, whole bo
 			return v, false
 		}
 		return verdict{code: ClientGone, cause: CauseClient, err: out.err}, false
-	case c.watch.failed:
+	case c.watch.Failed:
 		return verdict{code: StreamError, cause: CauseStream, err: errors.New("the stream carried an error: " + c.x.GenAI.ErrorType)}, err == nil
 	case err != nil:
 		return c.lost(a, err), false
-	case c.watch.unfinished():
+	case c.watch.Unfinished():
 		return verdict{code: UpstreamCut, cause: CauseCut, err: errors.New("the stream ended without message_stop")}, false
 	}
 	return a.verdict, true
@@ -69,6 +78,7 @@ func (c *call) outcome(a *answer, out *toClient, err error) (v verdict, whole bo
 
 // head sends the head of the answer as it came, but for what is between neighbours.
 func (c *call) head(w http.ResponseWriter, a *answer) {
+	c.early.end()
 	h := w.Header()
 	dropHops(a.res.Header)
 	maps.Copy(h, a.res.Header)
@@ -93,7 +103,7 @@ func (c *call) head(w http.ResponseWriter, a *answer) {
 // that Claude asked for is passed on within reason, and spread, so that clients do
 // not come back as a herd.
 func (c *call) closeRetries(h http.Header, v verdict) {
-	if !c.rules.patient || v.code == OK || v.code == Rejected || c.body != nil && !c.body.replayable() {
+	if !c.rules.patient || v.code == OK || v.code == Rejected || c.body != nil && !c.body.Replayable() {
 		return
 	}
 	h["X-Should-Retry"] = []string{"false"}
@@ -123,7 +133,7 @@ func (c *call) sign(h http.Header, code Code) {
 	if code != OK {
 		h["Mainstay-Code"] = []string{string(code)}
 	}
-	if c.upload != nil && !c.upload.ended.Load() && (c.body == nil || !c.body.replayable()) {
+	if c.upload != nil && !c.upload.ended.Load() && (c.body == nil || !c.body.Replayable()) {
 		h["Connection"] = []string{"close"} // the client is still sending what nobody will read
 	}
 }
@@ -140,7 +150,7 @@ func (c *call) relayEvents(out *toClient, a *answer) error {
 	} else if err := out.begin(); err != nil {
 		return err
 	}
-	whole := c.watch.feed(buf[:n])
+	whole := c.watch.Feed(buf[:n])
 	for {
 		if whole == 0 && n == len(buf) {
 			out.within = true
@@ -157,7 +167,7 @@ func (c *call) relayEvents(out *toClient, a *answer) error {
 		m, err := a.Read(buf[n:])
 		whole = 0
 		if m > 0 {
-			if at := c.watch.feed(buf[n : n+m]); at > 0 {
+			if at := c.watch.Feed(buf[n : n+m]); at > 0 {
 				whole = n + at
 			}
 			n += m
@@ -187,7 +197,7 @@ func (c *call) lastEvents(out *toClient, left []byte, whole int, err error) erro
 // relayBytes relays anything else as it comes.
 func (c *call) relayBytes(out *toClient, a *answer) error {
 	if len(a.ahead) > 0 {
-		c.watch.feed(a.ahead)
+		c.watch.Feed(a.ahead)
 		if _, err := out.Write(a.ahead); err != nil {
 			return err
 		}
@@ -199,7 +209,7 @@ func (c *call) relayBytes(out *toClient, a *answer) error {
 	for {
 		n, err := a.Read(buf)
 		if n > 0 {
-			c.watch.feed(buf[:n])
+			c.watch.Feed(buf[:n])
 			if _, werr := out.Write(buf[:n]); werr != nil {
 				return werr
 			}
@@ -224,15 +234,27 @@ type toClient struct {
 
 // begin lets the client see the head before there is any of the body.
 func (t *toClient) begin() error {
-	if t.flush != nil {
-		t.err = t.flush()
+	if t.flush == nil || t.err != nil {
+		return t.err
 	}
-	return t.err
+	return t.fail(t.flush())
+}
+
+// fail notes that the client has left. The call goes on, if others may ask for its
+// answer.
+func (t *toClient) fail(err error) error {
+	if t.err = err; t.c != nil && t.c.flight != nil {
+		return nil
+	}
+	return err
 }
 
 func (t *toClient) Write(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
+	}
+	if t.err != nil {
+		return len(p), nil
 	}
 	t.c.patience.write()
 	n, err := t.w.Write(p)
@@ -240,20 +262,111 @@ func (t *toClient) Write(p []byte) (int, error) {
 	if err == nil && t.flush != nil {
 		err = t.flush()
 	}
-	t.err = err
-	return n, err
+	return n, t.fail(err)
 }
 
 // errorEvent ends a stream that broke between two events with one that says so, in
 // the API's words.
 func (t *toClient) errorEvent(v verdict) {
 	kind, message := explain(v, t.c.out.URL.Host, t.c.x.Tries+1)
-	_, _ = fmt.Fprintf(t, "event: error\ndata: %s\n\n", errorJSON(kind, message, t.c.x.ID)) // the connection is broken off after it in any case
+	_, _ = fmt.Fprintf(t, "event: error\ndata: %s\n\n", words.Error(kind, message, t.c.x.ID)) // the connection is broken off after it in any case
 }
 
 // copyTrailers passes on what the upstream said after its body.
 func copyTrailers(w http.ResponseWriter, res *http.Response) {
 	for name, values := range res.Trailer {
 		w.Header()[http.TrailerPrefix+name] = values
+	}
+}
+
+// early tells the client what comes before an answer: 102 and 103 (RFC 9110, section
+// 15.2; RFC 8297). The nil early tells nobody.
+type early struct {
+	w     http.ResponseWriter
+	mu    sync.Mutex // an attempt that was given up may still be heard
+	ended bool       // the answer has begun
+}
+
+// hear returns the context of an attempt that is heard.
+func (e *early) hear(ctx context.Context) context.Context {
+	if e == nil {
+		return ctx
+	}
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: e.tell})
+}
+
+func (e *early) tell(code int, header textproto.MIMEHeader) error {
+	if code == http.StatusContinue { // is between two neighbours
+		return nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ended {
+		return nil
+	}
+	h := e.w.Header()
+	maps.Copy(h, header)
+	dropHops(h)
+	e.w.WriteHeader(code)
+	clear(h) // net/http leaves them for the answer
+	return nil
+}
+
+// end lets nothing be told any more.
+func (e *early) end() {
+	if e != nil {
+		e.mu.Lock()
+		e.ended = true
+		e.mu.Unlock()
+	}
+}
+
+// tunnel lets both sides speak the protocol that they have gone over to, until one of
+// them ends, nothing has come for longer than a first byte may take, or Mainstay stops.
+func (c *call) tunnel(w http.ResponseWriter, a *answer) verdict {
+	c.early.end()
+	c.x.HTTP.Status, c.x.HTTP.Upgraded = a.res.StatusCode, upgrades(a.res.Header)
+	back, ok := a.res.Body.(io.ReadWriteCloser)
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil || !ok {
+		return verdict{code: Internal, err: errors.Join(err, errors.New("the connections can't go over to "+c.x.HTTP.Upgraded))}
+	}
+	both := func() { _, _ = conn.Close(), back.Close() } // ends both copies; they are closed again
+	defer both()
+	defer context.AfterFunc(c.ctx, both)()
+	_ = conn.SetDeadline(time.Time{})
+	quiet := time.AfterFunc(c.rules.firstByte, both)
+	defer quiet.Stop()
+	c.sign(a.res.Header, OK)
+	head := &http.Response{StatusCode: a.res.StatusCode, ProtoMajor: 1, ProtoMinor: 1, Header: a.res.Header}
+	if err = errors.Join(head.Write(buffered), buffered.Flush()); err != nil {
+		return verdict{code: ClientGone, cause: CauseClient, err: err}
+	}
+	moved := func(n int, count *int64) { *count += int64(n); quiet.Reset(c.rules.firstByte) }
+	up := make(chan struct{})
+	go func() {
+		defer close(up)
+		pass(back, buffered, func(n int) { moved(n, &c.x.BytesIn) })
+		both()
+	}()
+	pass(conn, back, func(n int) { moved(n, &c.x.BytesOut) })
+	both()
+	<-up
+	if v, _ := c.ended(); v.code == Stopping {
+		return v
+	}
+	return verdict{code: OK} // whichever side ended it
+}
+
+// pass copies until one side ends, and says how much it has.
+func pass(to io.Writer, from io.Reader, moved func(int)) {
+	buf := pieces.Get().(*[pieceSize]byte)
+	defer pieces.Put(buf)
+	for {
+		n, err := from.Read(buf[:])
+		moved(n)
+		if _, werr := to.Write(buf[:n]); err != nil || werr != nil {
+			return
+		}
 	}
 }

@@ -8,11 +8,13 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
-	"mainstay.dev/mainstay/claude/internal/attach"
+	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/gather"
 	"mainstay.dev/mainstay/claude/internal/mend"
+	"mainstay.dev/mainstay/claude/internal/words"
 )
 
 // aggregateHeader: off lets a call that does not stream go upstream as it is.
@@ -35,11 +37,14 @@ func (c *call) makeWhole() {
 	case c.request.stream && c.rules.streams:
 		c.mend = &mend.Message{Whole: c.request.format}
 	case !c.request.stream && c.request.gather:
-		text, ok := gather.Streaming(c.body.text())
+		if !c.room(1) { // it is not needed so badly that others should fail for it
+			return
+		}
+		text, ok := gather.Streaming(c.body.Text())
 		if !ok {
 			return
 		}
-		c.body.replace(text)
+		c.body.Replace(text)
 		c.mend = &mend.Message{Whole: c.request.format, Unseen: true, Anew: cheap}
 		c.gather = &gather.Message{Limit: c.rules.answer}
 	default:
@@ -58,6 +63,9 @@ func (c *call) gathered(stream *answer) (*answer, verdict) {
 		if _, bad := c.gather.Write(nil); bad != nil {
 			return nil, c.misfit(bad)
 		}
+		if !c.room(c.mend.Size() + c.gather.Size()) {
+			return nil, errNoRoom
+		}
 		return c.told(stream.res)
 	}
 	buf := pieces.Get().(*[pieceSize]byte)
@@ -66,6 +74,9 @@ func (c *call) gathered(stream *answer) (*answer, verdict) {
 		n, err := stream.Read(buf[:])
 		if _, bad := c.gather.Write(buf[:n]); bad != nil {
 			return nil, c.misfit(bad)
+		}
+		if !c.room(c.mend.Size() + c.gather.Size()) {
+			return nil, errNoRoom
 		}
 		switch {
 		case errors.Is(err, io.EOF):
@@ -87,7 +98,7 @@ func (c *call) misfit(err error) verdict {
 // late turns a verdict on an answer that took longer than its caller waits into one
 // that says so.
 func (c *call) late(v verdict) verdict {
-	if v.cause == CauseStalled && !time.Now().Before(c.deadline) {
+	if v.cause == CauseStalled && !time.Now().Before(c.whole) {
 		return verdict{code: UpstreamTimeout, cause: CauseTimeout, err: errLate}
 	}
 	return v
@@ -98,9 +109,7 @@ func (c *call) told(res *http.Response) (*answer, verdict) {
 	v := verdict{code: OK}
 	body, kind := c.gather.Failure()
 	if body != nil {
-		if res.StatusCode = statuses[kind]; res.StatusCode == 0 {
-			res.StatusCode = http.StatusInternalServerError
-		}
+		res.StatusCode = words.Status(kind)
 		v = judgeStatus(res.StatusCode)
 		v.again = false
 		c.try.Status = res.StatusCode
@@ -117,108 +126,12 @@ func (c *call) told(res *http.Response) (*answer, verdict) {
 	return &answer{res: res, body: http.NoBody, verdict: v, ahead: body, whole: true, ctx: c.ctx}, v
 }
 
-// statuses are those of the API's errors (https://docs.claude.com/en/api/errors).
-var statuses = map[string]int{
-	"invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403, "not_found_error": 404,
-	"conflict_error": 409, "request_too_large": 413, "rate_limit_error": 429, "api_error": 500, "timeout_error": 504, "overloaded_error": 529,
-}
-
-// landed is a gathered answer, for those who are attached to its call. Nobody changes
-// it.
-type landed struct {
-	status int
-	header http.Header
-	body   []byte
-	end    verdict
-}
-
-// attach shares the answer of an identical call under way, where the call is an SDK's
-// retry of it or calls may join. True: it has been answered.
-func (c *call) attach(w http.ResponseWriter, r *http.Request, s *Server) bool {
-	if c.gather == nil || c.rules.attach == 0 && !c.rules.joins {
-		return false
-	}
-	who := identityOf(c.out)
-	again, _ := strconv.Atoi(r.Header.Get("X-Stainless-Retry-Count"))
-	if c.rules.joins || again > 0 {
-		if f := s.board.Join(who, c.body.kept); f != nil && c.ride(w, f) {
-			c.attached = again > 0
-			return true
-		}
-	}
-	c.flight = s.board.Begin(s.base, who, c.body.kept, c.rules.attach)
-	c.ctx = c.flight.Context()
-	c.leave = context.AfterFunc(r.Context(), c.flight.Leave)
-	return false
-}
-
-// identityOf tells apart what must not share an answer: the key, the address, and the
-// headers that shape what is answered.
-func identityOf(out *http.Request) string {
-	parts := []string{out.URL.Path, out.URL.RawQuery}
-	for _, name := range []string{"X-Api-Key", "Authorization", "Anthropic-Version", "Anthropic-Beta", "Content-Type"} {
-		parts = append(parts, strings.Join(out.Header[name], ","))
-	}
-	return strings.Join(parts, "\x00")
-}
-
-// ride waits for another call's answer. False: it came to nothing, and the call has
-// to see for itself.
-func (c *call) ride(w http.ResponseWriter, f *attach.Flight[landed]) bool {
-	defer f.Leave()
-	late := time.NewTimer(time.Until(c.deadline))
-	defer late.Stop()
-	select {
-	case <-f.Landed():
-	case <-late.C:
-		c.refuse(w, verdict{code: UpstreamTimeout, cause: CauseTimeout, err: errLate})
-		return true
-	case <-c.ctx.Done():
-		v, _ := c.ended()
-		c.refuse(w, v)
-		return true
-	}
-	l := f.Answer()
-	if l == nil {
-		return false
-	}
-	res := &http.Response{StatusCode: l.status, Header: l.header.Clone(), ContentLength: int64(len(l.body))}
-	res.Header["Mainstay-Attached"] = []string{"1"}
-	c.firstByte()
-	c.rides = true
-	c.end, _ = c.relay(w, &answer{res: res, body: http.NoBody, verdict: l.end, ahead: l.body, whole: true})
-	return true
-}
-
-// land gives a call's answer to those who are attached to it.
-func (c *call) land(a *answer) {
-	if c.flight == nil {
-		return
-	}
-	var l *landed
-	if a != nil && a.whole && a.verdict.code == OK {
-		l = &landed{a.res.StatusCode, a.res.Header.Clone(), a.ahead, a.verdict}
-	}
-	c.flight.Land(l)
-}
-
-// depart ends the flight, if there is one, however the call ended.
-func (c *call) depart() {
-	if c.flight == nil {
-		return
-	}
-	c.flight.Land(nil)
-	if c.leave() {
-		c.flight.Leave()
-	}
-	c.flight.End()
-}
-
 // A mending is the body of a message's stream that is made whole from as many
 // attempts as it takes.
 type mending struct {
 	c     *call
-	a     *answer // of the attempt under way; nil: none
+	a     *answer    // of the attempt under way; nil: none
+	mu    sync.Mutex // guards a against breakOff
 	done  bool
 	plain bool    // the model refused a prefill
 	next  verdict // what broke after what is there to be taken
@@ -276,7 +189,7 @@ func (m *mending) read() verdict {
 	c, a := m.c, m.a
 	a.idle = min(a.idle, c.rules.stall)
 	if c.gather != nil {
-		a.until = c.deadline
+		a.until = c.whole
 	}
 	buf := pieces.Get().(*[pieceSize]byte)
 	defer pieces.Put(buf)
@@ -285,7 +198,11 @@ func (m *mending) read() verdict {
 		if n > 0 {
 			a.arrived()
 		}
-		switch c.mend.Feed(buf[:n]) {
+		state := c.mend.Feed(buf[:n])
+		if !c.share() {
+			return errNoRoom
+		}
+		switch state {
 		case mend.Done, mend.Refused:
 			m.done = true
 			return verdict{code: OK}
@@ -318,8 +235,9 @@ func (m *mending) broke(err error) verdict {
 
 // Read gives what the client may have.
 func (m *mending) Read(p []byte) (int, error) {
+	c := m.c
 	for {
-		if n := m.c.mend.Take(p); n > 0 {
+		if n := c.mend.Take(p); n > 0 {
 			return n, nil
 		}
 		switch {
@@ -327,8 +245,12 @@ func (m *mending) Read(p []byte) (int, error) {
 			m.finish()
 			continue
 		case m.done:
+			c.landStream(verdict{code: OK})
 			return 0, io.EOF
 		case m.err != nil:
+			if u, ok := errors.AsType[*unmended](m.err); ok {
+				c.landStream(u.verdict)
+			}
 			return 0, m.err
 		}
 		if v := m.advance(); v.code != OK {
@@ -358,6 +280,15 @@ func (m *mending) finish() {
 	}
 }
 
+// breakOff ends the attempt that is being read.
+func (m *mending) breakOff() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.a != nil && m.a.body != nil {
+		_ = m.a.body.Close() // what it says the Read says too
+	}
+}
+
 // Close ends the attempt under way.
 func (m *mending) Close() error {
 	if m.a != nil {
@@ -377,7 +308,7 @@ func (m *mending) resume(v verdict) {
 			m.done = true
 			return
 		}
-		wait, ok := time.Duration(0), v.again && c.body.replayable()
+		wait, ok := time.Duration(0), v.again && c.body.Replayable()
 		if ok {
 			wait, ok = c.next(v.after)
 		}
@@ -399,14 +330,14 @@ func (m *mending) goOn(wait time.Duration, broke verdict) verdict {
 	c := m.c
 	c.way.pinned = true
 	defer func() { c.way.pinned = false }()
-	rest := c.mend.Continue(c.chosen().text(), m.plain)
+	rest := c.mend.Continue(c.chosen().Text(), m.plain)
 	if rest == nil || !c.claim(wait) {
 		broke.again = false
 		return broke
 	}
-	c.sends = newBody(int64(len(rest)), &reserve{})
-	c.sends.kept = rest
-	defer c.sends.release()
+	c.sends = body.New(int64(len(rest)), &body.Reserve{})
+	c.sends.Kept = rest
+	defer c.sends.Release()
 	c.midway = true
 	if c.mend.Resumes() {
 		c.resumes++
@@ -419,7 +350,9 @@ func (m *mending) goOn(wait time.Duration, broke verdict) verdict {
 	if a == nil {
 		return v
 	}
+	m.mu.Lock()
 	m.a = a
+	m.mu.Unlock()
 	if v.code != OK {
 		if v.code == Rejected && !m.plain {
 			m.plain, v.again = true, true

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/routes"
 	"mainstay.dev/mainstay/health"
@@ -127,7 +128,11 @@ func shapeOf(method, route string) shape {
 // aim makes the request that goes upstream of the one that came in. It takes over
 // the header, which nobody else needs after this.
 func aim(r *http.Request, to target, path, escaped string) *http.Request {
+	upgrade := upgrades(r.Header)
 	dropHops(r.Header)
+	if upgrade != "" && r.Body == http.NoBody {
+		r.Header["Connection"], r.Header["Upgrade"] = []string{"Upgrade"}, []string{upgrade}
+	}
 	delete(r.Header, identity.Header)
 	r.Header.Del("Expect") // the plane itself has told the client to continue
 	if _, ok := r.Header["User-Agent"]; !ok {
@@ -139,6 +144,47 @@ func aim(r *http.Request, to target, path, escaped string) *http.Request {
 		Host:   to.host,
 		Header: r.Header,
 	}
+}
+
+// upgrades is the protocol to which one side asks to go over (RFC 9110, section 7.8);
+// empty: it does not.
+func upgrades(h http.Header) string {
+	for _, line := range h["Connection"] {
+		for name := range strings.SplitSeq(line, ",") {
+			if to := h.Get("Upgrade"); strings.EqualFold(strings.TrimSpace(name), "Upgrade") && !strings.EqualFold(to, "h2c") { // that is between two neighbours
+				return to
+			}
+		}
+	}
+	return ""
+}
+
+// readable asks for no encoding of an answer that can't be read here, where what the
+// answer tells has to be: its usage, and how it ended.
+func readable(h http.Header) {
+	var kept []string
+	dropped := false
+	for _, line := range h["Accept-Encoding"] {
+		for coding := range strings.SplitSeq(line, ",") {
+			coding = strings.TrimSpace(coding)
+			name, weight, _ := strings.Cut(coding, ";")
+			switch name = strings.ToLower(strings.TrimSpace(name)); {
+			case name == "identity" && strings.Trim(strings.ReplaceAll(weight, " ", ""), "q=0.") == "" && weight != "":
+				return // it takes nothing else, and is on its own
+			case name == "gzip" || name == "identity":
+				kept = append(kept, coding)
+			default:
+				dropped = true
+			}
+		}
+	}
+	if !dropped {
+		return
+	}
+	if kept == nil {
+		kept = []string{"identity"}
+	}
+	h["Accept-Encoding"] = []string{strings.Join(kept, ", ")}
 }
 
 // url returns the address of a path, to the byte as the client wrote it.
@@ -188,11 +234,13 @@ type way struct {
 	via     *routes.Route
 	access  *routes.Access // nil: the caller's own key
 	asked   *http.Request  // the request as the call has made it; nil: no way was taken yet
-	sent    *body          // what goes the way that was chosen; nil: the call's own
-	fitted  map[*routes.Route]*body
+	sent    *body.Body     // what goes the way that was chosen; nil: the call's own
+	fitted  map[*routes.Route]*body.Body
 	prefix  uint64           // what the prompt cache may know the prompt by
 	filed   bool             // the prompt speaks of files or containers, which are with one key
 	pinned  bool             // the way must not change: an answer is continued
+	needs   *routes.Needs    // of a model; nil: not read yet
+	model   string           // that is asked for this way
 	spent   []*routes.Route  // that have failed the call for good
 	shunned []*routes.Access // that the call was forbidden to use
 	swaps   int              // of keys
@@ -200,7 +248,7 @@ type way struct {
 
 // forks reports whether the call has a choice of routes.
 func (c *call) forks() bool {
-	return c.gate != nil && len(c.rules.routes) > 1 && !c.way.pinned && c.x.Route == routeMessages && c.body.text() != nil
+	return c.gate != nil && len(c.rules.routes) > 1 && !c.way.pinned && c.x.Route == routeMessages && c.body.Text() != nil
 }
 
 // takes reports whether the call may go by r, and what model it then asks for.
@@ -208,7 +256,22 @@ func (c *call) takes(r *routes.Route) (model string, ok bool) {
 	if slices.Contains(c.way.spent, r) || c.way.filed && r.Elsewhere() {
 		return "", false
 	}
-	return r.Takes(c.x.Tier, c.request.model)
+	if model, ok = r.Takes(c.x.Tier, c.request.model); !ok || model == c.request.model {
+		return model, ok
+	}
+	if lacks := c.rules.abilities.Lacks(model, c.needs(), r.MaxTokens()); lacks != "" {
+		c.engine.unfit(r.Name, model, lacks)
+		return "", false
+	}
+	return model, true
+}
+
+// needs are what the call asks of a model, read once.
+func (c *call) needs() *routes.Needs {
+	if c.way.needs == nil {
+		c.way.needs = routes.Ask(c.body.Text(), c.out.Header["Anthropic-Beta"])
+	}
+	return c.way.needs
 }
 
 // findWay takes the first route that is fit: claude.upstream, or, while its gate is not
@@ -249,6 +312,7 @@ func (c *call) take(r *routes.Route, model string, anyway bool) bool {
 	}
 	w := &c.way
 	if w.via == r && w.access == key {
+		c.out = key.Again(c.out)
 		return true
 	}
 	sent := c.fit(r, model)
@@ -258,8 +322,8 @@ func (c *call) take(r *routes.Route, model string, anyway bool) bool {
 	if w.asked == nil {
 		w.asked = c.out
 	}
-	w.via, w.access, w.sent = r, key, sent
-	c.out = r.Aim(w.asked, c.rules.basePath, key)
+	w.via, w.access, w.sent, w.model = r, key, sent, model
+	c.out = r.Aim(w.asked, routes.Aim{Base: c.rules.basePath, Model: model, Streams: c.request.stream || c.gather != nil}, key)
 	c.x.HTTP.Target = c.out.URL.Host
 	if c.gate != nil {
 		c.gate = c.engine.gates.at(c.out.URL.Host, model)
@@ -273,39 +337,53 @@ func (c *call) findLane(model string) {
 	if !c.rules.pacing.Enabled {
 		return
 	}
-	key, class := c.x.Caller, pace.Class(model)
-	if c.way.access != nil {
-		key = "key:" + c.way.access.Name
-	}
+	class := pace.Class(model)
 	if !c.shape.message {
 		class += " count"
+	} else if c.request.fast {
+		class = pace.Fast(class)
 	}
+	key, _ := c.limitsOf()
 	c.lane = c.engine.pacer.Lane(key, class)
+}
+
+// limitsOf names whose rate limits the key that is used has; told: the file says so.
+func (c *call) limitsOf() (name string, told bool) {
+	if c.way.access == nil {
+		return c.x.Caller, false
+	}
+	return c.way.access.Lane()
+}
+
+// learn notes whose rate limits the key has that was answered.
+func (c *call) learn(h http.Header) {
+	if key, told := c.limitsOf(); c.lane != nil && !told {
+		c.engine.pacer.Owned(key, h.Get("Anthropic-Organization-Id"), h.Get("Anthropic-Workspace-Id"), c.lane)
+	}
 }
 
 // fit returns the body that goes by r, which is made once; nil: replay_memory has no room
 // for it.
-func (c *call) fit(r *routes.Route, model string) *body {
+func (c *call) fit(r *routes.Route, model string) *body.Body {
 	if r == c.rules.routes[0] {
 		return c.body
 	}
 	if b := c.way.fitted[r]; b != nil {
 		return b
 	}
-	text, memory := c.body.text(), c.body.memory
+	text, memory := c.body.Text(), c.body.Memory()
 	room := int64(len(text)) + routes.Slack
-	if !memory.take(room, c.policy.memory) {
+	if !memory.Take(room, c.policy.memory) {
 		return nil
 	}
 	b := c.body
 	if changed := r.Body(text, model); len(text) > 0 && &changed[0] != &text[0] {
-		b = newBody(int64(len(changed)), memory)
-		b.kept, b.held = changed, room
+		b = c.body.Changed(changed, room)
 	} else {
-		memory.give(room)
+		memory.Give(room)
 	}
 	if c.way.fitted == nil {
-		c.way.fitted = map[*routes.Route]*body{}
+		c.way.fitted = map[*routes.Route]*body.Body{}
 	}
 	c.way.fitted[r] = b
 	return b
@@ -315,13 +393,13 @@ func (c *call) fit(r *routes.Route, model string) *body {
 func (c *call) leaveWays() {
 	for _, b := range c.way.fitted {
 		if b != c.body {
-			b.release()
+			b.Release()
 		}
 	}
 }
 
 // chosen is the body that goes the way that was chosen.
-func (c *call) chosen() *body {
+func (c *call) chosen() *body.Body {
 	if c.way.sent != nil {
 		return c.way.sent
 	}
@@ -347,19 +425,35 @@ func (c *call) forbidden(v verdict) bool {
 
 // moves gives up the route that has failed the call for good, if another is fit.
 func (c *call) moves(v verdict) bool {
-	down := c.outage(v.cause) || c.forbidden(v) && c.try.Status == http.StatusUnauthorized
-	if _, ended := c.ended(); ended || !down || !c.forks() || !time.Now().Before(c.deadline) {
+	if !c.canMove(v) {
 		return false
 	}
 	w := &c.way
 	w.spent = append(w.spent, w.via)
+	c.loop, c.until, w.swaps, c.refused = c.rules.retry.Begin(), time.Time{}, 0, verdict{}
+	return true
+}
+
+// canMove reports whether another route may do what this one could not: after a rate
+// limit only one that has other limits.
+func (c *call) canMove(v verdict) bool {
+	limited := v.cause == CauseRateLimited
+	down := limited || c.outage(v.cause) || c.forbidden(v) && c.try.Status == http.StatusUnauthorized
+	w := &c.way
+	if _, ended := c.ended(); ended || !down || w.via == nil || !c.forks() || !time.Now().Before(c.deadline) {
+		return false
+	}
+	from, class := c.out.URL.Host, pace.Class(w.model)
 	for _, r := range c.rules.routes {
 		model, ok := c.takes(r)
-		if !ok || c.engine.gates.at(r.Host(w.asked.URL.Host), model).State() == health.Shut {
+		if !ok || r == w.via {
+			continue
+		}
+		host := r.Host(w.asked.URL.Host)
+		if limited && host == from && pace.Class(model) == class || c.engine.gates.at(host, model).State() == health.Shut {
 			continue
 		}
 		if _, ok = r.Key(w.prefix, w.shunned, false); ok {
-			c.loop, c.until, w.swaps = c.rules.retry.Begin(), time.Time{}, 0
 			return true
 		}
 	}

@@ -151,3 +151,70 @@ func TestRoutesThatMakeNoSenseAreToldWithTheirMend(t *testing.T) {
 		}
 	}
 }
+
+func TestARouteWhoseModelCanNotTakeACallIsPassedOver(t *testing.T) {
+	h := &twoHouses{until: time.Now().Add(100_000 * time.Hour)}
+	edit := func(c *claude.Config) {
+		patient(c)
+		c.Recovery.Aggregate = false
+		c.Routes = []claude.RouteConfig{
+			{Name: "small", Models: map[string]string{"claude-sonnet": "claude-haiku-4-5"}},
+			{Name: "backup", Upstream: "http://backup.test", Keys: []claude.KeyConfig{{Name: "a", Key: backupKey}}},
+		}
+	}
+	inBubble(t, h, edit, func(t *testing.T, st *stage) {
+		for range 3 {
+			r := st.post(strings.Replace(hello, `"max_tokens"`, `"thinking":{"type":"adaptive"},"max_tokens"`, 1))
+			if r.status != 200 || r.head.Get("Mainstay-Claude-Route") != "backup" {
+				t.Errorf("%d %v", r.status, r.head)
+			}
+		}
+		if r := st.post(hello); r.status != 200 || r.head.Get("Mainstay-Claude-Route") != "small" {
+			t.Errorf("%d %v", r.status, r.head)
+		}
+		if st.told("model_unfit") != 1 || !strings.Contains(st.logs.String(), "thinking:adaptive") {
+			t.Errorf("told %d times", st.told("model_unfit"))
+		}
+	})
+	inBubble(t, h, func(c *claude.Config) { edit(c); c.Cannot = map[string][]string{"claude-haiku": {}} }, func(t *testing.T, st *stage) {
+		r := st.post(strings.Replace(hello, `"max_tokens"`, `"thinking":{"type":"adaptive"},"max_tokens"`, 1))
+		if r.head.Get("Mainstay-Claude-Route") != "small" { // the file knows better
+			t.Errorf("%d %v", r.status, r.head)
+		}
+	})
+}
+
+// A rate limit that asks for more than the call's patience, and a line that is too long,
+// send the call by a route that has limits of its own, and by no other.
+func TestAFinalRateLimitMovesToARouteWithOtherLimits(t *testing.T) {
+	for name, c := range map[string]struct {
+		route claude.RouteConfig
+		moves bool
+	}{
+		"another upstream":             {claude.RouteConfig{Name: "other", Upstream: "http://backup.test", Keys: []claude.KeyConfig{{Name: "a", Key: backupKey}}}, true},
+		"another class of models":      {claude.RouteConfig{Name: "other", Models: map[string]string{"claude-sonnet": "claude-haiku-4-5"}}, true},
+		"the same class of the models": {claude.RouteConfig{Name: "other", Models: map[string]string{"claude-sonnet-5": "claude-sonnet-5-5"}}, false},
+	} {
+		limited := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			text, _ := io.ReadAll(r.Body)
+			if r.Host == "claude.test" && strings.Contains(string(text), "claude-sonnet") {
+				says(429, `{"type":"error","error":{"type":"rate_limit_error","message":"m"}}`, "Retry-After", "7200")(w, r)
+				return
+			}
+			fine(w, r)
+		})
+		edit := func(cfg *claude.Config) {
+			patient(cfg)
+			cfg.Recovery.Aggregate = false
+			cfg.Routes = []claude.RouteConfig{c.route}
+		}
+		inBubble(t, limited, edit, func(t *testing.T, st *stage) {
+			for range 3 { // the first is refused; the lane is closed to the others
+				r := st.send("POST", "/v1/messages", hello, func(r *http.Request) { r.Header.Set("Mainstay-Deadline", "20s") })
+				if r.status == 200 != c.moves || c.moves != (r.head.Get("Mainstay-Claude-Route") == "other") {
+					t.Errorf("%s: %d %v", name, r.status, r.head)
+				}
+			}
+		})
+	}
+}

@@ -80,9 +80,12 @@ func crowd(t *testing.T, c anthropic.Client, n int) (failed int64) {
 	return errs.Load()
 }
 
+// sevenTries makes it next to impossible that a call meets nothing but faults.
+func sevenTries(c *claude.Config) { c.Retry.MaxRetries = 6 }
+
 func TestWithFivePercentFaultsTheOfficialGoClientSeesNone(t *testing.T) {
 	const calls = 2000
-	st, fake := over(t, claudetest.Options{Seed: 20260801, FaultRate: 0.05, RetryAfter: "0.002"}, nil)
+	st, fake := over(t, claudetest.Options{Seed: 20260801, FaultRate: 0.05, RetryAfter: "0.002"}, sevenTries)
 	if failed := crowd(t, client(st.url), calls); failed != 0 {
 		t.Errorf("%d of %d calls failed", failed, calls)
 	}
@@ -121,7 +124,7 @@ func TestTheTransportIsTheSameEngine(t *testing.T) {
 	fake := claudetest.New(claudetest.Options{Seed: 4, FaultRate: 0.05, RetryAfter: "0.002"})
 	fake.Start(t)
 	p := claude.Compatible()
-	p.Base = time.Millisecond
+	p.Base, p.Max = time.Millisecond, 6
 	b, logs := &book{}, &safe{}
 	tr := &claude.Transport{Policy: &p, Sink: b, Log: slog.New(slog.NewTextHandler(logs, nil))}
 	c := client(fake.URL(), option.WithHTTPClient(&http.Client{Transport: tr}))
@@ -145,12 +148,12 @@ func TestTheTransportIsTheSameEngine(t *testing.T) {
 			t.Errorf("%s: %s, model %q", f, x.Code, x.GenAI.Model)
 		}
 	}
-	fake.Next(claudetest.Overloaded, claudetest.Overloaded, claudetest.Overloaded, claudetest.Overloaded)
+	fake.SetFaults(1, claudetest.Overloaded)
 	_, err := c.Messages.New(t.Context(), ask("x"))
 	if api, ok := errors.AsType[*anthropic.Error](err); !ok || api.StatusCode != 529 {
 		t.Errorf("%v", err)
 	}
-	if x := b.last(t, 1007); x.Code != "overloaded" || x.Tries != 4 || x.GenAI.ErrorType != "overloaded_error" {
+	if x := b.last(t, 1007); x.Code != "overloaded" || x.Tries != 7 || x.GenAI.ErrorType != "overloaded_error" {
 		t.Errorf("%s, %d tries, %s", x.Code, x.Tries, x.GenAI.ErrorType)
 	}
 	fake.Close()

@@ -5,8 +5,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -65,7 +67,7 @@ func typescript(t *testing.T, url string, v any, args ...string) {
 }
 
 func TestWithFivePercentFaultsTheOfficialTypeScriptClientSeesNone(t *testing.T) {
-	st, fake := over(t, claudetest.Options{Seed: 11, FaultRate: 0.05, RetryAfter: "0.002", Gzip: true}, nil)
+	st, fake := over(t, claudetest.Options{Seed: 11, FaultRate: 0.05, RetryAfter: "0.002", Gzip: true}, sevenTries)
 	var got struct {
 		Calls, Failed int
 		Failures      []any
@@ -130,5 +132,29 @@ func TestTheOfficialTypeScriptClientTours(t *testing.T) {
 		if x.Color != "green" || x.Route == "other" {
 			t.Errorf("%s %s", x.Color, x.Route)
 		}
+	}
+}
+
+// Each try of the client is shorter than the answer takes: its retries find the first one
+// still running, and nothing is paid for twice.
+func TestRetriesOfTheOfficialTypeScriptClientAttach(t *testing.T) {
+	for _, kind := range []string{"json", "stream"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			const calls = 10
+			st, fake := over(t, claudetest.Options{Latency: 3 * time.Second}, func(c *claude.Config) { patient(c); c.Retry.Attach = 30 * time.Second })
+			var got struct {
+				Calls, Failed int
+				Failures      []any
+			}
+			typescript(t, st.url, &got, "hurried", strconv.Itoa(calls), kind, "2000")
+			s := st.Stats()
+			if got.Calls != calls || got.Failed != 0 || s.Calls == calls {
+				t.Errorf("%+v; %d calls reached the plane", got, s.Calls)
+			}
+			if n := fake.Counts().Requests; n*10 > calls*12 {
+				t.Errorf("%d requests reached the API for %d calls", n, calls)
+			}
+		})
 	}
 }

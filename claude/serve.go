@@ -4,8 +4,9 @@
 // [Transport] is the same engine for Go programs that use the official SDK without
 // it, and [Do] for those that call in some other way.
 //
-// Every path, header, body field, stream event and beta passes unchanged. Not
-// relayed: 1xx answers and protocol upgrades, which the API does not use.
+// Every path, header, body field, stream event and beta passes unchanged, and so do 1xx
+// answers and protocol upgrades; only of the encodings that a message may come in those
+// are left out that can't be read on the way.
 //
 // The binary and Go programs may import it. It imports none of its sibling planes.
 package claude
@@ -25,9 +26,11 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/attach"
+	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/gather"
 	"mainstay.dev/mainstay/claude/internal/keep"
 	"mainstay.dev/mainstay/claude/internal/mend"
+	"mainstay.dev/mainstay/claude/internal/observe"
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
@@ -91,6 +94,9 @@ type engine struct {
 	pacer   pace.Pacer
 	ledger  price.Ledger
 	ceiling *price.Ceiling // nil: none
+
+	mu   sync.Mutex
+	told map[[3]string]bool // which models lack what
 }
 
 // New checks cfg and wires the plane; it starts nothing.
@@ -117,24 +123,6 @@ func New(cfg Config, d Deps) (*Server, error) {
 	}
 	s.obey(p)
 	return s, nil
-}
-
-// emit tells of something that is no call.
-func (e *engine) emit(name string, level slog.Level, text string, attrs ...slog.Attr) {
-	e.log.LogAttrs(context.Background(), level, "claude plane", append(attrs, slog.String("event", name), slog.String("text", text))...)
-	e.sink.Emit(telemetry.Event{Time: time.Now(), Part: "claude", Name: name, Level: level, Text: text, Attrs: attrs})
-}
-
-// takeOut leaves a key alone that was refused, and tells of it.
-func (e *engine) takeOut(k *routes.Access, status int) {
-	if k.Refused(status) {
-		e.emit("key_refused", slog.LevelWarn, "A key for Claude is refused, and left alone for five minutes.", slog.String("key", k.Name), slog.Int("status", status))
-	}
-}
-
-// keyBack tells that a key that was refused is good again.
-func (e *engine) keyBack(k *routes.Access) {
-	e.emit("key_back", slog.LevelInfo, "A key for Claude that was refused is good again.", slog.String("key", k.Name))
 }
 
 func orDiscard(log *slog.Logger) *slog.Logger {
@@ -245,52 +233,58 @@ func (s *Server) drain(ctx context.Context, srv *http.Server) {
 
 // A call is one exchange with Claude, whichever door it came in by.
 type call struct {
-	engine    *engine
-	policy    *policy // of the plane; nil in a Transport
-	rules     rules
-	x         *telemetry.Exchange
-	desk      *desk           // of its connection; nil: it came by none
-	done      func()          // is called when all has been written down; nil in a Transport
-	asked     *keep.Request   // as the client sent it, to be kept; nil: it is not
-	store     *keep.Store     // where it is kept; nil: nowhere
-	replay    *Replayed       // the call is the replay of another; nil: it is none
-	who       identity.Who    // in whose name the app calls; zero: it did not say
-	allowed   limits.Verdict  // what the limits said of that caller; zero: they were not asked
-	step      string          // the rung of the ladder of degradation on which that caller stands; empty: none
-	ctx       context.Context // the client's
-	patience  *patience
-	upload    *upload
-	shape     shape
-	out       *http.Request // what goes upstream, but for the body
-	body      *body
-	sends     *body // the one that the attempt under way sends: body, or a continuation
-	request   request
-	mend      *mend.Message          // of a stream that is recovered; nil: it passes as it comes
-	gather    *gather.Message        // of the stream of a call that does not stream; nil: it is none
-	flight    *attach.Flight[landed] // that others may attach to; nil: none
-	leave     func() bool            // stops watching whether the client leaves
-	resumes   int                    // attempts that went on with what the client had
-	midway    bool                   // the client has the beginning of an answer
-	loop      retry.Loop
-	gate      *health.Gate // nil: none
-	pass      health.Pass
-	lane      *pace.Lane   // nil: not paced
-	ticket    *pace.Ticket // of the attempt under way
-	weight    float64      // of the caller, in the lane
-	stake     *price.Stake // reserved of the day's money
-	way       way
-	refused   verdict           // why claim was in vain
-	deadline  time.Time         // for the first byte; policy deadline only
-	until     time.Time         // no wait may last longer; zero: nothing has gone wrong yet
-	try       telemetry.Attempt // the one under way
-	trying    bool
-	watch     observer
-	end       verdict
-	rides     bool // on another call's answer, which that one pays for and counts
-	settled   bool // what it has taken has been told
-	concluded bool
-	held      bool // at a gate that was not open
-	attached  bool // as an SDK's retry, to the call that still ran
+	engine   *engine
+	policy   *policy // of the plane; nil in a Transport
+	rules    rules
+	x        *telemetry.Exchange
+	desk     *desk           // of its connection; nil: it came by none
+	done     func()          // is called when all has been written down; nil in a Transport
+	asked    *keep.Request   // as the client sent it, to be kept; nil: it is not
+	store    *keep.Store     // where it is kept; nil: nowhere
+	replay   *Replayed       // the call is the replay of another; nil: it is none
+	who      identity.Who    // in whose name the app calls; zero: it did not say
+	allowed  limits.Verdict  // what the limits said of that caller; zero: they were not asked
+	step     string          // the rung of the ladder of degradation on which that caller stands; empty: none
+	ctx      context.Context // the client's
+	patience *patience
+	giveUp   context.CancelCauseFunc // of ctx, in a Transport
+	early    *early                  // nil: there is nobody to tell
+	upload   *upload
+	shape    shape
+	out      *http.Request // what goes upstream, but for the body
+	body     *body.Body
+	sends    *body.Body // the one that the attempt under way sends: body, or a continuation
+	request  request
+	mend     *mend.Message          // of a stream that is recovered; nil: it passes as it comes
+	gather   *gather.Message        // of the stream of a call that does not stream; nil: it is none
+	flight   *attach.Flight[landed] // that others may attach to; nil: none
+	head0    *landed                // of a stream that others may attach to; nil: it has not begun, or is none
+	roomy    int64                  // bytes of memory reserved for the answer
+	shadow   bool                   // it was answered by another call, which paid
+	leave    func() bool            // stops watching whether the client leaves
+	resumes  int                    // attempts that went on with what the client had
+	midway   bool                   // the client has the beginning of an answer
+	loop     retry.Loop
+	gate     *health.Gate // nil: none
+	pass     health.Pass
+	lane     *pace.Lane   // nil: not paced
+	ticket   *pace.Ticket // of the attempt under way
+	weight   float64      // of the caller, in the lane
+	stake    *price.Stake // reserved of the day's money
+	most     int64        // that an attempt may cost, in billionths of a dollar
+	way      way
+	refused  verdict           // why claim was in vain
+	deadline time.Time         // for the first byte; policy deadline only
+	whole    time.Time         // for an answer under way, which an SDK's retry may find; not before deadline
+	until    time.Time         // no wait may last longer; zero: nothing has gone wrong yet
+	try      telemetry.Attempt // the one under way
+	trying   bool
+	watch    observe.Observer
+	end      verdict
+	settled  bool // what it has taken has been told
+	ended0   bool // it has been concluded
+	held     bool // at a gate that was not open
+	attached bool // as an SDK's retry, to the call that still ran
 }
 
 // ServeHTTP is the life of a call.
@@ -302,14 +296,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	c.remember(r)
 	c.ask()
-	if v, ok := c.afford(); !ok {
-		c.refuse(w, v)
-		return
-	}
 	if c.attach(w, r, s) {
 		return
 	}
 	defer c.depart()
+	if v, ok := c.afford(); !ok {
+		c.refuse(w, v)
+		return
+	}
 	a, v := c.settle()
 	c.land(a)
 	if a == nil {
@@ -317,6 +311,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer a.close()
+	c.takeOff(a)
 	var broken bool
 	if c.end, broken = c.relay(w, a); broken {
 		panic(http.ErrAbortHandler) // net/http breaks the connection off
@@ -330,6 +325,7 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request) *call {
 	p := s.policy.Load()
 	c := &call{engine: &s.engine, policy: p, rules: p.rules, x: x, done: s.calls.Done, store: &s.kept, ctx: r.Context()}
 	c.desk, _ = r.Context().Value(desk{}).(*desk)
+	c.early = &early{w: w}
 	c.patience = &patience{deadline: http.NewResponseController(w), limit: p.client}
 	c.patience.write() // covers what net/http itself writes before the answer
 	c.engine.counts.inFlight.Add(1)
@@ -367,6 +363,9 @@ func (c *call) route(w http.ResponseWriter, r *http.Request, colors map[string]b
 	c.choose(r.Header)
 	c.promise(r.Header)
 	c.out = aim(r, c.policy.upstream, path, escaped)
+	if c.shape.message {
+		readable(c.out.Header)
+	}
 	c.x.HTTP.Target = c.out.URL.Host
 	return true
 }
@@ -392,7 +391,7 @@ func (c *call) settle() (*answer, verdict) {
 	var last verdict
 	wait := time.Duration(0)
 	c.loop = c.rules.retry.Begin()
-	for c.claim(wait) || c.refused.code == "" && c.moves(last) && c.claim(0) {
+	for c.claim(wait) || c.moves(c.stopped(last)) && c.claim(0) {
 		c.sends = c.chosen()
 		a, v := c.forward()
 		c.report(v)
@@ -425,10 +424,21 @@ func (c *call) settle() (*answer, verdict) {
 	return c.stands(nil, kept, last)
 }
 
+// stopped is why a claim was in vain: the limits left no room, or the attempt before it.
+func (c *call) stopped(last verdict) verdict {
+	switch c.refused.code {
+	case "":
+		return last
+	case Limited:
+		return c.refused
+	}
+	return verdict{} // held: it has looked at the other routes all the time
+}
+
 // another claims another attempt after one that came to v: with another key, after a
 // wait, or by another route.
 func (c *call) another(v verdict) (wait time.Duration, more bool) {
-	if v.code == OK || !c.body.replayable() {
+	if v.code == OK || !c.body.Replayable() {
 		return 0, false
 	}
 	if c.other(v) {
@@ -459,6 +469,7 @@ func (c *call) stands(a, kept *answer, v verdict) (*answer, verdict) {
 	c.firstByte()
 	if a.verdict.code != OK {
 		a.keep() // if it can't be kept, it is relayed as far as it goes
+		c.speak(a)
 	}
 	if a.events {
 		c.x.HTTP.Stream = true

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
@@ -15,7 +16,7 @@ import (
 type counters struct {
 	inFlight, waiting, streams       atomic.Int64
 	calls, attempts, retries, failed atomic.Int64
-	replay                           reserve
+	replay, answers                  body.Reserve
 	holding, resumed                 atomic.Int64
 }
 
@@ -29,6 +30,7 @@ type Stats struct {
 	Shut        int64  `json:"shut"`         // models whose gate is not open
 	Streams     int64  `json:"streams"`      // of these, those that stream
 	ReplayBytes int64  `json:"replay_bytes"` // memory held for requests that may be sent again
+	AnswerBytes int64  `json:"answer_bytes"` // memory held for answers under way, and for those who may attach
 	Calls       int64  `json:"calls"`
 	Attempts    int64  `json:"attempts"`
 	Retries     int64  `json:"retries"`
@@ -58,11 +60,11 @@ type RouteStanding struct {
 }
 
 // standings are those of the routes.
-func (s *Server) standings(p *policy) []RouteStanding {
+func (e *engine) standings(p *policy) []RouteStanding {
 	all := make([]RouteStanding, 0, len(p.routes))
 	for _, r := range p.routes {
 		host := r.Host(p.upstream.host)
-		shut := s.engine.gates.shut(func(k gateKey) bool { return k.host == host && r.Asks(k.model) })
+		shut := e.gates.shut(func(k gateKey) bool { return k.host == host && r.Asks(k.model) })
 		all = append(all, RouteStanding{Name: r.Name, Host: host, Shut: shut, Calls: r.Calls(), Keys: r.Standings()})
 	}
 	return all
@@ -138,17 +140,19 @@ func busiest(all []pace.Standing) (name string, used float64) {
 }
 
 // Stats may be called at any time.
-func (s *Server) Stats() Stats {
-	n, p := &s.engine.counts, s.policy.Load()
-	standings := s.engine.pacer.Standings()
-	spent, ceiling, _ := s.engine.ceiling.Stands()
+func (s *Server) Stats() Stats { return s.engine.stats(s.policy.Load()) }
+
+func (e *engine) stats(p *policy) Stats {
+	n := &e.counts
+	standings := e.pacer.Standings()
+	spent, ceiling, _ := e.ceiling.Stands()
 	return Stats{
-		Cost: s.engine.ledger.Books(), SpentToday: spent, Ceiling: ceiling,
-		Routes:   s.standings(p),
+		Cost: e.ledger.Books(), SpentToday: spent, Ceiling: ceiling,
+		Routes:   e.standings(p),
 		Pacing:   standings[:min(len(standings), mostStandings)],
 		Upstream: p.upstream.name, Policy: p.name,
-		InFlight: n.inFlight.Load(), Waiting: n.waiting.Load(), Holding: n.holding.Load(), Shut: s.engine.gates.shut(func(gateKey) bool { return true }),
-		Streams: n.streams.Load(), ReplayBytes: n.replay.used.Load(),
+		InFlight: n.inFlight.Load(), Waiting: n.waiting.Load(), Holding: n.holding.Load(), Shut: e.gates.shut(func(gateKey) bool { return true }),
+		Streams: n.streams.Load(), ReplayBytes: n.replay.Used(), AnswerBytes: n.answers.Used(),
 		Calls: n.calls.Load(), Attempts: n.attempts.Load(), Retries: n.retries.Load(), Failed: n.failed.Load(), Resumed: n.resumed.Load(),
 	}
 }
@@ -166,6 +170,7 @@ func (s *Server) Levels() []telemetry.Level {
 		{Name: "mainstay_claude_gates_shut", Help: "Models whose calls are held because Claude fails them.", Value: float64(st.Shut)},
 		{Name: "mainstay_claude_streams", Help: "Claude calls whose answer is streaming.", Value: float64(st.Streams)},
 		{Name: "mainstay_claude_replay_bytes", Help: "Memory held for Claude requests that may be sent again.", Value: float64(st.ReplayBytes)},
+		{Name: "mainstay_claude_answer_bytes", Help: "Memory held for Claude answers under way: gathered, kept to be made whole, or for those who attach.", Value: float64(st.AnswerBytes)},
 		{Name: "mainstay_claude_queue_depth", Help: "Claude calls that wait in line for a rate limit.", Value: float64(waiting)},
 		{Name: "mainstay_claude_queue_oldest_seconds", Help: "How long the first of the Claude calls in line for a rate limit has waited.", Value: oldest},
 	}

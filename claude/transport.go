@@ -1,15 +1,21 @@
 package claude
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/body"
+	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/retry"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -17,23 +23,38 @@ import (
 // A Transport is an [http.RoundTripper] with the plane's engine in it, for Go
 // programs that call Claude without the plane:
 //
-//	client := anthropic.NewClient(
-//		option.WithHTTPClient(&http.Client{Transport: &claude.Transport{}}),
-//		option.WithMaxRetries(0), // the Transport retries
-//	)
+//	client := anthropic.NewClient(option.WithHTTPClient(&http.Client{Transport: &claude.Transport{}}))
 //
-// The zero value is ready and follows the plane's default policy, deadline. Fields must not change after
-// the first call; RoundTrip may be called from many goroutines.
+// The zero value is ready and follows the plane's default policy, deadline: retries
+// with a budget, the gate that holds calls while Claude is down, the line for the
+// rate limits, streams that are made whole, and calls that do not stream gathered from
+// one. Routes, keys, prices and a spend ceiling come with Config. A failure that is
+// final is an answer, a Claude error as the plane gives it, with x-should-retry: false:
+// the SDK does not try again by itself.
+//
+// All calls of one Transport share its gates, its budget and its lines: make one for a
+// program, and [Transport.Close] it at the end. Fields must not change after the first
+// call; all methods may be called from many goroutines.
 type Transport struct {
 	// Base carries the calls; nil: [http.DefaultTransport].
 	Base http.RoundTripper
-	// Policy says when calls are tried again, instead of the plane's policy deadline:
-	// without its gate, budget and recovery of streams. Its Judge is not asked:
-	// answers are judged as the plane does.
+	// Config is the section claude of the file; nil: its defaults. Its keys and routes
+	// are for calls to the host of Config.Upstream; a call to another host goes there
+	// as it is, with the key that it carries. What is the listener's own (listen,
+	// timeouts.client, limits.body and its like, drain, retry.attach and retry.join) is
+	// not used, and nobody here has a tier.
+	Config *Config
+	// Policy says when calls are tried again instead of Config's: without gate, budget,
+	// lines, routes and recovery of streams.
 	Policy *Policy
-	// FirstByte and Idle bound the waits, as claude.timeouts in the file does; 0: the
-	// same defaults (10m, 3m).
+	// FirstByte and Idle bound the waits, as claude.timeouts in the file does; 0: what
+	// Config says (10m and 3m, if it says nothing).
 	FirstByte, Idle time.Duration
+	// Dir is the folder in which the cost of the day is kept, for Config.Spend; empty: a
+	// restart forgets it.
+	Dir string
+	// Judge says which errors of its work [Do] tries again; nil: [JudgeError].
+	Judge retry.Judge
 	// Log is told of retries; nil: nobody.
 	Log *slog.Logger
 	// Sink is given each call; nil: nobody.
@@ -41,16 +62,25 @@ type Transport struct {
 
 	once   sync.Once
 	engine engine
-	rules  rules
+	policy *policy
+	plain  rules // of calls to other hosts: without routes and keys
+	bad    error // of Config or Dir
 }
 
-// mostReplay bounds a body that comes without GetBody and is kept for another try;
-// the API takes no larger message.
-const mostReplay = 34e6
+// NewTransport returns a Transport that obeys cfg, or every mistake that is in it.
+// Further fields may be set before the first call.
+func NewTransport(cfg Config) (*Transport, error) {
+	if _, err := Compile(cfg); err != nil {
+		return nil, err
+	}
+	return &Transport{Config: &cfg}, nil
+}
 
 func (t *Transport) prepare() {
 	var cfg Config
-	cfg.SetDefaults()
+	if cfg.SetDefaults(); t.Config != nil {
+		cfg = *t.Config
+	}
 	t.engine.rt, t.engine.log, t.engine.sink = t.Base, orDiscard(t.Log), t.Sink
 	if t.Base == nil {
 		t.engine.rt = http.DefaultTransport
@@ -58,57 +88,142 @@ func (t *Transport) prepare() {
 	if t.Sink == nil {
 		t.engine.sink = telemetry.Discard
 	}
-	t.rules = cfg.rules()
+	if t.policy, t.bad = Compile(cfg); t.bad != nil {
+		t.bad = fmt.Errorf("claude.Transport.Config: %w", t.bad)
+		return
+	}
+	r := &t.policy.rules
 	if t.Policy != nil {
-		t.rules = rules{prices: t.rules.prices, retry: t.Policy.Policy, firstByte: cfg.Timeouts.FirstByte, idle: cfg.Timeouts.Idle}
+		*r = rules{prices: r.prices, retry: *t.Policy, firstByte: r.firstByte, idle: r.idle}
 	}
 	if t.FirstByte > 0 {
-		t.rules.firstByte = t.FirstByte
+		r.firstByte = t.FirstByte
 	}
 	if t.Idle > 0 {
-		t.rules.idle = t.Idle
+		r.idle = t.Idle
 	}
+	t.plain = *r
+	t.plain.routes, t.plain.degrade = nil, nil
+	t.engine.pacer.Obey(t.policy.pacing)
+	if cfg.Spend.Daily > 0 {
+		if t.engine.ceiling, t.bad = price.Open(t.Dir); t.bad != nil {
+			t.bad = fmt.Errorf("claude.Transport.Dir: %w", t.bad)
+			return
+		}
+		t.engine.ceiling.Obey(cfg.Spend)
+	}
+}
+
+// ready prepares the Transport once and returns what is wrong with it.
+func (t *Transport) ready() error {
+	t.once.Do(t.prepare)
+	return t.bad
+}
+
+// Stats may be called at any time.
+func (t *Transport) Stats() Stats {
+	if t.ready() != nil {
+		return Stats{}
+	}
+	return t.engine.stats(t.policy)
+}
+
+// Close writes down what the day has cost, where that is kept, and returns what was
+// wrong with it. Calls under way go on, and so may others.
+func (t *Transport) Close() error {
+	if err := t.ready(); err != nil || t.engine.ceiling == nil {
+		return err
+	}
+	return t.engine.ceiling.Close()
 }
 
 // RoundTrip is the life of a call, up to the first byte of its answer; the body
 // that it returns lives the rest. An answer that breaks off, or that ends without
-// its end, gives an error to whoever reads it.
+// its end, gives an error to whoever reads it. Under the policy deadline it fails by
+// itself only where the request's context has ended or its body can't be read.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	t.once.Do(t.prepare)
+	if err := t.ready(); err != nil {
+		if r.Body != nil {
+			_ = r.Body.Close() // what matters is why
+		}
+		return nil, err
+	}
 	c := t.begin(r)
 	if err := c.takeOver(r); err != nil {
 		c.body, c.end = nil, verdict{code: uploadCode(err), cause: CauseClient, err: err}
 		c.record()
+		c.giveUp(errDone)
 		return nil, err
 	}
 	c.ask()
+	if v, ok := c.afford(); !ok {
+		return c.fail(r, v)
+	}
 	a, v := c.settle()
 	if a == nil {
-		c.end = v
+		return c.fail(r, v)
+	}
+	if a.res.StatusCode == http.StatusSwitchingProtocols { // what follows is between the two ends
+		c.end, c.x.HTTP.Status, c.x.HTTP.Upgraded = a.verdict, a.res.StatusCode, upgrades(a.res.Header)
 		c.record()
-		return nil, fmt.Errorf("call Claude at %s: %w", r.URL.Host, v.err)
+		return a.res, nil
 	}
 	a.piece = nil // whoever reads the body may close it at the same time: it can't be pooled
 	res := a.res
-	c.watch.begin(a, c.shape, &c.x.GenAI)
+	c.watch.Begin(a.res.Header, a.events, c.shape.message, &c.x.GenAI)
 	if a.whole {
-		c.watch.whole(a.ahead, res.Header)
+		c.watch.Whole(a.ahead, res.Header)
 	}
+	c.closeRetries(res.Header, a.verdict)
+	c.sign(res.Header, a.verdict.code)
+	c.x.HTTP.Status = res.StatusCode
 	res.Body, res.Request = &reading{c: c, a: a}, r
 	return res, nil
 }
 
+// fail ends a call that has no answer: with an error of ours in the API's words, or,
+// where nobody is left to read it or the policy is not the plane's own, with an error.
+func (c *call) fail(r *http.Request, v verdict) (*http.Response, error) {
+	defer c.giveUp(errDone)
+	defer c.record()
+	c.end = v
+	if c.end.err == nil {
+		c.end.err = errors.New(string(v.code))
+	}
+	if _, ended := c.ended(); ended || !c.rules.patient && v.code != OverBudget || v.cause == CauseClient {
+		return nil, fmt.Errorf("call Claude at %s: %w", r.URL.Host, c.end.err)
+	}
+	h := http.Header{}
+	status, body := c.say(h, v)
+	c.x.HTTP.Status = status
+	return &http.Response{
+		Status: strconv.Itoa(status) + " " + http.StatusText(status), StatusCode: status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: h, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)), Request: r,
+	}, nil
+}
+
 func (t *Transport) begin(r *http.Request) *call {
-	c := &call{engine: &t.engine, rules: t.rules, x: telemetry.Begin("claude"), ctx: r.Context()}
+	to := &t.policy.upstream
+	own := t.Config != nil && r.URL.Host == to.host && r.URL.Scheme == to.scheme
+	c := &call{engine: &t.engine, policy: t.policy, rules: t.plain, x: telemetry.Begin("claude")}
+	c.ctx, c.giveUp = context.WithCancelCause(r.Context())
+	path := r.URL.Path
+	if below, ok := strings.CutPrefix(path, to.path); own && ok {
+		c.rules, path = t.policy.rules, below
+	}
 	c.engine.counts.inFlight.Add(1)
 	c.engine.counts.calls.Add(1)
 	c.describe(r)
 	c.x.HTTP.Scheme, c.x.HTTP.Host, c.x.HTTP.Path, c.x.HTTP.Target = r.URL.Scheme, r.URL.Host, r.URL.Path, r.URL.Host
-	c.x.Route = template(r.URL.Path)
+	c.x.Route = template(path)
 	c.shape = shapeOf(r.Method, c.x.Route)
 	c.out = r
-	if c.rules.patient {
+	if c.shape.message && len(r.Header["Accept-Encoding"]) > 0 {
 		c.out = r.Clone(r.Context())
+		readable(c.out.Header)
+	}
+	if c.rules.patient {
+		c.out = c.out.Clone(r.Context())
 		c.choose(c.out.Header)
 		c.promise(c.out.Header)
 	}
@@ -120,7 +235,7 @@ func (t *Transport) begin(r *http.Request) *call {
 func (c *call) takeOver(r *http.Request) (err error) {
 	memory := &c.engine.counts.replay
 	if r.Body == nil || r.Body == http.NoBody {
-		c.body = newBody(0, memory)
+		c.body = body.New(0, memory)
 		return nil
 	}
 	size := r.ContentLength
@@ -128,44 +243,59 @@ func (c *call) takeOver(r *http.Request) (err error) {
 		size = -1 // there is a body, but nobody said how long it is
 	}
 	if r.GetBody != nil {
-		c.body = newBody(size, memory)
-		c.body.open = r.GetBody
+		c.body = body.New(size, memory)
+		c.body.Open = r.GetBody
 		c.x.BytesIn = max(size, 0)
-		return r.Body.Close()
+		if err = r.Body.Close(); err == nil && size <= body.Most && c.rules.patient && (c.shape.message || c.x.Route == routeCount) {
+			err = c.body.Keep() // it will be read more than once
+		}
+		return err
 	}
 	c.upload = &upload{src: r.Body}
-	c.body, err = takeIn(c.upload, intake{memory: memory, most: 1 << 62, keep: mostReplay, size: size})
-	if err == nil && !c.body.replayable() {
-		c.body.owner = r.Body
+	c.body, err = body.TakeIn(c.upload, body.Intake{Memory: memory, Most: 1 << 62, Keep: body.Most, Size: size})
+	if err == nil && !c.body.Replayable() {
+		c.body.Owner = r.Body
 		return nil
 	}
 	return errors.Join(err, r.Body.Close())
 }
 
-// reading is the rest of a call's life: the body as the program reads it.
+// reading is the rest of a call's life: the body as the program reads it. It may be
+// closed while it is being read: the Read then ends the call.
 type reading struct {
-	c   *call
-	a   *answer
-	err error
+	c *call
+	a *answer
 
-	mu   sync.Mutex // guards what record needs against a Close from another goroutine
-	done bool
+	mu     sync.Mutex
+	busy   bool // it is being read
+	closed bool
+	err    error // how it ended
 }
+
+// errClosed is what a Read of a closed body gives.
+var errClosed = errors.New("the body was closed before its end")
 
 // Read reads on, sees what passes, and turns an end that is none into an error.
 func (b *reading) Read(p []byte) (int, error) {
-	if b.err != nil {
-		return 0, b.err
+	b.mu.Lock()
+	if err := b.err; err != nil || b.closed {
+		b.mu.Unlock()
+		return 0, cmp.Or(err, errClosed)
 	}
+	b.busy = true
+	b.mu.Unlock()
 	n, err := b.a.Read(p)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.done {
-		return n, errors.Join(err, context.Cause(b.a.ctx))
-	}
+	b.busy = false
 	b.c.x.BytesOut += int64(n)
-	b.c.watch.feed(p[:n])
-	if err != nil {
+	b.c.watch.Feed(p[:n])
+	switch {
+	case b.closed:
+		b.c.watch.End()
+		b.leave(b.unread())
+		b.err = errClosed
+	case err != nil:
 		b.err = b.finish(err)
 	}
 	return n, b.err
@@ -174,15 +304,15 @@ func (b *reading) Read(p []byte) (int, error) {
 // finish ends the call with what reading its body came to.
 func (b *reading) finish(err error) error {
 	c := b.c
-	c.watch.end()
+	c.watch.End()
 	if errors.Is(err, io.EOF) {
 		err = nil
 	}
-	c.end, _ = c.outcome(b.a, &toClient{}, err)
-	b.leave()
+	end, _ := c.outcome(b.a, &toClient{}, err)
+	b.leave(end)
 	switch {
-	case c.end.code == UpstreamCut || c.end.code == UpstreamStalled:
-		return errors.Join(c.end.err, io.ErrUnexpectedEOF)
+	case end.code == UpstreamCut || end.code == UpstreamStalled:
+		return errors.Join(end.err, io.ErrUnexpectedEOF)
 	case err != nil:
 		return err
 	}
@@ -191,82 +321,38 @@ func (b *reading) finish(err error) error {
 
 // Close ends the call, if its body was not read to the end.
 func (b *reading) Close() error {
-	if b.a.cancel != nil {
-		b.a.cancel(errDone) // frees a Read that is waiting
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.done {
-		b.c.watch.end()
-		b.c.end = b.unread()
-		b.leave()
+	switch {
+	case b.closed || b.err != nil:
+	case b.busy:
+		b.c.giveUp(errDone)
+		if m, ok := b.a.body.(*mending); ok {
+			m.breakOff()
+		} else {
+			_ = b.a.body.Close() // what it says the Read says too
+		}
+	default:
+		b.c.watch.End()
+		b.leave(b.unread())
 	}
+	b.closed = true
 	return nil
 }
 
 // unread tells what the call came to, judging by what of its body was read.
 func (b *reading) unread() verdict {
 	switch w := &b.c.watch; {
-	case w.failed || w.stopped || b.a.whole || b.a.verdict.code != OK: // nothing of interest is missing
+	case w.Failed || w.Stopped || b.a.whole || b.a.verdict.code != OK: // nothing of interest is missing
 		v, _ := b.c.outcome(b.a, &toClient{}, nil)
 		return v
 	}
-	return verdict{code: ClientGone, cause: CauseClient, err: errors.New("the body was closed before its end")}
+	return verdict{code: ClientGone, cause: CauseClient, err: errClosed}
 }
 
-func (b *reading) leave() {
-	b.done = true
+func (b *reading) leave(end verdict) {
+	b.c.end = end
 	b.a.close()
 	b.c.record()
-}
-
-// A Policy says how a Go program's calls are tried again.
-type Policy struct {
-	retry.Policy
-	// Judge says which errors are worth another try; nil: [JudgeError]. Only [Do]
-	// asks it.
-	Judge retry.Judge
-}
-
-// Compatible is the plane's policy compatible: up to 3 retries after 1, 2 and 4
-// seconds, give or take a quarter; a wait that Claude asks for is kept to, up to a
-// minute.
-func Compatible() Policy {
-	var c Config
-	c.SetDefaults()
-	c.Retry.Policy = "compatible"
-	return Policy{Policy: c.Retry.policy()}
-}
-
-// Do calls try, and again while its error is worth that and retries are left, and
-// returns what the last try gave. It returns at once when ctx ends.
-//
-// To judge by status, an error must hold an answer; for the official SDK's:
-//
-//	p := claude.Compatible()
-//	p.Judge = func(err error) (bool, time.Duration) {
-//		if e, ok := errors.AsType[*anthropic.Error](err); ok {
-//			return claude.JudgeResponse(e.Response)
-//		}
-//		return claude.JudgeError(err)
-//	}
-func Do[T any](ctx context.Context, p Policy, try func(context.Context) (T, error)) (T, error) {
-	judge := p.Judge
-	if judge == nil {
-		judge = JudgeError
-	}
-	return retry.Do(ctx, p.Policy, judge, try)
-}
-
-// JudgeError says that connection errors are worth another try, and nothing else.
-func JudgeError(err error) (again bool, after time.Duration) { return connectionError(err), 0 }
-
-// JudgeResponse says whether an answer's status is worth another try, and how long
-// the answer asks to wait before it. It looks at the head only.
-func JudgeResponse(res *http.Response) (again bool, after time.Duration) {
-	if res == nil {
-		return false, 0
-	}
-	v := judge(res)
-	return v.again, v.after
+	b.c.giveUp(errDone)
 }

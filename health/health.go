@@ -42,7 +42,7 @@ type Rule struct {
 // Passive is the rule for an upstream that is judged by its results alone.
 func Passive() Rule {
 	return Rule{
-		Row: 5, Share: 0.5, Least: 10, Probe: time.Second, Slow: 15 * time.Second,
+		Row: 5, Share: 0.5, Least: 10, Probe: time.Second, Slow: 45 * time.Second,
 		Ramp: 2, Ease: 0.85, Calm: 10 * time.Second,
 	}
 }

@@ -228,12 +228,12 @@ func TestWithoutNewWorkProbesGrowRareAndAShortPatienceGetsItsTry(t *testing.T) {
 			at = append(at, time.Since(began))
 			p.Report(health.Bad)
 		}
-		if d := cmp.Diff([]time.Duration{1e9, 3e9, 7e9, 15e9, 30e9, 45e9, 60e9}, at); d != "" {
+		if d := cmp.Diff([]time.Duration{1e9, 3e9, 7e9, 15e9, 31e9, 63e9, 108e9}, at); d != "" {
 			t.Error(d)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
 		defer cancel()
-		if _, err := g.Join(ctx, health.Turn{Again: true}); err != nil || time.Since(began) != 62*time.Second {
+		if _, err := g.Join(ctx, health.Turn{Again: true}); err != nil || time.Since(began) != 110*time.Second {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
 	})

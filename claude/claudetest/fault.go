@@ -1,6 +1,7 @@
 package claudetest
 
 import (
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -21,6 +22,9 @@ const (
 	Internal       Fault = "internal"        // 500 api_error
 	BadGateway     Fault = "bad_gateway"     // 502 with the HTML page of the CDN in front of the API
 	GatewayTimeout Fault = "gateway_timeout" // 504 timeout_error
+	OriginTimeout  Fault = "origin_timeout"  // 524 with the HTML page of the CDN
+	Unavailable    Fault = "unavailable"     // 503 in plain text, of a load balancer
+	Page           Fault = "page"            // 200 with an HTML page in place of the answer, as a captive proxy sends it
 	Conflict       Fault = "conflict"        // 409 conflict_error
 	RequestTimeout Fault = "request_timeout" // 408 timeout_error
 	Reset          Fault = "reset"           // the connection is reset, no head was sent
@@ -132,12 +136,17 @@ func (c *call) strike(f Fault) bool {
 	case Internal:
 		c.refuse(500, "api_error", "Internal server error")
 	case BadGateway:
+		c.page(502, "502 Bad Gateway")
+	case OriginTimeout:
+		c.page(524, "524: A timeout occurred")
+	case Page:
+		c.page(200, "Sign in to continue")
+	case Unavailable:
 		h := c.w.Header()
 		clear(h)
-		h.Set("Content-Type", "text/html; charset=UTF-8")
-		h.Set("Server", "cloudflare")
-		c.w.WriteHeader(502)
-		_, _ = io.WriteString(c.w, "<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body><center><h1>502 Bad Gateway</h1></center><hr><center>cloudflare</center></body>\r\n</html>\r\n")
+		h.Set("Content-Type", "text/plain")
+		c.w.WriteHeader(503)
+		_, _ = io.WriteString(c.w, "no healthy upstream")
 	case GatewayTimeout:
 		c.refuse(504, "timeout_error", "Request timed out")
 	case Conflict:
@@ -152,6 +161,16 @@ func (c *call) strike(f Fault) bool {
 		return false
 	}
 	return true
+}
+
+// page answers with a page of HTML, without a header of the API.
+func (c *call) page(status int, title string) {
+	h := c.w.Header()
+	clear(h)
+	h.Set("Content-Type", "text/html; charset=UTF-8")
+	h.Set("Server", "cloudflare")
+	c.w.WriteHeader(status)
+	_, _ = fmt.Fprintf(c.w, "<html>\r\n<head><title>%[1]s</title></head>\r\n<body><center><h1>%[1]s</h1></center><hr><center>cloudflare</center></body>\r\n</html>\r\n", title)
 }
 
 // hang waits until the client leaves or the server closes, then breaks off.

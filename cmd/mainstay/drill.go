@@ -113,7 +113,7 @@ func (d drill) under(ctx context.Context, cfg claude.Config) (drilled, error) {
 	cfg.Upstream, cfg.Spend.Daily, cfg.Routes = fake.URL(), 0, slices.Clone(cfg.Routes)
 	for i := range cfg.Routes {
 		if r := &cfg.Routes[i]; r.Upstream != "" {
-			r.Upstream = healthy.URL()
+			r.Upstream, r.Kind = healthy.URL(), ""
 		}
 	}
 	seen := &witness{drilled: drilled{Policy: cfg.Retry.Policy, SavedBy: map[string]int{}}}

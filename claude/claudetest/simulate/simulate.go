@@ -23,7 +23,6 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/claude"
-	"mainstay.dev/mainstay/retry"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -114,7 +113,7 @@ func Policies() []Policy {
 	compatible := claude.Compatible()
 	return []Policy{
 		{Name: "deadline"}, {"compatible", &compatible},
-		{"SDK", &claude.Policy{Policy: retry.Policy{Max: 2, Base: 500 * time.Millisecond, Cap: 8 * time.Second, Jitter: 0.25}}},
+		{"SDK", &claude.Policy{Max: 2, Base: 500 * time.Millisecond, Cap: 8 * time.Second, Jitter: 0.25}},
 		{"no retries", &claude.Policy{}},
 	}
 }

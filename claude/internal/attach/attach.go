@@ -30,7 +30,8 @@ func NewBoard[A any]() *Board[A] {
 	return &Board[A]{seed: maphash.MakeSeed(), of: map[uint64][]*Flight[A]{}}
 }
 
-// A Flight is a call under way that others may wait for.
+// A Flight is a call under way that others may wait for. A is what its answer begins
+// with, or all of it; what follows is told piece by piece.
 type Flight[A any] struct {
 	board  *Board[A]
 	hash   uint64
@@ -39,12 +40,19 @@ type Flight[A any] struct {
 	grace  time.Duration
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	landed chan struct{}
 
 	// Guarded by the board's lock.
 	riders int
 	timer  *time.Timer // until it is given up; nil: somebody waits
-	answer *A
+	gone   bool        // off the board
+	free   func()      // when it is, and nobody waits
+
+	mu      sync.Mutex // guards what is told; taken after the board's
+	head    *A
+	text    []byte // that follows it, so far: it only grows
+	landed  bool
+	answer  *A
+	changed chan struct{} // closed at the next change; nil: nobody waits for it
 }
 
 // Join finds the flight of a call: the same body, to the byte, of the same who. Nil:
@@ -70,7 +78,7 @@ func (b *Board[A]) Join(who string, body []byte) *Flight[A] {
 // must stay as it is until then. When all have left, the flight is kept for grace and
 // then cancelled.
 func (b *Board[A]) Begin(parent context.Context, who string, body []byte, grace time.Duration) *Flight[A] {
-	f := &Flight[A]{board: b, hash: maphash.Bytes(b.seed, body), who: who, body: body, grace: grace, landed: make(chan struct{}), riders: 1}
+	f := &Flight[A]{board: b, hash: maphash.Bytes(b.seed, body), who: who, body: body, grace: grace, riders: 1}
 	f.ctx, f.cancel = context.WithCancelCause(parent)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -79,7 +87,13 @@ func (b *Board[A]) Begin(parent context.Context, who string, body []byte, grace 
 }
 
 // over reports whether the flight was given up before it landed.
-func (f *Flight[A]) over() bool { return f.answer == nil && f.ctx.Err() != nil }
+func (f *Flight[A]) over() bool { return !f.hasAnswer() && f.ctx.Err() != nil }
+
+func (f *Flight[A]) hasAnswer() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.answer != nil
+}
 
 // End frees what the flight holds, when its leader has done with its context.
 func (f *Flight[A]) End() { f.cancel(nil) }
@@ -94,6 +108,11 @@ func (f *Flight[A]) Leave() {
 	if f.riders--; f.riders > 0 || f.timer != nil {
 		return
 	}
+	if f.gone { // nobody can come any more
+		f.settle()
+		f.cancel(ErrLeft)
+		return
+	}
 	f.timer = time.AfterFunc(f.grace, f.giveUp)
 }
 
@@ -106,39 +125,102 @@ func (f *Flight[A]) giveUp() {
 	}
 }
 
-// remove needs the board's lock.
+// remove takes the flight off the board, whose lock it needs.
 func (f *Flight[A]) remove() {
 	b := f.board
 	b.of[f.hash] = slices.DeleteFunc(b.of[f.hash], func(g *Flight[A]) bool { return g == f })
 	if len(b.of[f.hash]) == 0 {
 		delete(b.of, f.hash)
 	}
+	f.gone = true
+	f.settle()
 }
 
-// Land ends the flight with its answer; nil: it has none. A good answer that nobody
-// waits for is kept for the rest of the grace. Land again does nothing.
-func (f *Flight[A]) Land(answer *A) {
+// settle frees what the answer takes as soon as nobody can ask for it any more. It
+// needs the board's lock.
+func (f *Flight[A]) settle() {
+	if f.gone && f.riders <= 0 && f.free != nil {
+		f.free()
+		f.free = nil
+	}
+}
+
+// Free has free called when nobody can ask for the answer any more; it must not use the
+// flight.
+func (f *Flight[A]) Free(free func()) {
 	f.board.mu.Lock()
 	defer f.board.mu.Unlock()
-	select {
-	case <-f.landed:
-		return
-	default:
+	f.free = free
+	f.settle()
+}
+
+// Tell says how the answer begins, and what has come of it so far; text may only grow
+// from one call to the next, and nobody changes what it holds.
+func (f *Flight[A]) Tell(head *A, text []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.head, f.text = head, text
+	f.wake()
+}
+
+// wake tells those who wait for a change. It needs the flight's lock.
+func (f *Flight[A]) wake() {
+	if f.changed != nil {
+		close(f.changed)
+		f.changed = nil
 	}
-	f.answer = answer
-	close(f.landed)
-	if f.riders == 0 && answer != nil && f.ctx.Err() == nil {
-		f.body = bytes.Clone(f.body) // its owner is about to go
-		return
-	}
+}
+
+// Close lets nobody join any more: the answer will not be kept.
+func (f *Flight[A]) Close() {
+	f.board.mu.Lock()
+	defer f.board.mu.Unlock()
 	f.remove()
 }
 
-// Landed is closed when the flight has landed; Answer may be called from then on.
-func (f *Flight[A]) Landed() <-chan struct{} { return f.landed }
+// Land ends the flight with its answer; nil: it has none. An answer that may be kept and
+// that nobody waits for is, for the rest of the grace. Land again does nothing.
+func (f *Flight[A]) Land(answer *A, keep bool) {
+	f.board.mu.Lock()
+	defer f.board.mu.Unlock()
+	f.mu.Lock()
+	again := f.landed
+	if !again {
+		f.landed, f.answer = true, answer
+		f.wake()
+	}
+	f.mu.Unlock()
+	switch {
+	case again:
+	case f.riders == 0 && answer != nil && keep && !f.gone && f.ctx.Err() == nil:
+		f.body = bytes.Clone(f.body) // its owner is about to go
+	default:
+		f.remove()
+	}
+}
 
-// Answer is what the flight landed with; nil: nothing.
-func (f *Flight[A]) Answer() *A { return f.answer }
+// A Progress is how a flight stands.
+type Progress[A any] struct {
+	Head    *A     // nil: the answer has not begun
+	Text    []byte // of it, so far
+	Landed  bool
+	Answer  *A              // what it landed with; nil: nothing
+	Changed <-chan struct{} // closed when any of it changes; nil: it will not
+}
+
+// Progress returns how the flight stands.
+func (f *Flight[A]) Progress() Progress[A] {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p := Progress[A]{Head: f.head, Text: f.text, Landed: f.landed, Answer: f.answer}
+	if !f.landed {
+		if f.changed == nil {
+			f.changed = make(chan struct{})
+		}
+		p.Changed = f.changed
+	}
+	return p
+}
 
 // Len is how many flights there are.
 func (b *Board[A]) Len() (n int) {

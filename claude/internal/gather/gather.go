@@ -69,6 +69,9 @@ func (m *Message) Event(name, data []byte) { m.event(sse.Event{Name: name, Data:
 // Reset makes m a message of which nothing has come.
 func (m *Message) Reset() { *m = Message{Limit: m.Limit} }
 
+// Size is about how many bytes the message takes.
+func (m *Message) Size() int { return m.size }
+
 // Done reports whether the message has come to its end.
 func (m *Message) Done() bool { return m.done }
 

@@ -3,9 +3,9 @@ package mend
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
 )
 
 // State is how a message stands.
@@ -48,8 +48,6 @@ type Message struct {
 	taken int
 	lost  bool // log is too long to be kept
 
-	memory *[ordinary]byte // where log begins
-
 	started  bool // message_start was given
 	opening  bool // message_start of this attempt is in held
 	pinned   bool // a tool is being used: nothing passes until the message ends
@@ -77,6 +75,22 @@ func (m *Message) Failure() string { return m.failure }
 
 // Given reports whether the client has anything that an attempt can't take back.
 func (m *Message) Given() bool { return !m.Unseen && (len(m.log) > 0 || m.lost) }
+
+// Size is about how many bytes the message takes.
+func (m *Message) Size() int { return len(m.in) + len(m.held) + len(m.out) + len(m.log) }
+
+// Log is all that the client was given, but for pings; nobody may change it. False: it
+// was too long to be kept.
+func (m *Message) Log() ([]byte, bool) { return slices.Clip(m.log), !m.lost }
+
+// Forget gives up what is kept: the rest of the message passes as it comes, and can't be
+// mended any more.
+func (m *Message) Forget() {
+	if m.lost = true; m.started || m.opening {
+		m.flush()
+	}
+	m.log = nil
+}
 
 // Resumes reports whether the attempt under way goes on with what the client has.
 func (m *Message) Resumes() bool { return m.seam != nil }
@@ -243,22 +257,15 @@ func (m *Message) block(e event) {
 }
 
 // ordinary is the size of an ordinary message's stream: as much is made ready at once.
-const ordinary = 16 << 10
-
-// logs are those of messages that have been released.
-var logs = sync.Pool{New: func() any { return new([ordinary]byte) }}
-
-// Release frees what the message holds: it must not be used any more.
-func (m *Message) Release() {
-	if m.memory != nil {
-		logs.Put(m.memory)
-		m.memory, m.log = nil, nil
-	}
-}
+const ordinary = 8 << 10
 
 func (m *Message) hold(raw []byte) {
+	if m.lost { // there is no use in it any more
+		m.give(raw)
+		return
+	}
 	if m.held == nil {
-		m.held = make([]byte, 0, ordinary/16)
+		m.held = make([]byte, 0, ordinary/8)
 	}
 	m.held = append(m.held, raw...)
 }
@@ -271,8 +278,7 @@ func (m *Message) flush() {
 
 func (m *Message) give(raw []byte) {
 	if m.out == nil {
-		m.memory = logs.Get().(*[ordinary]byte)
-		m.out, m.log = make([]byte, 0, max(ordinary/8, len(raw))), m.memory[:0]
+		m.out, m.log = make([]byte, 0, max(ordinary/8, len(raw))), make([]byte, 0, max(ordinary, len(raw)))
 	}
 	m.out = append(m.out, raw...)
 	if m.lost = m.lost || len(m.log)+len(raw) > most; !m.lost {

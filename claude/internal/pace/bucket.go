@@ -89,21 +89,49 @@ func (b *bucket) tighten(now time.Time, r *rules) {
 	}
 }
 
-// read reads one limit of an answer. The API rounds what is left of tokens to
-// thousands; half of one is kept back.
-func read(h http.Header, name string) (limit, left float64, ok bool) {
-	const prefix, thousand = "Anthropic-Ratelimit-", 1000
-	head := http.CanonicalHeaderKey(prefix + name)
-	limit, err := strconv.ParseFloat(h.Get(head+"-Limit"), 64)
+// heads are the names of the headers that tell of a limit.
+type heads struct {
+	limit, left string
+	tokens      bool // the API rounds what is left of it to thousands
+}
+
+// named are the headers of a limit of a kind, as they stand in an [http.Header].
+func named(kind, limit string, tokens bool) heads {
+	name := http.CanonicalHeaderKey(kind + limit)
+	return heads{name + "-Limit", name + "-Remaining", tokens}
+}
+
+// The headers of the limits: of all calls, of those in fast mode, and of the Priority Tier.
+var (
+	standard = [dims]heads{
+		named("anthropic-ratelimit-", names[requests], false), named("anthropic-ratelimit-", names[input], true), named("anthropic-ratelimit-", names[output], true),
+	}
+	fast = [dims]heads{
+		named("anthropic-fast-", names[requests], false), named("anthropic-fast-", names[input], true), named("anthropic-fast-", names[output], true),
+	}
+	prior = [len(priorNames)]heads{named("anthropic-", priorNames[0], true), named("anthropic-", priorNames[1], true)}
+)
+
+// read reads one limit of an answer; of what is rounded half a thousand is kept back.
+func read(h http.Header, of heads) (limit, left float64, ok bool) {
+	const thousand = 1000
+	limit, err := strconv.ParseFloat(first(h[of.limit]), 64)
 	if err != nil || !(limit > 0) || limit > 1e12 {
 		return 0, 0, false
 	}
-	left, err = strconv.ParseFloat(h.Get(head+"-Remaining"), 64)
+	left, err = strconv.ParseFloat(first(h[of.left]), 64)
 	if err != nil || !(left >= 0) {
 		return 0, 0, false
 	}
-	if name != names[requests] && left >= thousand && limit >= 20*thousand {
+	if of.tokens && left >= thousand && limit >= 20*thousand {
 		left -= thousand / 2
 	}
 	return limit, min(left, limit), true
+}
+
+func first(values []string) string {
+	if len(values) == 0 {
+		return ""
+	}
+	return values[0]
 }

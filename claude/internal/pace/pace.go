@@ -11,6 +11,7 @@ import (
 	"errors"
 	"math"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 )
@@ -25,19 +26,27 @@ const (
 
 var names = [dims]string{"requests", "input-tokens", "output-tokens"}
 
-// A Lane is one key's share of one class of models. Its methods may be called from
-// many goroutines.
+// priorNames are the limits of the Priority Tier
+// (https://platform.claude.com/docs/en/api/service-tiers). What is beyond them is
+// answered at the standard tier, and what is within them counts to the standard limits
+// as well: they are shown, and keep no call waiting.
+var priorNames = [...]string{"priority-input-tokens", "priority-output-tokens"}
+
+// A Lane is one key's share of one class of models, or its organisation's. Its methods
+// may be called from many goroutines.
 type Lane struct {
 	Key, Class string
 
 	rules *rules
 
 	mu      sync.Mutex
+	owner   string // whose lane it is, as far as the answers have told; guards Key too
 	limits  [dims]bucket
-	silent  bool      // the API tells of no limits
-	window  float64   // calls at a time while no limit is known; 0: any number
-	flying  int       // calls under way
-	blocked time.Time // until then the API wants to see nothing
+	prior   [len(priorNames)]bucket // only limit and level
+	silent  bool                    // the API tells of no limits
+	window  float64                 // calls at a time while no limit is known; 0: any number
+	flying  int                     // calls under way
+	blocked time.Time               // until then the API wants to see nothing
 	line    line
 
 	ratio   float64 // uncached input tokens for each one that the size of a request suggests
@@ -200,8 +209,17 @@ func (t *Ticket) Told(status int, h http.Header, retryAfter time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	told, empty := false, false
+	for i, of := range prior {
+		if limit, left, ok := read(h, of); ok {
+			l.prior[i].limit, l.prior[i].level = limit, left
+		}
+	}
+	kind := &standard
+	if strings.HasSuffix(l.Class, Fast("")) {
+		kind = &fast
+	}
 	for i := range l.limits {
-		limit, left, ok := read(h, names[i])
+		limit, left, ok := read(h, kind[i])
 		if !ok {
 			continue
 		}

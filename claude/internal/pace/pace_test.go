@@ -3,6 +3,7 @@ package pace
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -276,11 +277,11 @@ func TestTheClassOfAModelIsItsFamilyAndGeneration(t *testing.T) {
 
 func TestHeadersThatMakeNoSenseAreNoLimits(t *testing.T) {
 	for _, c := range []string{"requests=-5/3", "requests=0/0", "requests=x/3", "requests=NaN/NaN", "requests=5/-1", "requests=1e99/1", "requests=5"} {
-		if limit, left, ok := read(says(c), "requests"); ok {
+		if limit, left, ok := read(says(c), standard[requests]); ok {
 			t.Errorf("%s: %v %v", c, limit, left)
 		}
 	}
-	if _, left, ok := read(says("input-tokens=50000/7000"), "input-tokens"); !ok || left != 6500 {
+	if _, left, ok := read(says("input-tokens=50000/7000"), standard[input]); !ok || left != 6500 {
 		t.Errorf("rounded to thousands: %v", left)
 	}
 }
@@ -327,4 +328,72 @@ func TestPrioritiesAreGivenByTheFileAndLoweredByTheCall(t *testing.T) {
 	if d := cmp.Diff([]string{"headroom", "queue", "priorities.@x"}, paths); d != "" {
 		t.Error(d)
 	}
+}
+
+func TestKeysOfOneOrganisationShareALaneAsSoonAsThatIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p Pacer
+		a, b, c := p.Lane("key:a", "opus-5"), p.Lane("key:b", "opus-5"), p.Lane("key:c", "opus-5")
+		wait(t, a, Ask{}).Told(200, says("requests=60/0"), 0)
+		p.Owned("key:a", "acme", "", a)
+		p.Owned("key:a", "acme", "", a)
+		p.Owned("key:c", "acme", "lab", c)
+		if p.Lane("key:a", "opus-5") != a || a.standing().Key != "org:acme" || c.standing().Key != "org:acme/lab" {
+			t.Errorf("%+v %+v", a.standing(), c.standing())
+		}
+		p.Owned("key:b", "acme", "", b)
+		if p.Lane("key:b", "opus-5") != a || p.Lane("key:b", "haiku-4") != p.Lane("key:a", "haiku-4") || p.Lane("key:c", "opus-5") != c {
+			t.Error("they do not share")
+		}
+		began := time.Now()
+		wait(t, p.Lane("key:b", "opus-5"), Ask{})
+		if took := time.Since(began); took < 900*time.Millisecond {
+			t.Errorf("what one has used up the other has not: %v", took)
+		}
+		p.Owned("key:b", "globex", "", p.Lane("key:b", "opus-5")) // it was moved
+		if p.Lane("key:b", "opus-5") == a || p.Lane("key:a", "opus-5") != a {
+			t.Error("it was not moved alone")
+		}
+		for i := range 2 * mostLanes {
+			key := fmt.Sprint("key:", i)
+			l := p.Lane(key, "x")
+			p.Owned(key, "acme", strings.Repeat("w", 300*(i%2)), l)
+		}
+		if len(p.owners) > mostLanes || len(p.lanes) > mostLanes {
+			t.Errorf("%d owners, %d lanes", len(p.owners), len(p.lanes))
+		}
+	})
+}
+
+func TestFastModeHasLimitsOfItsOwnAndThePriorityTierIsShownOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p Pacer
+		fast, usual := p.Lane("k", Fast("opus-5")), p.Lane("k", "opus-5")
+		h := says("requests=60/0", "input-tokens=100000/0")
+		for name, v := range map[string]string{
+			"anthropic-fast-output-tokens-limit": "6000", "anthropic-fast-output-tokens-remaining": "6000",
+			"anthropic-priority-input-tokens-limit": "10000", "anthropic-priority-input-tokens-remaining": "2500",
+		} {
+			h.Set(name, v)
+		}
+		wait(t, fast, Ask{}).Told(200, h, 0)
+		wait(t, usual, Ask{}).Told(200, says("input-tokens=100000/90000"), 0)
+		s := fast.standing()
+		if len(s.Limits) != 2 || s.Limits[0].Name != "output-tokens" || s.Limits[1].Name != "priority-input-tokens" || s.Limits[1].Used != 0.75 {
+			t.Errorf("%+v", s)
+		}
+		if u := usual.standing(); len(u.Limits) != 1 || u.Limits[0].Left < 80_000 {
+			t.Errorf("%+v", u)
+		}
+		if Used(p.Standings(), "priority-input-tokens") != 0.75 || len(Limits()) != 5 {
+			t.Error("it is not shown")
+		}
+		began := time.Now()
+		for range 5 {
+			wait(t, fast, Ask{}) // the standard limits, and what is left of the Priority Tier, keep it not
+		}
+		if time.Since(began) != 0 {
+			t.Error("it waited")
+		}
+	})
 }

@@ -57,9 +57,10 @@ func (c Config) Weight(caller, color, asked string) (weight float64, name string
 // A Pacer holds the lanes. Its methods may be called from many goroutines; the zero
 // Pacer is ready and has the defaults.
 type Pacer struct {
-	rules atomic.Pointer[rules]
-	mu    sync.Mutex
-	lanes map[[2]string]*Lane
+	rules  atomic.Pointer[rules]
+	mu     sync.Mutex
+	lanes  map[[2]string]*Lane
+	owners map[string]string // of keys, as far as the answers have told
 }
 
 // Obey takes over cfg for what comes from now on.
@@ -83,7 +84,11 @@ const mostLanes = 256
 func (p *Pacer) Lane(key, class string) *Lane {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	owner := p.owners[key]
 	at := [2]string{key, class}
+	if owner != "" {
+		at[0] = owner
+	}
 	if l := p.lanes[at]; l != nil {
 		return l
 	}
@@ -99,9 +104,62 @@ func (p *Pacer) Lane(key, class string) *Lane {
 		cfg.SetDefaults()
 		r = &rules{share: 1 - float64(cfg.Headroom), most: cfg.Queue}
 	}
-	l := &Lane{Key: strings.Clone(key), Class: strings.Clone(class), rules: r, window: coldStart, ratio: 1, used: time.Now()}
+	l := &Lane{Key: strings.Clone(at[0]), Class: strings.Clone(class), owner: owner, rules: r, window: coldStart, ratio: 1, used: time.Now()}
 	p.lanes[[2]string{l.Key, l.Class}] = l
 	return l
+}
+
+// mostOwner is the length of the longest name of an owner.
+const mostOwner = 128
+
+// Owned notes whom a key belongs to, as an answer to it tells (an organisation, and its
+// workspace): the limits are its owner's, so that all its keys share one lane. A lane
+// that the key had for itself becomes its owner's, or, where that has one already, takes
+// no new calls. told is the lane of the call that was answered.
+func (p *Pacer) Owned(key, organisation, workspace string, told *Lane) {
+	if organisation == "" || len(organisation)+len(workspace) > mostOwner || told == nil || told.is(organisation, workspace) {
+		return
+	}
+	owner := "org:" + organisation
+	if workspace != "" {
+		owner += "/" + workspace
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := p.owners[key]
+	if before == owner {
+		return
+	}
+	if p.owners == nil {
+		p.owners = map[string]string{}
+	}
+	if before == "" && len(p.owners) >= mostLanes {
+		return // whoever makes up keys pays for it with lanes of their own
+	}
+	p.owners[strings.Clone(key)] = owner
+	for at, l := range p.lanes {
+		if at[0] != key {
+			continue
+		}
+		delete(p.lanes, at)
+		if theirs := [2]string{owner, at[1]}; p.lanes[theirs] == nil {
+			l.mu.Lock()
+			l.Key, l.owner = owner, owner
+			l.mu.Unlock()
+			p.lanes[theirs] = l
+		}
+	}
+}
+
+// is reports whether the lane is that of an owner already.
+func (l *Lane) is(organisation, workspace string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	rest, ok := strings.CutPrefix(strings.TrimPrefix(l.owner, "org:"), organisation)
+	if !ok {
+		return false
+	}
+	return rest == "" && workspace == "" || len(rest) == len(workspace)+1 && rest[0] == '/' && rest[1:] == workspace
 }
 
 // forget drops the lane that has been idle for longest.
@@ -110,7 +168,7 @@ func (p *Pacer) forget() bool {
 	var since time.Time
 	for _, l := range p.lanes {
 		l.mu.Lock()
-		idle, used := l.flying == 0 && l.line.n == 0, l.used
+		idle, used := l.flying == 0 && l.line.n == 0, l.used // its names change under the pacer's lock only
 		l.mu.Unlock()
 		if idle && (oldest == nil || used.Before(since)) {
 			oldest, since = l, used
@@ -121,6 +179,10 @@ func (p *Pacer) forget() bool {
 	}
 	return oldest != nil
 }
+
+// Fast is the class of calls in fast mode, which have limits of their own
+// (https://platform.claude.com/docs/en/build-with-claude/fast-mode).
+func Fast(class string) string { return class + " fast" }
 
 // Class is the class of models that share a limit: family and generation
 // (https://docs.claude.com/en/api/rate-limits).
@@ -157,7 +219,7 @@ type Standing struct {
 
 // Allowed is how one limit stands.
 type Allowed struct {
-	Name  string  `json:"name"`  // requests, input-tokens, output-tokens
+	Name  string  `json:"name"`  // requests, input-tokens, output-tokens; of the Priority Tier priority-…
 	Limit float64 `json:"limit"` // a minute
 	Left  float64 `json:"left"`
 	Used  float64 `json:"used"` // 0 to 1: of what may be saved up
@@ -196,11 +258,16 @@ func (l *Lane) standing() Standing {
 			s.Limits = append(s.Limits, Allowed{Name: names[i], Limit: b.limit, Left: left, Used: 1 - left/b.most})
 		}
 	}
+	for i := range l.prior {
+		if b := &l.prior[i]; b.known() {
+			s.Limits = append(s.Limits, Allowed{Name: priorNames[i], Limit: b.limit, Left: b.level, Used: 1 - b.level/b.limit})
+		}
+	}
 	return s
 }
 
 // Limits are the names of the limits.
-func Limits() []string { return names[:] }
+func Limits() []string { return append(names[:], priorNames[:]...) }
 
 // Used is the largest share that any of all has used of a limit.
 func Used(all []Standing, limit string) (used float64) {

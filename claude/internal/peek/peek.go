@@ -49,8 +49,9 @@ func Members(data []byte, found func(key, value []byte)) bool {
 	}
 }
 
-// Elements is Members for the values of a JSON array.
-func Elements(data []byte, found func(value []byte)) bool {
+// Elements calls found for each element of the JSON array data, as written. It returns
+// false if data is no JSON array as far as it had to look.
+func Elements(data []byte, found func(element []byte)) bool {
 	i := space(data, 0)
 	if i == len(data) || data[i] != '[' {
 		return false

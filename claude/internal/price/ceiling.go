@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 // Config is the section claude.spend.
 type Config struct {
 	Daily   float64 `yaml:"daily" doc:"Dollars that all calls of a day (UTC) may cost together; 0: no ceiling. It survives a restart."`
+	Reserve string  `yaml:"reserve" doc:"What each call sets aside of the day's money until it has ended. most: what it may cost at most (its max_tokens), so that the day ends within one call of the ceiling whatever the answers are; near the ceiling calls wait for one another. usual: what such calls usually cost, four times over, so that fewer wait and longer answers can pass the ceiling."`
 	OnReach string  `yaml:"on_reach" doc:"What becomes of calls beyond it. refuse: they are answered 402 billing_error until the day ends. warn: they go on, and it is said."`
 }
 
@@ -25,6 +27,9 @@ func (c Config) Validate(ps *setting.Problems) {
 	if !(c.Daily >= 0) || c.Daily > 1e6 {
 		ps.Add("daily", "must be dollars, from 0 to 1000000", "try 50")
 	}
+	if c.Reserve != "most" && c.Reserve != "usual" {
+		ps.Add("reserve", "must be most or usual", "use most")
+	}
 	if c.OnReach != "refuse" && c.OnReach != "warn" {
 		ps.Add("on_reach", "must be refuse or warn", "use refuse")
 	}
@@ -32,8 +37,9 @@ func (c Config) Validate(ps *setting.Problems) {
 
 // A Ceiling bounds what the calls of a day cost: each reserves what it may come to,
 // and where that does not fit beside what the others have reserved it waits for them,
-// so that the ceiling is passed by one call at most, and no call is refused that there
-// was money for. Its methods may be called from many goroutines.
+// first come, first served, so that the ceiling is passed by one call at most, and no
+// call is refused that there was money for. Its methods may be called from many
+// goroutines.
 type Ceiling struct {
 	path string // of the state; empty: not kept
 
@@ -44,6 +50,8 @@ type Ceiling struct {
 	reserved int64
 	calls    int   // that have reserved something
 	safe     int64 // what the file says was spent: never less than is
+	saved    time.Time
+	line     []*place // who waits, the first in front
 	changed  chan struct{}
 	told     bool // that the ceiling is reached
 	failure  error
@@ -77,6 +85,9 @@ func Open(dir string) (*Ceiling, error) {
 	return c, nil
 }
 
+// place is one in the line; no two have the same address.
+type place struct{ _ int }
+
 type state struct {
 	Day  string `json:"day"` // UTC
 	Nano int64  `json:"nano_usd"`
@@ -90,7 +101,11 @@ func (c *Ceiling) Obey(cfg Config) {
 	c.wake()
 }
 
+// wake tells those who wait that something has changed.
 func (c *Ceiling) wake() {
+	if len(c.line) == 0 {
+		return
+	}
 	close(c.changed)
 	c.changed = make(chan struct{})
 }
@@ -116,11 +131,20 @@ type Stake struct {
 func (c *Ceiling) Reserve(ctx context.Context, nano int64) (*Stake, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.turn(); c.limit() == 0 {
+		return c.stake(nano, false), nil
+	}
+	me := new(place)
+	c.line = append(c.line, me)
+	defer func() {
+		c.line = slices.DeleteFunc(c.line, func(who *place) bool { return who == me })
+		c.wake()
+	}()
 	for {
 		c.turn()
 		limit := c.limit()
 		switch {
-		case limit == 0 || c.spent < limit && (c.calls == 0 || c.spent+c.reserved+nano <= limit):
+		case limit == 0 || c.spent < limit && (c.cfg.OnReach == "warn" || c.line[0] == me && (c.calls == 0 || c.spent+c.reserved+nano <= limit)):
 			return c.stake(nano, false), nil
 		case c.spent >= limit && c.cfg.OnReach == "warn":
 			return c.stake(nano, true), nil
@@ -142,16 +166,35 @@ func (c *Ceiling) Reserve(ctx context.Context, nano int64) (*Stake, error) {
 	}
 }
 
+// Grow sets aside more for a call that costs more than it seemed to; it waits for
+// nobody.
+func (s *Stake) Grow(nano int64) {
+	if s == nil || s.of == nil {
+		return
+	}
+	s.of.mu.Lock()
+	defer s.of.mu.Unlock()
+	s.nano += nano
+	s.of.reserved += nano
+}
+
 func (c *Ceiling) stake(nano int64, over bool) *Stake {
 	s := &Stake{of: c, nano: nano, First: over && !c.told}
 	c.told = c.told || over
 	c.calls++
 	c.reserved += nano
-	if c.spent+c.reserved > c.safe {
-		const steps = 200 // of a day's money: what a crash may cost of it at most, and how often there is something to write
-		c.save(c.spent + c.reserved + c.limit()/steps)
-	}
+	c.secure()
 	return s
+}
+
+// secure writes down what the day may have cost by now, when that is more than what is
+// written, or so much less that a crash would cost too much of the day.
+func (c *Ceiling) secure() {
+	const steps, often = 200, 10 * time.Second // of a day's money: how often there is something to write
+	switch most := c.spent + c.reserved; {
+	case most > c.safe, c.safe-most > c.limit()/20 && time.Since(c.saved) > often:
+		c.save(most + c.limit()/steps)
+	}
 }
 
 // Settle says what the call has cost; once.
@@ -166,9 +209,8 @@ func (s *Stake) Settle(nano int64) {
 	c.turn()
 	c.calls--
 	c.reserved -= s.nano
-	if c.spent += nano; c.spent > c.safe {
-		c.save(c.spent)
-	}
+	c.spent += nano
+	c.secure()
 	c.wake()
 }
 
@@ -183,9 +225,20 @@ func (c *Ceiling) Close() error {
 	return c.failure
 }
 
+// Asks reports whether there is a ceiling at all, and whether calls have to reserve what
+// they may cost at most.
+func (c *Ceiling) Asks() (any, most bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cfg.Daily > 0, c.cfg.Reserve == "most" && c.cfg.OnReach != "warn"
+}
+
 // Stands returns what was spent today and what may be, in dollars, and what was wrong
-// with writing it down last.
+// with writing it down last. The nil Ceiling has no limit.
 func (c *Ceiling) Stands() (spent, limit float64, failure error) {
+	if c == nil {
+		return 0, 0, nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.turn()
@@ -194,7 +247,7 @@ func (c *Ceiling) Stands() (spent, limit float64, failure error) {
 
 // save writes the state so that it is there as a whole or not at all.
 func (c *Ceiling) save(nano int64) {
-	c.safe = nano
+	c.safe, c.saved = nano, time.Now()
 	if c.path == "" || c.limit() == 0 {
 		return
 	}

@@ -6,6 +6,7 @@
 package price
 
 import (
+	"bytes"
 	"maps"
 	"math"
 	"slices"
@@ -158,4 +159,30 @@ func (t *Table) Cost(u Usage) (nano int64, known bool) {
 		sum /= 2
 	}
 	return int64(math.Round(min(sum, math.MaxInt64/4))), true
+}
+
+// Input is about the most input tokens that a request may come to, and whether it asks
+// for some to be kept for an hour. A token has two bytes at least in what people and
+// programs write; an image has a few thousand tokens whatever its size, and nothing is
+// longer than a million, which is the largest window there is. What a request only names
+// (files, pages on the net, what tools of the API's bring) can't be told from it.
+func Input(request []byte) (tokens int64, hour bool) {
+	const bytesPerToken, image, window, least = 2, 5000, 1_000_000, 1024
+	size := int64(len(request))
+	for rest := request; ; {
+		_, data, found := bytes.Cut(rest, []byte(`"data":"`))
+		if !found {
+			break
+		}
+		before := request[:len(request)-len(data)]
+		end := bytes.IndexByte(data, '"')
+		if end < 0 {
+			break
+		}
+		if source := before[max(0, len(before)-100):]; end > least && bytes.Contains(source, []byte(`"image/`)) {
+			size += image*bytesPerToken - int64(end)
+		}
+		rest = data[end:]
+	}
+	return min(max(size, 0)/bytesPerToken+1, window), bytes.Contains(request, []byte(`"1h"`))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -83,7 +84,7 @@ func open(t *testing.T, dir string, daily float64) *Ceiling {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Obey(Config{Daily: daily, OnReach: "refuse"})
+	c.Obey(Config{Daily: daily, OnReach: "refuse", Reserve: "most"})
 	return c
 }
 
@@ -151,6 +152,36 @@ func TestWhatADayHasCostSurvivesARestartAndACrash(t *testing.T) {
 	})
 }
 
+func TestWhatWasOnlyReservedIsNotHeldAgainstTheDayForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		c := open(t, dir, 100)
+		var stakes []*Stake
+		for range 9 {
+			s, err := c.Reserve(t.Context(), 10e9)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stakes = append(stakes, s)
+		}
+		if spent, _, _ := open(t, dir, 100).Stands(); spent < 90 {
+			t.Errorf("%v after a crash while nine are under way", spent)
+		}
+		for _, s := range stakes {
+			s.Settle(1e8)
+		}
+		time.Sleep(time.Minute)
+		s, err := c.Reserve(t.Context(), 1e9)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Settle(1e8)
+		if spent, _, _ := open(t, dir, 100).Stands(); spent < 1 || spent > 3 {
+			t.Errorf("%v after a crash when they have ended", spent)
+		}
+	})
+}
+
 func TestAStateThatCannotBeReadIsToldAndOneThatCannotBeWrittenToo(t *testing.T) {
 	dir := t.TempDir()
 	for _, text := range []string{"{", `{"day":"2026-01-01","nano_usd":-1}`} {
@@ -174,7 +205,6 @@ func TestAStateThatCannotBeReadIsToldAndOneThatCannotBeWrittenToo(t *testing.T) 
 
 func TestACeilingCanWarnOnlyAndAWaitForMoneyEndsWithItsCall(t *testing.T) {
 	c := open(t, "", 1)
-	c.Obey(Config{Daily: 1, OnReach: "warn"})
 	a, err := c.Reserve(t.Context(), 1e9)
 	if err != nil || a.First {
 		t.Fatal(err)
@@ -183,6 +213,11 @@ func TestACeilingCanWarnOnlyAndAWaitForMoneyEndsWithItsCall(t *testing.T) {
 	cancel()
 	if _, err := c.Reserve(ctx, 1e9); !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+	c.Obey(Config{Daily: 1, OnReach: "warn"})
+	b, err := c.Reserve(ctx, 1e9)
+	if err != nil || b.First {
+		t.Errorf("a warning made a call wait: %v", err)
 	}
 	a.Settle(2e9)
 	for _, want := range []bool{true, false} {
@@ -193,7 +228,113 @@ func TestACeilingCanWarnOnlyAndAWaitForMoneyEndsWithItsCall(t *testing.T) {
 	var ps setting.Problems
 	Config{Daily: -1, OnReach: "x"}.Validate(&ps)
 	Price{Input: -1, LongAbove: -1}.Validate("m", &ps)
-	if len(ps) != 4 {
+	if len(ps) != 5 {
 		t.Error(ps)
+	}
+}
+
+// However unlike one another calls are, and however many there are at once, the day ends
+// within one of them.
+func TestNoMixOfCallsPassesTheCeilingByMoreThanOneOfThem(t *testing.T) {
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			const daily, most = 5, 500_000_000 // half a dollar
+			c := open(t, "", daily)
+			dice := rand.New(rand.NewPCG(seed, 7))
+			var mu sync.Mutex
+			var wg sync.WaitGroup
+			var refused, late atomic.Int64
+			for range 50 {
+				wg.Go(func() {
+					for range 40 {
+						ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+						s, err := c.Reserve(ctx, most)
+						cancel()
+						if err != nil {
+							if !errors.Is(err, ErrReached) {
+								late.Add(1)
+							}
+							refused.Add(1)
+							return
+						}
+						time.Sleep(time.Second)
+						cost := int64(5_000_000) // half a cent
+						mu.Lock()
+						if dice.IntN(10) == 0 {
+							cost = most
+						}
+						mu.Unlock()
+						s.Settle(cost)
+					}
+				})
+			}
+			wg.Wait()
+			spent, _, _ := c.Stands()
+			if spent > daily+0.5 || spent < daily && refused.Load() > 0 || late.Load() > 0 {
+				t.Errorf("seed %d: %v spent, %d refused, %d late", seed, spent, refused.Load(), late.Load())
+			}
+		})
+	}
+}
+
+func TestALargeCallIsNotPassedByForEverAndOneThatGrowsKeepsOthersOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, "", 10)
+		small := func() *Stake {
+			s, err := c.Reserve(t.Context(), 6e9)
+			if err != nil {
+				t.Error(err)
+			}
+			return s
+		}
+		first := small()
+		first.Grow(1e9)
+		done := make(chan time.Time, 2)
+		go func() {
+			s, err := c.Reserve(t.Context(), 9e9)
+			if err != nil {
+				t.Error(err)
+			}
+			done <- time.Now()
+			s.Settle(0)
+		}()
+		synctest.Wait()
+		go func() {
+			s := small()
+			done <- time.Now()
+			s.Settle(0)
+		}()
+		time.Sleep(time.Second)
+		if len(done) != 0 {
+			t.Error("there was no room")
+		}
+		begun := time.Now()
+		first.Settle(0)
+		if at := <-done; at.Sub(begun) != 0 {
+			t.Error("it waits")
+		}
+		<-done
+	})
+}
+
+func TestTheMostThatARequestMayComeToIsToldFromWhatItHolds(t *testing.T) {
+	picture := `{"type":"image","source":{"type":"base64","media_type":"image/png","data":"` + strings.Repeat("A", 4_000_000) + `"}}`
+	paper := strings.Replace(picture, "image/png", "application/pdf", 1)
+	for _, c := range []struct {
+		request  string
+		from, to int64
+		hour     bool
+	}{
+		{`{"a":"hello"}`, 6, 8, false},
+		{picture, 5000, 5100, false},
+		{picture + picture, 10_000, 10_100, false},
+		{paper, 1_000_000, 1_000_000, false},
+		{`{"cache_control":{"ttl":"1h"}}`, 10, 20, true},
+		{`"image/png","data":"never ends`, 10, 20, false},
+		{"", 1, 1, false},
+	} {
+		if n, hour := Input([]byte(c.request)); n < c.from || n > c.to || hour != c.hour {
+			t.Errorf("%.40s: %d %v", c.request, n, hour)
+		}
 	}
 }

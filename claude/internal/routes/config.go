@@ -20,6 +20,7 @@ import (
 type Config struct {
 	Name      string            `yaml:"name" doc:"Name of the route, in the header Mainstay-Claude-Route of the answers that it gave."`
 	Upstream  string            `yaml:"upstream" doc:"Base URL of an API in the shape of Claude's; absent: claude.upstream, with the keys that it is called with."`
+	Kind      string            `yaml:"kind" doc:"How the upstream speaks. claude: the Messages API. vertex: Google's Vertex AI; upstream is then https://REGION-aiplatform.googleapis.com/v1/projects/PROJECT/locations/REGION/publishers/anthropic/models, and its keys are access tokens, which keys[].file renews."`
 	Keys      []Key             `yaml:"keys" doc:"Keys for it; the caller's own goes nowhere but to claude.upstream."`
 	Auth      string            `yaml:"auth" doc:"How the key is sent: x-api-key, or bearer (Authorization)."`
 	Models    map[string]string `yaml:"models" doc:"What is asked for instead of a model, by the beginning of its name (the longest that fits counts; * fits every one); a model that is not here is not sent this way. Absent: the same model."`
@@ -31,6 +32,8 @@ type Config struct {
 type Key struct {
 	Name   string         `yaml:"name" doc:"What answers, logs and metrics call it."`
 	Key    setting.Secret `yaml:"key" doc:"The key itself."`
+	File   string         `yaml:"file" doc:"Instead of key: a file that holds it and is read again whenever it has changed, for tokens that somebody renews."`
+	Owner  string         `yaml:"organisation" doc:"Name of the organisation, or the workspace with limits of its own, that it belongs to: keys of the same one share their line for the rate limits from the first call on. Absent: Mainstay learns it from the answers."`
 	Weight int            `yaml:"weight" doc:"Its share of the prompts, beside the others' weights; absent: 1."`
 }
 
@@ -60,6 +63,18 @@ func Validate(all []Config, keys []Key, listen string, ps *setting.Problems) {
 		names[c.Name] = true
 		c.validateUpstream(at, listen, ps)
 		validateKeys(c.Keys, at+".keys", ps)
+		switch c.Kind {
+		case "", "claude":
+		case vertex:
+			if c.Upstream == "" {
+				ps.Add(at+".kind", "is of another upstream, and none is named", "name one")
+			}
+			if c.Auth == "x-api-key" {
+				ps.Add(at+".auth", "must be bearer for vertex", "leave it out")
+			}
+		default:
+			ps.Add(at+".kind", "must be claude or vertex", "leave it out for an upstream in the shape of the Messages API")
+		}
 		switch c.Auth {
 		case "", "x-api-key", "bearer":
 		default:
@@ -83,6 +98,9 @@ func (c Config) validateUpstream(at, listen string, ps *setting.Problems) {
 		return
 	}
 	CheckUpstream(c.Upstream, at+".upstream", listen, ps)
+	if c.Kind == vertex && !strings.HasSuffix(strings.TrimRight(c.Upstream, "/"), vertexBase) {
+		ps.Add(at+".upstream", "must end with "+vertexBase, "try https://us-east5-aiplatform.googleapis.com/v1/projects/my-project/locations/us-east5"+vertexBase)
+	}
 	if len(c.Keys) == 0 {
 		ps.Add(at+".keys", "are missing: the caller's own key must not go to another upstream", "name one")
 	}
@@ -138,10 +156,17 @@ func validateKeys(keys []Key, at string, ps *setting.Problems) {
 		}
 		names[k.Name] = true
 		switch key := k.Key.Reveal(); {
+		case k.File != "":
+			if key != "" {
+				ps.Add(at+".file", "stands beside a key", "leave one of them out")
+			}
 		case key == "":
 			ps.Add(at+".key", "is missing", "try ${ANTHROPIC_API_KEY}")
 		case strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }):
 			ps.Add(at+".key", "must have no blanks or control characters", "look for a line break at its end")
+		}
+		if len(k.Owner) > mostName || strings.Trim(k.Owner, letters+"-_.") != "" {
+			ps.Add(at+".organisation", fmt.Sprintf("must be up to %d letters, digits, dots, hyphens or underscores", mostName), "try acme, or leave it out")
 		}
 		if k.Weight < 0 || k.Weight > 1000 {
 			ps.Add(at+".weight", "must be from 1 to 1000", "try 1")

@@ -28,6 +28,8 @@ type Access struct {
 	Name   string // main/a: the route's and the key's
 	key    string // its own name
 	secret string
+	token  *token // instead of secret
+	owner  string // whose rate limits it has; empty: not told
 	bearer bool
 	seed   uint64
 	weight float64
@@ -65,8 +67,12 @@ func Compile(all []Config, keys []Key) ([]*Route, error) {
 func newRoute(c Config) *Route {
 	r := &Route{Name: c.Name, cfg: c, answered: new(atomic.Int64)}
 	for _, k := range c.Keys {
+		var renewed *token
+		if k.File != "" {
+			renewed = &token{path: k.File}
+		}
 		r.keys = append(r.keys, &Access{
-			Name: c.Name + "/" + k.Name, key: k.Name, secret: k.Key.Reveal(), bearer: c.Auth == "bearer",
+			Name: c.Name + "/" + k.Name, key: k.Name, secret: k.Key.Reveal(), token: renewed, bearer: c.Auth == "bearer" || c.Kind == vertex, owner: k.Owner,
 			seed: hash(c.Name, k.Name), weight: float64(max(k.Weight, 1)), served: new(atomic.Int64), failed: new(atomic.Int64),
 		})
 	}
@@ -101,12 +107,16 @@ func (r *Route) Takes(tier, model string) (as string, ok bool) {
 	if len(r.cfg.Tiers) > 0 && !slices.Contains(r.cfg.Tiers, tier) {
 		return "", false
 	}
-	if len(r.cfg.Models) == 0 {
-		return model, true
+	if as, ok = model, true; len(r.cfg.Models) > 0 {
+		as, ok = Instead(r.cfg.Models, model)
+		ok = ok && (r.base != nil || as != model)
 	}
-	as, ok = Instead(r.cfg.Models, model)
-	return as, ok && (r.base != nil || as != model)
+	return as, ok && (r.cfg.Kind != vertex || isModel(as))
 }
+
+// MaxTokens is the largest max_tokens that is asked for this way, beside the budget for
+// thinking; 0: as the call says.
+func (r *Route) MaxTokens() int64 { return r.cfg.MaxTokens }
 
 // Elsewhere reports whether the route leads to another upstream.
 func (r *Route) Elsewhere() bool { return r.base != nil }
@@ -123,32 +133,42 @@ func (r *Route) Host(first string) string {
 // if nothing has to be changed.
 func (r *Route) Body(text []byte, model string) []byte {
 	text, _ = Change(text, model, r.cfg.MaxTokens)
+	if r.cfg.Kind == vertex {
+		text = vertexBody(text)
+	}
 	return text
 }
 
+// An Aim says what is asked for.
+type Aim struct {
+	Base    string // path of claude.upstream, below which the request's lies
+	Model   string
+	Streams bool
+}
+
 // Aim makes the request that goes this way of the one that the call has made, which
-// would go to claude.upstream, whose base path is given. key may be nil.
-func (r *Route) Aim(req *http.Request, basePath string, key *Access) *http.Request {
+// would go to claude.upstream. key may be nil.
+func (r *Route) Aim(req *http.Request, at Aim, key *Access) *http.Request {
 	if r.base == nil && key == nil {
 		return req
 	}
 	out := req.Clone(req.Context())
-	if r.base != nil {
+	switch {
+	case r.base == nil:
+	case r.cfg.Kind == vertex:
+		out.URL = vertexURL(r.base, at.Model, at.Streams)
+		delete(out.Header, "Anthropic-Version")
+	default:
 		u := *r.base
-		u.Path, u.RawPath = strings.TrimRight(u.Path, "/")+strings.TrimPrefix(req.URL.Path, basePath), ""
+		u.Path, u.RawPath = strings.TrimRight(u.Path, "/")+strings.TrimPrefix(req.URL.Path, at.Base), ""
 		u.RawQuery = req.URL.RawQuery
-		out.URL, out.Host = &u, u.Host
+		out.URL = &u
+	}
+	if r.base != nil {
+		out.Host = out.URL.Host
 		delete(out.Header, "Cookie")
 	}
-	delete(out.Header, "Authorization")
-	delete(out.Header, "X-Api-Key")
-	switch {
-	case key == nil:
-	case key.bearer:
-		out.Header["Authorization"] = []string{"Bearer " + key.secret}
-	default:
-		out.Header["X-Api-Key"] = []string{key.secret}
-	}
+	key.sign(out.Header)
 	return out
 }
 
@@ -165,7 +185,7 @@ func (r *Route) Key(prefix uint64, not []*Access, anyway bool) (*Access, bool) {
 	least := math.Inf(1)
 	for _, unfit := range [...]bool{false, true} {
 		for _, k := range r.keys {
-			if d := k.distance(prefix); d < least && (unfit || k.fit(now) && !slices.Contains(not, k)) {
+			if d := k.distance(prefix); d < least && k.now() != "" && (unfit || k.fit(now) && !slices.Contains(not, k)) {
 				found, least = k, d
 			}
 		}
@@ -219,6 +239,14 @@ func hash(parts ...string) uint64 {
 		_, _ = h.Write([]byte{0})
 	}
 	return mix(h.Sum64())
+}
+
+// Lane is whose rate limits the key has. told: the file says so.
+func (k *Access) Lane() (name string, told bool) {
+	if k.owner != "" {
+		return "org:" + k.owner, true
+	}
+	return "key:" + k.Name, false
 }
 
 // Served notes that an attempt was good; it returns true if the key had been refused

@@ -87,7 +87,7 @@ func TestAnotherUpstreamGetsItsOwnKeyAndNothingOfTheCallers(t *testing.T) {
 	for auth, want := range map[string][2]string{"": {"k", ""}, "bearer": {"", "Bearer k"}} {
 		r := compile(t, Config{Name: "b", Upstream: "https://b.test/x/", Keys: []Key{{Name: "a", Key: "k"}}, Auth: auth})[0]
 		key, _ := r.Key(0, nil, false)
-		out := r.Aim(req, "/base", key)
+		out := r.Aim(req, Aim{Base: "/base"}, key)
 		if out.URL.String() != "https://b.test/x/v1/messages?beta=true" || out.Host != "b.test" || out.Header.Get("Cookie") != "" {
 			t.Errorf("%s %s", out.URL, out.Host)
 		}
@@ -98,7 +98,7 @@ func TestAnotherUpstreamGetsItsOwnKeyAndNothingOfTheCallers(t *testing.T) {
 	if req.Header.Get("X-Api-Key") != "callers" {
 		t.Error("the call's own request was changed")
 	}
-	if own := first(t); own.Aim(req, "/base", nil) != req {
+	if own := first(t); own.Aim(req, Aim{Base: "/base"}, nil) != req {
 		t.Error("a call in its own name was copied")
 	}
 }

@@ -4,6 +4,8 @@
 //
 //   node client.mjs crowd 500           500 calls, 16 at a time, half of them streams
 //   node client.mjs each json stream …  one call after the other; json:claude-x names the model
+//   node client.mjs hurried 10 stream 2000   ten at once, of a client that waits 2 s and then
+//                                       tries again, twice, as it does by default
 //   node client.mjs tour                tools, thinking, token counts, models, batches
 import Anthropic from '@anthropic-ai/sdk';
 
@@ -50,6 +52,18 @@ async function each(kinds) {
   return results;
 }
 
+async function hurried(n, kind, timeout) {
+  const impatient = client.withOptions({ timeout, maxRetries: 2 });
+  const one = async (i) => {
+    const params = ask('hurried ' + i);
+    const message = kind === 'stream' ? await impatient.messages.stream(params).finalMessage() : await impatient.messages.create(params);
+    if (message.stop_reason !== 'end_turn' || !message.content[0]?.text) throw new Error('not a whole message: ' + JSON.stringify(message));
+  };
+  const results = await Promise.allSettled(Array.from({ length: n }, (_, i) => one(i)));
+  const failures = results.filter((r) => r.status === 'rejected').map((r) => String(r.reason));
+  return { calls: n, failed: failures.length, failures: failures.slice(0, 5) };
+}
+
 async function tour() {
   const tools = [{ name: 'weather', input_schema: { type: 'object', properties: { city: { type: 'string' } }, required: ['city'] } }];
   const streamed = await client.messages
@@ -78,5 +92,5 @@ async function tour() {
 }
 
 const [mode, ...args] = process.argv.slice(2);
-const modes = { crowd: () => crowd(Number(args[0])), each: () => each(args), tour };
+const modes = { crowd: () => crowd(Number(args[0])), each: () => each(args), hurried: () => hurried(Number(args[0]), args[1], Number(args[2])), tour };
 console.log(JSON.stringify(await modes[mode]()));

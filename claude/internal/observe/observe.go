@@ -1,61 +1,64 @@
-package claude
+// Package observe reads what an answer of the Claude API tells of itself while it passes
+// by: model, usage, how it ended. It changes nothing. Only the Claude plane may import it.
+package observe
 
 import (
 	"bytes"
 	"compress/gzip"
-	"context"
 	"io"
-	"net"
 	"net/http"
 	"strings"
-	"sync"
 
 	"mainstay.dev/mainstay/claude/internal/peek"
 	"mainstay.dev/mainstay/claude/internal/sse"
 	"mainstay.dev/mainstay/telemetry"
 )
 
-// An observer reads what passes by: model, usage, how it ended. It changes nothing,
+// MostWhole is the largest JSON answer that is read.
+const MostWhole = 1 << 20
+
+// An Observer reads what passes by: model, usage, how it ended. It changes nothing,
 // and what it can't read it leaves alone: an encoding other than gzip, JSON beyond
-// mostWhole.
-type observer struct {
+// MostWhole.
+type Observer struct {
 	gen     *telemetry.GenAI
 	watches bool // the answer is the stream of a generation
-	plain   bool // its bytes are the events themselves
+	Plain   bool // its bytes are the events themselves
 	zipped  *unzipper
 	events  sse.Scanner
 	found   func(sse.Event)
 	started bool  // message_start has come
-	stopped bool  // message_stop has come
-	failed  bool  // an error event has come
+	Stopped bool  // message_stop has come
+	Failed  bool  // an error event has come
 	told    bool  // what the answer came to has been told
 	shown   int64 // bytes of deltas
-	hour    int64 // tokens written to the cache for an hour
-	batch   bool  // it is billed as part of a batch
+	Hour    int64 // tokens written to the cache for an hour
+	Batch   bool  // it is billed as part of a batch
 }
 
-// begin looks at the head of the answer that will be relayed.
-func (o *observer) begin(a *answer, s shape, gen *telemetry.GenAI) {
+// Begin looks at the head of the answer that will be relayed.
+// events: it is a stream of events; message: it is a generation.
+func (o *Observer) Begin(h http.Header, events, message bool, gen *telemetry.GenAI) {
 	o.gen = gen
-	if !a.events {
+	if !events {
 		return
 	}
-	encoding := a.res.Header.Get("Content-Encoding")
-	o.plain = encoding == "" || strings.EqualFold(encoding, "identity")
-	if o.watches = s.message; o.watches {
+	encoding := h.Get("Content-Encoding")
+	o.Plain = encoding == "" || strings.EqualFold(encoding, "identity")
+	if o.watches = message; o.watches {
 		gen.Stream = true
 		o.found = o.event
 	}
-	if strings.EqualFold(encoding, "gzip") && s.message {
+	if strings.EqualFold(encoding, "gzip") && message {
 		o.zipped = unzip(func(p []byte) { o.events.Feed(p, o.found) })
 	}
 }
 
-// feed sees the next bytes of a stream; it returns how many of them lead up to the
-// end of an event, where that can be told.
-func (o *observer) feed(p []byte) (whole int) {
+// Feed sees the next bytes of a stream; it returns how many of them lead up to the
+// End of an event, where that can be told.
+func (o *Observer) Feed(p []byte) (whole int) {
 	switch {
-	case o.plain:
+	case o.Plain:
 		return o.events.Feed(p, o.found)
 	case o.zipped != nil:
 		o.zipped.feed(p)
@@ -63,34 +66,34 @@ func (o *observer) feed(p []byte) (whole int) {
 	return 0
 }
 
-// end waits until all that was fed has been read. It may be called again.
-func (o *observer) end() {
+// End waits until all that was fed has been read. It may be called again.
+func (o *Observer) End() {
 	if o.zipped != nil {
 		o.zipped.end()
 	}
 }
 
-// estimate makes up for an answer that was cut before it told what it came to: at 4
+// Estimate makes up for an answer that was cut before it told what it came to: at 4
 // bytes a token.
-func (o *observer) estimate() {
+func (o *Observer) Estimate() {
 	if o.gen != nil && o.started && !o.told {
 		o.gen.OutputTokens = max(o.gen.OutputTokens, (o.shown+3)/4)
 	}
 }
 
-// unfinished reports that a generation has begun and not ended, as far as that can
+// Unfinished reports that a generation has begun and not ended, as far as that can
 // be told.
-func (o *observer) unfinished() bool { return o.started && !o.stopped && !o.failed }
+func (o *Observer) Unfinished() bool { return o.started && !o.Stopped && !o.Failed }
 
-func (o *observer) event(e sse.Event) {
+func (o *Observer) event(e sse.Event) {
 	switch string(e.Name) {
 	case "message_start":
 		o.started = true
 	case "message_stop":
-		o.stopped = true
+		o.Stopped = true
 		return
 	case "error":
-		o.failed = true
+		o.Failed = true
 		o.gen.ErrorType = "error" // unless it says which
 	case "message_delta":
 		o.told = true
@@ -106,7 +109,7 @@ func (o *observer) event(e sse.Event) {
 
 // read notes what a message, an event or an error tells. Counts in a stream are
 // cumulative: the last one told is right, and one not told stays as it was.
-func (o *observer) read(object []byte) {
+func (o *Observer) read(object []byte) {
 	peek.Members(object, func(key, value []byte) {
 		switch string(key) {
 		case "message", "delta": // of message_start, of message_delta
@@ -125,11 +128,11 @@ func (o *observer) read(object []byte) {
 	})
 }
 
-func (o *observer) usage(object []byte) {
+func (o *Observer) usage(object []byte) {
 	peek.Members(object, func(key, value []byte) {
 		switch string(key) {
 		case "service_tier":
-			o.batch = peek.Text(value) == "batch"
+			o.Batch = peek.Text(value) == "batch"
 		case "cache_creation":
 			o.usage(value)
 		}
@@ -143,7 +146,7 @@ func (o *observer) usage(object []byte) {
 		case "cache_creation_input_tokens":
 			o.gen.CacheWriteTokens = n
 		case "ephemeral_1h_input_tokens":
-			o.hour = n
+			o.Hour = n
 		case "cache_read_input_tokens":
 			o.gen.CacheReadTokens = n
 		case "output_tokens":
@@ -152,7 +155,7 @@ func (o *observer) usage(object []byte) {
 	})
 }
 
-func (o *observer) failure(object []byte) {
+func (o *Observer) failure(object []byte) {
 	peek.Members(object, func(key, value []byte) {
 		if string(key) == "type" {
 			o.word(&o.gen.ErrorType, value)
@@ -161,15 +164,15 @@ func (o *observer) failure(object []byte) {
 }
 
 // word notes a name, if it is one.
-func (o *observer) word(to *string, value []byte) {
+func (o *Observer) word(to *string, value []byte) {
 	const most = 128
 	if s := peek.Text(value); s != "" && len(s) <= most {
 		*to = s
 	}
 }
 
-// whole reads an answer in JSON that is there as a whole.
-func (o *observer) whole(body []byte, h http.Header) {
+// Whole reads an answer in JSON that is there as a whole.
+func (o *Observer) Whole(body []byte, h http.Header) {
 	switch encoding := h.Get("Content-Encoding"); {
 	case encoding == "" || strings.EqualFold(encoding, "identity"):
 	case strings.EqualFold(encoding, "gzip"):
@@ -177,7 +180,7 @@ func (o *observer) whole(body []byte, h http.Header) {
 		if err != nil {
 			return
 		}
-		if body, err = io.ReadAll(io.LimitReader(z, mostWhole)); err != nil {
+		if body, err = io.ReadAll(io.LimitReader(z, MostWhole)); err != nil {
 			return
 		}
 	default:
@@ -215,38 +218,4 @@ func (u *unzipper) feed(p []byte) { _, _ = u.w.Write(p) } // fails only after en
 func (u *unzipper) end() {
 	_ = u.w.Close()
 	<-u.done
-}
-
-// A desk is where a connection leaves the call that it has answered, to be written down
-// when the client has all of the answer and need not wait for it any more.
-type desk struct{ last *call }
-
-// desks are those of all connections.
-type desks struct{ of sync.Map }
-
-// open gives a connection its desk.
-func (ds *desks) open(ctx context.Context, conn net.Conn) context.Context {
-	d := new(desk)
-	ds.of.Store(conn, d)
-	return context.WithValue(ctx, desk{}, d)
-}
-
-// turn is told by net/http, on the connection's own goroutine, when an answer has gone
-// out, and when the connection has ended.
-func (ds *desks) turn(conn net.Conn, to http.ConnState) {
-	if to != http.StateIdle && to != http.StateClosed {
-		return
-	}
-	v, ok := ds.of.Load(conn)
-	if !ok {
-		return
-	}
-	if to == http.StateClosed {
-		ds.of.Delete(conn)
-	}
-	if d := v.(*desk); d.last != nil {
-		d.last.conclude()
-		d.last.writeDown()
-		d.last = nil
-	}
 }

@@ -1,0 +1,252 @@
+package claude
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"mainstay.dev/mainstay/claude/internal/attach"
+)
+
+// landed is a gathered answer, or the head of a stream, for those who are attached to
+// its call. Nobody changes it.
+type landed struct {
+	status int
+	header http.Header
+	body   []byte // of a gathered answer
+	end    verdict
+}
+
+// attach shares the answer of an identical call under way, where the call is an SDK's
+// retry of it or calls may join. True: it has been answered.
+func (c *call) attach(w http.ResponseWriter, r *http.Request, s *Server) bool {
+	if c.mend == nil || c.rules.attach == 0 && !c.rules.joins {
+		return false
+	}
+	who := c.identity()
+	again, _ := strconv.Atoi(r.Header.Get("X-Stainless-Retry-Count"))
+	if c.rules.joins || again > 0 {
+		if f := s.board.Join(who, c.body.Kept); f != nil && c.ride(w, f) {
+			c.attached = again > 0
+			return true
+		}
+	}
+	c.flight = s.board.Begin(s.base, who, c.body.Kept, c.rules.attach)
+	c.ctx = c.flight.Context()
+	c.leave = context.AfterFunc(r.Context(), c.flight.Leave)
+	return false
+}
+
+// identity tells apart what must not share an answer: the key, the address, the headers
+// that shape what is answered, and whether it is a stream.
+func (c *call) identity() string {
+	parts := []string{c.out.URL.Path, c.out.URL.RawQuery, strconv.FormatBool(c.gather != nil)}
+	for _, name := range []string{"X-Api-Key", "Authorization", "Anthropic-Version", "Anthropic-Beta", "Content-Type"} {
+		parts = append(parts, strings.Join(c.out.Header[name], ","))
+	}
+	return strings.Join(parts, "\x00")
+}
+
+// ride waits for another call's answer, and relays it as it comes. False: it came to
+// nothing, and the call has to see for itself.
+func (c *call) ride(w http.ResponseWriter, f *attach.Flight[landed]) bool {
+	defer f.Leave()
+	late := time.NewTimer(time.Until(c.whole))
+	defer late.Stop()
+	p := f.Progress()
+	for !p.Landed && p.Head == nil {
+		select {
+		case <-p.Changed:
+		case <-late.C:
+			c.refuse(w, verdict{code: UpstreamTimeout, cause: CauseTimeout, err: errLate})
+			return true
+		case <-c.ctx.Done():
+			v, _ := c.ended()
+			c.refuse(w, v)
+			return true
+		}
+		p = f.Progress()
+	}
+	l := p.Head
+	if l == nil {
+		l = p.Answer
+	}
+	if l == nil || l.header == nil {
+		return false
+	}
+	res := &http.Response{StatusCode: l.status, Header: l.header.Clone(), ContentLength: int64(len(l.body))}
+	res.Header["Mainstay-Attached"] = []string{"1"}
+	a := &answer{res: res, body: http.NoBody, verdict: l.end, ahead: l.body, whole: true}
+	if p.Head != nil {
+		res.ContentLength = -1
+		ctx, cancel := context.WithCancelCause(c.ctx)
+		a = &answer{res: res, body: &follower{f: f, ctx: ctx}, verdict: l.end, events: true, ctx: ctx, cancel: cancel}
+		c.x.HTTP.Stream = true
+		c.engine.counts.streams.Add(1)
+		defer a.close()
+	}
+	c.firstByte()
+	c.shadow = true
+	var broken bool
+	c.end, broken = c.relay(w, a)
+	if broken {
+		panic(http.ErrAbortHandler) // net/http breaks the connection off
+	}
+	return true
+}
+
+// A follower is the body of a stream that another call is given: from its beginning,
+// and then as it comes.
+type follower struct {
+	f    *attach.Flight[landed]
+	ctx  context.Context
+	at   int    // of the text
+	left []byte // of a ping
+}
+
+// quiet is how long a follower hears nothing until it pings its client: the pings of the
+// stream itself are not kept.
+const quiet = 10 * time.Second
+
+const ping = "event: ping\ndata: {\"type\": \"ping\"}\n\n"
+
+func (r *follower) Read(p []byte) (int, error) {
+	for {
+		if n := copy(p, r.left); n > 0 {
+			r.left = r.left[n:]
+			return n, nil
+		}
+		now := r.f.Progress()
+		if n := copy(p, now.Text[min(r.at, len(now.Text)):]); n > 0 {
+			r.at += n
+			return n, nil
+		}
+		if now.Landed {
+			switch {
+			case now.Answer == nil:
+				return 0, &unmended{verdict{code: UpstreamCut, cause: CauseCut, err: errors.New("the call that this one was attached to came to nothing")}}
+			case now.Answer.end.code != OK:
+				return 0, &unmended{now.Answer.end}
+			}
+			return 0, io.EOF
+		}
+		timer := time.NewTimer(quiet)
+		select {
+		case <-now.Changed:
+		case <-timer.C:
+			r.left = []byte(ping) // what is kept ends between two events
+		case <-r.ctx.Done():
+			timer.Stop()
+			return 0, context.Cause(r.ctx)
+		}
+		timer.Stop()
+	}
+}
+
+func (r *follower) Close() error { return nil }
+
+// takeOff lets those who are attached see how a stream begins.
+func (c *call) takeOff(a *answer) {
+	if c.flight == nil || c.gather != nil || a == nil || !a.events {
+		return
+	}
+	c.head0 = &landed{status: a.res.StatusCode, header: a.res.Header.Clone(), end: verdict{code: OK}}
+	c.share()
+}
+
+// share tells those who are attached what has come of a stream. False: the answer is to
+// be gathered, and there is no memory left for it.
+func (c *call) share() bool {
+	log, kept := c.mend.Log()
+	if kept && !c.room(c.mend.Size()) {
+		if c.gather != nil {
+			return false
+		}
+		c.mend.Forget()
+		c.shrink(0)
+		kept = false
+	}
+	switch {
+	case c.flight == nil || c.gather != nil:
+	case !kept:
+		c.flight.Close()
+		c.flight.Land(&landed{end: errNoRoom}, false)
+	case c.head0 != nil:
+		c.flight.Tell(c.head0, log)
+	}
+	return true
+}
+
+// landStream tells those who are attached to a stream how it ended.
+func (c *call) landStream(end verdict) {
+	if c.head0 != nil {
+		l := *c.head0
+		l.end = end
+		c.flight.Land(&l, end.code == OK)
+	}
+}
+
+// land gives a gathered call's answer to those who are attached to it.
+func (c *call) land(a *answer) {
+	if c.flight == nil {
+		return
+	}
+	if a != nil && a.whole && a.verdict.code == OK {
+		c.shrink(len(a.ahead))
+		c.flight.Land(&landed{a.res.StatusCode, a.res.Header.Clone(), a.ahead, a.verdict}, true)
+	} else if a == nil || !a.events {
+		c.flight.Land(nil, false)
+	}
+}
+
+// depart ends the flight, if there is one, however the call ended.
+func (c *call) depart() {
+	if c.flight == nil {
+		return
+	}
+	c.flight.Land(nil, false)
+	if c.leave() {
+		c.flight.Leave()
+	}
+	c.flight.End()
+}
+
+// errNoRoom is the end of an answer for which there is no memory.
+var errNoRoom = verdict{code: AnswersFull, cause: CauseTooLarge, err: errors.New("the answers under way take all of claude.recovery.memory")}
+
+// room reserves memory for an answer that takes n bytes by now.
+func (c *call) room(n int) bool {
+	const step = 64 << 10
+	for int64(n) > c.roomy {
+		if !c.engine.counts.answers.Take(step, c.rules.memory) {
+			return false
+		}
+		c.roomy += step
+	}
+	return true
+}
+
+// shrink gives back what is reserved for more than n bytes of the answer.
+func (c *call) shrink(n int) {
+	if spare := c.roomy - int64(n); spare > 0 {
+		c.engine.counts.answers.Give(spare)
+		c.roomy = int64(n)
+	}
+}
+
+// leaveRoom gives the memory of the answer back, when nobody can ask for it any more.
+func (c *call) leaveRoom() {
+	n, answers := c.roomy, &c.engine.counts.answers
+	if c.roomy = 0; n == 0 {
+		return
+	}
+	if c.flight == nil {
+		answers.Give(n)
+		return
+	}
+	c.flight.Free(func() { answers.Give(n) })
+}

@@ -1,0 +1,90 @@
+package attach
+
+import (
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestARiderSeesAllThatWasToldInItsOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBoard[string]()
+		f := b.Begin(t.Context(), "me", []byte("ask"), time.Second)
+		if b.Join("you", []byte("ask")) != nil || b.Join("me", []byte("other")) != nil {
+			t.Error("a stranger rides")
+		}
+		var wg sync.WaitGroup
+		for range 3 {
+			r := b.Join("me", []byte("ask"))
+			wg.Go(func() {
+				defer r.Leave()
+				var got string
+				for {
+					p := r.Progress()
+					if p.Head != nil && *p.Head != "head" {
+						t.Error(*p.Head)
+					}
+					got += string(p.Text[len(got):])
+					if p.Landed {
+						if got != "0123456789" || *p.Answer != "end" {
+							t.Errorf("%q", got)
+						}
+						return
+					}
+					<-p.Changed
+				}
+			})
+		}
+		var text []byte
+		head, end := "head", "end"
+		for i := range 10 {
+			time.Sleep(time.Millisecond)
+			text = append(text, byte('0'+i))
+			f.Tell(&head, text)
+		}
+		f.Land(&end, true)
+		wg.Wait()
+		f.Leave()
+		f.End()
+		if b.Len() != 0 {
+			t.Error("it is still on the board")
+		}
+	})
+}
+
+func TestAnAnswerIsFreedOnceWhenNobodyCanAskForItAnyMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBoard[int]()
+		freed := 0
+		f := b.Begin(t.Context(), "", []byte("x"), time.Second)
+		f.Leave() // its client has gone
+		one := 1
+		f.Land(&one, true)
+		f.Free(func() { freed++ })
+		if r := b.Join("", []byte("x")); r == nil || *r.Progress().Answer != 1 || freed != 0 {
+			t.Fatal("the answer was not kept")
+		} else {
+			r.Leave()
+		}
+		time.Sleep(2 * time.Second)
+		if b.Len() != 0 || freed != 1 || b.Join("", []byte("x")) != nil {
+			t.Errorf("%d flights, freed %d times", b.Len(), freed)
+		}
+		f.End()
+
+		f = b.Begin(t.Context(), "", []byte("y"), time.Second)
+		r := b.Join("", []byte("y"))
+		f.Free(func() { freed++ })
+		f.Close()
+		f.Land(nil, false)
+		f.Leave()
+		if freed != 1 {
+			t.Error("freed under a rider")
+		}
+		if r.Leave(); freed != 2 {
+			t.Error("not freed")
+		}
+		f.End()
+	})
+}
