@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -126,9 +127,7 @@ func (m *mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m.mu.Unlock()
 	seed, _ := strconv.ParseUint(r.Header.Get("X-Seed"), 10, 64)
 	g := newTelegram(seed, r.Header.Get("X-Stream") != "")
-	for name, values := range g.head {
-		w.Header()[name] = values
-	}
+	maps.Copy(w.Header(), g.head)
 	w.WriteHeader(g.status)
 	for _, p := range g.parts {
 		_, _ = w.Write(p)

@@ -76,7 +76,7 @@ func TestACallThatFailsIsKeptIfOnlyThoseAre(t *testing.T) {
 }
 
 func TestWhyACallCanNotBeSentAgainIsSaid(t *testing.T) {
-	st, fake := over(t, claudetest.Options{}, keeping("none"))
+	st, _ := over(t, claudetest.Options{}, keeping("none"))
 	st.send("POST", "/v1/messages", hello, withID("a"))
 	if _, err := st.Replay(t.Context(), "a", "k"); !errors.Is(err, claude.ErrNoneKept) {
 		t.Error(err)
@@ -84,7 +84,7 @@ func TestWhyACallCanNotBeSentAgainIsSaid(t *testing.T) {
 	if st.Stats().ReplayBytes != 0 {
 		t.Error("something is kept")
 	}
-	st, fake = over(t, claudetest.Options{}, keeping("all"))
+	st, fake := over(t, claudetest.Options{}, keeping("all"))
 	st.send("POST", "/v1/messages", "{", withID("broken"))
 	st.send("GET", "/v1/models", "", withID("no message"))
 	st.send("POST", "/v1/messages", helloS, withID("a"))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,12 +22,10 @@ func simulated(calls, seeds int) {
 func table(t *testing.T, calls, seeds int) {
 	fmt.Printf("%d seeds. Failed, attempts for each call, and what 99.9%% of the calls waited at most, in all. (Policies other than deadline: a tenth of the calls.)\n\n| | calls |", seeds)
 	policies := simulate.Policies()
-	line := "\n|---|---|"
 	for _, p := range policies {
 		fmt.Printf(" %s |", p.Name)
-		line += "---|"
 	}
-	fmt.Println(line)
+	fmt.Println("\n|---|---|" + strings.Repeat("---|", len(policies)))
 	for _, s := range simulate.Scenarios() {
 		kind := "JSON"
 		if s.Streams {

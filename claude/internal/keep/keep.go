@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -176,9 +177,9 @@ func (s *Store) Find(id string) (Request, error) {
 		return Request{}, ErrOff
 	}
 	s.purge()
-	for i := len(s.all) - 1; i >= 0; i-- {
-		if s.all[i].ID == id {
-			return s.all[i], nil
+	for _, q := range slices.Backward(s.all) {
+		if q.ID == id {
+			return q, nil
 		}
 	}
 	return Request{}, ErrUnknown
