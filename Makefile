@@ -4,7 +4,7 @@ VERSION ?= 0.1.0-dev
 LDFLAGS  = -s -w -X main.release=$(VERSION)
 GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: build demo test check bench bench-deploy bench-pooler bench-limits docs fuzz clean setup
+.PHONY: build demo test check bench bench-deploy bench-pooler bench-limits bench-claude docs fuzz clean setup
 
 build: ## bin/mainstay and the demo's app
 	@mkdir -p bin build
@@ -43,6 +43,9 @@ bench-limits: ## limits beside redis_rate and an INCRBY pipeline
 	@scripts/setup.sh all
 	scripts/redis.sh $(GO) -C bench/limits run . -kill
 	scripts/redis.sh $(GO) -C bench/limits run . -requests
+
+bench-claude: ## the Claude plane beside a plain reverse proxy; FAULTS=1: what its callers see of faults, simulated (an hour)
+	$(GO) run ./bench/claude $(if $(FAULTS),-faults)
 
 docs: ## write the pages that are generated from the code
 	$(GO) test ./internal/config -run Generated -update -count=1

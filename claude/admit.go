@@ -60,7 +60,11 @@ func (c *call) admit(w http.ResponseWriter, r *http.Request) bool {
 		return false
 	}
 	c.upload = &upload{src: http.MaxBytesReader(w, r.Body, largest), patience: c.patience}
-	b, err := body.TakeIn(c.upload, body.Intake{Memory: &c.engine.counts.replay, Most: p.memory, Keep: p.replay, Size: r.ContentLength})
+	kept := p.replay
+	if c.x.Route == routeFiles || c.x.Route == routeBatches {
+		kept = min(kept, mostFile)
+	}
+	b, err := body.TakeIn(c.upload, body.Intake{Memory: &c.engine.counts.replay, Most: p.memory, Keep: kept, Size: r.ContentLength})
 	if err != nil {
 		c.refuse(w, verdict{code: uploadCode(err), err: err})
 		return false
@@ -72,6 +76,10 @@ func (c *call) admit(w http.ResponseWriter, r *http.Request) bool {
 	}
 	return true
 }
+
+// mostFile is the size of a file or a batch up to which it is kept for another try:
+// larger ones pass without being held in memory, whatever claude.limits.replay says.
+const mostFile = 1 << 20
 
 // Limits say whether the caller for whom the app calls may. limits.Gate is them.
 type Limits interface {
@@ -165,6 +173,7 @@ func (c *call) ask() {
 	}
 	c.readRequest()
 	c.askLess()
+	c.x.GenAI.Asked, c.x.GenAI.MaxTokens = c.request.model, c.request.maxTokens
 	if text := c.body.Text(); len(c.rules.routes) > 1 || len(c.rules.routes) == 1 && c.rules.routes[0].Len() > 1 {
 		if c.way.prefix, c.way.filed = routes.Prefix(text); c.way.filed {
 			c.way.prefix = 0 // as the calls by which the files came
@@ -188,6 +197,12 @@ func (c *call) readRequest() {
 				c.request.stream = string(value) == "true"
 			case "max_tokens", "max_tokens_to_sample":
 				c.request.maxTokens, _ = peek.Count(value)
+			case "temperature":
+				c.x.GenAI.Temperature = figure(value)
+			case "top_p":
+				c.x.GenAI.TopP = figure(value)
+			case "top_k":
+				c.x.GenAI.TopK = figure(value)
 			case "speed":
 				c.request.fast = string(value) == `"fast"`
 			case "output_format", "output_config":
@@ -195,6 +210,15 @@ func (c *call) readRequest() {
 			}
 		})
 	}
+}
+
+// figure is a number as it is written, for the record; anything else is left out.
+func figure(value []byte) string {
+	const most = 24
+	if len(value) > most || len(value) == 0 || (value[0] < '0' || value[0] > '9') && value[0] != '-' {
+		return ""
+	}
+	return string(value)
 }
 
 // askLess makes the request one for less, if claude.degrade has a rule for the caller.
@@ -245,11 +269,8 @@ func (c *call) afford() (verdict, bool) {
 	if c.engine.ceiling == nil || !c.shape.message {
 		return verdict{}, true
 	}
-	ctx, cancel := c.ctx, context.CancelFunc(func() {})
-	if !c.deadline.IsZero() {
-		ctx, cancel = context.WithDeadlineCause(c.ctx, c.deadline, errQueued)
-	}
-	defer cancel()
+	ctx := &until{Context: c.ctx, at: c.deadline, cause: errQueued}
+	defer ctx.end()
 	c.most = c.mayCost()
 	before := time.Now()
 	stake, err := c.engine.ceiling.Reserve(ctx, c.most)
@@ -268,6 +289,28 @@ func (c *call) afford() (verdict, bool) {
 		return v, false
 	}
 	return verdict{code: Limited, cause: CauseRateLimited, err: err}, false
+}
+
+// until is a context that ends at a time, of a kind that costs nothing before somebody
+// waits for its end. It belongs to one goroutine.
+type until struct {
+	context.Context
+	at     time.Time // zero: never
+	cause  error
+	cancel context.CancelFunc // nil: nobody has waited yet
+}
+
+func (u *until) Done() <-chan struct{} {
+	if u.cancel == nil && !u.at.IsZero() {
+		u.Context, u.cancel = context.WithDeadlineCause(u.Context, u.at, u.cause)
+	}
+	return u.Context.Done()
+}
+
+func (u *until) end() {
+	if u.cancel != nil {
+		u.cancel()
+	}
 }
 
 // mayCost is what one attempt of the call may cost, in billionths of a dollar: at most,

@@ -84,9 +84,7 @@ func (c *call) ride(w http.ResponseWriter, f *attach.Flight[landed]) bool {
 	if p.Head != nil {
 		res.ContentLength = -1
 		ctx, cancel := context.WithCancelCause(c.ctx)
-		a = &answer{res: res, body: &follower{f: f, ctx: ctx}, verdict: l.end, events: true, first: forever, idle: forever, ctx: ctx, cancel: cancel}
-		a.timer = time.AfterFunc(forever, a.tooLate)
-		a.arrived()
+		a = &answer{res: res, body: &follower{f: f, ctx: ctx}, verdict: l.end, events: true, ctx: ctx, cancel: cancel}
 		c.x.HTTP.Stream = true
 		c.engine.counts.streams.Add(1)
 		defer a.close()

@@ -6,9 +6,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"mainstay.dev/mainstay/claude"
 	"mainstay.dev/mainstay/claude/claudetest"
 )
 
@@ -112,6 +115,33 @@ func TestAClientThatLeavesCancelsItsUpstreamCall(t *testing.T) {
 			})
 			if x := st.book.last(t, 1); x.Code != "client_gone" {
 				t.Errorf("%s %v", x.Code, x.Err)
+			}
+		})
+	}
+}
+
+// What streams through has one try, and is not held in memory: the SDK, which has it
+// still, may try again.
+func TestFilesAndBatchesPassWithoutBeingHeld(t *testing.T) {
+	for path, size := range map[string]int{"/v1/files": 20e6, "/v1/messages/batches": 20e6, "/v1/messages": 50e6} {
+		t.Run(path, func(t *testing.T) {
+			var most atomic.Int64
+			var st *stage
+			h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				buf := make([]byte, 1<<20)
+				for err := error(nil); err == nil; _, err = r.Body.Read(buf) {
+					most.Store(max(most.Load(), st.Stats().ReplayBytes))
+				}
+				w.Header().Set("Content-Type", "application/json")
+				w.WriteHeader(529)
+				_, _ = io.WriteString(w, `{"type":"error","error":{"type":"overloaded_error","message":"m"}}`)
+			})
+			upstream := httptest.NewServer(h)
+			defer upstream.Close()
+			st = start(t, setup{upstream: upstream.URL, edit: func(c *claude.Config) { patient(c); c.Limits.Message = 0 }})
+			r := st.send("POST", path, strings.Repeat("x", size), nil)
+			if r.status != 529 || r.head.Get("X-Should-Retry") != "" || r.head.Get("Mainstay-Attempts") != "1" || most.Load() > 0 {
+				t.Errorf("%d %v, %d bytes were held", r.status, r.head, most.Load())
 			}
 		})
 	}

@@ -220,18 +220,14 @@ func (c *call) queue() bool {
 	}
 	c.engine.counts.waiting.Add(1)
 	defer c.engine.counts.waiting.Add(-1)
-	ctx, until := c.ctx, c.deadline
+	ctx := &until{Context: c.ctx, at: c.deadline, cause: errQueued}
+	defer ctx.end()
 	if c.midway {
-		until = c.limit()
-	}
-	if !until.IsZero() {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadlineCause(c.ctx, until, errQueued)
-		defer cancel()
+		ctx.at = c.limit()
 	}
 	ask := c.asks()
 	var err error
-	if full := (verdict{code: Limited, cause: CauseRateLimited, err: errQueued}); !until.IsZero() && c.forks() && c.lane.Due(ask) > time.Until(until) && c.canMove(full) {
+	if full := (verdict{code: Limited, cause: CauseRateLimited, err: errQueued}); !ctx.at.IsZero() && c.forks() && c.lane.Due(ask) > time.Until(ctx.at) && c.canMove(full) {
 		c.refused = full // the other way may have room
 		return false
 	}

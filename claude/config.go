@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/keep"
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
@@ -28,6 +29,8 @@ type Config struct {
 	Cannot   map[string][]string    `yaml:"cannot" doc:"What models can't take, by the beginning of their names (the longest that fits counts), instead of what this version knows of them (of 2026-10-10): calls that ask for it are not sent to them by routes and degrade. Words: thinking:TYPE, effort:LEVEL, speed:fast, schema, sampling, prefill, max_tokens>N, prompt>N (tokens), types of tools, betas; * at the end stands for any rest. An empty list: it takes all."`
 	Timeouts TimeoutConfig          `yaml:"timeouts" doc:"How long each side may keep the other waiting."`
 	Limits   LimitConfig            `yaml:"limits" doc:"How large requests may be, and how much of them is kept for a retry."`
+	Calls    int                    `yaml:"calls" doc:"How many of the latest calls mainstay claude calls can show. They hold nothing of what was said."`
+	Keep     keep.Config            `yaml:"keep" doc:"Whether requests are kept, so that mainstay claude replay can send them again."`
 	Drain    time.Duration          `yaml:"drain" doc:"How long calls that are under way get to end when Mainstay stops."`
 }
 
@@ -68,7 +71,7 @@ type LimitConfig struct {
 	Message      setting.Bytes `yaml:"message" doc:"The same for messages and token counts, checked before anything is sent; the API's own limit. 0: body alone counts."`
 	Batch        setting.Bytes `yaml:"batch" doc:"The same for a batch of messages. 0: body alone counts."`
 	File         setting.Bytes `yaml:"file" doc:"The same for a file. 0: body alone counts."`
-	Replay       setting.Bytes `yaml:"replay" doc:"Largest request body that is kept so that it can be sent again; a larger one streams through and has one try."`
+	Replay       setting.Bytes `yaml:"replay" doc:"Largest request body that is kept so that it can be sent again (of files and batches, at most 1MiB); a larger one streams through and has one try."`
 	ReplayMemory setting.Bytes `yaml:"replay_memory" doc:"How much memory all kept request bodies may take together; beyond it bodies stream through and have one try."`
 }
 
@@ -82,9 +85,11 @@ func (c *Config) SetDefaults() {
 		Timeouts: TimeoutConfig{FirstByte: 10 * time.Minute, Idle: 3 * time.Minute, Client: 30 * time.Second},
 		// The API's limits are 32, 256 and 500 MB, which may be MiB.
 		Limits: LimitConfig{Body: 600e6, Message: 32 << 20, Batch: 256 << 20, File: 500 << 20, Replay: 34e6, ReplayMemory: 512e6},
+		Calls:  1000,
 		Drain:  30 * time.Second,
 	}
 	c.Pacing.SetDefaults()
+	c.Keep.SetDefaults()
 	c.Spend.OnReach, c.Spend.Reserve = "refuse", "most"
 }
 
@@ -115,6 +120,12 @@ func (c Config) Validate(ps *setting.Problems) {
 	part = nil
 	c.Spend.Validate(&part)
 	ps.Below("spend", part)
+	part = nil
+	c.Keep.Validate(&part)
+	ps.Below("keep", part)
+	if c.Calls < 0 || c.Calls > 10_000 {
+		ps.Add("calls", "must be from 0 to 10000", "try 1000")
+	}
 	for name, p := range c.Prices {
 		p.Validate("prices."+name, ps)
 	}
@@ -240,6 +251,7 @@ type policy struct {
 	bodies   map[string]int64 // limits of routes that have one of their own
 	replay   int64
 	memory   int64
+	keep     keep.Rules
 	drain    time.Duration
 	name     string // of the retry policy
 }
@@ -331,6 +343,7 @@ func Compile(cfg Config) (*policy, error) {
 		bodies: cfg.Limits.byRoute(),
 		replay: int64(cfg.Limits.Replay),
 		memory: int64(cfg.Limits.ReplayMemory),
+		keep:   keep.Compile(cfg.Keep),
 		drain:  cfg.Drain,
 		name:   cfg.Retry.Policy,
 	}, nil

@@ -30,9 +30,9 @@ type answer struct {
 	ahead []byte // read, not yet relayed
 	whole bool   // ahead is all of the body
 
-	ctx    context.Context // the attempt's
-	cancel context.CancelCauseFunc
-	timer  *time.Timer // ends the attempt when nothing comes
+	ctx    context.Context         // the attempt's
+	cancel context.CancelCauseFunc // nil, as the timer: the answer is made of attempts, which have their own
+	timer  *time.Timer             // ends the attempt when nothing comes
 	first  time.Duration
 	idle   time.Duration
 	until  time.Time   // all of it must be there by then; zero: whenever it comes
@@ -109,7 +109,9 @@ func (a *answer) progress() {
 // arrived ends the wait for the first byte.
 func (a *answer) arrived() {
 	a.begun.Store(true)
-	a.timer.Stop()
+	if a.timer != nil {
+		a.timer.Stop()
+	}
 }
 
 // readAhead reads as much of a good answer as can be held back without harm: the
@@ -199,6 +201,9 @@ func (a *answer) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	timer, idle := a.timer, a.idle
+	if timer == nil {
+		return a.body.Read(p)
+	}
 	if !a.until.IsZero() {
 		idle = min(idle, time.Until(a.until))
 	}
@@ -226,7 +231,9 @@ func (a *answer) keep() bool {
 // close ends the attempt and frees what it holds. It may be called again.
 func (a *answer) close() {
 	a.arrived()
-	a.cancel(errDone)
+	if a.cancel != nil {
+		a.cancel(errDone)
+	}
 	if a.body != nil {
 		_ = a.body.Close() // what it says nobody can use any more
 	}

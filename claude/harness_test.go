@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -298,3 +299,27 @@ var (
 	fine = says(200, `{"type":"message","model":"claude-sonnet-5","usage":{"input_tokens":3,"output_tokens":5}}`, "Request-Id", "req_fine")
 	busy = says(529, `{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}`)
 )
+
+// sleep waits, unless ctx ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// answer is an upstream's, in memory.
+func answer(status int, body string, stream io.Reader, limits http.Header) *http.Response {
+	h := http.Header{"Content-Type": {"application/json"}}
+	maps.Copy(h, limits)
+	if stream == nil {
+		stream = strings.NewReader(body)
+	} else {
+		h.Set("Content-Type", "text/event-stream")
+	}
+	return &http.Response{StatusCode: status, Header: h, Body: io.NopCloser(stream), ContentLength: -1}
+}

@@ -176,6 +176,21 @@ func TestUsageModelAndEndAreReadOffEveryAnswer(t *testing.T) {
 	}
 }
 
+func TestWhatARequestAsksForIsWrittenDownButNotWhatItSays(t *testing.T) {
+	for _, body := range []string{hello, helloS} {
+		st, _ := over(t, claudetest.Options{}, patient)
+		body = strings.Replace(body, `"max_tokens":64`, `"max_tokens":64,"temperature":0.25,"top_p":1e-1,"top_k":"many","stop_sequences":["canary"]`, 1)
+		st.post(strings.Replace(body, `"top_k":"many"`, `"top_k":5`, 1))
+		g := st.book.last(t, 1).GenAI
+		if g.Asked != "claude-sonnet-5" || g.Model != "claude-sonnet-5" || g.MaxTokens != 64 || g.Temperature != "0.25" || g.TopP != "1e-1" || g.TopK != "5" || !strings.HasPrefix(g.AnswerID, "msg_") {
+			t.Errorf("%+v", g)
+		}
+		if st.post(body); st.book.last(t, 2).GenAI.TopK != "" || strings.Contains(fmt.Sprintf("%+v %s", st.book.last(t, 2), st.logs), "canary") {
+			t.Errorf("%+v", st.book.last(t, 2).GenAI)
+		}
+	}
+}
+
 func TestColorsAreKnownByTheirPrefix(t *testing.T) {
 	fake := claudetest.New(claudetest.Options{Keep: 1})
 	st := start(t, setup{upstream: fake.Start(t) + "/base/", colors: []string{"blue", "dark red"}})

@@ -1,15 +1,21 @@
 package claude
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/keep"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
 	"mainstay.dev/mainstay/claude/internal/words"
@@ -126,18 +132,31 @@ func (c *call) say(h http.Header, v verdict) (status int, body []byte) {
 	return status, body
 }
 
-// record ends the call and writes it down, once, whatever came of it.
+// record ends the call and writes it down, once, whatever came of it. A call that came by
+// a connection is written down when the answer has gone out, and of a stream, whose
+// client has seen its last event already, all waits for that.
 func (c *call) record() {
+	if c.desk == nil || c.x.HTTP.Upgraded != "" { // whose connection is net/http's no more
+		c.conclude()
+		c.writeDown()
+		return
+	}
+	if c.desk.last = c; !c.x.HTTP.Stream {
+		c.conclude()
+	}
+}
+
+// conclude ends the call; again does nothing.
+func (c *call) conclude() {
 	x := c.x
+	if c.ended0 {
+		return
+	}
+	c.ended0 = true
 	if c.end.code == "" {
 		c.end = verdict{code: Internal} // only a panic gets here
 	}
-	c.watch.Estimate()
-	if c.shadow { // paid for, and counted, by the call that it was attached to
-		g := &x.GenAI
-		g.InputTokens, g.CacheReadTokens, g.CacheWriteTokens, g.OutputTokens = 0, 0, 0, 0
-	}
-	c.tried(c.end.cause)
+	c.settleUp(c.end.cause)
 	x.Code, x.Blame, x.Err = string(c.end.code), blames[c.end.code], c.end.err
 	if c.end.own {
 		x.Blame = telemetry.BlameClient
@@ -146,23 +165,7 @@ func (c *call) record() {
 	if c.upload != nil && x.HTTP.Upgraded == "" {
 		x.BytesIn = c.upload.taken.Load()
 	}
-	if c.mend != nil {
-		input, read, written := c.mend.Extra()
-		x.GenAI.InputTokens += input
-		x.GenAI.CacheReadTokens += read
-		x.GenAI.CacheWriteTokens += written
-	}
-	if c.body != nil {
-		if x.GenAI.Model == "" {
-			x.GenAI.Model = c.body.Model()
-		}
-		c.leaveWays()
-		c.body.Release()
-	}
-	c.leaveRoom()
 	c.credit()
-	c.book()
-	c.settleLimits()
 	n := &c.engine.counts
 	n.inFlight.Add(-1)
 	if x.HTTP.Stream {
@@ -171,7 +174,53 @@ func (c *call) record() {
 	if x.Blame == telemetry.BlameMainstay || x.Blame == telemetry.BlameUpstream {
 		n.failed.Add(1)
 	}
-	x.End(c.engine.sink)
+	if r := c.replay; r != nil {
+		r.Code, r.Dollars, r.Attempts = c.end.code, float64(x.GenAI.CostNanoUSD)/1e9, x.Tries
+	}
+}
+
+// writeDown is the last that happens of a call: its request is kept, if that is wished,
+// and all is told to the sink.
+func (c *call) writeDown() {
+	if c.asked != nil && c.policy.keep.Keeps(c.end.code != OK) {
+		c.keepRequest()
+	}
+	c.x.End(c.engine.sink)
+	if c.done != nil {
+		c.done()
+	}
+}
+
+// settleUp tells the rate limits, the books and the limits what the call has taken, and
+// gives back its memory: once, and, where an answer is given in one piece, before the
+// client has it and may call again.
+func (c *call) settleUp(cause Cause) {
+	if c.settled {
+		return
+	}
+	c.settled = true
+	c.watch.Estimate()
+	c.tried(cause)
+	g := &c.x.GenAI
+	if c.shadow { // paid for, and counted, by the call that it was attached to
+		g.InputTokens, g.CacheReadTokens, g.CacheWriteTokens, g.OutputTokens = 0, 0, 0, 0
+	}
+	if c.mend != nil {
+		input, read, written := c.mend.Extra()
+		g.InputTokens += input
+		g.CacheReadTokens += read
+		g.CacheWriteTokens += written
+	}
+	if c.body != nil {
+		if g.Model == "" {
+			g.Model = c.body.Model()
+		}
+		c.leaveWays()
+		c.body.Release()
+	}
+	c.leaveRoom()
+	c.book()
+	c.settleLimits()
 }
 
 // saved tells what made the call go well where it would have failed.
@@ -243,6 +292,200 @@ func (c *call) book() {
 func (c *call) firstByte() {
 	if c.x.FirstByte == 0 {
 		c.x.FirstByte = time.Since(c.x.Start)
+	}
+}
+
+// keptHeaders are those that shape an answer and tell nothing of who asks.
+var keptHeaders = [...]string{"Accept", "Anthropic-Beta", "Anthropic-Version", "Content-Type"}
+
+// remember copies the request as the client sent it, if it may be kept.
+func (c *call) remember(r *http.Request) {
+	if c.x.Route != routeMessages && c.x.Route != routeCount || r.Method != http.MethodPost || !c.policy.keep.Wants() {
+		return
+	}
+	text := c.body.Text()
+	if text == nil || !c.engine.counts.replay.Take(int64(len(text)), c.policy.memory) {
+		return
+	}
+	c.engine.counts.replay.Give(int64(len(text)))
+	c.body.Spare(int64(len(text))) // given back with it
+	q := keep.Request{ID: c.x.ID, At: c.x.Start, Method: r.Method, Path: c.x.HTTP.Path, Header: map[string]string{}, Body: bytes.Clone(text)}
+	if c.x.Color != telemetry.ColorUnknown {
+		q.Path = "/@" + url.PathEscape(c.x.Color) + q.Path
+	}
+	if beta := r.URL.Query().Get("beta"); beta != "" { // all else may be anything
+		q.Path += "?beta=" + url.QueryEscape(beta)
+	}
+	for _, name := range keptHeaders {
+		if v := r.Header.Values(name); len(v) > 0 {
+			q.Header[name] = strings.Join(v, ",")
+		}
+	}
+	c.asked = &q
+}
+
+// keepRequest keeps what was remembered.
+func (c *call) keepRequest() {
+	c.asked.Model = strings.Clone(c.x.GenAI.Model)
+	q, err := c.store.Add(*c.asked, c.policy.keep)
+	switch {
+	case err != nil:
+		c.engine.log.Info("a request to claude could not be kept", "id", c.asked.ID, "err", err)
+	case c.policy.keep.Log:
+		q.Log(c.engine.log)
+	}
+}
+
+// A Kept tells of a request that can be sent again, but not what it says.
+type Kept struct {
+	ID      string    `json:"id"`
+	At      time.Time `json:"at"`
+	Path    string    `json:"path"`
+	Model   string    `json:"model"`
+	Bytes   int       `json:"bytes"`
+	Removed int       `json:"removed"`   // places from which claude.keep.redact, or what looks like a secret, was taken out
+	OwnKey  bool      `json:"needs_key"` // there is none in claude.keys: it must be given
+}
+
+// Why a call can't be sent again.
+var (
+	ErrNoneKept = keep.ErrOff     // claude.keep.requests is none
+	ErrNotKept  = keep.ErrUnknown // not this one
+	ErrNoKey    = errors.New("there are no claude.keys, and callers' keys are not kept")
+)
+
+// Kept tells of the latest request with that id. It may be called at any time.
+func (s *Server) Kept(id string) (Kept, error) {
+	q, err := s.kept.Find(id)
+	if err != nil {
+		return Kept{}, err
+	}
+	routes := s.policy.Load().routes
+	own := len(routes) == 0 || routes[0].Len() == 0
+	return Kept{ID: q.ID, At: q.At, Path: q.Path, Model: q.Model, Bytes: len(q.Body), Removed: q.Removed, OwnKey: own}, nil
+}
+
+// Replayed is what came of a call that was sent again.
+type Replayed struct {
+	Of       string        `json:"of"` // the call that it repeats
+	ID       string        `json:"id"` // its own
+	Status   int           `json:"status"`
+	Code     Code          `json:"code"`
+	Attempts int           `json:"attempts"`
+	Took     time.Duration `json:"took"`
+	Dollars  float64       `json:"cost_usd"`
+	Body     string        `json:"body"`
+}
+
+// replaying is the key of a context's *Replayed.
+type replaying struct{}
+
+// mostReplayed is how much of an answer a replay takes.
+const mostReplayed = 16 << 20
+
+// Replay sends a request that is kept again, as a call like any other: it is paid for.
+// key is used if there are no claude.keys. It lasts as long as the call does, and
+// returns an error only if nothing was sent.
+func (s *Server) Replay(ctx context.Context, id, key string) (Replayed, error) {
+	q, err := s.kept.Find(id)
+	if err != nil {
+		return Replayed{}, err
+	}
+	if k, err := s.Kept(id); err == nil && k.OwnKey && key == "" {
+		return Replayed{}, ErrNoKey
+	}
+	done := &Replayed{Of: strings.Clone(id)}
+	ctx, cancel := context.WithCancelCause(context.WithValue(ctx, replaying{}, done))
+	defer cancel(nil)
+	stop := context.AfterFunc(s.base, func() { cancel(context.Cause(s.base)) })
+	defer stop()
+	r, err := http.NewRequestWithContext(ctx, q.Method, "http://replay"+q.Path, bytes.NewReader(q.Body))
+	if err != nil {
+		return Replayed{}, fmt.Errorf("make the request of call %s again: %w", id, err)
+	}
+	for name, value := range q.Header {
+		r.Header[name] = []string{value}
+	}
+	if key != "" {
+		r.Header["X-Api-Key"] = []string{key}
+	}
+	w := &paper{header: http.Header{}}
+	began := time.Now()
+	s.serveReplay(w, r)
+	done.Took, done.Status, done.Body = time.Since(began), w.status, strings.ToValidUTF8(w.body.String(), "?")
+	return *done, nil
+}
+
+// serveReplay serves a call that came by no connection.
+func (s *Server) serveReplay(w *paper, r *http.Request) {
+	defer func() {
+		if v := recover(); v != nil && v != any(http.ErrAbortHandler) { //nolint:errorlint // net/http panics with this very value, to break off a connection
+			panic(v)
+		}
+	}()
+	s.ServeHTTP(w, r)
+}
+
+// paper is what the answer to a replay is written on.
+type paper struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func (p *paper) Header() http.Header { return p.header }
+func (p *paper) Flush()              {}
+
+func (p *paper) WriteHeader(status int) {
+	if p.status == 0 {
+		p.status = status
+	}
+}
+
+func (p *paper) Write(b []byte) (int, error) {
+	if p.body.Len()+len(b) > mostReplayed {
+		return 0, fmt.Errorf("the answer to the replay is larger than %d MiB", mostReplayed>>20)
+	}
+	p.WriteHeader(http.StatusOK)
+	return p.body.Write(b)
+}
+
+// A desk is where a connection leaves the call that it has answered, to be written down
+// when the client has all of the answer and need not wait for it any more.
+type desk struct{ last *call }
+
+// desks are those of all connections.
+type desks struct{ of sync.Map }
+
+// open gives a connection its desk.
+func (ds *desks) open(ctx context.Context, conn net.Conn) context.Context {
+	d := new(desk)
+	ds.of.Store(conn, d)
+	return context.WithValue(ctx, desk{}, d)
+}
+
+// turn is told by net/http, on the connection's own goroutine, when an answer has gone
+// out, and when the connection has ended.
+func (ds *desks) turn(conn net.Conn, to http.ConnState) {
+	switch to {
+	case http.StateHijacked:
+		ds.of.Delete(conn)
+		return
+	case http.StateIdle, http.StateClosed:
+	default:
+		return
+	}
+	v, ok := ds.of.Load(conn)
+	if !ok {
+		return
+	}
+	if to == http.StateClosed {
+		ds.of.Delete(conn)
+	}
+	if d := v.(*desk); d.last != nil {
+		d.last.conclude()
+		d.last.writeDown()
+		d.last = nil
 	}
 }
 

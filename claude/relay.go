@@ -37,6 +37,7 @@ func (c *call) relay(w http.ResponseWriter, a *answer) (end verdict, broken bool
 	case a.whole:
 		out.flush = nil
 		c.watch.Whole(a.ahead, a.res.Header)
+		c.settleUp(a.verdict.cause)
 		_, err = out.Write(a.ahead)
 	case a.events && c.watch.Plain:
 		err = c.relayEvents(out, a)
@@ -97,11 +98,12 @@ func (c *call) head(w http.ResponseWriter, a *answer) {
 }
 
 // closeRetries tells the client's SDK that a failure is final: what a retry could do
-// has been done here, and a second owner of retries only multiplies the load. A wait
+// has been done here, and a second owner of retries only multiplies the load. (Where
+// the body was not kept nothing could be done here, and the SDK may.) A wait
 // that Claude asked for is passed on within reason, and spread, so that clients do
 // not come back as a herd.
 func (c *call) closeRetries(h http.Header, v verdict) {
-	if !c.rules.patient || v.code == OK || v.code == Rejected {
+	if !c.rules.patient || v.code == OK || v.code == Rejected || c.body != nil && !c.body.Replayable() {
 		return
 	}
 	h["X-Should-Retry"] = []string{"false"}

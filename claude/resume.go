@@ -58,6 +58,16 @@ func (c *call) makeWhole() {
 // what that can't mend is final.
 func (c *call) gathered(stream *answer) (*answer, verdict) {
 	defer stream.close()
+	if m, ok := stream.body.(*mending); ok && m.gathered {
+		m.finish()
+		if _, bad := c.gather.Write(nil); bad != nil {
+			return nil, c.misfit(bad)
+		}
+		if !c.room(c.mend.Size() + c.gather.Size()) {
+			return nil, errNoRoom
+		}
+		return c.told(stream.res)
+	}
 	buf := pieces.Get().(*[pieceSize]byte)
 	defer pieces.Put(buf)
 	for {
@@ -113,11 +123,7 @@ func (c *call) told(res *http.Response) (*answer, verdict) {
 	if res.Header.Get("Cache-Control") == "no-cache" { // says every stream, and no other answer
 		delete(res.Header, "Cache-Control")
 	}
-	a := &answer{res: res, body: http.NoBody, verdict: v, ahead: body, whole: true, first: forever, idle: forever}
-	a.ctx, a.cancel = context.WithCancelCause(c.ctx)
-	a.timer = time.AfterFunc(forever, a.tooLate)
-	a.arrived()
-	return a, v
+	return &answer{res: res, body: http.NoBody, verdict: v, ahead: body, whole: true, ctx: c.ctx}, v
 }
 
 // A mending is the body of a message's stream that is made whole from as many
@@ -130,6 +136,9 @@ type mending struct {
 	plain bool    // the model refused a prefill
 	next  verdict // what broke after what is there to be taken
 	err   error
+
+	gathered bool // the message came in one piece, and has been gathered
+	finished bool // all has been read that comes after the message
 }
 
 // An unmended is the end of a stream that could not be made whole.
@@ -142,23 +151,25 @@ func (u *unmended) Unwrap() error { return u.err }
 // what breaks until then is an attempt that failed, of which the client sees nothing.
 func (c *call) mending(a *answer) (*answer, verdict) {
 	m := &mending{c: c, a: a}
-	if v := m.advance(); v.code != OK {
+	if c.gather != nil { // most answers are short, and come in one piece: then no second look at them is needed
+		c.gather.Reset()
+		c.mend.Tap = c.gather.Event
+	}
+	v := m.advance()
+	c.mend.Tap = nil
+	if v.code != OK {
 		m.a.close()
 		c.mend.Mend()
 		return nil, v
 	}
-	whole := &answer{res: a.res, body: m, verdict: a.verdict, events: true, first: forever, idle: forever}
-	whole.ctx, whole.cancel = context.WithCancelCause(c.ctx)
-	whole.timer = time.AfterFunc(forever, whole.tooLate)
-	whole.arrived()
+	if m.gathered = c.gather != nil && m.done; c.gather != nil && !m.gathered {
+		c.gather.Reset()
+	}
+	whole := &answer{res: a.res, body: m, verdict: a.verdict, events: true, ctx: c.ctx}
 	buf := whole.buffer()
 	whole.ahead = buf[:c.mend.Take(buf)]
 	return whole, a.verdict
 }
-
-// forever is how long the whole waits for its parts, each of which has limits of its
-// own.
-const forever = 1 << 62
 
 // advance reads on until there is something to take, or the message has ended.
 func (m *mending) advance() verdict {
@@ -230,6 +241,9 @@ func (m *mending) Read(p []byte) (int, error) {
 			return n, nil
 		}
 		switch {
+		case m.done && !m.finished:
+			m.finish()
+			continue
 		case m.done:
 			c.landStream(verdict{code: OK})
 			return 0, io.EOF
@@ -241,6 +255,27 @@ func (m *mending) Read(p []byte) (int, error) {
 		}
 		if v := m.advance(); v.code != OK {
 			m.resume(v)
+		}
+	}
+}
+
+// finish reads the end of a stream whose message has ended: whatever may still come
+// passes, and the connection is there for another call, since nothing is left unread.
+func (m *mending) finish() {
+	const little, moment = 64 << 10, time.Second / 4
+	m.finished = true
+	defer m.c.mend.Rest()
+	if m.a == nil {
+		return
+	}
+	m.a.idle = min(m.a.idle, moment)
+	buf := pieces.Get().(*[pieceSize]byte)
+	defer pieces.Put(buf)
+	for n := 0; n < little; {
+		k, err := m.a.Read(buf[:])
+		m.c.mend.After(buf[:k])
+		if n += k; err != nil {
+			return
 		}
 	}
 }

@@ -28,6 +28,7 @@ import (
 	"mainstay.dev/mainstay/claude/internal/attach"
 	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/gather"
+	"mainstay.dev/mainstay/claude/internal/keep"
 	"mainstay.dev/mainstay/claude/internal/mend"
 	"mainstay.dev/mainstay/claude/internal/observe"
 	"mainstay.dev/mainstay/claude/internal/pace"
@@ -73,6 +74,8 @@ type Server struct {
 	engine engine
 	wire   *http.Transport
 	board  *attach.Board[landed]
+	kept   keep.Store
+	desks  desks
 
 	base  context.Context // of every request
 	stop  context.CancelCauseFunc
@@ -174,6 +177,7 @@ func (s *Server) obey(p *policy) {
 	if before := s.policy.Load(); before != nil {
 		routes.Continue(p.routes, before.routes)
 	}
+	s.kept.Obey(p.keep)
 	s.engine.pacer.Obey(p.pacing)
 	s.engine.ceiling.Obey(p.spend)
 	s.policy.Store(p)
@@ -188,6 +192,8 @@ func (s *Server) Run(ctx context.Context) error {
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    1 << 20, // beyond mostHeader the refusal is ours, beyond this net/http's
 		BaseContext:       func(net.Listener) context.Context { return s.base },
+		ConnContext:       s.desks.open,
+		ConnState:         s.desks.turn,
 		ErrorLog:          slog.NewLogLogger(s.engine.log.Handler(), slog.LevelWarn),
 	}
 	served := make(chan error, 1)
@@ -204,6 +210,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.stop(errStopping)
 	_ = srv.Close() // what is left is broken off; nobody is told of it
 	s.calls.Wait()
+	s.kept.Close()
 	s.wire.CloseIdleConnections()
 	return errors.Join(err, s.engine.ceiling.Close())
 }
@@ -230,6 +237,11 @@ type call struct {
 	policy   *policy // of the plane; nil in a Transport
 	rules    rules
 	x        *telemetry.Exchange
+	desk     *desk           // of its connection; nil: it came by none
+	done     func()          // is called when all has been written down; nil in a Transport
+	asked    *keep.Request   // as the client sent it, to be kept; nil: it is not
+	store    *keep.Store     // where it is kept; nil: nowhere
+	replay   *Replayed       // the call is the replay of another; nil: it is none
 	who      identity.Who    // in whose name the app calls; zero: it did not say
 	allowed  limits.Verdict  // what the limits said of that caller; zero: they were not asked
 	step     string          // the rung of the ladder of degradation on which that caller stands; empty: none
@@ -269,6 +281,8 @@ type call struct {
 	trying   bool
 	watch    observe.Observer
 	end      verdict
+	settled  bool // what it has taken has been told
+	ended0   bool // it has been concluded
 	held     bool // at a gate that was not open
 	attached bool // as an SDK's retry, to the call that still ran
 }
@@ -276,11 +290,11 @@ type call struct {
 // ServeHTTP is the life of a call.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := s.begin(w, r)
-	defer s.calls.Done()
 	defer c.record()
 	if !c.route(w, r, s.colors) || !c.admit(w, r) {
 		return
 	}
+	c.remember(r)
 	c.ask()
 	if c.attach(w, r, s) {
 		return
@@ -309,13 +323,17 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request) *call {
 	x := telemetry.Begin("claude")
 	s.calls.Add(1)
 	p := s.policy.Load()
-	c := &call{engine: &s.engine, policy: p, rules: p.rules, x: x, ctx: r.Context()}
+	c := &call{engine: &s.engine, policy: p, rules: p.rules, x: x, done: s.calls.Done, store: &s.kept, ctx: r.Context()}
+	c.desk, _ = r.Context().Value(desk{}).(*desk)
 	c.early = &early{w: w}
 	c.patience = &patience{deadline: http.NewResponseController(w), limit: p.client}
 	c.patience.write() // covers what net/http itself writes before the answer
 	c.engine.counts.inFlight.Add(1)
 	c.engine.counts.calls.Add(1)
 	c.describe(r)
+	if c.replay, _ = r.Context().Value(replaying{}).(*Replayed); c.replay != nil {
+		c.replay.ID, x.GenAI.ReplayOf = x.ID, c.replay.Of
+	}
 	return c
 }
 

@@ -105,7 +105,12 @@ type DB struct {
 
 // GenAI is what the Claude plane knows of a call.
 type GenAI struct {
-	Model            string
+	Model            string // that answered; until one has, the one that was asked
+	Asked            string // that was asked, as far as the plane has read that
+	AnswerID         string // of the message
+	MaxTokens        int64  // that the request allows; 0: it does not say
+	Temperature      string // as the request writes the number; empty: it does not say
+	TopP, TopK       string // likewise
 	Stream           bool
 	InputTokens      int64 // uncached
 	CacheReadTokens  int64
@@ -118,6 +123,7 @@ type GenAI struct {
 	ErrorType        string // "overloaded_error" …, also when it came inside a 200 stream
 	CostNanoUSD      int64  // what it has cost, in billionths of a dollar
 	Unpriced         bool   // it has cost something, but the model's price is not known
+	ReplayOf         string // the id of the call that it was sent again of; empty: it is no replay
 	Saved            string // what made it go well where it would have failed, from the plane's closed set; empty: nothing had to
 }
 
@@ -202,7 +208,7 @@ func (x *Exchange) eachString(visit func(*string)) {
 		&x.Plane, &x.ID, &x.Route, &x.Color, &x.Caller, &x.User, &x.Workspace, &x.Tier, &x.Code, &x.Trace.State,
 		&x.HTTP.Method, &x.HTTP.Scheme, &x.HTTP.Host, &x.HTTP.Path, &x.HTTP.Proto, &x.HTTP.Target, &x.HTTP.Upgraded,
 		&x.DB.Database, &x.DB.User, &x.DB.Command, &x.DB.SQLState, &x.DB.Fingerprint, &x.DB.Text,
-		&x.GenAI.Model, &x.GenAI.StopReason, &x.GenAI.UpstreamID, &x.GenAI.ErrorType, &x.GenAI.Saved, &x.GenAI.Via, &x.GenAI.Degraded,
+		&x.GenAI.Model, &x.GenAI.Asked, &x.GenAI.AnswerID, &x.GenAI.Temperature, &x.GenAI.TopP, &x.GenAI.TopK, &x.GenAI.StopReason, &x.GenAI.UpstreamID, &x.GenAI.ErrorType, &x.GenAI.Saved, &x.GenAI.ReplayOf, &x.GenAI.Via, &x.GenAI.Degraded,
 	} {
 		visit(s)
 	}

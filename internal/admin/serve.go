@@ -46,6 +46,7 @@ type Deps struct {
 	Databases Databases
 	Limits    *limits.Gate // nil: nobody is limited
 	Calls     *calls.Ring  // nil: the claude plane is off
+	Replays   calls.Replayer
 	Reload    func(context.Context) error
 	Monitor   *monitor.Monitor
 	Levels    func() []telemetry.Level
@@ -170,6 +171,8 @@ func (s *Server) routes(page http.Handler) http.Handler {
 	mux.HandleFunc("POST /api/v1/limits/grant", s.only(owner, s.limitsGrant))
 	mux.HandleFunc("POST /api/v1/limits/end", s.only(owner, s.limitsEnd))
 	mux.HandleFunc("GET /api/v1/claude/calls", s.only(browser, s.claudeCalls))
+	mux.HandleFunc("GET /api/v1/claude/kept/{id}", s.only(owner, s.claudeKept))
+	mux.HandleFunc("POST /api/v1/claude/replay", s.only(owner, s.claudeReplay))
 	mux.HandleFunc("POST /api/v1/reload", s.only(owner, s.reload))
 	mux.HandleFunc("POST /api/v1/login-link", s.only(owner, s.loginLink))
 	mux.HandleFunc("POST /api/v1/logout", s.only(browser, s.logout))

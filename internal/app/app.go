@@ -247,7 +247,7 @@ func (a *App) wirePlanes(res *Resolved, ls listeners, creds credentials) error {
 		return res.Locate(ps)
 	}
 	a.admin, err = admin.New(res.Admin, admin.Deps{
-		Listener: ls.admin, Dir: res.Data, Metrics: a.metrics.Handler(), Planes: a.planes, Deploys: a.deploy, Limits: a.limits, Databases: a.databases(), Calls: a.calls,
+		Listener: ls.admin, Dir: res.Data, Metrics: a.metrics.Handler(), Planes: a.planes, Deploys: a.deploy, Limits: a.limits, Databases: a.databases(), Calls: a.calls, Replays: replays{a.claude},
 		Reload: a.Reload, Monitor: a.monitor, Levels: a.levels, Ready: a.Ready,
 		Service: res.Service, Environment: res.Environment, Version: a.opts.Version, Log: a.part("admin"), Sink: a.sink,
 	})

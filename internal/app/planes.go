@@ -1,11 +1,15 @@
 package app
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
 
+	"mainstay.dev/mainstay/claude"
 	"mainstay.dev/mainstay/internal/admin"
+	"mainstay.dev/mainstay/internal/calls"
 )
 
 // planes describes the three planes, for the status and the start-up block.
@@ -78,4 +82,28 @@ func withoutSecrets(raw string) string {
 		return host + u.Path
 	}
 	return u.Scheme + "://" + host + u.Path
+}
+
+// replays shows admin what the Claude plane keeps, in words that both know.
+type replays struct{ plane *claude.Server }
+
+func (r replays) Kept(id string) (calls.Kept, error) {
+	k, err := r.plane.Kept(id)
+	return calls.Kept{ID: k.ID, At: k.At, Path: k.Path, Model: k.Model, Bytes: k.Bytes, Removed: k.Removed, NeedsKey: k.OwnKey}, sayWhy(err)
+}
+
+func (r replays) Replay(ctx context.Context, id, key string) (calls.Replayed, error) {
+	d, err := r.plane.Replay(ctx, id, key)
+	return calls.Replayed{
+		Of: d.Of, ID: d.ID, Status: d.Status, Code: string(d.Code), Attempts: d.Attempts, Took: d.Took, Dollars: d.Dollars, Body: d.Body,
+	}, sayWhy(err)
+}
+
+func sayWhy(err error) error {
+	for from, to := range map[error]error{claude.ErrNoneKept: calls.ErrOff, claude.ErrNotKept: calls.ErrUnknown, claude.ErrNoKey: calls.ErrNoKey} {
+		if errors.Is(err, from) {
+			return to
+		}
+	}
+	return err
 }

@@ -69,6 +69,9 @@ func (a *App) prepare() (commit func(), err error) {
 			commit()
 		}
 		a.logs.set(next.Telemetry.Logs, a.opts.Terminal)
+		if a.calls != nil {
+			a.calls.Resize(next.Claude.Calls)
+		}
 		a.current.Store(next)
 	}, nil
 }

@@ -18,8 +18,7 @@ func (a *App) wireTelemetry(res *Resolved) error {
 	a.metrics = prom.New(a.levels, prom.Version(a.opts.Version))
 	sinks := []telemetry.Sink{a.metrics, a.monitor, a.logs.exchanges}
 	if res.ClaudeOn {
-		const keep = 100
-		a.calls = calls.New(keep)
+		a.calls = calls.New(res.Claude.Calls)
 		sinks = append(sinks, a.calls)
 	}
 	if cfg.Export != "" {

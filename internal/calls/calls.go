@@ -43,8 +43,11 @@ type Call struct {
 	Caller     string        `json:"caller"` // the fingerprint of the key
 	Color      string        `json:"color"`
 	StopReason string        `json:"stop_reason,omitempty"`
+	Via        string        `json:"via,omitempty"`         // the route and the key that served it, or failed to; empty: no choice was configured
+	Degraded   string        `json:"degraded,omitempty"`    // what it was made to be content with
 	ServedBy   string        `json:"served_by,omitempty"`   // host and port
 	UpstreamID string        `json:"upstream_id,omitempty"` // Claude's request-id of the last attempt
+	ReplayOf   string        `json:"replay_of,omitempty"`   // the call that it was sent again of
 }
 
 // An Attempt is one try of a call.
@@ -64,25 +67,50 @@ func (c *Call) Failed() bool { return c.Code != "ok" }
 // from many goroutines at once. Its zero value keeps none.
 type Ring struct {
 	mu    sync.Mutex
-	n     uint64
-	keep  int
-	calls []Call // oldest first
+	n     uint64 // calls so far; call n is at n%keep, if it is there
+	keep  uint64
+	calls []Call
 }
 
 // New makes a ring of this many calls.
-func New(keep int) *Ring { return &Ring{keep: keep} }
+func New(keep int) *Ring {
+	r := &Ring{}
+	r.Resize(keep)
+	return r
+}
 
 // Resize keeps this many calls from now on; the oldest are forgotten.
 func (r *Ring) Resize(keep int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.keep = keep
-	r.shrink()
+	if r.keep == uint64(max(keep, 0)) {
+		return
+	}
+	var kept []Call
+	for c := range r.latest {
+		kept = append(kept, *c)
+	}
+	r.keep, r.calls = uint64(max(keep, 0)), nil
+	for _, c := range kept[:min(len(kept), max(keep, 0))] {
+		r.put(c)
+	}
 }
 
-func (r *Ring) shrink() {
-	if n := len(r.calls) - r.keep; n > 0 {
-		r.calls = slices.Delete(r.calls, 0, n)
+// put places a call, instead of the oldest one if there is no room.
+func (r *Ring) put(c Call) {
+	at := c.N % r.keep
+	if n := at + 1; n > uint64(len(r.calls)) {
+		r.calls = append(r.calls, make([]Call, n-uint64(len(r.calls)))...)
+	}
+	r.calls[at] = c
+}
+
+// latest visits the calls that are kept, newest first.
+func (r *Ring) latest(visit func(*Call) bool) {
+	for n := r.n; n > 0 && r.n-n < r.keep; n-- {
+		if at := n % r.keep; at >= uint64(len(r.calls)) || r.calls[at].N != n || !visit(&r.calls[at]) {
+			return
+		}
 	}
 }
 
@@ -95,19 +123,23 @@ func (r *Ring) Record(x *telemetry.Exchange) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.n++
-	c.N = r.n
-	r.calls = append(r.calls, c)
-	r.shrink()
+	if c.N = r.n; r.keep > 0 {
+		r.put(c)
+	}
 }
 
 // Emit does nothing: events are no calls.
 func (r *Ring) Emit(telemetry.Event) {}
 
-// A Query says which calls are asked for.
+// A Query says which calls are asked for. What is zero does not matter.
 type Query struct {
-	Last   int    // at most so many, the newest
-	Failed bool   // those alone that failed
-	After  uint64 // those alone that came after this one
+	Last   int       // at most so many, the newest
+	Failed bool      // those alone that failed
+	After  uint64    // those alone that came after this one
+	Via    string    // that went by this route: claude is the first one
+	Model  string    // of models whose names begin so
+	Since  time.Time // that ended no earlier
+	ID     string    // of this id
 }
 
 // Find returns the calls that fit, oldest first.
@@ -115,16 +147,33 @@ func (r *Ring) Find(q Query) []Call {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	found := []Call{}
-	for _, c := range slices.Backward(r.calls) {
+	for c := range r.latest {
 		if len(found) == q.Last || c.N <= q.After {
 			break
 		}
-		if !q.Failed || c.Failed() {
-			found = append(found, c)
+		if q.fits(c) {
+			found = append(found, *c)
 		}
 	}
 	slices.Reverse(found)
 	return found
+}
+
+func (q *Query) fits(c *Call) bool {
+	return (!q.Failed || c.Failed()) && (q.ID == "" || c.ID == q.ID) && (q.Via == "" || c.wentBy(q.Via)) && strings.HasPrefix(c.Model, q.Model) && !c.Start.Add(c.Took).Before(q.Since)
+}
+
+// wentBy tells whether a route served the call, whichever of its keys did. Where no
+// routes are configured there is one, the first.
+func (c *Call) wentBy(route string) bool {
+	const first = "claude"
+	via := c.Via
+	if via == "" {
+		via = first
+	}
+	name, _, _ := strings.Cut(via, " ") // another route, by a key of the first
+	name, _, _ = strings.Cut(name, "/")
+	return name == route || via == route
 }
 
 // of copies what is worth knowing: x is borrowed.
@@ -135,7 +184,7 @@ func of(x *telemetry.Exchange) Call {
 		Model: clip(g.Model), Stream: g.Stream, Code: x.Code, Blame: x.Blame.String(), Status: x.HTTP.Status, ErrorType: clip(g.ErrorType),
 		Tries: x.Tries, SavedBy: g.Saved, Input: g.InputTokens, CacheRead: g.CacheReadTokens, CacheWrite: g.CacheWriteTokens, Output: g.OutputTokens,
 		Dollars: float64(g.CostNanoUSD) / 1e9, Unpriced: g.Unpriced, User: clip(x.User), Workspace: clip(x.Workspace), Caller: clip(x.Caller), Color: clip(x.Color),
-		StopReason: clip(g.StopReason), ServedBy: clip(x.HTTP.Target), UpstreamID: clip(g.UpstreamID), Attempts: []Attempt{},
+		StopReason: clip(g.StopReason), Via: clip(g.Via), Degraded: clip(g.Degraded), ServedBy: clip(x.HTTP.Target), UpstreamID: clip(g.UpstreamID), ReplayOf: clip(g.ReplayOf), Attempts: []Attempt{},
 	}
 	if x.Err != nil {
 		c.Err = clip(x.Err.Error())

@@ -100,6 +100,7 @@ const (
 	keyUpstreamID = "upstream_id"
 	keyVia        = "via"
 	keyDegraded   = "degraded"
+	keyReplayOf   = "replay_of"
 	keyErrorType  = "error_type"
 	keySaved      = "saved_by"
 
@@ -255,6 +256,7 @@ func (l *line) genAI(g *telemetry.GenAI) {
 	l.flag(keyUnpriced, g.Unpriced)
 	l.text(keyVia, g.Via)
 	l.text(keyDegraded, g.Degraded)
+	l.text(keyReplayOf, g.ReplayOf)
 	l.text(keyUpstreamID, g.UpstreamID)
 	l.text(keyErrorType, g.ErrorType)
 	l.text(keySaved, g.Saved)

@@ -35,6 +35,7 @@ const (
 	keyUpstreamID = attribute.Key("mainstay.upstream_id")
 	keyVia        = attribute.Key("mainstay.claude.route")
 	keyDegraded   = attribute.Key("mainstay.claude.degraded")
+	keyReplayOf   = attribute.Key("mainstay.claude.replay_of")
 	keyCost       = attribute.Key("mainstay.cost.usd")
 	keyTarget     = attribute.Key("mainstay.target")
 	keySaved      = attribute.Key("mainstay.saved_by")
@@ -192,10 +193,11 @@ func describeCall(span *tracetest.SpanStub, x *telemetry.Exchange) {
 	a := append(httpAttributes(span.Attributes, x, method), semconv.GenAIProviderNameAnthropic)
 	if x.Route == "/v1/messages" {
 		a = append(a, semconv.GenAIOperationNameChat)
-		span.Name = strings.TrimSuffix("chat "+g.Model, " ")
+		span.Name = strings.TrimSuffix("chat "+requested(g), " ")
 	}
-	if g.Model != "" {
-		a = append(a, semconv.GenAIRequestModel(g.Model))
+	a = asked(a, g)
+	if g.AnswerID != "" && x.Route == "/v1/messages" {
+		a = append(a, semconv.GenAIResponseID(g.AnswerID), semconv.GenAIResponseModel(g.Model))
 	}
 	if g.Stream {
 		a = append(a, semconv.GenAIRequestStream(true))
@@ -211,10 +213,39 @@ func describeCall(span *tracetest.SpanStub, x *telemetry.Exchange) {
 	a = text(a, keySaved, g.Saved)
 	a = text(a, keyVia, g.Via)
 	a = text(a, keyDegraded, g.Degraded)
+	a = text(a, keyReplayOf, g.ReplayOf)
 	if g.CostNanoUSD > 0 {
 		a = append(a, keyCost.Float64(float64(g.CostNanoUSD)/1e9))
 	}
 	span.Attributes = address(a, x.HTTP.Target)
+}
+
+// asked is what the request says of how it wants to be answered. What it says to the
+// model, stop sequences too, is nobody's business.
+func asked(a []attribute.KeyValue, g *telemetry.GenAI) []attribute.KeyValue {
+	a = text(a, semconv.GenAIRequestModelKey, requested(g))
+	if g.MaxTokens > 0 {
+		a = append(a, semconv.GenAIRequestMaxTokens(int(g.MaxTokens)))
+	}
+	a = number(a, semconv.GenAIRequestTemperatureKey, g.Temperature)
+	a = number(a, semconv.GenAIRequestTopPKey, g.TopP)
+	return number(a, semconv.GenAIRequestTopKKey, g.TopK)
+}
+
+// requested is the model that was asked, as far as it is known.
+func requested(g *telemetry.GenAI) string {
+	if g.Asked != "" {
+		return g.Asked
+	}
+	return g.Model
+}
+
+// number adds an attribute for a number as it was written, if it is one.
+func number(a []attribute.KeyValue, key attribute.Key, written string) []attribute.KeyValue {
+	if f, err := strconv.ParseFloat(written, 64); err == nil {
+		a = append(a, key.Float64(f))
+	}
+	return a
 }
 
 // tokens: the conventions count cached input as input, Claude's API does not.

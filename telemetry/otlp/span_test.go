@@ -100,12 +100,13 @@ func TestACallIsAGenAISpanWhoseInputIsTheSumOfTheThree(t *testing.T) {
 	s := spansOf(&telemetry.Exchange{
 		Plane: "claude", Route: "/v1/messages", Code: "ok", FirstByte: time.Second, Took: 2 * time.Second,
 		HTTP: telemetry.HTTP{Method: "POST", Status: 200, Target: "api.anthropic.com:443"},
-		GenAI: telemetry.GenAI{Model: "claude-opus-4", Stream: true, InputTokens: 1, CacheReadTokens: 20, CacheWriteTokens: 300, OutputTokens: 4000,
+		GenAI: telemetry.GenAI{Model: "claude-opus-4-1", Asked: "claude-opus-4", AnswerID: "msg_1", MaxTokens: 64, Temperature: "0.5", TopP: "1e0", TopK: "[4]", Stream: true, InputTokens: 1, CacheReadTokens: 20, CacheWriteTokens: 300, OutputTokens: 4000,
 			StopReason: "end_turn", UpstreamID: "req_1", Saved: "resume"},
 	})[0]
 	got := attributes(s)
 	for key, want := range map[string]any{
 		"gen_ai.provider.name": "anthropic", "gen_ai.operation.name": "chat", "gen_ai.request.model": "claude-opus-4", "gen_ai.request.stream": true,
+		"gen_ai.response.model": "claude-opus-4-1", "gen_ai.response.id": "msg_1", "gen_ai.request.max_tokens": int64(64), "gen_ai.request.temperature": 0.5, "gen_ai.request.top_p": 1.0, "gen_ai.request.top_k": nil,
 		"gen_ai.usage.input_tokens": int64(321), "gen_ai.usage.cache_read.input_tokens": int64(20),
 		"gen_ai.usage.cache_creation.input_tokens": int64(300), "gen_ai.usage.output_tokens": int64(4000),
 		"gen_ai.response.time_to_first_chunk": 1.0, "mainstay.upstream_id": "req_1", "mainstay.saved_by": "resume", "server.address": "api.anthropic.com", "server.port": int64(443),

@@ -113,6 +113,9 @@ func (b *Body) Attach(req *http.Request, progress func()) (err error) {
 
 // again gives the body from its start.
 func (b *Body) again(progress func()) (io.ReadCloser, error) {
+	if b.Open == nil && b.Size <= small && b.users.Load() > 0 {
+		return io.NopCloser(bytes.NewReader(b.Kept)), nil
+	}
 	if err := b.use(); err != nil {
 		return nil, err
 	}
@@ -263,7 +266,6 @@ func (b *Body) grow(in Intake, n int64) bool {
 	}
 	b.held += n
 	if b.held > int64(len(b.room)) {
-		const edit = 16 // so that asking for a stream instead needs no second copy
 		room := allocate(b.held + edit)
 		copy(room, b.Kept)
 		recycle(b.room)
@@ -271,6 +273,15 @@ func (b *Body) grow(in Intake, n int64) bool {
 	}
 	return true
 }
+
+// small is the size of a body up to which its memory is no pool's: whoever still reads
+// it after its call has ended does no harm, and so it is sent as a reader that net/http
+// knows, which it puts into one write with the head.
+const small = smallestRoom/4 - edit - 1
+
+// edit is how much longer a body may become, so that asking for a stream instead needs
+// no second copy.
+const edit = 16
 
 // rooms are pools of memory for bodies, each of four times the size of the one
 // before it. Larger bodies are rare enough to have memory of their own, and smaller

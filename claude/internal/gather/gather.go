@@ -62,6 +62,13 @@ func (m *Message) Write(p []byte) (int, error) {
 	return len(p), m.err
 }
 
+// Event takes the next event of the stream, instead of its bytes. What is wrong with it
+// the next Write tells.
+func (m *Message) Event(name, data []byte) { m.event(sse.Event{Name: name, Data: data}) }
+
+// Reset makes m a message of which nothing has come.
+func (m *Message) Reset() { *m = Message{Limit: m.Limit} }
+
 // Size is about how many bytes the message takes.
 func (m *Message) Size() int { return m.size }
 
@@ -108,22 +115,24 @@ func (m *Message) limit() int {
 }
 
 func (m *Message) event(e sse.Event) {
-	if m.done || m.err != nil || m.failure != nil {
+	switch {
+	case m.done || m.err != nil || m.failure != nil:
 		return
-	}
-	switch name := string(e.Name); {
 	case e.Cut:
 		m.err = ErrTooLong
-	case name == "message_start":
+		return
+	}
+	switch string(e.Name) {
+	case "message_start":
 		m.start(e.Data)
-	case name == "error":
+	case "error":
 		m.failure = bytes.Clone(e.Data)
-	case name == "content_block_start" || name == "content_block_delta" || name == "message_delta" || name == "message_stop":
+	case "content_block_start", "content_block_delta", "message_delta", "message_stop":
 		if !m.begun {
 			m.err = errShape
 			return
 		}
-		m.follow(name, e.Data)
+		m.follow(e)
 	}
 	if m.size > m.limit() {
 		m.err = ErrTooLong
@@ -131,14 +140,14 @@ func (m *Message) event(e sse.Event) {
 }
 
 // follow takes an event that comes after message_start.
-func (m *Message) follow(name string, data []byte) {
-	switch name {
+func (m *Message) follow(e sse.Event) {
+	switch string(e.Name) {
 	case "content_block_start":
-		m.open(data)
+		m.open(e.Data)
 	case "content_block_delta":
-		m.grow(data)
+		m.grow(e.Data)
 	case "message_delta":
-		m.close(data)
+		m.close(e.Data)
 	case "message_stop":
 		m.done = true
 	}
@@ -180,25 +189,41 @@ func (m *Message) open(data []byte) {
 
 // grow adds a delta to its block.
 func (m *Message) grow(data []byte) {
-	index, ok := peek.Count(value(data, "index"))
+	var at, delta, kind, citation []byte
+	peek.Members(data, func(key, value []byte) {
+		switch string(key) {
+		case "index":
+			at = value
+		case "delta":
+			delta = value
+		}
+	})
+	index, ok := peek.Count(at)
 	if !ok || index >= int64(len(m.blocks)) {
 		m.err = errShape
 		return
 	}
 	b := &m.blocks[index]
-	delta := value(data, "delta")
 	m.size += len(delta)
-	switch kind := peek.Text(value(delta, "type")); kind {
-	case "input_json_delta":
+	peek.Members(delta, func(key, value []byte) {
+		switch string(key) {
+		case "type":
+			kind = value
+		case "citation":
+			citation = value
+		}
+	})
+	switch string(kind) {
+	case `"input_json_delta"`:
 		b.input = append(b.input, peek.Text(value(delta, "partial_json"))...)
-	case "citations_delta":
-		if citation := value(delta, "citation"); citation != nil {
-			b.add("citations", slices.Concat([]byte("["), citation, []byte("]")))
+	case `"citations_delta"`:
+		if citation != nil {
+			b.add([]byte("citations"), slices.Concat([]byte("["), citation, []byte("]")))
 		}
 	default: // text, thinking, signature, and what is yet to be invented
 		peek.Members(delta, func(key, value []byte) {
 			if string(key) != "type" {
-				b.add(string(key), value)
+				b.add(key, value)
 			}
 		})
 	}
@@ -258,16 +283,16 @@ func (o *object) fill(key string, value []byte) {
 
 // add adds value to a member: strings and arrays are joined, anything else takes the
 // place of what was there.
-func (o *object) add(key string, value []byte) {
+func (o *object) add(key, value []byte) {
 	for i := range *o {
 		m := &(*o)[i]
-		if m.key != key {
+		if m.key != string(key) {
 			continue
 		}
 		old, n := m.value, len(m.value)
 		switch {
 		case n < 2 || len(value) < 2 || old[0] != value[0] || value[0] != '"' && value[0] != '[':
-			o.fill(key, bytes.Clone(value))
+			o.fill(m.key, bytes.Clone(value))
 		case value[0] == '"':
 			m.value = append(old[:n-1], value[1:]...)
 		case len(bytes.TrimSpace(old[1:n-1])) == 0:
@@ -277,7 +302,7 @@ func (o *object) add(key string, value []byte) {
 		}
 		return
 	}
-	*o = append(*o, member{key, bytes.Clone(value)})
+	*o = append(*o, member{string(key), bytes.Clone(value)})
 }
 
 func (o object) append(to []byte) []byte {

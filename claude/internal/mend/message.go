@@ -36,11 +36,15 @@ type Message struct {
 	// Anew is how many bytes of a message are held all the same, so that one that
 	// breaks early is had again rather than continued.
 	Anew int
+	// Tap is told each event of the attempt under way, as it came, before anything else
+	// is done with it; what it is given is borrowed. Nil: nobody is.
+	Tap func(name, data []byte)
 
 	in    []byte // of an event that is not all there yet
 	held  []byte // not given yet
 	out   []byte // given, to be taken from taken on
 	log   []byte // all that was given: what the client has
+	after []byte // what has come after the last event
 	taken int
 	lost  bool // log is too long to be kept
 
@@ -115,8 +119,14 @@ func (m *Message) Feed(p []byte) State {
 			break
 		}
 		p = p[n:]
+		if m.Tap != nil {
+			m.Tap(e.name, e.data)
+		}
 		if state := m.take(e); state != Going {
 			m.in = nil
+			if state == Done {
+				m.After(p)
+			}
 			return state
 		}
 	}
@@ -127,6 +137,26 @@ func (m *Message) Feed(p []byte) State {
 		m.held, m.in = m.held[:0], m.in[:0]
 	}
 	return Going
+}
+
+// After takes bytes that come after the message's last event.
+func (m *Message) After(p []byte) { m.after = append(m.after, p...) }
+
+// Rest gives out what has come after the message's last event, as it is; but what went
+// wrong then is nobody's business any more.
+func (m *Message) Rest() {
+	for rest := m.after; ; {
+		e, n := cut(rest)
+		if n == 0 {
+			m.out = append(m.out, rest...)
+			break
+		}
+		if string(e.name) != "error" {
+			m.out = append(m.out, e.raw...)
+		}
+		rest = rest[n:]
+	}
+	m.after = nil
 }
 
 // take takes one event.
@@ -145,6 +175,7 @@ func (m *Message) take(e event) State {
 	case "message_delta":
 		m.last(e)
 	case "message_stop":
+		m.flush()
 		m.give(e.raw)
 		return Done
 	case "content_block_start", "content_block_delta", "content_block_stop":
@@ -156,11 +187,8 @@ func (m *Message) take(e event) State {
 }
 
 func (m *Message) start(e event) {
-	u := usage{
-		count(e.data, "message", "usage", "input_tokens"),
-		count(e.data, "message", "usage", "cache_read_input_tokens"),
-		count(e.data, "message", "usage", "cache_creation_input_tokens"),
-	}
+	told, _ := member(e.data, "message", "usage")
+	u := usage{count(told, "input_tokens"), count(told, "cache_read_input_tokens"), count(told, "cache_creation_input_tokens")}
 	if m.started {
 		m.extra.add(u)
 		return
@@ -216,17 +244,28 @@ func (m *Message) block(e event) {
 	if m.seam != nil {
 		raw = m.seam.join(e)
 	}
-	m.hold(raw)
 	// The end of a text is held as well: until something follows it, more of it may.
-	if m.live && !m.pinned && !m.Whole && len(raw) > 0 && string(e.name) == "content_block_delta" && (m.started || len(m.held) >= m.Anew) {
+	passes := m.live && !m.pinned && !m.Whole && len(raw) > 0 && string(e.name) == "content_block_delta"
+	if passes && m.started && len(m.held) == 0 {
+		m.give(raw)
+		return
+	}
+	m.hold(raw)
+	if passes && (m.started || len(m.held) >= m.Anew) {
 		m.flush()
 	}
 }
+
+// ordinary is the size of an ordinary message's stream: as much is made ready at once.
+const ordinary = 8 << 10
 
 func (m *Message) hold(raw []byte) {
 	if m.lost { // there is no use in it any more
 		m.give(raw)
 		return
+	}
+	if m.held == nil {
+		m.held = make([]byte, 0, ordinary/8)
 	}
 	m.held = append(m.held, raw...)
 }
@@ -238,6 +277,9 @@ func (m *Message) flush() {
 }
 
 func (m *Message) give(raw []byte) {
+	if m.out == nil {
+		m.out, m.log = make([]byte, 0, max(ordinary/8, len(raw))), make([]byte, 0, max(ordinary, len(raw)))
+	}
 	m.out = append(m.out, raw...)
 	if m.lost = m.lost || len(m.log)+len(raw) > most; !m.lost {
 		m.log = append(m.log, raw...)

@@ -120,6 +120,8 @@ func (o *Observer) read(object []byte) {
 			o.failure(value)
 		case "model":
 			o.word(&o.gen.Model, value)
+		case "id":
+			o.word(&o.gen.AnswerID, value)
 		case "stop_reason":
 			o.word(&o.gen.StopReason, value)
 		}
