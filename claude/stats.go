@@ -1,11 +1,17 @@
 package claude
 
 import (
+	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"mainstay.dev/mainstay/claude/internal/body"
+	"mainstay.dev/mainstay/claude/internal/keep"
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
@@ -206,4 +212,119 @@ func (s *Server) Levels() []telemetry.Level {
 		})
 	}
 	return ls
+}
+
+// A Kept tells of a request that can be sent again, but not what it says.
+type Kept struct {
+	ID      string    `json:"id"`
+	At      time.Time `json:"at"`
+	Path    string    `json:"path"`
+	Model   string    `json:"model"`
+	Bytes   int       `json:"bytes"`
+	Removed int       `json:"removed"`   // places from which claude.keep.redact, or what looks like a secret, was taken out
+	OwnKey  bool      `json:"needs_key"` // there is none in claude.keys: it must be given
+}
+
+// Why a call can't be sent again.
+var (
+	ErrNoneKept = keep.ErrOff     // claude.keep.requests is none
+	ErrNotKept  = keep.ErrUnknown // not this one
+	ErrNoKey    = errors.New("there are no claude.keys, and callers' keys are not kept")
+)
+
+// Kept tells of the latest request with that id. It may be called at any time.
+func (s *Server) Kept(id string) (Kept, error) {
+	q, err := s.kept.Find(id)
+	if err != nil {
+		return Kept{}, err
+	}
+	routes := s.policy.Load().routes
+	own := len(routes) == 0 || routes[0].Len() == 0
+	return Kept{ID: q.ID, At: q.At, Path: q.Path, Model: q.Model, Bytes: len(q.Body), Removed: q.Removed, OwnKey: own}, nil
+}
+
+// Replayed is what came of a call that was sent again.
+type Replayed struct {
+	Of       string        `json:"of"` // the call that it repeats
+	ID       string        `json:"id"` // its own
+	Status   int           `json:"status"`
+	Code     Code          `json:"code"`
+	Attempts int           `json:"attempts"`
+	Took     time.Duration `json:"took"`
+	Dollars  float64       `json:"cost_usd"`
+	Body     string        `json:"body"`
+}
+
+// replaying is the key of a context's *Replayed.
+type replaying struct{}
+
+// mostReplayed is how much of an answer a replay takes.
+const mostReplayed = 16 << 20
+
+// Replay sends a request that is kept again, as a call like any other: it is paid for.
+// key is used if there are no claude.keys. It lasts as long as the call does, and
+// returns an error only if nothing was sent.
+func (s *Server) Replay(ctx context.Context, id, key string) (Replayed, error) {
+	q, err := s.kept.Find(id)
+	if err != nil {
+		return Replayed{}, err
+	}
+	if k, err := s.Kept(id); err == nil && k.OwnKey && key == "" {
+		return Replayed{}, ErrNoKey
+	}
+	done := &Replayed{Of: strings.Clone(id)}
+	ctx, cancel := context.WithCancelCause(context.WithValue(ctx, replaying{}, done))
+	defer cancel(nil)
+	stop := context.AfterFunc(s.base, func() { cancel(context.Cause(s.base)) })
+	defer stop()
+	r, err := http.NewRequestWithContext(ctx, q.Method, "http://replay"+q.Path, bytes.NewReader(q.Body))
+	if err != nil {
+		return Replayed{}, fmt.Errorf("make the request of call %s again: %w", id, err)
+	}
+	for name, value := range q.Header {
+		r.Header[name] = []string{value}
+	}
+	if key != "" {
+		r.Header["X-Api-Key"] = []string{key}
+	}
+	w := &paper{header: http.Header{}}
+	began := time.Now()
+	s.serveReplay(w, r)
+	done.Took, done.Status, done.Body = time.Since(began), w.status, strings.ToValidUTF8(w.body.String(), "?")
+	return *done, nil
+}
+
+// serveReplay serves a call that came by no connection.
+func (s *Server) serveReplay(w *paper, r *http.Request) {
+	defer func() {
+		if v := recover(); v != nil && v != any(http.ErrAbortHandler) { //nolint:errorlint // net/http panics with this very value, to break off a connection
+			panic(v)
+		}
+	}()
+	s.ServeHTTP(w, r)
+}
+
+// paper is what the answer to a replay is written on.
+type paper struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func (p *paper) Header() http.Header { return p.header }
+
+func (p *paper) Flush() {}
+
+func (p *paper) WriteHeader(status int) {
+	if p.status == 0 {
+		p.status = status
+	}
+}
+
+func (p *paper) Write(b []byte) (int, error) {
+	if p.body.Len()+len(b) > mostReplayed {
+		return 0, fmt.Errorf("the answer to the replay is larger than %d MiB", mostReplayed>>20)
+	}
+	p.WriteHeader(http.StatusOK)
+	return p.body.Write(b)
 }
