@@ -297,7 +297,7 @@ func (s *Server) Replay(ctx context.Context, id, key string) (Replayed, error) {
 // serveReplay serves a call that came by no connection.
 func (s *Server) serveReplay(w *paper, r *http.Request) {
 	defer func() {
-		if v := recover(); v != nil && v != any(http.ErrAbortHandler) { //nolint:errorlint // net/http panics with this very value, to break off a connection
+		if v := recover(); v != nil && v != any(http.ErrAbortHandler) { // net/http panics with this very value, to break off a connection
 			panic(v)
 		}
 	}()

@@ -388,7 +388,7 @@ func (p *Server) accept(ctx context.Context) error {
 	pause := time.Duration(0)
 	ln := p.loops.Listener(p.deps.Listener)
 	if ln != nil {
-		defer context.AfterFunc(ctx, func() { ln.Close() })()
+		defer context.AfterFunc(ctx, ln.Close)()
 		defer ln.Close()
 	}
 	for {

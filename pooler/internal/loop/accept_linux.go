@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -76,7 +77,7 @@ func (l *Listener) Accept() (*Conn, error) {
 	var peer unix.Sockaddr
 	rerr := l.raw.Read(func(ln uintptr) bool {
 		fd, peer, err = unix.Accept4(int(ln), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-		return err != unix.EAGAIN && err != unix.EINTR && err != unix.ECONNABORTED
+		return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ECONNABORTED)
 	})
 	if rerr != nil {
 		return nil, net.ErrClosed
@@ -92,7 +93,7 @@ func (l *Listener) Accept() (*Conn, error) {
 func (c *Conn) Watch() bool { return c.register() }
 
 // Close ends Accept.
-func (l *Listener) Close() error { return l.file.Close() }
+func (l *Listener) Close() { _ = l.file.Close() } // it fails if it is closed already
 
 func ofSockaddr(a unix.Sockaddr) netip.AddrPort {
 	switch a := a.(type) {

@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -231,7 +232,7 @@ func (c *Conn) TryWrite(p []byte) (n int, err error) {
 // Read waits for data, as net.Conn says.
 func (c *Conn) Read(p []byte) (int, error) {
 	if c.blocked.Load() == nil { // nobody has set a deadline
-		if n, err := c.read(p); err == nil || err == io.EOF {
+		if n, err := c.read(p); err == nil || errors.Is(err, io.EOF) {
 			return n, err
 		}
 	}
@@ -244,7 +245,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		}
 		n, err := c.read(p)
 		switch {
-		case err == nil, err == io.EOF:
+		case err == nil, errors.Is(err, io.EOF):
 			return n, err
 		case !Waits(err):
 			return n, c.fail("read", err)

@@ -44,5 +44,8 @@ type Listener struct{ net.Listener }
 // Listener returns nil: there is no epoll.
 func (g *Group) Listener(net.Listener) *Listener { return nil }
 
+// Close is never called here.
+func (l *Listener) Close() {}
+
 // Accept is never called here.
 func (l *Listener) Accept() (*Conn, error) { return nil, net.ErrClosed }
