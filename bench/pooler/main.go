@@ -43,7 +43,7 @@ func main() {
 	b := bench{}
 	flag.IntVar(&b.seconds, "t", 6, "seconds of each run")
 	flag.IntVar(&b.rounds, "rounds", 2, "how often each is run")
-	flag.IntVar(&b.idle, "idle", 2000, "idle clients to weigh")
+	flag.IntVar(&b.idle, "idle", 5000, "idle clients to weigh")
 	flag.StringVar(&b.only, "only", "", "cpu, idle or connect")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
