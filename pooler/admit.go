@@ -24,7 +24,7 @@ import (
 // connection that was no login.
 func (s *session) admit() error {
 	policy := s.pooler.policy.Load()
-	if err := s.conn.SetDeadline(s.came.Add(policy.config.LoginTimeout)); err != nil {
+	if err := s.conn.SetDeadline(time.Unix(0, s.came).Add(policy.config.LoginTimeout)); err != nil {
 		return errLeft
 	}
 	start, err := s.startup(policy)

@@ -393,7 +393,10 @@ type errand struct {
 	debts  debts // what the server owes
 	cycles queue[cycle]
 	next   cycle // being sent
+	uplink chan struct{}
+	lost   error // why the uplink ended by itself
 
+	excess  int             // bytes from the client that go nowhere; of whoever reads the client
 	refused error           // why the message that is being sent cannot be
 	held    []byte          // a CommandComplete that has not been told to the client yet
 	synced  <-chan struct{} // closed when the hub has caught up; nil: not waited for
@@ -402,12 +405,13 @@ type errand struct {
 	asSent  []byte // the cycle, as the client sent it to the event loops; reused
 
 	// What the sweep knows; only it uses these, with the session's lock.
-	lastTurn, lastMoved uint64
-	lastMove            time.Time
-	quietTurn           uint64
-	quietSince          time.Time // the transaction has had no query in this turn
-	overdueSince        time.Time // start of the query that was canceled last
-	overdue             atomic.Pointer[overdue]
+	lastTurn     uint64
+	lastMoved    uint32
+	lastMove     time.Time
+	quietTurn    uint64
+	quietSince   time.Time // the transaction has had no query in this turn
+	overdueSince time.Time // start of the query that was canceled last
+	overdue      atomic.Pointer[overdue]
 }
 
 var errands = sync.Pool{New: func() any { return &errand{exchange: new(telemetry.Exchange)} }}
@@ -427,12 +431,12 @@ func (s *session) attach() {
 // spare gives it back, if it holds nothing.
 func (s *session) spare() {
 	e := s.errand
-	if e == nil || s.busy || s.backend != nil || e.whole != nil || e.offered != nil || len(e.held) > 0 {
+	if e == nil || s.busy || s.backend != nil || e.whole != nil || e.offered != nil || len(e.held) > 0 || e.excess > 0 {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !e.debts.none() || e.cycles.len() > 0 || e.next.bytes > 0 {
+	if !e.debts.none() || e.cycles.len() > 0 || e.next.bytes > 0 || e.uplink != nil || e.lost != nil {
 		return
 	}
 	s.errand = nil

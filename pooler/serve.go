@@ -33,7 +33,7 @@ const clientBuffer = 10 << 10
 type session struct {
 	pooler *Server
 	id     uint32
-	came   time.Time
+	came   int64            // Unix time in nanoseconds
 	secret []byte           // of the cancel key
 	keys   *credential.Keys // of the login, where the server is entered with them
 	raw    net.Conn         // below TLS
@@ -69,10 +69,8 @@ type session struct {
 	at       place
 	withheld bool // a ReadyForQuery has not been told to the client yet; serve's own
 
-	excess int // bytes from the client that go nowhere; of whoever reads the client
-
 	turn    atomic.Uint64          // counts cycles, so that a slow one is seen from outside
-	moved   atomic.Uint64          // counts what was read from and written to the client
+	moved   atomic.Uint32          // counts what was read from and written to the client
 	writing atomic.Bool            // serve waits for the client to take an answer
 	wanting atomic.Bool            // the uplink waits for the rest of a message
 	dead    atomic.Bool            // killed: must not queue for a server
@@ -88,13 +86,11 @@ type session struct {
 	counted   bool // in the census; of the server's lock
 	resting   bool // serve waits for the client's next cycle
 	answering bool // serve relays the server's answers
-	uplink    chan struct{}
-	closing   bool  // the uplink must end before the next message
-	lost      error // why the uplink ended by itself
-	open      bool  // messages were sent after the last that ends a cycle
-	copying   bool  // the server takes COPY data
-	behind    bool  // the message that is being sent is not its cycle's first
-	midway    bool  // a message has been sent in part
+	closing   bool // the uplink must end before the next message
+	open      bool // messages were sent after the last that ends a cycle
+	copying   bool // the server takes COPY data
+	behind    bool // the message that is being sent is not its cycle's first
+	midway    bool // a message has been sent in part
 	names     map[string]*statement
 	nameBytes int // of the statements that have names
 	unnamed   unnamed
@@ -113,7 +109,7 @@ const (
 // newSession is a connection's; sock is the same as conn, or nil.
 func newSession(p *Server, conn net.Conn, sock *loop.Conn) *session {
 	s := &session{
-		pooler: p, came: time.Now(), color: telemetry.ColorUnknown,
+		pooler: p, came: time.Now().UnixNano(), color: telemetry.ColorUnknown,
 		settings: state.None, prepares: state.None, missing: state.None, errand: errands.Get().(*errand),
 		raw: conn, conn: conn, sock: sock, in: pgwire.NewReader(conn, clientBuffer), probe: socket.Of(conn),
 	}

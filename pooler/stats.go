@@ -222,7 +222,7 @@ func (s *session) stats() ClientStats {
 	}
 	return ClientStats{
 		ID: s.id, User: s.user, Database: s.database, Application: s.application, Color: s.color,
-		Address: s.raw.RemoteAddr().String(), TLS: s.conn != s.raw, Since: s.came, State: "idle", Pinned: s.pinned, Channels: channels,
+		Address: s.raw.RemoteAddr().String(), TLS: s.conn != s.raw, Since: time.Unix(0, s.came), State: "idle", Pinned: s.pinned, Channels: channels,
 	}
 }
 
