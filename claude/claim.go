@@ -100,6 +100,9 @@ func (c *call) limit() time.Time {
 
 // next claims another try of the loop, if there is one and its wait is worth it.
 func (c *call) next(asked time.Duration) (wait time.Duration, ok bool) {
+	if c.gate != nil && c.gate.State() != health.Open {
+		c.loop.Spare() // the upstream is not well: the hold bounds such tries, and the gate makes them few
+	}
 	if wait, ok = c.loop.Next(asked); !ok || !c.rules.patient {
 		return wait, ok
 	}

@@ -144,7 +144,12 @@ type mending struct {
 // An unmended is the end of a stream that could not be made whole.
 type unmended struct{ verdict }
 
-func (u *unmended) Error() string { return u.err.Error() }
+func (u *unmended) Error() string {
+	if u.err == nil { // an answer with a status that says it all
+		return "the rest of the stream cannot be had: " + string(u.cause)
+	}
+	return u.err.Error()
+}
 func (u *unmended) Unwrap() error { return u.err }
 
 // mending reads the first attempt's answer until some of it is fit for the client;

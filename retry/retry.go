@@ -113,6 +113,10 @@ func (l *Loop) decorrelated(asked time.Duration, u float64) time.Duration {
 	return l.last
 }
 
+// Spare takes the last try out of the count, if there was one: it failed for a reason
+// that is not its own, such as an outage that is known of. The waits go on as they were.
+func (l *Loop) Spare() { l.retries = max(0, l.retries-1) }
+
 // Retries returns how many tries after the first were claimed.
 func (l *Loop) Retries() int { return l.retries }
 

@@ -105,3 +105,19 @@ func TestTheEndOfTheContextEndsAWaitAtOnce(t *testing.T) {
 }
 
 func always(error) (bool, time.Duration) { return true, 0 }
+
+func TestATryThatIsSparedIsNotCounted(t *testing.T) {
+	l := Policy{Max: 2, Base: time.Millisecond}.Begin()
+	l.Spare() // there is none yet
+	for range 10 {
+		if _, ok := l.Next(0); !ok {
+			t.Fatal("a spared try was counted")
+		}
+		l.Spare()
+	}
+	for i := range 3 {
+		if _, ok := l.Next(0); ok != (i < 2) {
+			t.Fatalf("try %d: %v", i, ok)
+		}
+	}
+}
