@@ -47,10 +47,12 @@ var floods = []struct{ name, edge, limits string }{
 
 const auto = "  overload: {concurrency: auto, queue: {requests: 50, for: 10s}}\n"
 
-// flood tells what one flooding caller costs the others: slices without and with the
-// flood take turns, for each way. It is within the control's spread if the p95 of all
-// requests in the flood is not above the highest of the slices without; what the others
-// waited in Mainstay's own queues stands beside it.
+// flood tells what one flooding caller costs the others: slices without a flood, with
+// the same flood at a second Mainstay with an app of its own, and with the flood at
+// theirs take turns, for each way. The second kind is the control: it has the machine's
+// work in it, but none of the queues and places that are shared. The flood is within its
+// spread if the p95 of all requests is not above the highest of its slices; what the
+// others waited in Mainstay's own queues stands beside it.
 func flood(span time.Duration, rounds int, only string) error {
 	dir, err := os.MkdirTemp("", "flood-*")
 	if err != nil {
@@ -60,21 +62,18 @@ func flood(span time.Duration, rounds int, only string) error {
 	if err := build(dir); err != nil {
 		return err
 	}
-	desks := make(chan struct{}, places)
-	app := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		if strings.HasPrefix(r.URL.Path, "/crowd") {
-			desks <- struct{}{}
-			time.Sleep(serves)
-			<-desks
-		}
-	}))
-	defer app.Close()
-	fmt.Printf("\n%-34s %26s %26s %7s %8s %9s %10s %8s\n", "one caller floods", "others' p95 without", "with", "within", "waited", "served/s", "refused/s", "others refused")
+	var apps [2]string // theirs, and the one beside it
+	for i := range apps {
+		app := busyApp()
+		defer app.Close()
+		apps[i] = app.Listener.Addr().String()
+	}
+	fmt.Printf("\n%-34s %26s %26s %26s %7s %8s %9s %10s %8s\n", "one caller floods", "others' p95 without", "beside", "with", "within", "waited", "served/s", "refused/s", "others refused")
 	for i, f := range floods {
 		if !strings.Contains(f.name, only) {
 			continue
 		}
-		err := measureFlood(filepath.Join(dir, fmt.Sprint(i)), f.name, app.Listener.Addr().String(), f.edge, f.limits, span, rounds)
+		err := measureFlood(filepath.Join(dir, fmt.Sprint(i)), f.name, apps, f.edge, f.limits, span, rounds)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
@@ -82,15 +81,33 @@ func flood(span time.Duration, rounds int, only string) error {
 	return nil
 }
 
-func measureFlood(dir, name, app, edge, limit string, span time.Duration, rounds int) error {
-	url, stop, err := launch(dir, app, edge, "{tiers: {free: "+limit+"}}\n")
+// busyApp has some places, which a request takes for a while.
+func busyApp() *httptest.Server {
+	desks := make(chan struct{}, places)
+	return httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/crowd") {
+			desks <- struct{}{}
+			time.Sleep(serves)
+			<-desks
+		}
+	}))
+}
+
+func measureFlood(dir, name string, apps [2]string, edge, limit string, span time.Duration, rounds int) error {
+	limits := "{tiers: {free: " + limit + "}}\n"
+	url, stop, err := launch(dir, apps[0], edge, limits)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	var quiet, loud [][]time.Duration
+	beside, stopBeside, err := launch(dir+"-beside", apps[1], edge, limits)
+	if err != nil {
+		return err
+	}
+	defer stopBeside()
+	var quiet, control, loud [][]time.Duration
 	var served, refused, lost atomic.Int64
-	flooding := func(measure func()) {
+	flooding := func(url string, measure func()) {
 		ctx, end := context.WithCancel(context.Background())
 		var all sync.WaitGroup
 		client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: flooders}}
@@ -115,13 +132,19 @@ func measureFlood(dir, name, app, edge, limit string, span time.Duration, rounds
 		time.Sleep(time.Second)
 	}
 	ask(url, warm, &lost)
-	flooding(func() { ask(url, warm, &lost) })
+	for _, at := range []string{beside, url} {
+		flooding(at, func() { ask(url, warm, &lost) })
+	}
 	served.Store(0)
 	refused.Store(0)
 	var floods [][2]time.Time
 	for range rounds {
 		quiet = append(quiet, ask(url, span, &lost))
-		flooding(func() {
+		wasServed, wasRefused := served.Load(), refused.Load()
+		flooding(beside, func() { control = append(control, ask(url, span, &lost)) })
+		served.Store(wasServed)
+		refused.Store(wasRefused)
+		flooding(url, func() {
 			began := time.Now()
 			loud = append(loud, ask(url, span, &lost))
 			floods = append(floods, [2]time.Time{began, time.Now()})
@@ -132,12 +155,12 @@ func measureFlood(dir, name, app, edge, limit string, span time.Duration, rounds
 		return err
 	}
 	seconds := (span + time.Second).Seconds() * float64(rounds)
-	without, with := spread(quiet), spread(loud)
+	without, with := spread(control), spread(loud)
 	within := "yes"
 	if with.all > without.highest {
 		within = "no"
 	}
-	fmt.Printf("%-34s %26s %26s %7s %5.1f ms %9.0f %10.0f %8d\n", name, without, with, within, waited, float64(served.Load())/seconds, float64(refused.Load())/seconds, lost.Load())
+	fmt.Printf("%-34s %26s %26s %26s %7s %5.1f ms %9.0f %10.0f %8d\n", name, spread(quiet), without, with, within, waited, float64(served.Load())/seconds, float64(refused.Load())/seconds, lost.Load())
 	return nil
 }
 
