@@ -191,7 +191,7 @@ func (c *Conn) read(p []byte) (int, error) {
 	}
 	defer c.release()
 	for {
-		n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(c.fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), 0, 0, 0)
 		switch errno {
 		case 0:
 			if n == 0 {
@@ -215,7 +215,7 @@ func (c *Conn) TryWrite(p []byte) (n int, err error) {
 	}
 	defer c.release()
 	for n < len(p) {
-		k, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(c.fd), uintptr(unsafe.Pointer(&p[n])), uintptr(len(p)-n))
+		k, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(&p[n])), uintptr(len(p)-n), unix.MSG_NOSIGNAL, 0, 0)
 		switch errno {
 		case 0:
 			n += int(k)

@@ -68,7 +68,7 @@ func (g *Group) Run(ctx context.Context) {
 	// not look until there is nothing more.
 	_ = g.raw.Read(func(uintptr) bool { // it fails when the group ends
 		g.awake.Add(1)
-		for n := batch; n == batch; {
+		for n := 1; n > 0; {
 			n = g.poll(w)
 			g.serve(w, n)
 		}
