@@ -239,8 +239,7 @@ func (s *backend) backslash() bool {
 		v, _ := s.atLogin.Get(conforming)
 		return v == "off"
 	}
-	v, _ := s.reports.Get(conforming)
-	return v == "off"
+	return s.reports.Backslash()
 }
 
 // currval and lastval answer with what the server's session was given last, whoever its

@@ -94,7 +94,7 @@ func (p *pool) take(w *waiter) (*backend, error) {
 		return nil, w.owner.sentence()
 	case len(p.idle) > 0 && p.paused == nil && p.line.Take(w.owner.user):
 		b := p.popIdle(w.owner)
-		p.lend(b, w.owner)
+		p.lend(b, w.owner, time.Now())
 		return b, nil
 	case p.outage != nil && len(p.all) == 0 && p.outage.told():
 		p.grow(1) // so that the next one fares better
@@ -129,9 +129,9 @@ func (p *pool) popIdle(s *session) *backend {
 	return b
 }
 
-// lend notes who has the server.
-func (p *pool) lend(b *backend, to *session) {
-	b.holder, b.since, b.turn = to, time.Now(), 0
+// lend notes who has the server, from now on.
+func (p *pool) lend(b *backend, to *session, now time.Time) {
+	b.holder, b.since, b.turn = to, now, 0
 }
 
 // wait waits for the pool's grant, for at most the pool's acquire_timeout.
@@ -254,27 +254,30 @@ func (p *pool) unreachable(err error) error {
 }
 
 // release gives a server back that is clean, or drops it.
-func (p *pool) release(b *backend) {
+func (p *pool) release(b *backend) { p.releaseAt(b, time.Now()) }
+
+// releaseAt is release for who has looked at the clock already.
+func (p *pool) releaseAt(b *backend, now time.Time) {
 	if b.broken.Load() || b.status != pgwire.Idle || b.In.Buffered() > 0 {
 		p.drop(b)
 		return
 	}
 	p.mu.Lock()
-	if p.retired || len(p.all) > p.room() || p.stale(b) {
+	if p.retired || len(p.all) > p.room() || p.stale(b, now) {
 		p.mu.Unlock()
 		p.drop(b)
 		return
 	}
 	p.end(b)
-	p.hand(b)
+	p.hand(b, now)
 	p.mu.Unlock()
 }
 
 // stale reports whether a server must not be used again, old as it is. The lock is
 // held.
-func (p *pool) stale(b *backend) bool {
+func (p *pool) stale(b *backend, now time.Time) bool {
 	lifetime := p.limits().Lifetime
-	return b.born.Before(p.renewed) || lifetime > 0 && time.Since(b.born) > b.age(lifetime)
+	return b.born.Before(p.renewed) || lifetime > 0 && now.Sub(b.born) > b.age(lifetime)
 }
 
 // end notes that nobody has the server any more. The lock is held.
@@ -287,15 +290,15 @@ func (p *pool) end(b *backend) {
 
 // hand gives a server to whoever is to have it, or to the idle ones. The lock is
 // held.
-func (p *pool) hand(b *backend) {
+func (p *pool) hand(b *backend, now time.Time) {
 	if p.paused == nil {
 		if place := p.line.Give(); place != nil {
-			p.lend(b, place.Value.owner)
+			p.lend(b, place.Value.owner, now)
 			place.Value.give(grant{backend: b})
 			return
 		}
 	}
-	b.since = time.Now()
+	b.since = now
 	p.idle = append(p.idle, b)
 	p.rested()
 }
@@ -309,7 +312,7 @@ func (p *pool) distribute() {
 			return
 		}
 		b := p.popIdle(place.Value.owner)
-		p.lend(b, place.Value.owner)
+		p.lend(b, place.Value.owner, time.Now())
 		place.Value.give(grant{backend: b})
 	}
 }

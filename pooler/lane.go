@@ -211,7 +211,11 @@ func (s *session) granted() bool {
 		return false
 	}
 	s.at = resting
-	s.exchange.Waited += time.Since(w.place.Since)
+	if g.backend != nil { // it has the server since then
+		s.exchange.Waited += max(0, g.backend.since.Sub(w.place.Since))
+	} else {
+		s.exchange.Waited += time.Since(w.place.Since)
+	}
 	switch {
 	case errors.Is(g.err, errRetired):
 		return s.claimNow()
@@ -304,8 +308,9 @@ func (s *session) answerNow() bool {
 			s.escalate(atAnswer)
 			return false
 		}
+		s.readAt = time.Now()
 		if s.busy && s.exchange.FirstByte == 0 {
-			s.exchange.FirstByte = time.Since(s.exchange.Start)
+			s.exchange.FirstByte = s.readAt.Sub(s.exchange.Start)
 		}
 		if wants, err := s.swallow(); err != nil {
 			s.fail(err)
@@ -376,7 +381,7 @@ func (s *session) releaseNow() bool {
 	clear(s.portals)
 	s.attempt = attempt{}
 	b.sock.Own(nil)
-	b.pool.release(b)
+	b.pool.releaseAt(b, s.exchange.Start.Add(s.exchange.Took)) // which is now, more or less
 	s.at = resting
 	return true
 }
@@ -402,7 +407,8 @@ type errand struct {
 	synced  <-chan struct{} // closed when the hub has caught up; nil: not waited for
 	portals map[string]use  // those whose execution deallocates
 	attempt attempt
-	asSent  []byte // the cycle, as the client sent it to the event loops; reused
+	asSent  []byte    // the cycle, as the client sent it to the event loops; reused
+	readAt  time.Time // when they read the answer last
 
 	// What the sweep knows; only it uses these, with the session's lock.
 	lastTurn     uint64

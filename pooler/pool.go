@@ -154,7 +154,7 @@ func (p *pool) opened(b *backend, err error, began time.Time) bool {
 	p.learn(b.Params)
 	p.encrypted.Store(b.sock == nil)
 	p.all[b] = struct{}{}
-	p.hand(b)
+	p.hand(b, time.Now())
 	p.grow(0)
 	return true
 }
@@ -390,7 +390,7 @@ func (p *pool) sweepIdle(now time.Time) (out []*backend) {
 		if b.probe != nil {
 			talks, _ = b.probe.Look()
 		}
-		if unused || talks || p.stale(b) || total > p.room() {
+		if unused || talks || p.stale(b, now) || total > p.room() {
 			total--
 			out = append(out, b)
 			continue
@@ -407,8 +407,9 @@ func (p *pool) sweepIdle(now time.Time) (out []*backend) {
 func (p *pool) dropIdle(b *backend) {
 	limits := p.limits()
 	p.mu.Lock()
-	unneeded := p.retired || p.stale(b) || len(p.all) > p.room() ||
-		len(p.all) > limits.Min && time.Since(b.since) > limits.IdleTimeout
+	now := time.Now()
+	unneeded := p.retired || p.stale(b, now) || len(p.all) > p.room() ||
+		len(p.all) > limits.Min && now.Sub(b.since) > limits.IdleTimeout
 	p.mu.Unlock()
 	if unneeded || !b.fresh() {
 		p.drop(b)

@@ -54,18 +54,18 @@ func (s *session) finish(c *cycle, code Code) {
 		x.Start = c.start
 	}
 	x.DB.Database, x.DB.User = s.database, s.user
-	if c.traced {
+	if c.traced { // one that belongs to no trace is not worth one of its own
 		// Continue reads the text and keeps nothing of it.
 		x.Trace.Continue(unsafe.String(&c.trace[0], len(c.trace)), "")
-	} else {
-		// A query that belongs to no trace is not worth one of its own.
-		x.Trace.Continue("", "")
-		x.Trace.Flags = 0
 	}
 	if c.shape != nil {
 		x.DB.Fingerprint, x.DB.Text = c.shape.ID, c.shape.Text
 	}
-	x.Took = time.Since(x.Start)
+	if s.at == asking { // the event loops look at the clock once for what they do without waiting
+		x.Took = s.readAt.Sub(x.Start)
+	} else {
+		x.Took = time.Since(x.Start)
+	}
 	s.pooler.shapes.Record(c.shape, s.user, fingerprint.Sample{
 		Took: x.Took, Waited: x.Waited, Client: x.DB.Client, Rows: x.DB.Rows, Failed: x.Blame != telemetry.BlameNone,
 	})
@@ -78,7 +78,7 @@ func (s *session) finish(c *cycle, code Code) {
 		s.addToWhole()
 		return
 	}
-	x.Finish(s.pooler.deps.Sink)
+	s.pooler.deps.Sink.Record(x)
 }
 
 // see notes what the cycle is about: its first statement.
@@ -108,7 +108,7 @@ func (s *session) addToWhole() {
 	w := s.whole
 	switch {
 	case w == nil && !open:
-		x.Finish(s.pooler.deps.Sink)
+		s.pooler.deps.Sink.Record(x)
 		return
 	case w == nil:
 		s.whole = x.Clone()
@@ -182,14 +182,13 @@ func (s *session) tellSlow(c *cycle, plan bool) {
 	}
 }
 
-// commands are the tags that need no memory of their own.
+// commands are further tags that need no memory of their own.
 var commands = func() map[string]string {
 	m := map[string]string{}
 	for _, c := range []string{
-		"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "FETCH", "MOVE", "BEGIN", "COMMIT", "ROLLBACK",
-		"START TRANSACTION", "SAVEPOINT", "RELEASE", "SET", "RESET", "SHOW", "DECLARE CURSOR", "CLOSE CURSOR",
-		"LISTEN", "UNLISTEN", "NOTIFY", "PREPARE", "DEALLOCATE", "DEALLOCATE ALL", "DISCARD ALL", "DO", "CALL",
-		"EXPLAIN", "LOCK TABLE", "TRUNCATE TABLE", "REFRESH MATERIALIZED VIEW", "VACUUM", "ANALYZE",
+		"MERGE", "COPY", "FETCH", "MOVE", "ROLLBACK", "START TRANSACTION", "SAVEPOINT", "RELEASE", "SET", "RESET", "SHOW",
+		"DECLARE CURSOR", "CLOSE CURSOR", "LISTEN", "UNLISTEN", "NOTIFY", "PREPARE", "DEALLOCATE", "DEALLOCATE ALL", "DISCARD ALL",
+		"DO", "CALL", "EXPLAIN", "LOCK TABLE", "TRUNCATE TABLE", "REFRESH MATERIALIZED VIEW", "VACUUM", "ANALYZE",
 	} {
 		m[c] = c
 	}
@@ -200,6 +199,20 @@ var commands = func() map[string]string {
 const maxCommand = 64
 
 func commandName(tag []byte) string {
+	switch string(tag) { // these, which nearly all are, need no memory of their own
+	case "SELECT":
+		return "SELECT"
+	case "INSERT":
+		return "INSERT"
+	case "UPDATE":
+		return "UPDATE"
+	case "DELETE":
+		return "DELETE"
+	case "BEGIN":
+		return "BEGIN"
+	case "COMMIT":
+		return "COMMIT"
+	}
 	if known, ok := commands[string(tag)]; ok {
 		return known
 	}

@@ -29,6 +29,7 @@ type key struct {
 
 // series are the metrics that an exchange with one key moves, found once.
 type series struct {
+	key            key
 	total          prometheus.Counter
 	took           prometheus.Observer
 	waited         prometheus.Observer
@@ -47,7 +48,8 @@ type series struct {
 type plane struct {
 	name  string
 	known atomic.Pointer[map[key]*series]
-	mu    sync.Mutex // guards additions to known
+	last  atomic.Pointer[series] // those that were asked for last, which most often are asked for next
+	mu    sync.Mutex             // guards additions to known
 
 	routes, details, codes, colors *vocabulary
 
@@ -165,7 +167,11 @@ func (p *plane) detail(x *telemetry.Exchange) string {
 
 func (p *plane) series(x *telemetry.Exchange) *series {
 	k := key{route: x.Route, detail: p.detail(x), code: x.Code, color: x.Color, blame: x.Blame, status: class(x.HTTP.Status)}
+	if s := p.last.Load(); s != nil && s.key == k {
+		return s
+	}
 	if s := (*p.known.Load())[k]; s != nil {
+		p.last.Store(s)
 		return s
 	}
 	k.route, k.detail, k.code, k.color = p.routes.fold(k.route), p.details.fold(k.detail), p.codes.fold(k.code), p.colors.fold(k.color)
@@ -190,6 +196,7 @@ func (p *plane) series(x *telemetry.Exchange) *series {
 
 func (p *plane) make(k key) *series {
 	s := &series{
+		key:      k,
 		took:     p.took.WithLabelValues(k.route, k.color),
 		waited:   p.waited.WithLabelValues(k.route, k.color),
 		received: p.received.WithLabelValues(k.route),

@@ -32,7 +32,8 @@ type Line[T any] struct {
 	kept     int           // sum of what minima are not used up
 	held     int
 	waiting  int
-	turn     uint64 // counts what changes the order
+	turn     uint64      // counts what changes the order
+	recent   *account[T] // the one that was asked for last; nil: look for it
 }
 
 type account[T any] struct {
@@ -136,7 +137,7 @@ func (l *Line[T]) Oldest() (oldest *Place[T]) {
 }
 
 func (l *Line[T]) account(user string) *account[T] {
-	a := l.accounts[user]
+	a := l.known(user)
 	if a == nil {
 		l.turn++
 		a = &account[T]{user: user, share: l.share(user), turn: l.turn, at: -1}
@@ -144,6 +145,15 @@ func (l *Line[T]) account(user string) *account[T] {
 		l.kept += a.unused()
 	}
 	return a
+}
+
+// known returns the account of a user; nil: there is none. Most often it is the one that was
+// asked for last.
+func (l *Line[T]) known(user string) *account[T] {
+	if l.recent == nil || l.recent.user != user {
+		l.recent = l.accounts[user]
+	}
+	return l.recent
 }
 
 // remembered bounds the accounts of users who neither wait nor have anything. They
@@ -154,6 +164,7 @@ const remembered = 256
 func (l *Line[T]) forget(a *account[T]) {
 	if len(l.accounts) > remembered && a.held == 0 && a.waiting == 0 && a.share.Min == 0 {
 		delete(l.accounts, a.user)
+		l.recent = nil
 	}
 }
 
@@ -224,7 +235,7 @@ func (a *account[T]) before(b *account[T]) bool {
 
 // Return ends a lease.
 func (l *Line[T]) Return(user string) {
-	a := l.accounts[user]
+	a := l.known(user)
 	if a == nil || a.held == 0 {
 		return
 	}

@@ -39,8 +39,8 @@ const other = "other"
 // A Table keeps shapes and users. What comes after there is no room any more counts
 // as other; Turn makes room for those that come now.
 type Table struct {
-	seed  maphash.Seed
-	spare chan []byte // buffers for shapes
+	seed   maphash.Seed
+	recent atomic.Pointer[User] // the one that was asked for last; nil: look for it
 
 	mu     sync.RWMutex
 	texts  map[uint64]*Shape
@@ -53,7 +53,7 @@ type Table struct {
 // NewTable returns an empty table.
 func NewTable() *Table {
 	return &Table{
-		seed: maphash.MakeSeed(), spare: make(chan []byte, 16), texts: map[uint64]*Shape{}, shapes: map[uint64]*Shape{}, users: map[string]*User{},
+		seed: maphash.MakeSeed(), texts: map[uint64]*Shape{}, shapes: map[uint64]*Shape{}, users: map[string]*User{},
 		rest: &Shape{ID: other}, crowd: &User{Name: other},
 	}
 }
@@ -67,17 +67,11 @@ func (t *Table) Of(sql []byte) *Shape {
 	if s != nil {
 		return s
 	}
-	var room []byte
-	select {
-	case room = <-t.spare:
-	default:
-	}
-	text, literals := Normalise(room[:0], sql)
+	room := rooms.Get().(*[]byte)
+	text, literals := Normalise((*room)[:0], sql)
 	defer func() {
-		select {
-		case t.spare <- text[:0]:
-		default:
-		}
+		*room = text
+		rooms.Put(room)
 	}()
 	id := hash(text)
 	t.mu.RLock()
@@ -103,6 +97,9 @@ func (t *Table) Of(sql []byte) *Shape {
 	}
 	return s
 }
+
+// rooms are buffers for shapes.
+var rooms = sync.Pool{New: func() any { return new([]byte) }}
 
 // Record counts a query in, for its shape and its user. Either may have been
 // forgotten meanwhile. A query whose shape nobody knows (nil) counts as other.
@@ -146,8 +143,14 @@ func hex(id uint64) string {
 
 // User returns the figures of a user.
 func (t *Table) User(name string) *User {
+	if u := t.recent.Load(); u != nil && u.Name == name {
+		return u
+	}
 	t.mu.RLock()
 	u := t.users[name]
+	if u != nil {
+		t.recent.Store(u) // with the lock: Turn may forget it
+	}
 	t.mu.RUnlock()
 	if u != nil {
 		return u
@@ -195,10 +198,16 @@ func (f *figures) Add(s Sample) {
 	if s.Failed {
 		w.failed.Add(1)
 	}
-	w.rows.Add(s.Rows)
+	if s.Rows != 0 {
+		w.rows.Add(s.Rows)
+	}
 	w.took.Add(int64(s.Took))
-	w.waited.Add(int64(s.Waited))
-	w.client.Add(int64(s.Client))
+	if s.Waited != 0 {
+		w.waited.Add(int64(s.Waited))
+	}
+	if s.Client != 0 {
+		w.client.Add(int64(s.Client))
+	}
 	w.latency[bucket(s.Took)].Add(1)
 }
 
@@ -244,6 +253,7 @@ func (t *Table) Turn() {
 	turn(&t.rest.figures)
 	turn(&t.crowd.figures)
 	clear(t.texts)
+	t.recent.Store(nil)
 }
 
 // A Summary is what the windows hold of one shape or user. Times but the percentiles

@@ -8,6 +8,7 @@ package state
 import (
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 )
@@ -15,8 +16,9 @@ import (
 // Settings are run-time settings by name. They are immutable; equal ones have equal
 // keys, and those of one [Table] are the same.
 type Settings struct {
-	key  string
-	list []pgwire.Param // sorted by name, each name once
+	key     string
+	list    []pgwire.Param // sorted by name, each name once
+	escapes atomic.Uint32  // whether plain strings know escapes, once somebody has asked: 1 no, 2 yes
 }
 
 // None is a client that chose nothing.
@@ -25,6 +27,23 @@ var None = &Settings{}
 // Equal reports whether a server with these settings needs nothing done for a client
 // with those.
 func (s *Settings) Equal(o *Settings) bool { return s == o || s.key == o.key }
+
+// conforming is the setting that says whether plain strings know backslash escapes.
+const conforming = "standard_conforming_strings"
+
+// Backslash reports whether plain strings know backslash escapes. It is asked for each
+// statement, and looked up once.
+func (s *Settings) Backslash() bool {
+	known := s.escapes.Load()
+	if known == 0 {
+		known = 1
+		if v, _ := s.Get(conforming); v == "off" {
+			known = 2
+		}
+		s.escapes.Store(known)
+	}
+	return known == 2
+}
 
 // Key tells settings apart: equal ones have equal keys. It is empty for none.
 func (s *Settings) Key() string { return s.key }
