@@ -121,7 +121,7 @@ func (l *lane) enter(ctx context.Context, t *target) Code {
 func (l *lane) leave() {
 	switch {
 	case l.took > 0:
-		l.pass.Leave(l.took, l.x.HTTP.Status != http.StatusServiceUnavailable && l.x.HTTP.Status != http.StatusGatewayTimeout)
+		l.pass.Leave(l.took, l.kept == "" && l.x.HTTP.Status != http.StatusServiceUnavailable && l.x.HTTP.Status != http.StatusGatewayTimeout)
 	case l.code == TargetTimeout:
 		l.pass.Leave(0, false)
 	default:

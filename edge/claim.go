@@ -17,6 +17,7 @@ type plan struct {
 	mode     traffic.Mode
 	shares   []share
 	replaced chan struct{} // closed when another plan has taken over
+	terms    []term
 
 	sticky  traffic.Sticky
 	preview traffic.Preview
@@ -29,6 +30,49 @@ type share struct {
 	*target
 	weight int
 	backup bool // takes what those with a weight cannot
+}
+
+// term is the time during which a release takes traffic without a break.
+type term struct {
+	release string
+	id      uint64
+}
+
+// termOf is the id of the term of a target's release; false: it takes no traffic.
+func (p *plan) termOf(t *target) (id uint64, ok bool) {
+	for _, x := range p.terms {
+		if x.release == t.release {
+			return x.id, true
+		}
+	}
+	return 0, false
+}
+
+// live reports whether the term with that id lasts.
+func (p *plan) live(id uint64) bool {
+	return slices.ContainsFunc(p.terms, func(x term) bool { return x.id == id })
+}
+
+// terms are those of the releases with a weight. A plan without any (all copies are
+// gone, and the traffic waits) leaves those of the plan before.
+func (s *Server) terms(next, old *plan) (ts []term) {
+	for _, sh := range next.shares {
+		if sh.weight == 0 || slices.ContainsFunc(ts, func(t term) bool { return t.release == sh.release }) {
+			continue
+		}
+		t := term{release: sh.release}
+		if i := slices.IndexFunc(old.terms, func(t term) bool { return t.release == sh.release }); i >= 0 {
+			t = old.terms[i]
+		} else {
+			s.lastTerm++
+			t.id = s.lastTerm
+		}
+		ts = append(ts, t)
+	}
+	if len(ts) == 0 {
+		return old.terms
+	}
+	return ts
 }
 
 // Apply makes p the plan. Every claim that begins after Apply has returned obeys
@@ -65,6 +109,7 @@ func (s *Server) Apply(p traffic.Plan) (drain func(ctx context.Context) error, e
 		next.shares = append(next.shares, share{t, spec.Weight, spec.Backup && spec.Weight == 0})
 	}
 	next.mirror = mirrorTo(p.Mirror, next.shares, old.mirror)
+	next.terms = s.terms(next, old)
 	s.plan.Store(next)
 	close(old.replaced)
 	for _, t := range live {

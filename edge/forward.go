@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,10 +30,11 @@ func (l *lane) forward(t *target) (Code, error) {
 	defer t.leave()
 	l.target, l.code, l.err, l.begun, l.conn = t, OK, nil, false, nil
 	l.x.Color, l.x.HTTP.Target = t.color, t.address
+	l.expect(t)
 	began := time.Now()
 	defer func() {
 		l.judge(t)
-		l.x.Try(telemetry.Attempt{Start: began, Took: time.Since(began), Target: t.address, Status: l.x.HTTP.Status, Cause: causeOf(l.code)})
+		l.x.Try(telemetry.Attempt{Start: began, Took: time.Since(began), Target: t.address, Status: cmp.Or(l.failure, l.x.HTTP.Status), Cause: causeOf(l.code)})
 	}()
 	if l.up != nil {
 		l.hr.Body = l.up.again()
@@ -191,6 +193,7 @@ func (l *lane) answered(resp *http.Response) error {
 	l.begun = true
 	if g := l.s.deps.Limits; g != nil {
 		g.Charge(&l.verdict, resp.Header)
+		l.consider(resp)
 		l.tell(resp.Header)
 	}
 	if l.pin != "" {
@@ -201,6 +204,9 @@ func (l *lane) answered(resp *http.Response) error {
 		l.stream(resp)
 	} else {
 		resp.Body = watch(resp.Body, l.s.policy.Load().cfg.Timeouts.Stall)
+		if l.keep.copy != nil {
+			resp.Body = l.keep.copy.Of(resp.Body)
+		}
 	}
 	return nil
 }
@@ -264,6 +270,9 @@ func (l *lane) switched(resp *http.Response) error {
 func (l *lane) failed(_ http.ResponseWriter, hr *http.Request, err error) {
 	l.code, l.err = l.classify(hr.Context(), err), err
 	l.x.HTTP.Status, l.x.HTTP.Upgraded = 0, "" // it came to no tunnel
+	if l.verdict.Keeps() && !safe(l.Method) && l.code != TargetUnreachable {
+		l.outdate(nil) // nobody knows what became of it
+	}
 }
 
 func (l *lane) classify(ctx context.Context, err error) Code {

@@ -128,18 +128,9 @@ func (l *lane) rewrite(pr *httputil.ProxyRequest) {
 	if l.Peer != l.Client {
 		peer = l.Peer.String()
 	}
-	proto, host := "http", l.Host
-	if l.Secure {
-		proto = "https"
-	}
+	proto, host := l.origin()
 	chain, elements := peer, ""
 	if l.Trusted {
-		if p := l.header("X-Forwarded-Proto"); p == "http" || p == "https" {
-			proto = p
-		}
-		if f := l.header("X-Forwarded-Host"); f != "" && l.Who.Rewrites {
-			host = f
-		}
 		if f := l.header("X-Forwarded-For"); f != "" {
 			chain = f + ", " + peer
 		}
@@ -156,6 +147,24 @@ func (l *lane) rewrite(pr *httputil.ProxyRequest) {
 	if l.x.Trace.State == "" {
 		delete(h, "Tracestate")
 	}
+}
+
+// origin is the scheme and the host that the app is told the client has asked for.
+func (r *Request) origin() (proto, host string) {
+	proto, host = "http", r.Host
+	if r.Secure {
+		proto = "https"
+	}
+	if !r.Trusted {
+		return proto, host
+	}
+	if p := r.Header("X-Forwarded-Proto"); p == "http" || p == "https" {
+		proto = p
+	}
+	if f := r.Header("X-Forwarded-Host"); f != "" && r.Who.Rewrites {
+		host = f
+	}
+	return proto, host
 }
 
 // set is http.Header.Set for a name that is canonical already.

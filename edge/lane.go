@@ -81,6 +81,9 @@ type lane struct {
 	why    Code  // what the last try that was given up came to
 	cause  error // of that
 
+	keep    keeping       // what the answer is kept for, if it may be
+	kept    Code          // why the answer is one that was kept; empty: it is not
+	failure int           // the app's own status, in whose place that is; 0: it gave none
 	pass    capacity.Pass // the request's place among those that the app is given
 	took    time.Duration // of the app to begin its answer
 	part    func()        // takes its tunnel or stream off the lists; nil: there is none
@@ -109,6 +112,7 @@ func (s *Server) adapt(w http.ResponseWriter, hr *http.Request, x *telemetry.Exc
 	l.hr = hr
 	l.target, l.code, l.err, l.cause, l.why, l.up = nil, OK, nil, nil, "", nil
 	l.pass, l.took = capacity.Pass{}, 0
+	l.kept, l.failure = "", 0
 	cfg := &s.policy.Load().cfg
 	l.out = reply{w: w, rc: http.NewResponseController(w), patience: cfg.Timeouts.Write, x: x, h2: hr.ProtoMajor > 1}
 	r := &l.Request
@@ -179,6 +183,11 @@ func (l *lane) header(name string) string {
 	}
 }
 
+// uri is what was asked for, as the target is asked for it. forced: it ends with a ?.
+func (l *lane) uri() (path, query string, forced bool) {
+	return l.hr.URL.EscapedPath(), l.hr.URL.RawQuery, l.hr.URL.ForceQuery
+}
+
 func headerSize(hr *http.Request) int {
 	n := len(hr.Method) + len(hr.RequestURI) + len(hr.Host) + 32
 	for name, values := range hr.Header {
@@ -198,6 +207,9 @@ func (l *lane) release() {
 	}
 	l.hr, l.up, l.target, l.err, l.cause, l.conn, l.mirror = nil, nil, nil, nil, nil, nil, nil
 	l.out = reply{}
+	if l.keep.on {
+		l.keep = keeping{}
+	}
 	l.Request.x, l.verdict = nil, limits.Verdict{}
 	l.s.lanes.Put(l)
 }

@@ -203,7 +203,8 @@ func TestWhoeverHangsUpInTheQueueLeavesNoTrace(t *testing.T) {
 func TestACallerWhoNearsItsLimitIsWarnedThenDelayedThenServedForLess(t *testing.T) {
 	g := gate(t, func(c *limits.Config) {
 		c.Tiers["free"] = limits.Tier{Requests: 10, Window: time.Hour}
-		c.Degrade = limits.Degrade{Warn: 0.5, Slow: 0.7, Delay: 3 * time.Second, Waiting: 10, Cheaper: 0.9}
+		d := &c.Degrade
+		d.Warn, d.Slow, d.Delay, d.Waiting, d.Cheaper = 0.5, 0.7, 3*time.Second, 10, 0.9
 	})
 	var who *identity.Desk
 	crowdedWith(t, 100, func(c *edge.Config) {}, func(d *edge.Deps) {

@@ -60,6 +60,8 @@ func (l *lane) outcome(crash any) Code {
 			return code
 		}
 		return AnswerCut
+	case l.kept != "":
+		return l.kept
 	case l.x.HTTP.Status >= 500:
 		return AppError
 	}

@@ -8,6 +8,7 @@ package edge
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -66,6 +67,7 @@ type Server struct {
 	policy   atomic.Pointer[policy]
 	plan     atomic.Pointer[plan]
 	applying sync.Mutex
+	lastTerm uint64 // of a release; applying guards it
 	holding  atomic.Int64
 	valve    *capacity.Valve
 	slowed   overload.Waits // of callers who have nearly used up a limit
@@ -73,6 +75,7 @@ type Server struct {
 	cutting  atomic.Bool    // the drain limit was reached
 	lanes    sync.Pool
 	streams  farewell.List // of all targets, also of those that were retired
+	kept     *keeper       // answers for the ladder's last step; nil: nobody is limited
 
 	mirrors sync.WaitGroup
 	life    context.Context // of the mirrors
@@ -102,6 +105,9 @@ func New(cfg Config, d Deps) (*Server, error) {
 	s.lanes.New = func() any { return newLane(s) }
 	s.policy.Store(p)
 	s.valve = capacity.New(p.overload.Rule)
+	if d.Limits != nil {
+		s.kept = newKeeper(d.Limits.Ladder().Stale)
+	}
 	s.plan.Store(&plan{replaced: make(chan struct{}), mode: "serve"})
 	return s, nil
 }
@@ -154,7 +160,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		code = l.gather()
 	}
 	if code != OK {
-		l.refuse(code, nil)
+		l.decline(code, nil)
 		return
 	}
 	var tried []*target
@@ -164,7 +170,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 			code = l.enter(hr.Context(), t)
 		}
 		if code != OK {
-			l.refuse(lastCause(code, l), nil)
+			l.decline(lastCause(code, l), nil)
 			return
 		}
 		code, err := l.forward(t)
@@ -173,9 +179,17 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 			continue
 		}
 		if code != OK {
-			l.refuse(code, err)
+			l.decline(code, err)
 		}
 		return
+	}
+}
+
+// decline ends a request that the app does not answer: by an answer that is kept, if
+// the ladder has that step and there is one, or else by a refusal.
+func (l *lane) decline(code Code, err error) {
+	if !l.instead(code, err) {
+		l.refuse(code, err)
 	}
 }
 
@@ -291,4 +305,49 @@ func (s *Server) awaitIdle(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// server builds the http.Server of one listener. Its own WriteTimeout and
+// ReadTimeout stay off, since they would end streams; lane.go sets deadlines that
+// move with progress instead.
+func (s *Server) server(base context.Context, secure bool) *http.Server {
+	c := s.policy.Load().cfg
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	if secure {
+		protocols.SetHTTP2(true)
+	} else {
+		protocols.SetUnencryptedHTTP2(true)
+	}
+	srv := &http.Server{
+		Handler:   s,
+		Protocols: protocols,
+		// OPTIONS * is the app's to answer, as every request is.
+		DisableGeneralOptionsHandler: true,
+		BaseContext:                  func(net.Listener) context.Context { return base },
+		ReadHeaderTimeout:            c.Timeouts.Header,
+		IdleTimeout:                  c.Timeouts.Idle,
+		// net/http answers beyond this on its own, without our code and id; twice
+		// the limit leaves admit to answer what is only somewhat too large.
+		MaxHeaderBytes: 2 * int(c.Header),
+		// A failed handshake or a client that speaks no HTTP is the clients' noise.
+		ErrorLog: slog.NewLogLogger(s.deps.Log.Handler(), slog.LevelDebug),
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: 250,
+			SendPingTimeout:      c.Timeouts.Idle / 2,
+			WriteByteTimeout:     c.Timeouts.Write,
+		},
+	}
+	if secure {
+		srv.TLSConfig = &tls.Config{
+			MinVersion: tls.VersionTLS12,
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+				return s.policy.Load().cert, nil // a reload brings a new one
+			},
+			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+				return s.policy.Load().mutual, nil // nil: this one stands
+			},
+		}
+	}
+	return srv
 }

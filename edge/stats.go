@@ -13,6 +13,7 @@ type Stats struct {
 	Requests int64           `json:"requests_in_flight"`
 	Holding  int64           `json:"holding"`
 	Overload *capacity.Stats `json:"overload,omitempty"` // nil: edge.overload is off
+	Kept     *Kept           `json:"kept,omitempty"`     // nil: nobody is limited
 	Targets  []Target        `json:"targets"`
 }
 
@@ -55,7 +56,7 @@ func (h *fitness) state() (state string, until time.Time) {
 // Stats may be called at any time.
 func (s *Server) Stats() Stats {
 	p := s.plan.Load()
-	st := Stats{Mode: string(p.mode), Requests: s.requests.Load(), Holding: s.holding.Load(), Targets: []Target{}}
+	st := Stats{Mode: string(p.mode), Requests: s.requests.Load(), Holding: s.holding.Load(), Kept: s.kept.stats(), Targets: []Target{}}
 	if s.policy.Load().overload.On {
 		overload := s.valve.Stats()
 		st.Overload = &overload
@@ -92,7 +93,7 @@ func (s *Server) Levels() []telemetry.Level {
 			telemetry.Level{Name: "mainstay_edge_color_weight", Help: "Share of new requests by color; 0: none.", Labels: label, Value: weight},
 			telemetry.Level{Name: "mainstay_edge_color_ejected", Help: "Copies by color that failed several requests in a row, so that others take theirs.", Labels: label, Value: ejected})
 	}
-	return append(levels, s.overloadLevels()...)
+	return append(append(levels, s.overloadLevels()...), s.kept.levels()...)
 }
 
 // overloadLevels tells how many requests the app is given, and what became of those

@@ -87,6 +87,9 @@ type HTTP struct {
 	// lasts as long as the tunnel and is kept out of latency figures.
 	Upgraded string
 	Stream   bool // an event stream: its length is no latency
+	// Cache says that the answer is one that was kept: "stale" if it took the place of
+	// a refusal or an error, which Code names; empty: it is the app's, or a refusal.
+	Cache string
 }
 
 // DB is what the pooler knows of a query.
@@ -206,7 +209,7 @@ func (x *Exchange) Clone() *Exchange {
 func (x *Exchange) eachString(visit func(*string)) {
 	for _, s := range [...]*string{
 		&x.Plane, &x.ID, &x.Route, &x.Color, &x.Caller, &x.User, &x.Workspace, &x.Tier, &x.Code, &x.Trace.State,
-		&x.HTTP.Method, &x.HTTP.Scheme, &x.HTTP.Host, &x.HTTP.Path, &x.HTTP.Proto, &x.HTTP.Target, &x.HTTP.Upgraded,
+		&x.HTTP.Method, &x.HTTP.Scheme, &x.HTTP.Host, &x.HTTP.Path, &x.HTTP.Proto, &x.HTTP.Target, &x.HTTP.Upgraded, &x.HTTP.Cache,
 		&x.DB.Database, &x.DB.User, &x.DB.Command, &x.DB.SQLState, &x.DB.Fingerprint, &x.DB.Text,
 		&x.GenAI.Model, &x.GenAI.Asked, &x.GenAI.AnswerID, &x.GenAI.Temperature, &x.GenAI.TopP, &x.GenAI.TopK, &x.GenAI.StopReason, &x.GenAI.UpstreamID, &x.GenAI.ErrorType, &x.GenAI.Saved, &x.GenAI.ReplayOf, &x.GenAI.Via, &x.GenAI.Degraded,
 	} {

@@ -1,6 +1,7 @@
 package limits
 
 import (
+	"slices"
 	"strconv"
 	"time"
 
@@ -16,10 +17,22 @@ type Degrade struct {
 	Delay   time.Duration   `yaml:"delay" doc:"The delay of a request that uses a limit up; from slow on it grows to that."`
 	Waiting int             `yaml:"waiting" doc:"How many requests may be delayed at once, and a hundredth of it of one caller (10 at least); one more is answered 503, code shed."`
 	Cheaper setting.Percent `yaml:"cheaper" doc:"Used share from which the app and the Claude plane are asked to do with less: by the request header Mainstay-Degrade, and in Mainstay-Identity. 0%: they are not."`
+	Stale   Stale           `yaml:"stale" doc:"The last step before a refusal: an answer that the app gave to somebody else, or before, if its header permits that."`
+}
+
+// Stale is the step on which a kept answer takes the place of a refusal.
+type Stale struct {
+	For     time.Duration `yaml:"for" doc:"How long after it ceased to be fresh a kept answer may be given; less where the app says so by stale-if-error or stale-while-revalidate, and not at all where it forbids it. 0s: no answer is kept."`
+	Routes  []string      `yaml:"routes" doc:"Classes of limits.routes whose answers are kept; those of all requests if empty."`
+	IfError bool          `yaml:"if_error" doc:"Also give a kept answer where the app gives none, or answers 500, 502, 503 or 504."`
+	Memory  setting.Bytes `yaml:"memory" doc:"Memory for kept answers, on each node."`
+	Largest setting.Bytes `yaml:"largest" doc:"Largest body of an answer that is kept; a 16th of memory at most."`
 }
 
 // SetDefaults fills in what the file leaves out.
-func (d *Degrade) SetDefaults() { *d = Degrade{Warn: 0.8, Delay: time.Second, Waiting: 1000} }
+func (d *Degrade) SetDefaults() {
+	*d = Degrade{Warn: 0.8, Delay: time.Second, Waiting: 1000, Stale: Stale{Memory: 64e6, Largest: 1e6}}
+}
 
 // Validate reports every mistake.
 func (d *Degrade) Validate(ps *setting.Problems) {
@@ -39,6 +52,47 @@ func (d *Degrade) Validate(ps *setting.Problems) {
 		}
 		last = max(last, s.share)
 	}
+	var stale setting.Problems
+	d.Stale.validate(&stale)
+	ps.Below("stale", stale)
+}
+
+// maxStale is the longest stale use that makes sense.
+const maxStale = 30 * 24 * time.Hour
+
+func (s *Stale) validate(ps *setting.Problems) {
+	if s.For < 0 || s.For > maxStale {
+		ps.Add("for", "must be between 0s and 30d", "try 1h, or 0s for none")
+	}
+	if s.For == 0 && (s.IfError || len(s.Routes) > 0) {
+		ps.Add("for", "is missing, so that no answer is kept though other keys are given", "try 1h")
+	}
+	if s.Memory < 1e6 || s.Memory > 64e9 {
+		ps.Add("memory", "must be between 1MB and 64GB", "try 64MB")
+		return
+	}
+	if s.Largest < 1e3 || s.Largest > s.Memory/16 {
+		ps.Add("largest", "must be between 1KB and a 16th of memory", "try "+(s.Memory/64).String())
+	}
+}
+
+// Ladder is the ladder in force.
+func (g *Gate) Ladder() Degrade { return g.policy.Load().cfg.Degrade }
+
+// Keeps reports whether answers are kept for the step stale at all.
+func (v *Verdict) Keeps() bool { return v.policy != nil && v.policy.cfg.Degrade.Stale.For > 0 }
+
+// Stale is the step that puts a kept answer in place of a refusal, as it holds for the
+// request; nil: it has none.
+func (v *Verdict) Stale() *Stale {
+	if !v.Keeps() || v.Denied {
+		return nil
+	}
+	s := &v.policy.cfg.Degrade.Stale
+	if len(s.Routes) > 0 && !slices.Contains(s.Routes, v.Route) {
+		return nil
+	}
+	return s
 }
 
 // A Step is the rung on which a caller stands.

@@ -12,7 +12,7 @@ func TestACallerWalksDownTheLadderBeforeItIsRefused(t *testing.T) {
 	var c Config
 	c.SetDefaults()
 	c.Tiers["free"] = Tier{Requests: 10, Window: time.Hour, AtOnce: 100}
-	c.Degrade = Degrade{Warn: 0.5, Slow: 0.7, Delay: 3 * time.Second, Waiting: 5000, Cheaper: 0.9}
+	c.Degrade.Warn, c.Degrade.Slow, c.Degrade.Delay, c.Degrade.Waiting, c.Degrade.Cheaper = 0.5, 0.7, 3*time.Second, 5000, 0.9
 	g, err := NewGate(c, Deps{})
 	if err != nil {
 		t.Fatal(err)
@@ -78,6 +78,7 @@ func TestAnUnevenLadderIsAMistake(t *testing.T) {
 		"waiting": {Delay: 1},
 	} {
 		var ps setting.Problems
+		d.Stale = Stale{Memory: 64e6, Largest: 1e6}
 		if d.Validate(&ps); len(ps) != 1 || ps[0].Path != mistake {
 			t.Errorf("%s: %v", mistake, ps)
 		}

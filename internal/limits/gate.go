@@ -97,6 +97,9 @@ func (g *Gate) Prepare(cfg Config) (commit func(), err error) {
 	if cfg.Memory != old.Memory {
 		ps.Add("memory", "cannot change while running", "restart Mainstay")
 	}
+	if was, is := old.Degrade.Stale, cfg.Degrade.Stale; was.Memory != is.Memory || was.Largest != is.Largest {
+		ps.Add("degrade.stale", "memory and largest cannot change while running", "restart Mainstay")
+	}
 	if len(ps) > 0 {
 		return nil, ps
 	}

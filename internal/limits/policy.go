@@ -193,6 +193,9 @@ func (p *Policy) admit(ctx context.Context, stores Stores, a Ask, granted grants
 	a.Tier = v.Tier
 	switch {
 	case p.allow.matches(&a):
+		if class := p.class(&a); class != nil && !a.Claude {
+			v.Route = class.Name
+		}
 		return v, nil
 	case p.deny.matches(&a):
 		v.Allowed, v.Denied = p.cfg.Shadow, true

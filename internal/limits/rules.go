@@ -64,6 +64,21 @@ func (p *Policy) compileRoutes(ps *setting.Problems) {
 		}
 		p.routes = append(p.routes, c)
 	}
+	for _, r := range p.cfg.Degrade.Stale.Routes {
+		if !names[r] {
+			ps.Add("degrade.stale.routes", r+" is not one of limits.routes", "name one of them")
+		}
+	}
+}
+
+// class is the first route that matches a; nil: none does.
+func (p *Policy) class(a *Ask) *route {
+	for i := range p.routes {
+		if a.Inner && a.Class == p.routes[i].Name || !a.Inner && p.routes[i].matches(a) {
+			return &p.routes[i]
+		}
+	}
+	return nil
 }
 
 func (r *route) matches(a *Ask) bool {
@@ -80,13 +95,9 @@ func (r *route) matches(a *Ask) bool {
 
 // rules lists what holds for a. Tiers count units, the rest counts requests.
 func (p *Policy) rules(a *Ask, v *Verdict, granted grants) {
-	cost, class := int64(1), (*route)(nil)
-	for i := range p.routes {
-		if a.Inner && a.Class == p.routes[i].Name || !a.Inner && p.routes[i].matches(a) {
-			class = &p.routes[i]
-			cost, v.Route, v.failure = int64(class.Cost), class.Name, class.failure
-			break
-		}
+	cost, class := int64(1), p.class(a)
+	if class != nil {
+		cost, v.Route, v.failure = int64(class.Cost), class.Name, class.failure
 	}
 	if a.Cost != 0 {
 		cost = a.Cost

@@ -79,6 +79,7 @@ const (
 	keyTarget   = "target"
 	keyUpgraded = "upgraded"
 	keyStream   = "stream"
+	keyCache    = "cache"
 
 	keyDatabase = "database"
 	keyUser     = "user"
@@ -230,6 +231,7 @@ func (l *line) http(h *telemetry.HTTP) {
 	l.text(keyTarget, h.Target)
 	l.text(keyUpgraded, h.Upgraded)
 	l.flag(keyStream, h.Stream)
+	l.text(keyCache, h.Cache)
 }
 
 func (l *line) db(d *telemetry.DB) {

@@ -38,6 +38,7 @@ const (
 	keyReplayOf   = attribute.Key("mainstay.claude.replay_of")
 	keyCost       = attribute.Key("mainstay.cost.usd")
 	keyTarget     = attribute.Key("mainstay.target")
+	keyCache      = attribute.Key("mainstay.cache")
 	keySaved      = attribute.Key("mainstay.saved_by")
 
 	keyFingerprint = attribute.Key("mainstay.db.fingerprint")
@@ -154,6 +155,7 @@ func describeRequest(span *tracetest.SpanStub, x *telemetry.Exchange) {
 	a = address(a, x.HTTP.Host)
 	a = text(a, semconv.ClientAddressKey, x.Caller)
 	a = text(a, keyTarget, x.HTTP.Target)
+	a = text(a, keyCache, x.HTTP.Cache)
 	span.Attributes = a
 }
 
