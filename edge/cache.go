@@ -323,15 +323,16 @@ func safe(method string) bool {
 func (l *lane) outdate(answer http.Header) {
 	r := l.resource()
 	l.drop(r)
+	base, err := url.Parse(r.Path)
 	for _, name := range []string{"Location", "Content-Location"} {
 		value := answer.Get(name)
-		u, err := url.Parse(value)
-		if value == "" || err != nil || u.Host != "" && !strings.EqualFold(u.Host, r.Host) {
+		if value == "" || err != nil {
 			continue
 		}
-		u = l.hr.URL.ResolveReference(u)
-		r.Path, r.Query, r.Forced = u.EscapedPath(), u.RawQuery, u.ForceQuery
-		l.drop(r)
+		if u, bad := base.Parse(value); bad == nil && (u.Host == "" || strings.EqualFold(u.Host, r.Host)) {
+			r.Path, r.Query, r.Forced = u.EscapedPath(), u.RawQuery, u.ForceQuery
+			l.drop(r)
+		}
 	}
 }
 

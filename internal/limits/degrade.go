@@ -17,7 +17,7 @@ type Degrade struct {
 	Delay   time.Duration   `yaml:"delay" doc:"The delay of a request that uses a limit up; from slow on it grows to that."`
 	Waiting int             `yaml:"waiting" doc:"How many requests may be delayed at once, and a hundredth of it of one caller (10 at least); one more is answered 503, code shed."`
 	Cheaper setting.Percent `yaml:"cheaper" doc:"Used share from which the app and the Claude plane are asked to do with less: by the request header Mainstay-Degrade, and in Mainstay-Identity. 0%: they are not."`
-	Stale   Stale           `yaml:"stale" doc:"The last step before a refusal: an answer that the app gave to somebody else, or before, if its header permits that."`
+	Stale   Stale           `yaml:"stale" doc:"The last step before a refusal: an answer that the app gave before, perhaps to somebody else, if its header permits that."`
 }
 
 // Stale is the step on which a kept answer takes the place of a refusal.

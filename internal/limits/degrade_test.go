@@ -84,3 +84,66 @@ func TestAnUnevenLadderIsAMistake(t *testing.T) {
 		}
 	}
 }
+
+func TestTheStepOfKeptAnswersSaysWhatIsWrongWithIt(t *testing.T) {
+	for want, change := range map[string]func(*Config){
+		"degrade.stale.for: must be between 0s and 30d; try 1h, or 0s for none":                        func(c *Config) { c.Degrade.Stale.For = -1 },
+		"degrade.stale.for: is missing, so that no answer is kept though other keys are given; try 1h": func(c *Config) { c.Degrade.Stale.IfError = true },
+		"degrade.stale.memory: must be between 1MB and 64GB; try 64MB":                                 func(c *Config) { c.Degrade.Stale.Memory = 1000 },
+		"degrade.stale.largest: must be between 1KB and a 16th of memory; try 1MB":                     func(c *Config) { c.Degrade.Stale.Largest = 5e6 },
+		"degrade.stale.routes: writes is not one of limits.routes; name one of them":                   func(c *Config) { c.Degrade.Stale.For, c.Degrade.Stale.Routes = time.Hour, []string{"writes"} },
+		"degrade.stale: memory and largest cannot change while running; restart Mainstay":              func(c *Config) { c.Degrade.Stale.Memory = 32e6 },
+	} {
+		var c Config
+		c.SetDefaults()
+		g, err := NewGate(c, Deps{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(&c)
+		if _, err := g.Prepare(c); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
+
+func TestTheStepOfKeptAnswersHoldsForTheClassesThatItNames(t *testing.T) {
+	var c Config
+	c.SetDefaults()
+	c.Routes = []Route{{Name: "reads", Path: "/read/*", Cost: 1}}
+	c.Allow, c.Deny = []string{"user:free"}, []string{"user:denied"}
+	ask := func(a Ask) Verdict {
+		t.Helper()
+		g, err := NewGate(c, Deps{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := g.Admit(t.Context(), a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	if v := ask(Ask{User: "u", Path: "/read/a"}); v.Keeps() || v.Stale() != nil {
+		t.Error("it is on without having been asked for")
+	}
+	c.Degrade.Stale.For = time.Hour
+	if v := ask(Ask{User: "u", Path: "/a"}); !v.Keeps() || v.Stale() == nil {
+		t.Error("it does not hold for all")
+	}
+	c.Degrade.Stale.Routes = []string{"reads"}
+	for path, want := range map[string]bool{"/read/a": true, "/a": false} {
+		for _, user := range []string{"u", "free"} { // who is never limited can be shed
+			if v := ask(Ask{User: user, Path: path}); !v.Keeps() || (v.Stale() != nil) != want {
+				t.Errorf("%s for %s: %v", path, user, v.Stale())
+			}
+		}
+	}
+	if v := ask(Ask{User: "denied", Path: "/read/a"}); v.Stale() != nil {
+		t.Error("it holds for those on the deny list")
+	}
+	var none Verdict
+	if none.Keeps() || none.Stale() != nil {
+		t.Error("no verdict has a step")
+	}
+}

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -65,6 +66,7 @@ func run(ctx context.Context) error {
 	mux.HandleFunc("/version", a.whichVersion)
 	mux.HandleFunc("/env", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, os.Getenv(r.URL.Query().Get("name"))) })
 	mux.HandleFunc("/header", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Header.Get(r.URL.Query().Get("name"))) })
+	mux.HandleFunc("/page", a.page)
 	mux.HandleFunc("/pid", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, os.Getpid()) })
 	mux.HandleFunc("/slow", a.slow)
 	mux.HandleFunc("/upload", upload)
@@ -109,6 +111,7 @@ type app struct {
 	hurt    hurt
 	desks   chan struct{}
 	claude  anthropic.Client
+	pages   atomic.Int64
 }
 
 func (a *app) health(w http.ResponseWriter, r *http.Request) {
@@ -125,6 +128,13 @@ func (a *app) health(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *app) whichVersion(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, a.version) }
+
+// page may be kept as ?cache says; each answer is another.
+func (a *app) page(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", r.URL.Query().Get("cache"))
+	w.Header().Set("ETag", `"page"`)
+	fmt.Fprintf(w, "page %d of %s", a.pages.Add(1), a.version)
+}
 
 // slow sends its answer in parts over the time that ?ms asks for.
 func (a *app) slow(w http.ResponseWriter, r *http.Request) {
