@@ -190,7 +190,7 @@ func (l *lane) keepAnswer(resp *http.Response) {
 	term, ok := rfc9111.Storable(resp.StatusCode, resp.Header, k.asked, time.Now())
 	vary, alike := rfc9111.Vary(resp.Header)
 	switch {
-	case !ok || !alike || slices.ContainsFunc(vary, unequal) || strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream"):
+	case !ok || !alike || slices.ContainsFunc(vary, l.unequal) || strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream"):
 		if !known && final(resp.StatusCode) {
 			l.s.kept.Drop(k.req.Resource)
 		}
@@ -199,20 +199,24 @@ func (l *lane) keepAnswer(resp *http.Response) {
 	}
 }
 
-// unequal reports whether a request header is one client's own, or not the same for the
-// app as the client sent it, so that nobody else's can be compared with it.
-func unequal(name string) bool {
-	return untold[name] || strings.HasPrefix(name, "X-Forwarded") || strings.HasPrefix(name, "Mainstay-") || slices.Contains(told[:], name) || slices.Contains(personal[:], name)
+// unequal reports whether a request header is not the same for the app as the client
+// sent it, so that nobody else's can be compared with it, or a secret that is not to be
+// remembered. That there is none of a kind can be.
+func (r *Request) unequal(name string) bool {
+	return untold[name] || strings.HasPrefix(name, "X-Forwarded") || strings.HasPrefix(name, "Mainstay-") || slices.Contains(told[:], name) ||
+		slices.Contains(personal[:], name) && r.Header(name) != ""
 }
 
-// final reports whether a status says how things are with the resource: not that a
-// condition holds, a part was asked for, or too many requests come.
+// final reports whether a status says how things are with the resource, and not with the
+// request or the app.
 func final(status int) bool {
 	switch status {
-	case http.StatusPartialContent, http.StatusNotModified, http.StatusPreconditionFailed, http.StatusRequestedRangeNotSatisfiable, http.StatusTooManyRequests:
+	case http.StatusPartialContent, http.StatusNotModified:
 		return false
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusGone, http.StatusUnavailableForLegalReasons:
+		return true
 	}
-	return true
+	return status < 400
 }
 
 // fetch finds a kept answer that may take the place of what the request came to.

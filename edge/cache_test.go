@@ -278,6 +278,8 @@ func TestNobodyGetsAnAnswerThatIsNotMeantForHim(t *testing.T) {
 		{"it varies in everything", "GET /a", nil, lasting + "|Vary: *", "GET /a", nil, 429},
 		{"it varies in what a proxy says", "GET /a", nil, lasting + "|Vary: X-Forwarded-For", "GET /a", nil, 429},
 		{"it varies in who asks", "GET /a", nil, lasting + "|Vary: Mainstay-Identity", "GET /a", nil, 429},
+		{"it varies in cookies, of which there are none", "GET /a", nil, lasting + "|Vary: Accept, Cookie", "GET /a", nil, 200},
+		{"it varies in cookies, and now there is one", "GET /a", nil, "Cache-Control: public|Vary: Cookie", "GET /a", h("Cookie", "a=b"), 429},
 		{"it varies in cookies", "GET /a", h("Cookie", "a=b"), "Cache-Control: public|Vary: Cookie", "GET /a", h("Cookie", "a=b"), 429},
 		{"an encoding of which it does not tell", "GET /a", h("Accept-Encoding", "br"), lasting + "|Content-Encoding: br", "GET /a", nil, 429},
 		{"an origin of which it does not tell", "GET /a", h("Origin", "https://one.example"), lasting + "|Access-Control-Allow-Origin: https://one.example", "GET /a", h("Origin", "https://two.example"), 429},
@@ -351,6 +353,7 @@ func TestTheAppsNewestWordCounts(t *testing.T) {
 		"it fails":                   {"Status: 500", nil, 200},
 		"it is not modified":         {"Status: 304", nil, 200},
 		"it is busy":                 {"Status: 429", nil, 200},
+		"a request makes no sense":   {"Status: 400", nil, 200},
 		"it is private for one user": {"Cache-Control: private", []string{"Cookie", "a=b"}, 200},
 	} {
 		inLarder(t, nil, func(l *larder) {
