@@ -16,7 +16,6 @@ import (
 	"mainstay.dev/mainstay/edge/edgetest"
 	"mainstay.dev/mainstay/identity"
 	"mainstay.dev/mainstay/internal/limits"
-	"mainstay.dev/mainstay/internal/traffic"
 )
 
 // larder is an edge in a bubble that keeps answers for an hour after they are fresh. A
@@ -443,68 +442,6 @@ func TestOnlyTheClassesThatTheStepNamesAreKept(t *testing.T) {
 			if got := l.status("GET " + path); got != want {
 				t.Errorf("%s: %d, want %d", path, got, want)
 			}
-		}
-	})
-}
-
-func TestADeployLeavesWhatTheOldColorGaveBehind(t *testing.T) {
-	inLarder(t, nil, func(l *larder) {
-		l.app(l.t, "green:80", l.answer)
-		blue, green := traffic.Target{ID: "blue-1", Address: "blue:80", Color: "blue"}, traffic.Target{ID: "green-2", Address: "green:80", Color: "green"}
-		plan := func(mode traffic.Mode, toBlue, toGreen int) {
-			blue.Weight, green.Weight = toBlue, toGreen
-			l.apply(l.t, traffic.Plan{Mode: mode, Targets: []traffic.Target{blue, green}})
-		}
-		l.fill("GET /a", "Cache-Control: max-age=60")
-		for _, step := range []struct {
-			name          string
-			mode          traffic.Mode
-			blue, green   int
-			want          int
-			thenKeptAgain bool
-		}{
-			{"some of the traffic is green's", traffic.Serve, 9, 1, 200, false},
-			{"all copies are gone for a moment", traffic.Hold, 0, 0, 200, false},
-			{"they are back", traffic.Serve, 9, 1, 200, false},
-			{"in maintenance", traffic.Maintenance, 9, 1, 429, false},
-			{"after it", traffic.Serve, 9, 1, 200, false},
-			{"the switch", traffic.Serve, 0, 1, 429, true},
-			{"the way back", traffic.Serve, 1, 0, 429, true},
-		} {
-			plan(step.mode, step.blue, step.green)
-			if got := l.status("GET /a"); got != step.want {
-				t.Errorf("%s: %d, want %d", step.name, got, step.want)
-			}
-			if step.thenKeptAgain {
-				l.fill("GET /a", "Cache-Control: max-age=60")
-				if got := l.status("GET /a"); got != 200 {
-					t.Errorf("%s: what the new color gave is answered %d", step.name, got)
-				}
-			}
-		}
-	})
-}
-
-func TestWhoKeepsToAColorGetsWhatThatGave(t *testing.T) {
-	inLarder(t, nil, func(l *larder) {
-		l.app(l.t, "green:80", l.answer)
-		p := traffic.Plan{Mode: traffic.Serve, Sticky: traffic.Sticky{By: traffic.StickyHeader, Name: "X-Session"}, Targets: []traffic.Target{
-			{ID: "blue-1", Address: "blue:80", Color: "blue", Weight: 1}, {ID: "green-2", Address: "green:80", Color: "green", Weight: 1}}}
-		l.apply(l.t, p)
-		of := map[string]string{} // a session for each color
-		for i := 0; len(of) < 2; i++ {
-			session := fmt.Sprint("session", i)
-			l.fill("GET /who", "", "X-Session", session)
-			synctest.Wait()
-			of[l.ledger.next(t, i).Color] = session
-		}
-		l.fill("GET /a", "Cache-Control: max-age=60", "X-Session", of["blue"])
-		if blue, green := l.status("GET /a", "X-Session", of["blue"]), l.status("GET /a", "X-Session", of["green"]); blue != 200 || green != 429 {
-			t.Errorf("blue's client: %d, green's: %d", blue, green)
-		}
-		l.fill("GET /a", "Cache-Control: max-age=60", "X-Session", of["green"])
-		if blue, green := l.status("GET /a", "X-Session", of["blue"]), l.status("GET /a", "X-Session", of["green"]); blue != 200 || green != 200 {
-			t.Errorf("with both: blue's client: %d, green's: %d", blue, green)
 		}
 	})
 }
