@@ -135,26 +135,46 @@ func (l *lane) tell(h http.Header) {
 	if len(l.verdict.Rules) == 0 || shared(h) {
 		return
 	}
+	for _, name := range singles {
+		delete(h, name) // the app's own limits would contradict ours
+	}
 	l.verdict.Headers(time.Now(), func(name, value string) { set(h, name, value) })
 	if warning := l.verdict.Warning(); warning != "" {
 		set(h, "X-Ratelimit-Warning", warning)
 	}
 }
 
+// singles are the fields that an app with limits of its own sends too, as its answer's
+// header has them, and of which a client must see one; RateLimit and RateLimit-Policy
+// are lists.
+var singles = [...]string{"X-Ratelimit-Limit", "X-Ratelimit-Remaining", "X-Ratelimit-Reset"}
+
+// targeted are headers that go before Cache-Control for some caches (RFC 9213).
+var targeted = [...]string{"Cdn-Cache-Control", "Cloudflare-Cdn-Cache-Control", "Vercel-Cdn-Cache-Control", "Surrogate-Control"}
+
 // shared reports whether a cache may store an answer for everybody (RFC 9111, 3):
 // it has a lifetime, or one can be guessed of it, and nothing forbids it.
 func shared(h http.Header) bool {
+	for _, name := range targeted {
+		if len(h[name]) > 0 && !forbidden(strings.ToLower(strings.Join(h[name], ","))) {
+			return true
+		}
+	}
 	cc := strings.ToLower(strings.Join(h["Cache-Control"], ","))
-	if strings.Contains(cc, "no-store") || strings.Contains(cc, "private") {
+	if forbidden(cc) {
 		return false
 	}
-	if strings.Contains(cc, "public") || strings.Contains(cc, "s-maxage") || len(h["Cdn-Cache-Control"]) > 0 {
+	if strings.Contains(cc, "public") || strings.Contains(cc, "s-maxage") {
 		return true
 	}
 	if strings.Contains(cc, "no-cache") {
 		return false
 	}
 	return strings.Contains(cc, "max-age") || len(h["Expires"]) > 0 || len(h["Last-Modified"]) > 0
+}
+
+func forbidden(control string) bool {
+	return strings.Contains(control, "no-store") || strings.Contains(control, "private")
 }
 
 // validPath reports whether path is one (empty: the root of an absolute URL) or

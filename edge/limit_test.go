@@ -138,6 +138,9 @@ func TestAnswersForEverybodyCarryNoFiguresOfOneCaller(t *testing.T) {
 		if v := r.URL.Query().Get("cc"); v != "" {
 			w.Header().Set("Cache-Control", v)
 		}
+		if v := r.URL.Query().Get("cdn"); v != "" {
+			w.Header().Set("Cloudflare-CDN-Cache-Control", v)
+		}
 		if v := r.URL.Query().Get("lm"); v != "" {
 			w.Header().Set("Last-Modified", "Mon, 02 Jan 2006 15:04:05 GMT")
 		}
@@ -145,6 +148,7 @@ func TestAnswersForEverybodyCarryNoFiguresOfOneCaller(t *testing.T) {
 	for query, told := range map[string]bool{
 		"": true, "cc=no-store": true, "cc=private,%20max-age=60": true, "cc=no-cache": true, "cc=public": false,
 		"cc=max-age=60": false, "cc=s-maxage=60": false, "lm=1": false, "lm=1&cc=private": true,
+		"cc=private&cdn=max-age=60": false, "cc=private&cdn=no-store": true,
 	} {
 		resp, _ := get(t, "http://"+h.addr+"/?"+query)
 		for _, f := range limits.Fields {
@@ -152,6 +156,25 @@ func TestAnswersForEverybodyCarryNoFiguresOfOneCaller(t *testing.T) {
 				t.Errorf("%q: %s is %q", query, f, resp.Header.Get(f))
 			}
 		}
+	}
+}
+
+// An app may have limits of its own, and tell of them in the same words.
+func TestAClientSeesOneFigureOfALimit(t *testing.T) {
+	h, _ := limited(t, gate(t, nil), func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-RateLimit-Limit", "77")
+		w.Header().Set("X-RateLimit-Remaining", "76")
+		w.Header().Set("X-RateLimit-Reset", "1")
+		w.Header().Set("RateLimit", `"app";r=76`)
+	})
+	resp, _ := get(t, "http://"+h.addr+"/")
+	for name, want := range map[string]string{"X-Ratelimit-Limit": "2", "X-Ratelimit-Remaining": "1"} {
+		if got := strings.Join(resp.Header[name], "!"); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	if len(resp.Header["X-Ratelimit-Reset"]) != 1 || len(resp.Header["Ratelimit"]) != 2 {
+		t.Errorf("%v", resp.Header)
 	}
 }
 
