@@ -177,8 +177,22 @@ func (l *lane) consider(resp *http.Response) {
 		}
 	case troubled(resp.StatusCode):
 		l.cover(resp)
+	case l.keep.on && resp.StatusCode == http.StatusNotModified:
+		l.renew(resp.Header)
 	case l.keep.on:
 		l.keepAnswer(resp)
+	}
+}
+
+// unanswered drops what a request may have changed that came to no answer: nobody knows
+// what became of it, unless it did not leave.
+func (l *lane) unanswered() {
+	switch {
+	case safe(l.Method) || l.code == TargetUnreachable || l.s.kept == nil:
+	case l.verdict.Keeps():
+		l.outdate(nil)
+	default:
+		l.s.kept.Clear()
 	}
 }
 
@@ -199,6 +213,14 @@ func (l *lane) keepAnswer(resp *http.Response) {
 	}
 }
 
+// renew keeps anew what the app has just said to be still so.
+func (l *lane) renew(h http.Header) {
+	k := &l.keep
+	if term, ok := rfc9111.Storable(http.StatusOK, h, k.asked, time.Now()); ok && (term.Open || !l.known()) {
+		l.s.kept.Renew(&k.req, h, &kept.Answer{Term: term, Color: l.target.color, Origin: k.origin, Asked: k.asked}, k.ticket)
+	}
+}
+
 // unequal reports whether a request header is not the same for the app as the client
 // sent it, so that nobody else's can be compared with it, or a secret that is not to be
 // remembered. That there is none of a kind can be.
@@ -211,7 +233,7 @@ func (r *Request) unequal(name string) bool {
 // request or the app.
 func final(status int) bool {
 	switch status {
-	case http.StatusPartialContent, http.StatusNotModified:
+	case http.StatusPartialContent:
 		return false
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusGone, http.StatusUnavailableForLegalReasons:
 		return true

@@ -270,9 +270,7 @@ func (l *lane) switched(resp *http.Response) error {
 func (l *lane) failed(_ http.ResponseWriter, hr *http.Request, err error) {
 	l.code, l.err = l.classify(hr.Context(), err), err
 	l.x.HTTP.Status, l.x.HTTP.Upgraded = 0, "" // it came to no tunnel
-	if l.verdict.Keeps() && !safe(l.Method) && l.code != TargetUnreachable {
-		l.outdate(nil) // nobody knows what became of it
-	}
+	l.unanswered()
 }
 
 func (l *lane) classify(ctx context.Context, err error) Code {

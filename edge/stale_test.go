@@ -56,6 +56,37 @@ func TestWhatARequestMayHaveChangedIsNotGiven(t *testing.T) {
 	}
 }
 
+func TestWhatTheAppConfirmsIsYoungAgain(t *testing.T) {
+	const tagged = `Cache-Control: max-age=60|ETag: "v1"`
+	for name, tc := range map[string]struct {
+		says    string
+		headers []string
+		want    int
+	}{
+		"the same":            {tagged, nil, 200},
+		"the same, to a user": {tagged, []string{"Cookie", "a=b"}, 429},
+		"another":             {`Cache-Control: max-age=60|ETag: "v2"`, nil, 429},
+		"for one alone":       {`Cache-Control: private, max-age=60|ETag: "v1"`, nil, 429},
+		"with a cookie":       {tagged + "|Set-Cookie: a=b", nil, 429},
+		"for no time":         {`ETag: "v1"`, nil, 429},
+		"it varies now":       {tagged + "|Vary: Accept", nil, 429},
+	} {
+		inLarder(t, func(_ *edge.Config, c *limits.Config) { c.Degrade.Stale.For = time.Second }, func(l *larder) {
+			kept := l.fill("GET /a", tagged+"|X-Of: first")
+			time.Sleep(50 * time.Second)
+			l.fill("GET /a", tc.says+"|Status: 304|X-Of: second|X-New: 1|Content-Type: text/none", append(tc.headers, "If-None-Match", `"v1"`)...)
+			time.Sleep(15 * time.Second)
+			resp, body := l.beyond("GET /a")
+			if resp.StatusCode != tc.want {
+				t.Errorf("%s: %d, want %d", name, resp.StatusCode, tc.want)
+			}
+			if tc.want == 200 && (body != kept || resp.Header.Get("Age") != "15" || resp.Header.Get("X-Of") != "second" || resp.Header.Get("X-New") != "1" || resp.Header.Get("Content-Type") == "text/none") {
+				t.Errorf("%s: %q %v", name, body, resp.Header)
+			}
+		})
+	}
+}
+
 // A GET that the app has read before a POST changed it may come back after that.
 func TestAnAnswerFromBeforeAChangeIsNotKept(t *testing.T) {
 	inLarder(t, nil, func(l *larder) {

@@ -49,7 +49,8 @@ func (s *Store) Copy(resp *http.Response, r *Request, a *Answer, vary []string, 
 		return nil
 	}
 	a.status = resp.StatusCode
-	a.header, a.weight = lasting(resp.Header)
+	a.header = lasting(resp.Header)
+	a.weight = costs + weigh(a.header)
 	for _, name := range slices.Concat(vary, keyed[:]) {
 		value := strings.Clone(r.Header(name))
 		a.names, a.values = append(a.names, name), append(a.values, value)
@@ -61,10 +62,32 @@ func (s *Store) Copy(resp *http.Response, r *Request, a *Answer, vary []string, 
 	return &Copy{s: s, r: r, answer: a, ticket: t, told: resp.ContentLength}
 }
 
-// lasting is what of a header may be given to others later, and what the answer weighs
-// so far.
-func lasting(h http.Header) (http.Header, int64) {
-	out, weight := make(http.Header, len(h)), int64(costs)
+// Renew keeps the answer that r would be given anew, if it is what the app has confirmed
+// by a 304 with the header h: the same ETag, of the same origin (RFC 9111, 4.3.4). a
+// tells the new term.
+func (s *Store) Renew(r *Request, h http.Header, a *Answer, t cache.Ticket) {
+	tag := h.Get("Etag")
+	old := s.Find(r, time.Now(), func(o *Answer) bool {
+		return tag != "" && o.header.Get("Etag") == tag && o.Origin == a.Origin && (len(h["Vary"]) == 0 || slices.Equal(h["Vary"], o.header["Vary"]))
+	})
+	if old == nil {
+		return
+	}
+	a.status, a.body, a.names, a.values = old.status, old.body, old.names, old.values
+	a.header = maps.Clone(old.header)
+	for name, values := range lasting(h) {
+		if !strings.HasPrefix(name, "Content-") {
+			a.header[name] = values
+		}
+	}
+	if a.weight = old.weight - weigh(old.header) + weigh(a.header); weigh(a.header) <= maxHeader {
+		s.put(r, a, t)
+	}
+}
+
+// lasting is what of a header may be given to others later.
+func lasting(h http.Header) http.Header {
+	out := make(http.Header, len(h))
 	for name, values := range h {
 		switch {
 		case name == "Cache-Control", name == "Expires", name == "Pragma", name == "Age", name == "Surrogate-Control", strings.HasSuffix(name, "Cdn-Cache-Control"), // it gets its own
@@ -72,14 +95,20 @@ func lasting(h http.Header) (http.Header, int64) {
 			continue
 		}
 		out[name] = slices.Clone(values)
-		for _, v := range values {
-			weight += int64(len(name) + len(v))
-		}
 	}
 	if len(out["Date"]) == 0 { // RFC 9110, 6.6.1
 		out["Date"] = []string{time.Now().UTC().Format(http.TimeFormat)}
 	}
-	return out, weight
+	return out
+}
+
+func weigh(h http.Header) (n int64) {
+	for name, values := range h {
+		for _, v := range values {
+			n += int64(len(name) + len(v))
+		}
+	}
+	return n
 }
 
 // Give is the answer as it is given at a moment: whole, or 304 to a client that has it.
