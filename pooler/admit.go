@@ -15,6 +15,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/hba"
 	"mainstay.dev/mainstay/pooler/internal/login"
+	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/telemetry"
@@ -136,11 +137,12 @@ func (s *session) offerTLS(cfg *tls.Config) error {
 	if err := s.answerByte('S'); err != nil {
 		return err
 	}
-	return s.handshake(tls.Server(s.raw, cfg))
+	return s.handshake(cfg, nil)
 }
 
-// handshake goes on encrypted.
-func (s *session) handshake(conn *tls.Conn) error {
+// handshake goes on encrypted; read is what has been read of it.
+func (s *session) handshake(cfg *tls.Config, read []byte) error {
+	conn := tls.Server(loop.NewCarrier(s.raw, s.sock, read), cfg)
 	// The connection's deadline limits it.
 	if err := conn.HandshakeContext(context.Background()); err != nil {
 		return err
@@ -150,6 +152,33 @@ func (s *session) handshake(conn *tls.Conn) error {
 	s.mu.Unlock()
 	s.in.Redirect(conn)
 	return nil
+}
+
+// carrier is what is below TLS; nil without.
+func (s *session) carrier() *loop.Carrier {
+	if conn, ok := s.conn.(*tls.Conn); ok {
+		c, _ := conn.NetConn().(*loop.Carrier) // always
+		return c
+	}
+	return nil
+}
+
+// catchUp writes what the event loops have left to be written below TLS.
+func (s *session) catchUp() {
+	c := s.carrier()
+	if c == nil || !c.Behind() {
+		return
+	}
+	s.writing.Store(true)
+	err := c.Flush()
+	s.writing.Store(false)
+	s.moved.Add(1)
+	if err != nil {
+		s.mute = true
+		if s.backend != nil {
+			s.backend.interrupt(grace)
+		}
+	}
 }
 
 // recordHandshake is the first byte of TLS: no startup packet begins with it.
@@ -172,30 +201,14 @@ func (s *session) directTLS(cfg *tls.Config) error {
 	}
 	read := bytes.Clone(s.in.Peek(s.in.Buffered()))
 	s.in.Skip(len(read))
-	conn := tls.Server(&begun{s.raw, read}, cfg)
-	if err := s.handshake(conn); err != nil {
+	if err := s.handshake(cfg, read); err != nil {
 		return err
 	}
-	if conn.ConnectionState().NegotiatedProtocol != "postgresql" {
+	if s.conn.(*tls.Conn).ConnectionState().NegotiatedProtocol != "postgresql" {
 		s.begin()
 		return protocolError("direct TLS connection without the ALPN protocol postgresql")
 	}
 	return nil
-}
-
-// begun is a connection of which something has been read.
-type begun struct {
-	net.Conn
-	read []byte
-}
-
-func (b *begun) Read(p []byte) (int, error) {
-	if len(b.read) == 0 {
-		return b.Conn.Read(p)
-	}
-	n := copy(p, b.read)
-	b.read = b.read[n:]
-	return n, nil
 }
 
 func refusedLogin(sqlstate, message, hint string) error {

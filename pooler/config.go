@@ -449,7 +449,10 @@ func (t TLS) load() (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"postgresql"}}
+	cfg := &tls.Config{
+		Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"postgresql"},
+		DynamicRecordSizingDisabled: true, // an answer is wanted whole: small records only mean more of them
+	}
 	if t.ClientCA == "" {
 		return cfg, nil
 	}

@@ -16,7 +16,7 @@ import (
 	"mainstay.dev/mainstay/telemetry"
 )
 
-// A session that has logged in, without TLS, goes through the plain part of its life
+// A session that has logged in goes through the plain part of its life
 // on the event loops, without a goroutine: it takes the same steps as live does, as
 // far as none of them has to wait for anything but the client's next cycle, a server
 // connection, or the server's answer. Whatever else comes, a goroutine takes its life
@@ -55,7 +55,7 @@ var errParked = errors.New("parked")
 
 // park lets the session go on without its goroutine, if it can.
 func (s *session) park() bool {
-	if s.sock == nil || s.conn != s.raw || s.backend != nil || s.excess > 0 || s.mute || s.ear != nil || !s.pool.laned() {
+	if s.sock == nil || s.backend != nil || s.excess > 0 || s.mute || s.ear != nil || !s.pool.laned() {
 		return false
 	}
 	s.lane.Lock()
@@ -65,6 +65,9 @@ func (s *session) park() bool {
 	}
 	s.sock.Unblock()
 	s.sock.Stir()
+	if c := s.carrier(); c != nil {
+		c.Hurry()
+	}
 	s.sock.Own(&s.task)
 	s.in.Shrink()
 	s.spare()
@@ -78,6 +81,9 @@ func (s *session) escalate(from entry) {
 	s.at = aside
 	s.sock.Own(nil)
 	s.in.Own()
+	if c := s.carrier(); c != nil {
+		c.Rest()
+	}
 	if s.errand == nil {
 		s.attach()
 		s.exchange.Reset(plane)
@@ -158,7 +164,7 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 				return false
 			}
 		}
-		switch err := s.in.FillFrom((*loop.Try)(s.sock)); {
+		switch err := s.fillNow(); {
 		case err == nil:
 		case loop.Waits(err):
 			if s.backend == nil {
@@ -170,6 +176,26 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 			return false
 		}
 	}
+}
+
+// fillNow reads what the client has sent.
+func (s *session) fillNow() error {
+	if s.conn != s.raw {
+		return s.in.Fill() // the carrier below does not wait
+	}
+	return s.in.FillFrom((*loop.Try)(s.sock))
+}
+
+// tryWrite writes to the client what there is room for. It returns ErrWait if that was
+// not all; the rest of an encrypted run is the carrier's.
+func (s *session) tryWrite(run []byte) (n int, err error) {
+	if s.conn == s.raw {
+		return s.sock.TryWrite(run)
+	}
+	if n, err = s.conn.Write(run); err == nil && s.carrier().Behind() {
+		err = loop.ErrWait
+	}
+	return n, err
 }
 
 // claimNow takes a server, or a place in the line, and sends the cycle.
@@ -323,7 +349,7 @@ func (s *session) answerNow() bool {
 			return false
 		}
 		done, err := s.scan()
-		n, werr := s.sock.TryWrite(b.In.Run())
+		n, werr := s.tryWrite(b.In.Run())
 		b.In.TakenPart(n)
 		s.attempt.told = s.attempt.told || n > 0
 		s.moved.Add(1)
