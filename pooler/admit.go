@@ -289,6 +289,9 @@ func (s *session) negotiate(start *pgwire.Startup) error {
 	return err
 }
 
+// trusts reports whether clients from this machine need no password.
+func (p *policy) trusts() bool { return p.config.open() }
+
 // authenticate lets the client prove who it is, as the rules say.
 func (s *session) authenticate(start *pgwire.Startup, policy *policy) error {
 	account, known := policy.accounts[s.user]
@@ -299,7 +302,16 @@ func (s *session) authenticate(start *pgwire.Startup, policy *policy) error {
 	case len(policy.config.HBA) > 0:
 		visitor := s.visitor()
 		var ok bool
-		if rule, ok = policy.rules.Find(visitor); !ok {
+		var unknown error
+		rule, ok = policy.rules.Find(visitor, func() map[string]bool {
+			roles, err := s.roles(policy)
+			unknown = errors.Join(unknown, err)
+			return roles
+		})
+		switch {
+		case unknown != nil:
+			return end(Unreachable, "the user's roles cannot be looked up in PostgreSQL now", "see pooler.groups and auth_query, and Mainstay's log").because(unknown)
+		case !ok:
 			return refusedLogin("28000", fmt.Sprintf("no rule of pooler.hba fits user %q, database %q, from %s, %s",
 				s.user, s.database, s.raw.RemoteAddr(), map[bool]string{true: "encrypted", false: "not encrypted"}[visitor.TLS]), "add one")
 		}
@@ -358,6 +370,13 @@ func (s *session) secretOf(a account, known bool, method string, policy *policy)
 	return a, nil
 }
 
+// roles asks PostgreSQL what the user is a member of.
+func (s *session) roles(policy *policy) (map[string]bool, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), policy.config.LoginTimeout)
+	defer cancel()
+	return policy.directory.Roles(ctx, s.pooler.deps.Dial, policy.targets[s.database], s.user)
+}
+
 // Wrong passwords that are free, of one user from one address, and of all from there.
 const (
 	freeForUser    = 5
@@ -379,20 +398,21 @@ func (s *session) prove(method string, c *credential.Credential, policy *policy)
 		}
 		time.Sleep(wait)
 	}
+	var keys credential.Keys
 	ok := false
 	switch {
 	case method == hba.Password:
 		if s.conn == s.raw && !s.visitor().Local() {
 			return refusedLogin("28000", "a password is not asked for over a connection that is not encrypted", "connect with sslmode=require")
 		}
-		ok, err = login.Password(s, s.user, c)
+		keys, ok, err = login.Password(s, s.user, c)
 	case method == hba.MD5 && c.MD5():
-		ok, err = login.MD5(s, c)
+		keys, ok, err = login.MD5(s, c)
 	default:
-		var keys credential.Keys
-		if keys, ok, err = login.SCRAM(s, c, s.binding(policy)); keys.Client != nil {
-			s.keys = &keys
-		}
+		keys, ok, err = login.SCRAM(s, c, s.binding(policy))
+	}
+	if p := policy.pools[s.database]; ok && (keys.Client != nil || p != nil && p.perClient()) {
+		s.keys = &keys
 	}
 	if errors.Is(err, login.ErrProtocol) {
 		return protocolError(err.Error())

@@ -229,13 +229,25 @@ func (s *backend) execWithin(limit time.Duration, sql string, rows func(body []b
 	}
 }
 
-// suit gives the server the client's settings.
+// suit gives the server the client's settings. One that refuses them has those that it
+// had, or none: a client must not cost the pool a connection by asking for what there
+// is not.
 func (s *backend) suit(want *state.Settings) error {
-	for _, sql := range s.settings.Change(want) {
-		if err := s.exec(sql, nil); err != nil {
-			s.broken.Store(true) // some of the settings may be applied
+	for i, sql := range s.settings.Change(want) {
+		err := s.exec(sql, nil)
+		if err == nil {
+			continue
+		}
+		refused, ok := errors.AsType[*upstream.Refused](err)
+		if ok && i > 0 { // those before are in force
+			err = s.exec(audit.Unset, nil)
+			s.settings = state.None
+		}
+		if !ok || i > 0 && err != nil || s.status != pgwire.Idle {
+			s.broken.Store(true)
 			return err
 		}
+		return refused
 	}
 	s.settings = want
 	return nil

@@ -28,7 +28,7 @@ type Config struct {
 	Generated    []string                  `yaml:"generated" doc:"Users whose password a machine made, of 128 random bits or more: it is checked with one iteration of SCRAM instead of 4096, which makes a login many times cheaper."`
 	AuthQuery    directory.Config          `yaml:"auth_query" doc:"Users that PostgreSQL knows."`
 	HBA          []hba.Rule                `yaml:"hba" doc:"Who may come from where, and how they prove who they are: the first rule that fits decides, and who fits none is refused. None: users log in as auth says."`
-	Groups       map[string][]string       `yaml:"groups" doc:"Groups of users, for rules that name +group."`
+	Groups       map[string][]string       `yaml:"groups" doc:"Groups of users, for rules that name +group. One that does not stand here is a role of PostgreSQL, whose members are asked for there, as auth_query.upstream, cache and idle say."`
 	Auth         string                    `yaml:"auth" doc:"How users prove their password: scram-sha-256 or md5."`
 	TLS          TLS                       `yaml:"tls" doc:"Encryption towards clients, on the same address; offered if a certificate is given."`
 	Databases    map[string]Database       `yaml:"databases" doc:"The databases that clients can name."`
@@ -358,7 +358,7 @@ func Compile(cfg Config) (*policy, error) {
 	if p.rules, err = hba.Compile(cfg.HBA, cfg.Groups); err != nil {
 		ps.Add("hba", err.Error(), "")
 	}
-	if p.directory, err = directory.New(cfg.AuthQuery); err != nil {
+	if p.directory, err = directory.New(cfg.AuthQuery, p.rules != nil && p.rules.Asks()); err != nil {
 		ps.Add("auth_query", err.Error(), "")
 	}
 	for name, d := range cfg.Databases {

@@ -50,7 +50,7 @@ type pool struct {
 	retired   bool
 	parent    *pool            // of a member
 	occupied  atomic.Int64     // connections of all members
-	members   map[string]*pool // by user, where each client logs in as itself
+	members   map[string]*pool // by user and kind of login, where each client logs in as itself
 	former    []*pool          // members that were replaced, and are not empty yet
 
 	base    string            // what a new connection reports, rendered
@@ -254,6 +254,16 @@ func (p *pool) greet(s *session) ([]byte, error) {
 	}
 	p.welcome[s.settings.Key()] = text
 	return text, nil
+}
+
+// unlearn forgets what clients with these settings are told at login: the server, which
+// has refused settings, is to be asked at the next login, before a server is lost again.
+func (p *pool) unlearn(login *state.Settings) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if login != state.None {
+		delete(p.welcome, login.Key())
+	}
 }
 
 // retire ends the pool: idle servers close now, lent ones when they come back, and
