@@ -2,7 +2,9 @@ package pooler
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -187,5 +189,23 @@ func TestRefusedSettingsCostThePoolNothing(t *testing.T) {
 	}
 	if err := enter(t, h, "ann", "", "timezone=Asia/Tokyo"); err != nil {
 		t.Error(err)
+	}
+}
+
+// The server is another pooler, which speaks TLS from the first byte on as PostgreSQL 17
+// does, and checks the protocol's name.
+func TestTheServerIsEnteredWithDirectTLS(t *testing.T) {
+	behind := run(t, config(database(pg.Start(t).URL()), withTLS(t), func(c *Config) { c.TLS.Require = true }))
+	_, port, err := net.SplitHostPort(behind.addr)
+	if err := errors.Join(err, enter(t, behind, "ann", "", "sslmode=require")); err != nil {
+		t.Fatal(err)
+	}
+	upstream := fmt.Sprintf("postgres://ann@localhost:%s/app?sslnegotiation=direct&sslmode=verify-full&sslrootcert=%s", port, pg.Start(t).CAFile())
+	h := run(t, config(database(upstream, one)))
+	if err := enter(t, h, "bob", ""); err != nil {
+		t.Fatal(err)
+	}
+	if n := behind.Stats().Clients; n != 1 {
+		t.Errorf("%d clients there", n)
 	}
 }

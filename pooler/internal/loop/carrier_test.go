@@ -114,9 +114,9 @@ func TestWhatThereIsNoRoomForIsWrittenLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	carrier.Rest()
-	received := make(chan []byte, 1)
+	received, whole := make(chan []byte, 1), int64(sent+len(part))
 	go func() {
-		all, _ := io.ReadAll(io.LimitReader(theirs, int64(sent+len(part)))) // a failure is too little
+		all, _ := io.ReadAll(io.LimitReader(theirs, whole)) // a failure is too little
 		received <- all
 	}()
 	if err := carrier.Flush(); err != nil || carrier.Behind() {
