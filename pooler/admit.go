@@ -154,19 +154,10 @@ func (s *session) handshake(cfg *tls.Config, read []byte) error {
 	return nil
 }
 
-// carrier is what is below TLS; nil without.
-func (s *session) carrier() *loop.Carrier {
-	if conn, ok := s.conn.(*tls.Conn); ok {
-		c, _ := conn.NetConn().(*loop.Carrier) // always
-		return c
-	}
-	return nil
-}
-
-// catchUp writes what the event loops have left to be written below TLS.
+// catchUp writes to the client what the event loops have left below TLS.
 func (s *session) catchUp() {
-	c := s.carrier()
-	if c == nil || !c.Behind() {
+	c := loop.CarrierOf(s.conn)
+	if !c.Behind() {
 		return
 	}
 	s.writing.Store(true)

@@ -26,7 +26,7 @@ import (
 type backend struct {
 	*upstream.Conn
 	pool   *pool
-	sock   *loop.Conn    // the connection, if the event loops have it and it is not encrypted; or nil
+	sock   *loop.Conn    // the connection, below TLS, if the event loops have it; or nil
 	probe  socket.Prober // nil if the connection is no socket
 	born   time.Time
 	spread float64 // of its lifetime: 0 to 1
@@ -70,13 +70,7 @@ type ticket struct {
 }
 
 func newBackend(p *pool, c *upstream.Conn) *backend {
-	var sock *loop.Conn
-	if !c.Encrypted() {
-		if sock = p.loops.Adopt(c.Raw); sock != nil {
-			c.Conn, c.Raw = sock, sock
-			c.In.Redirect(sock)
-		}
-	}
+	sock, _ := c.Raw.(*loop.Conn)
 	s := &backend{
 		Conn: c, pool: p, sock: sock, probe: socket.Of(c.Raw), born: time.Now(), spread: rand.Float64(), status: pgwire.Idle,
 		settings: state.None, named: state.None, reports: p.settings.Intern(state.Of(c.Params)), prepared: map[*statement]uint64{},
@@ -84,6 +78,9 @@ func newBackend(p *pool, c *upstream.Conn) *backend {
 	s.atLogin = s.reports
 	return s
 }
+
+// carrier is what is below TLS; nil without.
+func (s *backend) carrier() *loop.Carrier { return loop.CarrierOf(s.Conn.Conn) }
 
 // close ends the connection, politely if that does not take long.
 func (s *backend) close() {

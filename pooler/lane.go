@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -65,9 +66,7 @@ func (s *session) park() bool {
 	}
 	s.sock.Unblock()
 	s.sock.Stir()
-	if c := s.carrier(); c != nil {
-		c.Hurry()
-	}
+	loop.CarrierOf(s.conn).Hurry()
 	s.sock.Own(&s.task)
 	s.in.Shrink()
 	s.spare()
@@ -81,8 +80,9 @@ func (s *session) escalate(from entry) {
 	s.at = aside
 	s.sock.Own(nil)
 	s.in.Own()
-	if c := s.carrier(); c != nil {
-		c.Rest()
+	loop.CarrierOf(s.conn).Rest()
+	if s.backend != nil {
+		s.backend.carrier().Rest()
 	}
 	if s.errand == nil {
 		s.attach()
@@ -164,7 +164,7 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 				return false
 			}
 		}
-		switch err := s.fillNow(); {
+		switch err := fillNow(s.in, s.conn, s.sock); {
 		case err == nil:
 		case loop.Waits(err):
 			if s.backend == nil {
@@ -178,24 +178,13 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 	}
 }
 
-// fillNow reads what the client has sent.
-func (s *session) fillNow() error {
-	if s.conn != s.raw {
-		return s.in.Fill() // the carrier below does not wait
+// fillNow reads what there is. With TLS it is crypto/tls that reads, over a carrier that
+// hurries.
+func fillNow(in *pgwire.Reader, conn net.Conn, sock *loop.Conn) error {
+	if loop.CarrierOf(conn) != nil {
+		return in.Fill()
 	}
-	return s.in.FillFrom((*loop.Try)(s.sock))
-}
-
-// tryWrite writes to the client what there is room for. It returns ErrWait if that was
-// not all; the rest of an encrypted run is the carrier's.
-func (s *session) tryWrite(run []byte) (n int, err error) {
-	if s.conn == s.raw {
-		return s.sock.TryWrite(run)
-	}
-	if n, err = s.conn.Write(run); err == nil && s.carrier().Behind() {
-		err = loop.ErrWait
-	}
-	return n, err
+	return in.FillFrom((*loop.Try)(sock))
 }
 
 // claimNow takes a server, or a place in the line, and sends the cycle.
@@ -272,6 +261,7 @@ func (s *session) take(b *backend) bool {
 		return false
 	}
 	s.equip() // it has all but the sequences' values
+	b.carrier().Hurry()
 	b.sock.Own(&s.task)
 	return s.forwardNow()
 }
@@ -305,7 +295,7 @@ func (s *session) forwardNow() bool {
 		s.attempt.size, s.attempt.cycle = size, s.asSent
 	}
 	s.at = asking
-	n, err := b.sock.TryWrite(b.out)
+	n, err := loop.TryWrite(b.Conn.Conn, b.sock, b.out)
 	b.sent(n)
 	switch {
 	case err == nil:
@@ -326,7 +316,7 @@ func (s *session) answerNow() bool {
 			s.escalate(atAnswer)
 			return false
 		}
-		switch err := b.In.FillFrom((*loop.Try)(b.sock)); {
+		switch err := fillNow(b.In, b.Conn.Conn, b.sock); {
 		case err == nil:
 		case loop.Waits(err):
 			return false
@@ -349,7 +339,7 @@ func (s *session) answerNow() bool {
 			return false
 		}
 		done, err := s.scan()
-		n, werr := s.tryWrite(b.In.Run())
+		n, werr := loop.TryWrite(s.conn, s.sock, b.In.Run())
 		b.In.TakenPart(n)
 		s.attempt.told = s.attempt.told || n > 0
 		s.moved.Add(1)
@@ -407,6 +397,7 @@ func (s *session) releaseNow() bool {
 	clear(s.portals)
 	s.attempt = attempt{}
 	b.sock.Own(nil)
+	b.carrier().Rest()
 	b.pool.releaseAt(b, s.exchange.Start.Add(s.exchange.Took)) // which is now, more or less
 	s.at = resting
 	return true

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"strings"
 	"testing"
 
 	"mainstay.dev/mainstay/telemetry"
@@ -15,11 +16,12 @@ import (
 
 // waysIn are connections to a pooler with TLS.
 var waysIn = []struct {
-	name string
-	dial func(*testing.T, *house) net.Conn
+	name   string
+	server string // its sslmode, for a test of both sides
+	dial   func(*testing.T, *house) net.Conn
 }{
-	{"plain", func(t *testing.T, h *house) net.Conn { return dialRaw(t, h.addr) }},
-	{"TLS", func(t *testing.T, h *house) net.Conn {
+	{"plain", "disable", func(t *testing.T, h *house) net.Conn { return dialRaw(t, h.addr) }},
+	{"TLS", "require", func(t *testing.T, h *house) net.Conn {
 		t.Helper()
 		conn, err := direct(t, h, "postgresql")
 		if err != nil {
@@ -54,13 +56,35 @@ func TestAClientThatRestsHasNoGoroutine(t *testing.T) {
 	}
 }
 
+// Neither has one whose server wants TLS.
+func TestAClientThatRestsHasNoGoroutineWhereTheServerEncrypts(t *testing.T) {
+	const clients = 100
+	for _, way := range waysIn {
+		t.Run(way.name, func(t *testing.T) {
+			upstream := strings.Replace(pg.Start(t).URL(), "sslmode=disable", "sslmode=require", 1)
+			h := run(t, config(database(upstream, one), withTLS(t)), func(d *Deps) { d.Sink = telemetry.Discard })
+			query := frame('Q', "select 1 from pg_stat_ssl where pid = pg_backend_pid() and ssl\x00")
+			for range clients {
+				s := speakOn(t, way.dial(t, h), "ann", "", "", query)
+				for range 3 {
+					s.round(t)
+				}
+			}
+			await(t, "all rest", func() bool { return h.goroutines() == 0 })
+			if got := value(t, h.connect(t), "select ssl::text from pg_stat_ssl where pid = pg_backend_pid()"); got != "true" {
+				t.Errorf("encrypted: %s", got)
+			}
+		})
+	}
+}
+
 // A client that does not read what it asked for is a goroutine's, with all that the
 // event loops had for it; when it has read all, it is theirs again.
 func TestAClientThatReadsLateMissesNothing(t *testing.T) {
-	const rows, width = 40_000, 1000
+	const rows, width = 15_000, 1000
 	for _, way := range waysIn {
 		t.Run(way.name, func(t *testing.T) {
-			h := run(t, config(database(pg.Start(t).URL(), one), withTLS(t)))
+			h := run(t, config(database(strings.Replace(pg.Start(t).URL(), "sslmode=disable", "sslmode="+way.server, 1), one), withTLS(t)))
 			s := speakOn(t, way.dial(t, h), "ann", "", "", frame('Q', "select 1\x00"))
 			for range 3 {
 				s.round(t)

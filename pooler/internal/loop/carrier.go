@@ -1,6 +1,9 @@
 package loop
 
-import "net"
+import (
+	"crypto/tls"
+	"net"
+)
 
 // A Carrier is the connection below crypto/tls, which has one Read and one Write for
 // goroutines and tasks. Between [Carrier.Hurry] and [Carrier.Rest] neither waits: Read
@@ -23,18 +26,49 @@ func NewCarrier(conn net.Conn, sock *Conn, read []byte) *Carrier {
 	return &Carrier{Conn: conn, sock: sock, read: read}
 }
 
-// Hurry makes calls return at once, from now on.
-func (c *Carrier) Hurry() { c.hurries = true }
+// CarrierOf returns what is below a connection with TLS; nil for one without.
+func CarrierOf(conn net.Conn) *Carrier {
+	if t, ok := conn.(*tls.Conn); ok {
+		c, _ := t.NetConn().(*Carrier)
+		return c
+	}
+	return nil
+}
+
+// TryWrite is Conn.TryWrite, for a connection that may have TLS, whose carrier hurries:
+// what it has kept counts as written, and ErrWait tells of it.
+func TryWrite(conn net.Conn, sock *Conn, p []byte) (n int, err error) {
+	c := CarrierOf(conn)
+	if c == nil {
+		return sock.TryWrite(p)
+	}
+	if n, err = conn.Write(p); err == nil && c.Behind() {
+		err = ErrWait
+	}
+	return n, err
+}
+
+// Hurry makes calls return at once, from now on. A carrier that is nil does nothing, here
+// and below.
+func (c *Carrier) Hurry() {
+	if c != nil {
+		c.hurries = true
+	}
+}
 
 // Rest lets calls wait again.
-func (c *Carrier) Rest() { c.hurries = false }
+func (c *Carrier) Rest() {
+	if c != nil {
+		c.hurries = false
+	}
+}
 
 // Behind reports whether something that was written is still to go out.
-func (c *Carrier) Behind() bool { return len(c.left) > 0 }
+func (c *Carrier) Behind() bool { return c != nil && len(c.left) > 0 }
 
 // Flush writes that. It waits, and must not be called while Write may be.
 func (c *Carrier) Flush() error {
-	if len(c.left) == 0 {
+	if !c.Behind() {
 		return nil
 	}
 	n, err := c.Conn.Write(c.left)
