@@ -71,6 +71,9 @@ type ticket struct {
 
 func newBackend(p *pool, c *upstream.Conn) *backend {
 	sock, _ := c.Raw.(*loop.Conn)
+	if sock != nil {
+		sock.Unblock() // the login is over
+	}
 	s := &backend{
 		Conn: c, pool: p, sock: sock, probe: socket.Of(c.Raw), born: time.Now(), spread: rand.Float64(), status: pgwire.Idle,
 		settings: state.None, named: state.None, reports: p.settings.Intern(state.Of(c.Params)), prepared: map[*statement]uint64{},

@@ -65,7 +65,7 @@ type TLS struct {
 // Database is one database that clients can name.
 type Database struct {
 	Upstream setting.Secret `yaml:"upstream" doc:"Where it is: postgres://user:password@host:5432/database, with sslmode and sslrootcert as libpq has them."`
-	Login    string         `yaml:"login" doc:"Who logs in there: shared (the upstream's user, for all clients) or client (each client as itself, with the SCRAM keys of its own login; the pool's limits then hold for each user)."`
+	Login    string         `yaml:"login" doc:"Who logs in there: shared (the upstream's user, for all clients) or client (each client as itself, with what its own login reveals; the pool's limits then hold for each user)."`
 	Hosts    []string       `yaml:"hosts" doc:"Names by which TLS clients reach this database whatever database they name (SNI)."`
 	Tenant   string         `yaml:"tenant" doc:"Clients whose user is name.tenant get this database, as name, whatever database they name."`
 	Mode     string         `yaml:"mode" doc:"When a client gives its server connection back: transaction (after each transaction), session (when it disconnects) or statement (after each query; a transaction that is left open is rolled back and refused, SQLSTATE 0A000)."`
