@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -85,7 +86,11 @@ func TestAClientThatReadsLateMissesNothing(t *testing.T) {
 	for _, way := range waysIn {
 		t.Run(way.name, func(t *testing.T) {
 			h := run(t, config(database(strings.Replace(pg.Start(t).URL(), "sslmode=disable", "sslmode="+way.server, 1), one), withTLS(t)))
-			s := speakOn(t, way.dial(t, h), "ann", "", "", frame('Q', "select 1\x00"))
+			conn := way.dial(t, h)
+			if err := conn.SetDeadline(time.Now().Add(5 * time.Minute)); err != nil { // for slow machines
+				t.Fatal(err)
+			}
+			s := speakOn(t, conn, "ann", "", "", frame('Q', "select 1\x00"))
 			for range 3 {
 				s.round(t)
 				query := frame('Q', fmt.Sprintf("select repeat(chr(97 + i %% 26), %d) from generate_series(1, %d) i\x00", width, rows))
