@@ -15,6 +15,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/hba"
 	"mainstay.dev/mainstay/pooler/internal/login"
+	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/telemetry"
@@ -136,11 +137,12 @@ func (s *session) offerTLS(cfg *tls.Config) error {
 	if err := s.answerByte('S'); err != nil {
 		return err
 	}
-	return s.handshake(tls.Server(s.raw, cfg))
+	return s.handshake(cfg, nil)
 }
 
-// handshake goes on encrypted.
-func (s *session) handshake(conn *tls.Conn) error {
+// handshake goes on encrypted; read is what has been read of it.
+func (s *session) handshake(cfg *tls.Config, read []byte) error {
+	conn := tls.Server(loop.NewCarrier(s.raw, s.sock, read), cfg)
 	// The connection's deadline limits it.
 	if err := conn.HandshakeContext(context.Background()); err != nil {
 		return err
@@ -150,6 +152,24 @@ func (s *session) handshake(conn *tls.Conn) error {
 	s.mu.Unlock()
 	s.in.Redirect(conn)
 	return nil
+}
+
+// catchUp writes to the client what the event loops have left below TLS.
+func (s *session) catchUp() {
+	c := loop.CarrierOf(s.conn)
+	if !c.Behind() {
+		return
+	}
+	s.writing.Store(true)
+	err := c.Flush()
+	s.writing.Store(false)
+	s.moved.Add(1)
+	if err != nil {
+		s.mute = true
+		if s.backend != nil {
+			s.backend.interrupt(grace)
+		}
+	}
 }
 
 // recordHandshake is the first byte of TLS: no startup packet begins with it.
@@ -172,30 +192,14 @@ func (s *session) directTLS(cfg *tls.Config) error {
 	}
 	read := bytes.Clone(s.in.Peek(s.in.Buffered()))
 	s.in.Skip(len(read))
-	conn := tls.Server(&begun{s.raw, read}, cfg)
-	if err := s.handshake(conn); err != nil {
+	if err := s.handshake(cfg, read); err != nil {
 		return err
 	}
-	if conn.ConnectionState().NegotiatedProtocol != "postgresql" {
+	if s.conn.(*tls.Conn).ConnectionState().NegotiatedProtocol != "postgresql" {
 		s.begin()
 		return protocolError("direct TLS connection without the ALPN protocol postgresql")
 	}
 	return nil
-}
-
-// begun is a connection of which something has been read.
-type begun struct {
-	net.Conn
-	read []byte
-}
-
-func (b *begun) Read(p []byte) (int, error) {
-	if len(b.read) == 0 {
-		return b.Conn.Read(p)
-	}
-	n := copy(p, b.read)
-	b.read = b.read[n:]
-	return n, nil
 }
 
 func refusedLogin(sqlstate, message, hint string) error {
@@ -276,6 +280,9 @@ func (s *session) negotiate(start *pgwire.Startup) error {
 	return err
 }
 
+// trusts reports whether clients from this machine need no password.
+func (p *policy) trusts() bool { return p.config.open() }
+
 // authenticate lets the client prove who it is, as the rules say.
 func (s *session) authenticate(start *pgwire.Startup, policy *policy) error {
 	account, known := policy.accounts[s.user]
@@ -286,7 +293,16 @@ func (s *session) authenticate(start *pgwire.Startup, policy *policy) error {
 	case len(policy.config.HBA) > 0:
 		visitor := s.visitor()
 		var ok bool
-		if rule, ok = policy.rules.Find(visitor); !ok {
+		var unknown error
+		rule, ok = policy.rules.Find(visitor, func() map[string]bool {
+			roles, err := s.roles(policy)
+			unknown = errors.Join(unknown, err)
+			return roles
+		})
+		switch {
+		case unknown != nil:
+			return end(Unreachable, "the user's roles cannot be looked up in PostgreSQL now", "see pooler.groups and auth_query, and Mainstay's log").because(unknown)
+		case !ok:
 			return refusedLogin("28000", fmt.Sprintf("no rule of pooler.hba fits user %q, database %q, from %s, %s",
 				s.user, s.database, s.raw.RemoteAddr(), map[bool]string{true: "encrypted", false: "not encrypted"}[visitor.TLS]), "add one")
 		}
@@ -345,6 +361,13 @@ func (s *session) secretOf(a account, known bool, method string, policy *policy)
 	return a, nil
 }
 
+// roles asks PostgreSQL what the user is a member of.
+func (s *session) roles(policy *policy) (map[string]bool, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), policy.config.LoginTimeout)
+	defer cancel()
+	return policy.directory.Roles(ctx, s.pooler.deps.Dial, policy.targets[s.database], s.user)
+}
+
 // Wrong passwords that are free, of one user from one address, and of all from there.
 const (
 	freeForUser    = 5
@@ -366,20 +389,21 @@ func (s *session) prove(method string, c *credential.Credential, policy *policy)
 		}
 		time.Sleep(wait)
 	}
+	var keys credential.Keys
 	ok := false
 	switch {
 	case method == hba.Password:
 		if s.conn == s.raw && !s.visitor().Local() {
 			return refusedLogin("28000", "a password is not asked for over a connection that is not encrypted", "connect with sslmode=require")
 		}
-		ok, err = login.Password(s, s.user, c)
+		keys, ok, err = login.Password(s, s.user, c)
 	case method == hba.MD5 && c.MD5():
-		ok, err = login.MD5(s, c)
+		keys, ok, err = login.MD5(s, c)
 	default:
-		var keys credential.Keys
-		if keys, ok, err = login.SCRAM(s, c, s.binding(policy)); keys.Client != nil {
-			s.keys = &keys
-		}
+		keys, ok, err = login.SCRAM(s, c, s.binding(policy))
+	}
+	if p := policy.pools[s.database]; ok && (keys.Client != nil || p != nil && p.perClient()) {
+		s.keys = &keys
 	}
 	if errors.Is(err, login.ErrProtocol) {
 		return protocolError(err.Error())

@@ -26,7 +26,7 @@ import (
 type backend struct {
 	*upstream.Conn
 	pool   *pool
-	sock   *loop.Conn    // the connection, if the event loops have it and it is not encrypted; or nil
+	sock   *loop.Conn    // the connection, below TLS, if the event loops have it; or nil
 	probe  socket.Prober // nil if the connection is no socket
 	born   time.Time
 	spread float64 // of its lifetime: 0 to 1
@@ -70,12 +70,9 @@ type ticket struct {
 }
 
 func newBackend(p *pool, c *upstream.Conn) *backend {
-	var sock *loop.Conn
-	if !c.Encrypted() {
-		if sock = p.loops.Adopt(c.Raw); sock != nil {
-			c.Conn, c.Raw = sock, sock
-			c.In.Redirect(sock)
-		}
+	sock, _ := c.Raw.(*loop.Conn)
+	if sock != nil {
+		sock.Unblock() // the login is over
 	}
 	s := &backend{
 		Conn: c, pool: p, sock: sock, probe: socket.Of(c.Raw), born: time.Now(), spread: rand.Float64(), status: pgwire.Idle,
@@ -84,6 +81,9 @@ func newBackend(p *pool, c *upstream.Conn) *backend {
 	s.atLogin = s.reports
 	return s
 }
+
+// carrier is what is below TLS; nil without.
+func (s *backend) carrier() *loop.Carrier { return loop.CarrierOf(s.Conn.Conn) }
 
 // close ends the connection, politely if that does not take long.
 func (s *backend) close() {
@@ -229,13 +229,25 @@ func (s *backend) execWithin(limit time.Duration, sql string, rows func(body []b
 	}
 }
 
-// suit gives the server the client's settings.
+// suit gives the server the client's settings. One that refuses them has those that it
+// had, or none: a client must not cost the pool a connection by asking for what there
+// is not.
 func (s *backend) suit(want *state.Settings) error {
-	for _, sql := range s.settings.Change(want) {
-		if err := s.exec(sql, nil); err != nil {
-			s.broken.Store(true) // some of the settings may be applied
+	for i, sql := range s.settings.Change(want) {
+		err := s.exec(sql, nil)
+		if err == nil {
+			continue
+		}
+		refused, ok := errors.AsType[*upstream.Refused](err)
+		if ok && i > 0 { // those before are in force
+			err = s.exec(audit.Unset, nil)
+			s.settings = state.None
+		}
+		if !ok || i > 0 && err != nil || s.status != pgwire.Idle {
+			s.broken.Store(true)
 			return err
 		}
+		return refused
 	}
 	s.settings = want
 	return nil

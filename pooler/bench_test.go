@@ -25,6 +25,12 @@ func speak(tb testing.TB, addr, user, password string, prepare, send string) *sp
 	if err != nil {
 		tb.Fatal(err)
 	}
+	return speakOn(tb, conn, user, password, prepare, send)
+}
+
+// speakOn is speak on a connection that is there, which is closed at the test's end.
+func speakOn(tb testing.TB, conn net.Conn, user, password string, prepare, send string) *speaker {
+	tb.Helper()
 	tb.Cleanup(func() { conn.Close() })
 	if _, err := io.WriteString(conn, startup("user", user, "database", "app")); err != nil {
 		tb.Fatal(err)

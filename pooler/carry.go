@@ -156,6 +156,7 @@ func (s *session) replayFails(body []byte) error {
 	s.mu.Unlock()
 	if d.name == "" || string(pgwire.Field(body, 'V')) != "ERROR" {
 		b.broken.Store(true)
+		b.pool.unlearn(s.login)
 		return unsuited(&upstream.Refused{SQLState: string(pgwire.Field(body, 'C')), Message: string(pgwire.Field(body, 'M'))})
 	}
 	if text, ok := s.prepares.Get(d.name); ok {

@@ -28,7 +28,7 @@ type Config struct {
 	Generated    []string                  `yaml:"generated" doc:"Users whose password a machine made, of 128 random bits or more: it is checked with one iteration of SCRAM instead of 4096, which makes a login many times cheaper."`
 	AuthQuery    directory.Config          `yaml:"auth_query" doc:"Users that PostgreSQL knows."`
 	HBA          []hba.Rule                `yaml:"hba" doc:"Who may come from where, and how they prove who they are: the first rule that fits decides, and who fits none is refused. None: users log in as auth says."`
-	Groups       map[string][]string       `yaml:"groups" doc:"Groups of users, for rules that name +group."`
+	Groups       map[string][]string       `yaml:"groups" doc:"Groups of users, for rules that name +group. One that does not stand here is a role of PostgreSQL, whose members are asked for there, as auth_query.upstream, cache and idle say."`
 	Auth         string                    `yaml:"auth" doc:"How users prove their password: scram-sha-256 or md5."`
 	TLS          TLS                       `yaml:"tls" doc:"Encryption towards clients, on the same address; offered if a certificate is given."`
 	Databases    map[string]Database       `yaml:"databases" doc:"The databases that clients can name."`
@@ -65,7 +65,7 @@ type TLS struct {
 // Database is one database that clients can name.
 type Database struct {
 	Upstream setting.Secret `yaml:"upstream" doc:"Where it is: postgres://user:password@host:5432/database, with sslmode and sslrootcert as libpq has them."`
-	Login    string         `yaml:"login" doc:"Who logs in there: shared (the upstream's user, for all clients) or client (each client as itself, with the SCRAM keys of its own login; the pool's limits then hold for each user)."`
+	Login    string         `yaml:"login" doc:"Who logs in there: shared (the upstream's user, for all clients) or client (each client as itself, with what its own login reveals; the pool's limits then hold for each user)."`
 	Hosts    []string       `yaml:"hosts" doc:"Names by which TLS clients reach this database whatever database they name (SNI)."`
 	Tenant   string         `yaml:"tenant" doc:"Clients whose user is name.tenant get this database, as name, whatever database they name."`
 	Mode     string         `yaml:"mode" doc:"When a client gives its server connection back: transaction (after each transaction), session (when it disconnects) or statement (after each query; a transaction that is left open is rolled back and refused, SQLSTATE 0A000)."`
@@ -358,7 +358,7 @@ func Compile(cfg Config) (*policy, error) {
 	if p.rules, err = hba.Compile(cfg.HBA, cfg.Groups); err != nil {
 		ps.Add("hba", err.Error(), "")
 	}
-	if p.directory, err = directory.New(cfg.AuthQuery); err != nil {
+	if p.directory, err = directory.New(cfg.AuthQuery, p.rules != nil && p.rules.Asks()); err != nil {
 		ps.Add("auth_query", err.Error(), "")
 	}
 	for name, d := range cfg.Databases {
@@ -449,7 +449,10 @@ func (t TLS) load() (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"postgresql"}}
+	cfg := &tls.Config{
+		Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"postgresql"},
+		DynamicRecordSizingDisabled: true, // an answer is wanted whole: small records only mean more of them
+	}
 	if t.ClientCA == "" {
 		return cfg, nil
 	}

@@ -253,7 +253,7 @@ func (s *session) flushBut(keep int) error {
 	b := s.backend
 	k := len(b.out) - keep
 	if k <= 0 {
-		return nil
+		return b.carrier().Flush() // what the event loops have left
 	}
 	_, err := b.Write(b.out[:k])
 	b.out = append(b.out[:0], b.out[k:]...)

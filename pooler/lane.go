@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -16,7 +17,7 @@ import (
 	"mainstay.dev/mainstay/telemetry"
 )
 
-// A session that has logged in, without TLS, goes through the plain part of its life
+// A session that has logged in goes through the plain part of its life
 // on the event loops, without a goroutine: it takes the same steps as live does, as
 // far as none of them has to wait for anything but the client's next cycle, a server
 // connection, or the server's answer. Whatever else comes, a goroutine takes its life
@@ -55,7 +56,7 @@ var errParked = errors.New("parked")
 
 // park lets the session go on without its goroutine, if it can.
 func (s *session) park() bool {
-	if s.sock == nil || s.conn != s.raw || s.backend != nil || s.excess > 0 || s.mute || s.ear != nil || !s.pool.laned() {
+	if s.sock == nil || s.backend != nil || s.excess > 0 || s.mute || s.ear != nil || !s.pool.laned() {
 		return false
 	}
 	s.lane.Lock()
@@ -65,6 +66,7 @@ func (s *session) park() bool {
 	}
 	s.sock.Unblock()
 	s.sock.Stir()
+	loop.CarrierOf(s.conn).Hurry()
 	s.sock.Own(&s.task)
 	s.in.Shrink()
 	s.spare()
@@ -78,6 +80,10 @@ func (s *session) escalate(from entry) {
 	s.at = aside
 	s.sock.Own(nil)
 	s.in.Own()
+	loop.CarrierOf(s.conn).Rest()
+	if s.backend != nil {
+		s.backend.carrier().Rest()
+	}
 	if s.errand == nil {
 		s.attach()
 		s.exchange.Reset(plane)
@@ -158,7 +164,7 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 				return false
 			}
 		}
-		switch err := s.in.FillFrom((*loop.Try)(s.sock)); {
+		switch err := fillNow(s.in, s.conn, s.sock); {
 		case err == nil:
 		case loop.Waits(err):
 			if s.backend == nil {
@@ -170,6 +176,15 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 			return false
 		}
 	}
+}
+
+// fillNow reads what there is. With TLS it is crypto/tls that reads, over a carrier that
+// hurries.
+func fillNow(in *pgwire.Reader, conn net.Conn, sock *loop.Conn) error {
+	if loop.CarrierOf(conn) != nil {
+		return in.Fill()
+	}
+	return in.FillFrom((*loop.Try)(sock))
 }
 
 // claimNow takes a server, or a place in the line, and sends the cycle.
@@ -246,6 +261,7 @@ func (s *session) take(b *backend) bool {
 		return false
 	}
 	s.equip() // it has all but the sequences' values
+	b.carrier().Hurry()
 	b.sock.Own(&s.task)
 	return s.forwardNow()
 }
@@ -279,7 +295,7 @@ func (s *session) forwardNow() bool {
 		s.attempt.size, s.attempt.cycle = size, s.asSent
 	}
 	s.at = asking
-	n, err := b.sock.TryWrite(b.out)
+	n, err := loop.TryWrite(b.Conn.Conn, b.sock, b.out)
 	b.sent(n)
 	switch {
 	case err == nil:
@@ -300,7 +316,7 @@ func (s *session) answerNow() bool {
 			s.escalate(atAnswer)
 			return false
 		}
-		switch err := b.In.FillFrom((*loop.Try)(b.sock)); {
+		switch err := fillNow(b.In, b.Conn.Conn, b.sock); {
 		case err == nil:
 		case loop.Waits(err):
 			return false
@@ -323,7 +339,7 @@ func (s *session) answerNow() bool {
 			return false
 		}
 		done, err := s.scan()
-		n, werr := s.sock.TryWrite(b.In.Run())
+		n, werr := loop.TryWrite(s.conn, s.sock, b.In.Run())
 		b.In.TakenPart(n)
 		s.attempt.told = s.attempt.told || n > 0
 		s.moved.Add(1)
@@ -381,6 +397,7 @@ func (s *session) releaseNow() bool {
 	clear(s.portals)
 	s.attempt = attempt{}
 	b.sock.Own(nil)
+	b.carrier().Rest()
 	b.pool.releaseAt(b, s.exchange.Start.Add(s.exchange.Took)) // which is now, more or less
 	s.at = resting
 	return true

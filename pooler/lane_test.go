@@ -3,26 +3,137 @@
 package pooler
 
 import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
 	"runtime"
+	"strings"
 	"testing"
+	"time"
 
 	"mainstay.dev/mainstay/telemetry"
 )
+
+// waysIn are connections to a pooler with TLS.
+var waysIn = []struct {
+	name   string
+	server string // its sslmode, for a test of both sides
+	dial   func(*testing.T, *house) net.Conn
+}{
+	{"plain", "disable", func(t *testing.T, h *house) net.Conn { return dialRaw(t, h.addr) }},
+	{"TLS", "require", func(t *testing.T, h *house) net.Conn {
+		t.Helper()
+		conn, err := direct(t, h, "postgresql")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}},
+}
 
 // Without this nobody would notice if the event loops gave every session to a goroutine:
 // all would work as before, at three times the price.
 func TestAClientThatRestsHasNoGoroutine(t *testing.T) {
 	const clients = 100
-	h := run(t, config(database(fakeServer(t), one)), func(d *Deps) { d.Sink = telemetry.Discard })
-	speak(t, h.addr, "ann", "", "", protocols[0].send).round(t)
-	before := runtime.NumGoroutine()
-	for range clients {
-		for _, p := range protocols {
-			speak(t, h.addr, "ann", "", p.prepare, p.send).round(t)
+	for _, way := range waysIn {
+		t.Run(way.name, func(t *testing.T) {
+			h := run(t, config(database(fakeServer(t), one), withTLS(t)), func(d *Deps) { d.Sink = telemetry.Discard })
+			speakOn(t, way.dial(t, h), "ann", "", "", protocols[0].send).round(t)
+			before := runtime.NumGoroutine()
+			for range clients {
+				for _, p := range protocols {
+					s := speakOn(t, way.dial(t, h), "ann", "", p.prepare, p.send)
+					for range 3 {
+						s.round(t)
+					}
+				}
+			}
+			await(t, "goroutines that came with them are gone", func() bool { return runtime.NumGoroutine() < before+clients/2 })
+			if n := h.Stats().Clients; n != clients*len(protocols)+1 {
+				t.Errorf("%d clients", n)
+			}
+		})
+	}
+}
+
+// Neither has one whose server wants TLS.
+func TestAClientThatRestsHasNoGoroutineWhereTheServerEncrypts(t *testing.T) {
+	const clients = 100
+	for _, way := range waysIn {
+		t.Run(way.name, func(t *testing.T) {
+			upstream := strings.Replace(pg.Start(t).URL(), "sslmode=disable", "sslmode=require", 1)
+			h := run(t, config(database(upstream, one), withTLS(t)), func(d *Deps) { d.Sink = telemetry.Discard })
+			query := frame('Q', "select 1 from pg_stat_ssl where pid = pg_backend_pid() and ssl\x00")
+			for range clients {
+				s := speakOn(t, way.dial(t, h), "ann", "", "", query)
+				for range 3 {
+					s.round(t)
+				}
+			}
+			await(t, "all rest", func() bool { return h.goroutines() == 0 })
+			if got := value(t, h.connect(t), "select ssl::text from pg_stat_ssl where pid = pg_backend_pid()"); got != "true" {
+				t.Errorf("encrypted: %s", got)
+			}
+		})
+	}
+}
+
+// A client that does not read what it asked for is a goroutine's, with all that the
+// event loops had for it; when it has read all, it is theirs again.
+func TestAClientThatReadsLateMissesNothing(t *testing.T) {
+	const rows, width = 15_000, 1000
+	for _, way := range waysIn {
+		t.Run(way.name, func(t *testing.T) {
+			h := run(t, config(database(strings.Replace(pg.Start(t).URL(), "sslmode=disable", "sslmode="+way.server, 1), one), withTLS(t)))
+			conn := way.dial(t, h)
+			if err := conn.SetDeadline(time.Now().Add(5 * time.Minute)); err != nil { // for slow machines
+				t.Fatal(err)
+			}
+			s := speakOn(t, conn, "ann", "", "", frame('Q', "select 1\x00"))
+			for range 3 {
+				s.round(t)
+				query := frame('Q', fmt.Sprintf("select repeat(chr(97 + i %% 26), %d) from generate_series(1, %d) i\x00", width, rows))
+				if _, err := io.WriteString(s.conn, query); err != nil {
+					t.Fatal(err)
+				}
+				await(t, "the kernel's buffers are full", func() bool { return h.goroutines() == 1 })
+				answer := make([]byte, 0, rows*(width+20))
+				for chunk := make([]byte, 1<<16); !bytes.HasSuffix(answer, []byte(frame('Z', "I"))); {
+					n, err := s.conn.Read(chunk)
+					if err != nil {
+						t.Fatal(err)
+					}
+					answer = append(answer, chunk[:n]...)
+				}
+				for i := 1; i <= rows; i++ {
+					row := bytes.Repeat([]byte{byte('a' + i%26)}, width)
+					at := bytes.IndexByte(answer, 'D')
+					if i == 1 {
+						answer = answer[bytes.Index(answer, []byte("D\x00\x00")):]
+						at = 0
+					}
+					if at != 0 || !bytes.Equal(answer[11:11+width], row) {
+						t.Fatalf("row %d is not what was asked for", i)
+					}
+					answer = answer[11+width:]
+				}
+				await(t, "it rests", func() bool { return h.goroutines() == 0 })
+			}
+		})
+	}
+}
+
+// goroutines counts the sessions that have one.
+func (h *house) goroutines() (n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.sessions {
+		s.lane.Lock()
+		if s.at == aside {
+			n++
 		}
+		s.lane.Unlock()
 	}
-	await(t, "goroutines that came with them are gone", func() bool { return runtime.NumGoroutine() < before+clients/2 })
-	if n := h.Stats().Clients; n != clients*len(protocols)+1 {
-		t.Errorf("%d clients", n)
-	}
+	return n
 }

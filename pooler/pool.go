@@ -3,6 +3,7 @@ package pooler
 import (
 	"context"
 	"log/slog"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,7 +30,7 @@ type pool struct {
 	sink   telemetry.Sink
 
 	statements registry
-	encrypted  atomic.Bool // or else nothing for the event loops
+	strange    atomic.Bool // its connections are nothing for the event loops
 	hub        *hub.Hub
 	settings   state.Table
 	sequences  atomic.Bool // some client asks for sequences' last values
@@ -50,7 +51,7 @@ type pool struct {
 	retired   bool
 	parent    *pool            // of a member
 	occupied  atomic.Int64     // connections of all members
-	members   map[string]*pool // by user, where each client logs in as itself
+	members   map[string]*pool // by user and kind of login, where each client logs in as itself
 	former    []*pool          // members that were replaced, and are not empty yet
 
 	base    string            // what a new connection reports, rendered
@@ -100,7 +101,7 @@ func (p *pool) limits() *Pool       { return &p.config.Load().Pool }
 func (p *pool) resetAlways() bool   { return p.config.Load().Reset == resetAlways }
 func (p *pool) sessions() bool      { return p.config.Load().Mode == modeSession }
 func (p *pool) statementMode() bool { return p.config.Load().Mode == modeStatement }
-func (p *pool) laned() bool         { return !p.sessions() && !p.encrypted.Load() }
+func (p *pool) laned() bool         { return !p.sessions() && !p.strange.Load() }
 
 // start lets the pool open connections, from now until ctx ends.
 func (p *pool) start(ctx context.Context) {
@@ -121,7 +122,7 @@ func (p *pool) open(limit time.Duration) {
 	ctx, cancel := context.WithTimeout(p.ctx, limit)
 	defer cancel()
 	began := time.Now()
-	conn, err := p.target.Connect(ctx, p.dial)
+	conn, err := p.target.Connect(ctx, p.dialLoop)
 	var b *backend
 	if err == nil {
 		b = newBackend(p, conn)
@@ -132,6 +133,18 @@ func (p *pool) open(limit time.Duration) {
 	if !p.opened(b, err, began) {
 		b.close()
 	}
+}
+
+// dialLoop opens a connection for the event loops.
+func (p *pool) dialLoop(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := p.dial(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	if sock := p.loops.Adopt(conn); sock != nil {
+		return sock, nil
+	}
+	return conn, nil
 }
 
 // opened notes how an attempt to connect went; false means that the server is not
@@ -152,7 +165,7 @@ func (p *pool) opened(b *backend, err error, began time.Time) bool {
 		return false
 	}
 	p.learn(b.Params)
-	p.encrypted.Store(b.sock == nil)
+	p.strange.Store(b.sock == nil)
 	p.all[b] = struct{}{}
 	p.hand(b, time.Now())
 	p.grow(0)
@@ -254,6 +267,16 @@ func (p *pool) greet(s *session) ([]byte, error) {
 	}
 	p.welcome[s.settings.Key()] = text
 	return text, nil
+}
+
+// unlearn forgets what clients with these settings are told at login: the server, which
+// has refused settings, is to be asked at the next login, before a server is lost again.
+func (p *pool) unlearn(login *state.Settings) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if login != state.None {
+		delete(p.welcome, login.Key())
+	}
 }
 
 // retire ends the pool: idle servers close now, lent ones when they come back, and

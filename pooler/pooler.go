@@ -104,7 +104,7 @@ type policy struct {
 	binding        []byte      // of logins to our certificate; nil: not offered
 	targets        map[string]*upstream.Target
 	hosts, tenants map[string]string    // to databases
-	directory      *directory.Directory // nil: off
+	directory      *directory.Directory // nil: nobody needs it
 	pools          map[string]*pool     // of a running pooler, by the database's name
 }
 
@@ -115,9 +115,6 @@ type account struct {
 	database   string                 // the only one; "": any
 	color      string
 }
-
-// trusts reports whether clients from this machine need no password.
-func (p *policy) trusts() bool { return p.config.open() }
 
 // admitGrants adds the credentials of the app's colors.
 func (p *policy) admitGrants(grants []Grant) error {
@@ -203,6 +200,7 @@ func (p *Server) commit(old, next *policy, kept map[*pool]*Database) {
 	p.slow.plans.Store(next.config.Slow.Over > 0 && next.config.Slow.Plan)
 	var gone []*pool
 	if old != nil {
+		old.directory.Close()
 		for _, pool := range old.pools {
 			if kept[pool] == nil {
 				gone = append(gone, pool)
@@ -247,6 +245,7 @@ func (p *Server) Run(ctx context.Context) error {
 	p.drain()
 
 	endPools()
+	p.policy.Load().directory.Close()
 	for _, pool := range p.allPools() {
 		pool.retire()
 		pool.opening.Wait()

@@ -29,8 +29,8 @@ func (s *session) route() (*pool, error) {
 	}
 	if p.perClient() {
 		if s.keys == nil {
-			return nil, refusedLogin("28000", fmt.Sprintf("database %q is entered with the client's own login, and that was none by SCRAM", s.database),
-				"log in with scram-sha-256, as a user whose verifier PostgreSQL has")
+			return nil, refusedLogin("28000", fmt.Sprintf("database %q is entered with the client's own login, and that was without a password", s.database),
+				"log in by scram-sha-256, password or md5, with the secret that PostgreSQL has")
 		}
 		p = p.member(s.user, *s.keys) // another one when the client's password changes
 	} else {
@@ -363,10 +363,12 @@ func ofMember(d *Database) *Database {
 // perClient reports whether each client logs in as itself, in a pool of its own.
 func (p *pool) perClient() bool { return p.config.Load().Login == loginClient }
 
-// member returns the pool of one user, who has logged in with these keys.
+// member returns the pool of one user, who has logged in with these keys: one for each
+// kind of them, since not every kind is good for the same.
 func (p *pool) member(user string, keys credential.Keys) *pool {
+	id := user + "\x00" + keys.Kind()
 	p.mu.Lock()
-	m := p.members[user]
+	m := p.members[id]
 	var old *pool
 	if m == nil || !m.target.Uses(keys) {
 		if old = m; old != nil {
@@ -381,7 +383,7 @@ func (p *pool) member(user string, keys credential.Keys) *pool {
 		if p.members == nil {
 			p.members = map[string]*pool{}
 		}
-		p.members[user] = m
+		p.members[id] = m
 	}
 	ctx := p.ctx
 	p.mu.Unlock()
@@ -411,9 +413,9 @@ func (p *pool) prune() {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for user, m := range p.members {
+	for id, m := range p.members {
 		if m.unused() {
-			delete(p.members, user)
+			delete(p.members, id)
 		}
 	}
 	p.former = slices.DeleteFunc(p.former, (*pool).gone)

@@ -153,6 +153,7 @@ func (s *session) serve(from entry) (parked bool) {
 
 // live tells a session's whole life, from somewhere in it.
 func (s *session) live(from entry) error {
+	s.catchUp()
 	switch from {
 	case atEnd:
 		return s.failure

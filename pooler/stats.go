@@ -55,6 +55,7 @@ func (p *Server) Pause(ctx context.Context, database string) error {
 		})
 	}
 	all.Wait()
+	p.policy.Load().directory.Renew()
 	p.tellOrder("paused", database, "Clients wait; connections to PostgreSQL are closed when they come back.")
 	return errors.Join(errs...)
 }
@@ -82,6 +83,7 @@ func (p *Server) Reconnect(database string) error {
 	for _, pool := range some {
 		pool.renew()
 	}
+	p.policy.Load().directory.Renew()
 	p.tellOrder("reconnecting", database, "Connections to PostgreSQL are replaced.")
 	return nil
 }

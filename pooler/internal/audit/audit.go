@@ -230,6 +230,9 @@ func (f *Findings) Statements(q *Question, known *state.Settings) *state.Setting
 	return state.Of(f.statements)
 }
 
+// Unset is the SQL that leads every setting back to the server's own.
+const Unset = "SET SESSION AUTHORIZATION DEFAULT;RESET ALL"
+
 // Wipe is the SQL, one simple query, that removes what was left behind, for the next
 // client; empty if nothing was.
 func Wipe(left scan.Effect) string {
@@ -239,7 +242,7 @@ func Wipe(left scan.Effect) string {
 		sql string
 	}{
 		{asksCursors | scan.AnyChange, "CLOSE ALL;"},
-		{asksSettings, "SET SESSION AUTHORIZATION DEFAULT;RESET ALL;"},
+		{asksSettings, Unset + ";"},
 		{asksPrepared | scan.AnyChange, "DEALLOCATE ALL;"},
 		{asksChannels | scan.AnyChange, "UNLISTEN *;"},
 		{asksTables | scan.AnyChange, "DISCARD TEMP;"},

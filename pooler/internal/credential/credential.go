@@ -87,6 +87,9 @@ func (c *Credential) SCRAM() bool { return len(c.scram.StoredKey) > 0 }
 // MD5 reports whether the credential can be checked by md5.
 func (c *Credential) MD5() bool { return c.md5 != "" }
 
+// Hash is what md5 needs to know of the password; empty if only a SCRAM verifier is known.
+func (c *Credential) Hash() Keys { return Keys{MD5: c.md5} }
+
 // CheckPassword checks a password that was sent as it is. With a SCRAM verifier that
 // costs its iterations, so callers bound how often.
 func (c *Credential) CheckPassword(user, password string) bool {

@@ -20,10 +20,33 @@ const (
 	MechanismPlus = "SCRAM-SHA-256-PLUS"
 )
 
-// Keys are what a login by SCRAM reveals to a server that keeps the verifier: enough
-// to log in, with the same verifier, in the client's name. They are as secret as
-// the password.
-type Keys struct{ Client, Server []byte }
+// Keys are what a login reveals to a server that can check it: enough to log in in the
+// client's name, at a server that keeps the same secret. They are as secret as the
+// password. The zero value is a login that reveals nothing.
+type Keys struct {
+	Client, Server []byte // by SCRAM-SHA-256: good for that, with the same verifier
+	Password       string // that was sent as it is: good for everything
+	MD5            string // md5(password user) in hex: good for md5
+}
+
+// Kind names the login that revealed them: scram-sha-256, password or md5; "" if none
+// did.
+func (k Keys) Kind() string {
+	switch {
+	case k.Client != nil:
+		return "scram-sha-256"
+	case k.Password != "":
+		return "password"
+	case k.MD5 != "":
+		return "md5"
+	}
+	return ""
+}
+
+// Equal reports whether the keys are the same. It takes the same time whatever differs.
+func (k Keys) Equal(o Keys) bool {
+	return hmac.Equal(k.Client, o.Client) && hmac.Equal([]byte(k.Password+"\x00"+k.MD5), []byte(o.Password+"\x00"+o.MD5))
+}
 
 // An Exchange is the server's side of one SCRAM-SHA-256 login (RFC 5802, RFC 7677).
 // PostgreSQL's clients leave the user's name to the startup packet, so the one here

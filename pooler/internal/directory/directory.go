@@ -2,22 +2,18 @@
 // of names and secrets.
 //
 // Only the pooler imports it. A [Directory] may be used by many logins at once; it
-// keeps neither a connection nor a goroutine.
+// keeps a connection to each server that it has asked lately, and no goroutine.
 package directory
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/pooler/internal/credential"
-	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
 
@@ -30,10 +26,13 @@ type Config struct {
 	Query    string         `yaml:"query" doc:"SQL that is given the user's name as $1 and returns its name, its password as PostgreSQL keeps it, and, if there is a third column, until when it is valid. It runs with search_path = pg_catalog, so all that is not built in needs its schema's name."`
 	Upstream setting.Secret `yaml:"upstream" doc:"Where to ask, and as whom. Default: the server of the database that the client names, as the pooler itself logs in there."`
 	Cache    time.Duration  `yaml:"cache" doc:"How long an answer is good for. A wrong password asks again."`
+	Idle     time.Duration  `yaml:"idle" doc:"How long the connection that has asked is kept for the next question. 0: it is closed at once."`
 }
 
 // SetDefaults fills in what the file leaves out.
-func (c *Config) SetDefaults() { *c = Config{Query: Standard, Cache: 30 * time.Second} }
+func (c *Config) SetDefaults() {
+	*c = Config{Query: Standard, Cache: 30 * time.Second, Idle: time.Minute}
+}
 
 // Validate reports every mistake.
 func (c *Config) Validate(ps *setting.Problems) {
@@ -42,6 +41,9 @@ func (c *Config) Validate(ps *setting.Problems) {
 	}
 	if c.Cache < 0 {
 		ps.Add("cache", "must not be negative", "try 30s")
+	}
+	if c.Idle < 0 {
+		ps.Add("idle", "must not be negative", "try 1m")
 	}
 	if c.Upstream != "" {
 		if _, err := upstream.Parse(c.Upstream.Reveal()); err != nil {
@@ -52,34 +54,32 @@ func (c *Config) Validate(ps *setting.Problems) {
 
 // A Directory remembers what PostgreSQL said of its users.
 type Directory struct {
-	config Config
-	target *upstream.Target // nil: the one that is given
-	slots  chan struct{}
-
-	mu    sync.Mutex
-	known map[string]*entry
+	config  Config
+	target  *upstream.Target // nil: the one that is given
+	slots   chan struct{}
+	secrets memory[secret]
+	roles   memory[map[string]bool]
+	lines   lines
 }
 
-type entry struct {
-	ready      chan struct{} // closed when the rest is there
-	credential *credential.Credential
-	until      time.Time // of the password; zero: for ever
-	asked      time.Time
-	err        error
+// A secret is what a user's password is checked against.
+type secret struct {
+	credential *credential.Credential // nil: there is no such user, or it has no password
+	until      time.Time              // of the password; zero: for ever
 }
 
 const (
-	maxKnown = 10_000
-	atOnce   = 4               // queries under way
-	limit    = 5 * time.Second // for one
+	atOnce = 4               // queries under way
+	limit  = 5 * time.Second // for one
 )
 
-// New returns the directory; nil if it is off.
-func New(c Config) (*Directory, error) {
-	if !c.On {
+// New returns the directory; nil if nobody needs it: it is off, and groups, whose members
+// are asked for even so, are not looked for.
+func New(c Config, groups bool) (*Directory, error) {
+	if !c.On && !groups {
 		return nil, nil
 	}
-	d := &Directory{config: c, slots: make(chan struct{}, atOnce), known: map[string]*entry{}}
+	d := &Directory{config: c, slots: make(chan struct{}, atOnce), lines: lines{idle: c.Idle}}
 	if c.Upstream != "" {
 		t, err := upstream.Parse(c.Upstream.Reveal())
 		if err != nil {
@@ -90,83 +90,109 @@ func New(c Config) (*Directory, error) {
 	return d, nil
 }
 
-// Find returns the credential of a user, nil if there is none who may log in. The
-// same question is asked once at a time.
-func (d *Directory) Find(ctx context.Context, dial upstream.Dial, at *upstream.Target, user string) (*credential.Credential, error) {
-	if d.target != nil {
-		at = d.target
+// Close closes the connections that wait for a question, and keeps none any more. The
+// directory goes on to answer. It may be nil.
+func (d *Directory) Close() {
+	if d != nil {
+		d.lines.close(true)
 	}
+}
+
+// Renew closes the connections that wait for a question. The directory may be nil.
+func (d *Directory) Renew() {
+	if d != nil {
+		d.lines.close(false)
+	}
+}
+
+// Find returns the credential of a user, nil if there is none who may log in, or if the
+// directory is there for groups alone. The same question is asked once at a time.
+func (d *Directory) Find(ctx context.Context, dial upstream.Dial, at *upstream.Target, user string) (*credential.Credential, error) {
+	at = d.where(at)
+	if !d.config.On || at == nil || strings.ContainsRune(user, 0) {
+		return nil, nil
+	}
+	found, err := d.secrets.get(ctx, at.String()+"\x00"+user, d.config.Cache, func() (secret, error) { return d.secret(dial, at, user) })
+	if err != nil || !found.until.IsZero() && !time.Now().Before(found.until) {
+		return nil, err
+	}
+	return found.credential, nil
+}
+
+// Roles returns the roles that a user is, or is a member of, by whatever way. It is empty
+// for somebody whom PostgreSQL does not know.
+func (d *Directory) Roles(ctx context.Context, dial upstream.Dial, at *upstream.Target, user string) (map[string]bool, error) {
+	at = d.where(at)
 	if at == nil || strings.ContainsRune(user, 0) {
 		return nil, nil
 	}
-	key := at.String() + "\x00" + user
-	now := time.Now()
-	d.mu.Lock()
-	e := d.known[key]
-	if e == nil || !e.asked.IsZero() && now.Sub(e.asked) >= d.config.Cache {
-		e = &entry{ready: make(chan struct{})}
-		if len(d.known) >= maxKnown {
-			clear(d.known)
+	return d.roles.get(ctx, at.String()+"\x00"+user, d.config.Cache, func() (map[string]bool, error) {
+		rows, err := d.ask(dial, at, memberships, user)
+		roles := map[string]bool{}
+		for _, row := range rows {
+			roles[row[0]] = true
 		}
-		d.known[key] = e
-		d.mu.Unlock()
-		d.fill(e, dial, at, user)
-		d.mu.Lock()
-		e.asked = time.Now()
-		if e.err != nil && d.known[key] == e {
-			delete(d.known, key)
-		}
-		close(e.ready)
+		return roles, err
+	})
+}
+
+// memberships are what pg_hba.conf's +role goes by: a superuser is not of every role.
+const memberships = `WITH RECURSIVE of(oid) AS (
+  SELECT oid FROM pg_catalog.pg_roles WHERE rolname = $1
+  UNION SELECT m.roleid FROM pg_catalog.pg_auth_members m JOIN of ON m.member = of.oid)
+SELECT r.rolname FROM of JOIN pg_catalog.pg_roles r ON r.oid = of.oid`
+
+// where is the server to be asked; nil if there is none.
+func (d *Directory) where(at *upstream.Target) *upstream.Target {
+	if d.target != nil {
+		return d.target
 	}
-	d.mu.Unlock()
-	select {
-	case <-e.ready:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-	if e.err != nil || e.credential == nil || !e.until.IsZero() && !now.Before(e.until) {
-		return nil, e.err
-	}
-	return e.credential, nil
+	return at
 }
 
 // Forget makes the next question about a user be asked anew.
 func (d *Directory) Forget(at *upstream.Target, user string) {
-	if d.target != nil {
-		at = d.target
-	}
-	if at != nil {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		delete(d.known, at.String()+"\x00"+user)
+	if at = d.where(at); at != nil {
+		d.secrets.forget(at.String() + "\x00" + user)
 	}
 }
 
-func (d *Directory) fill(e *entry, dial upstream.Dial, at *upstream.Target, user string) {
+// secret asks for a user's.
+func (d *Directory) secret(dial upstream.Dial, at *upstream.Target, user string) (found secret, err error) {
+	rows, err := d.ask(dial, at, d.config.Query, user)
+	if err == nil && len(rows) > 1 {
+		err = errors.New("look the user up: auth_query returned more than one row")
+	}
+	if err != nil || len(rows) == 0 {
+		return found, err
+	}
+	row := rows[0]
+	if len(row) < 2 || row[0] != user || row[1] == "" {
+		return found, nil // there is none, or it has no password
+	}
+	if len(row) > 2 {
+		if found.until, err = validUntil(row[2]); err != nil {
+			return found, fmt.Errorf("look the user up: %w", err)
+		}
+	}
+	found.credential, err = credential.New(user, row[1], credential.Human)
+	return found, err
+}
+
+// ask asks PostgreSQL a question about a user.
+func (d *Directory) ask(dial upstream.Dial, at *upstream.Target, sql, user string) (rows [][]string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	select {
 	case d.slots <- struct{}{}:
 		defer func() { <-d.slots }()
 	case <-ctx.Done():
-		e.err = errors.New("look the user up: too many are looked up at once")
-		return
+		return nil, errors.New("look the user up: too many are looked up at once")
 	}
-	row, err := ask(ctx, dial, at, d.config.Query, user)
-	if err != nil {
-		e.err = fmt.Errorf("look the user up: %w", err)
-		return
+	if rows, err = d.lines.ask(ctx, dial, at, sql, user); err != nil {
+		return nil, fmt.Errorf("look the user up: %w", err)
 	}
-	if len(row) < 2 || row[0] != user || row[1] == "" {
-		return // there is none, or it has no password
-	}
-	if len(row) > 2 {
-		if e.until, err = validUntil(row[2]); err != nil {
-			e.err = fmt.Errorf("look the user up: %w", err)
-			return
-		}
-	}
-	e.credential, e.err = credential.New(user, row[1], credential.Human)
+	return rows, nil
 }
 
 // validUntil reads a timestamptz of a session in UTC with DateStyle ISO.
@@ -182,128 +208,4 @@ func validUntil(text string) (time.Time, error) {
 		return t, fmt.Errorf("the third column, %q, is no time", text)
 	}
 	return t, nil
-}
-
-// ask runs the query on a connection of its own, on which no client has any say, and
-// returns its row; null is "".
-func ask(ctx context.Context, dial upstream.Dial, at *upstream.Target, sql, user string) (row []string, err error) {
-	at = at.Only("search_path=pg_catalog", "datestyle=ISO", "timezone=UTC", "statement_timeout=5000", "application_name=mainstay auth_query")
-	c, err := at.Connect(ctx, dial)
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	if until, ok := ctx.Deadline(); ok {
-		if err := c.SetDeadline(until); err != nil {
-			return nil, err
-		}
-	}
-	nul := []byte{0}
-	bind := []byte{0, 0, 0, 0, 0, 1} // no names, formats all text, one parameter
-	bind = binary.BigEndian.AppendUint32(bind, uint32(len(user)))
-	bind = append(append(bind, user...), 0, 0)
-	out := pgwire.Append(nil, pgwire.Parse, nul, []byte(sql), nul, []byte{0, 0})
-	out = pgwire.Append(out, pgwire.Bind, bind)
-	out = pgwire.Append(out, pgwire.Execute, []byte{0, 0, 0, 0, 2})
-	out = pgwire.Append(out, pgwire.Sync)
-	out = pgwire.Append(out, pgwire.Terminate)
-	if _, err := c.Write(out); err != nil {
-		return nil, err
-	}
-	rows := 0
-	var refused error
-	for {
-		typ, body, err := c.In.Next()
-		if err != nil {
-			return nil, err
-		}
-		switch typ {
-		case pgwire.DataRow:
-			rows++
-			if row, err = columns(body); err != nil {
-				return nil, err
-			}
-		case pgwire.ErrorResponse:
-			refused = fmt.Errorf("auth_query: %s (%s)", pgwire.Field(body, 'M'), pgwire.Field(body, 'C'))
-		case pgwire.ReadyForQuery:
-			if rows > 1 {
-				return nil, errors.New("auth_query returned more than one row")
-			}
-			return row, refused
-		}
-	}
-}
-
-func columns(body []byte) (row []string, err error) {
-	malformed := errors.New("malformed DataRow")
-	if len(body) < 2 {
-		return nil, malformed
-	}
-	n := int(binary.BigEndian.Uint16(body))
-	body = body[2:]
-	for range n {
-		if len(body) < 4 {
-			return nil, malformed
-		}
-		size := int32(binary.BigEndian.Uint32(body))
-		body = body[4:]
-		if size < 0 {
-			row = append(row, "")
-			continue
-		}
-		if int(size) > len(body) {
-			return nil, malformed
-		}
-		row = append(row, string(body[:size]))
-		body = body[size:]
-	}
-	return row, nil
-}
-
-// ReadList reads a file of users: on each line a name and a secret, both in double
-// quotes, as PgBouncer's auth_file has them. A quote inside is doubled; a line that
-// begins with ; or # says nothing.
-func ReadList(path string) (map[string]string, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	return parseList(string(text))
-}
-
-func parseList(text string) (map[string]string, error) {
-	users := map[string]string{}
-	for i, line := range strings.Split(text, "\n") {
-		line = strings.TrimSpace(line)
-		if line == "" || line[0] == ';' || line[0] == '#' {
-			continue
-		}
-		name, rest, ok1 := unquote(line)
-		secret, _, ok2 := unquote(strings.TrimLeft(rest, " \t"))
-		if !ok1 || !ok2 || name == "" || secret == "" {
-			return nil, fmt.Errorf(`line %d is not "user" "secret"`, i+1)
-		}
-		users[name] = secret
-	}
-	return users, nil
-}
-
-func unquote(s string) (value, rest string, ok bool) {
-	if !strings.HasPrefix(s, `"`) {
-		return "", "", false
-	}
-	var b strings.Builder
-	for i := 1; i < len(s); i++ {
-		if s[i] != '"' {
-			b.WriteByte(s[i])
-			continue
-		}
-		if i+1 < len(s) && s[i+1] == '"' {
-			b.WriteByte('"')
-			i++
-			continue
-		}
-		return b.String(), s[i+1:], true
-	}
-	return "", "", false
 }

@@ -30,7 +30,7 @@ var methods = []string{Trust, Reject, Password, MD5, SCRAM, Cert}
 // A Rule says how the clients that it fits have to prove who they are.
 type Rule struct {
 	Database string `yaml:"database" doc:"The database that the rule is about, or all. As in pg_hba.conf: several with commas, and /x for a regular expression."`
-	User     string `yaml:"user" doc:"The user that the rule is about, or all. As in pg_hba.conf: several with commas, +x for the members of pooler.groups.x, and /x for a regular expression."`
+	User     string `yaml:"user" doc:"The user that the rule is about, or all. As in pg_hba.conf: several with commas, +x for the members of pooler.groups.x or, where there is none, of PostgreSQL's role x, and /x for a regular expression."`
 	From     string `yaml:"from" doc:"Where clients come from: all, local (this machine), an address or a network such as 10.0.0.0/8."`
 	TLS      string `yaml:"tls" doc:"Whether the rule is about encrypted connections: any, required or none."`
 	Method   string `yaml:"method" doc:"How they prove it: scram-sha-256 (also with channel binding), md5, password (in the clear: only with TLS or from this machine), cert (a client certificate whose common name is the user, unless map says otherwise), trust (not at all) or reject."`
@@ -109,7 +109,14 @@ type Visitor struct {
 func (v Visitor) Local() bool { return !v.Address.IsValid() || v.Address.Unmap().IsLoopback() }
 
 // Rules are a list of rules in the form in which they are obeyed. They are immutable.
-type Rules struct{ list []rule }
+type Rules struct {
+	list []rule
+	asks bool
+}
+
+// Asks reports whether there are rules for the members of PostgreSQL's roles, for which
+// Find needs to know those of the visitor.
+func (r *Rules) Asks() bool { return r.asks }
 
 type rule struct {
 	Rule
@@ -128,9 +135,11 @@ type pattern struct {
 	text  string
 	regex *regexp.Regexp  // in the text's place
 	group map[string]bool // in the text's place
+	role  string          // of PostgreSQL, in the text's place
 }
 
-// Compile prepares rules that are valid. groups are users by the name of their group.
+// Compile prepares rules that are valid. groups are users by the name of their group;
+// those that are not there are PostgreSQL's roles.
 func Compile(rules []Rule, groups map[string][]string) (*Rules, error) {
 	compiled := &Rules{}
 	for _, r := range rules {
@@ -149,6 +158,7 @@ func Compile(rules []Rule, groups map[string][]string) (*Rules, error) {
 		if err := errors.Join(err1, err2, err3); err != nil {
 			return nil, err
 		}
+		compiled.asks = compiled.asks || slices.ContainsFunc(one.users, func(p pattern) bool { return p.role != "" })
 		compiled.list = append(compiled.list, one)
 	}
 	return compiled, nil
@@ -170,8 +180,12 @@ func patterns(text string, groups map[string][]string) (all []pattern, err error
 		text = strings.TrimSpace(text)
 		if group, ok := strings.CutPrefix(p.text, "+"); ok {
 			p.group = map[string]bool{}
-			for _, member := range groups[group] {
+			members, known := groups[group]
+			for _, member := range members {
 				p.group[member] = true
+			}
+			if !known {
+				p.role = group
 			}
 		}
 		all = append(all, p)
@@ -189,28 +203,39 @@ func (p *pattern) fits(name string) bool {
 	return p.text == "all" || p.text == name
 }
 
-// Find returns the first rule that fits; ok is false if none does.
-func (r *Rules) Find(v Visitor) (found Found, ok bool) {
+// Find returns the first rule that fits; ok is false if none does. roles returns those of
+// PostgreSQL that the user is or is a member of; it is called if that matters.
+func (r *Rules) Find(v Visitor, roles func() map[string]bool) (found Found, ok bool) {
 	for i := range r.list {
-		if r.list[i].fits(v) {
+		if r.list[i].fits(v, roles) {
 			return Found{r.list[i].Method, &r.list[i]}, true
 		}
 	}
 	return found, false
 }
 
-func (r *rule) fits(v Visitor) bool {
+func (r *rule) fits(v Visitor, roles func() map[string]bool) bool {
 	listed := func(all []pattern, name string) bool {
 		return slices.ContainsFunc(all, func(p pattern) bool { return p.fits(name) })
 	}
 	switch {
-	case !listed(r.databases, v.Database), !listed(r.users, v.User):
+	case !listed(r.databases, v.Database), !r.admits(v):
 		return false
 	case r.TLS == "required" && !v.TLS, r.TLS == "none" && v.TLS:
 		return false
-	case r.From == "all":
+	case listed(r.users, v.User):
 		return true
-	case r.From == "local":
+	}
+	// Last, since it may have to be asked for.
+	return slices.ContainsFunc(r.users, func(p pattern) bool { return p.role != "" && roles()[p.role] })
+}
+
+// admits reports whether the rule is about where the visitor comes from.
+func (r *rule) admits(v Visitor) bool {
+	switch r.From {
+	case "all":
+		return true
+	case "local":
 		return v.Local()
 	}
 	return v.Address.IsValid() && r.network.Contains(v.Address.Unmap())

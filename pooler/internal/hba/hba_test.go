@@ -7,6 +7,42 @@ import (
 	"mainstay.dev/mainstay/internal/setting"
 )
 
+// none are the roles of somebody whom PostgreSQL does not know.
+func none() map[string]bool { return nil }
+
+func TestMembersOfRolesAreAskedForWhereItMatters(t *testing.T) {
+	rules := compile(t, []Rule{
+		{"app", "root", "all", "any", Reject, nil},
+		{"app", "+admins", "all", "any", Cert, nil},
+		{"app", "+staff", "10.0.0.0/8", "any", SCRAM, nil},
+		{"app", "ann,+guests", "all", "any", MD5, nil},
+	})
+	if !rules.Asks() || compile(t, []Rule{{"all", "+admins", "all", "any", Trust, nil}}).Asks() {
+		t.Error("who needs to ask")
+	}
+	inside, outside := netip.MustParseAddr("10.1.1.1"), netip.MustParseAddr("192.168.1.1")
+	for _, c := range []struct {
+		v     Visitor
+		roles map[string]bool
+		want  string
+		asked int
+	}{
+		{Visitor{"root", "app", inside, false}, map[string]bool{"staff": true}, Reject, 0},
+		{Visitor{"bob", "app", inside, false}, map[string]bool{"staff": true}, Cert, 0}, // of the group in the file
+		{Visitor{"carl", "app", inside, false}, map[string]bool{"staff": true}, SCRAM, 1},
+		{Visitor{"carl", "app", outside, false}, map[string]bool{"staff": true}, "", 1}, // for the guests
+		{Visitor{"carl", "other", inside, false}, map[string]bool{"staff": true}, "", 0},
+		{Visitor{"dora", "app", outside, false}, map[string]bool{"guests": true, "dora": true}, MD5, 1},
+		{Visitor{"admins", "app", outside, false}, map[string]bool{"admins": true}, "", 1}, // a group in the file is none of PostgreSQL's
+	} {
+		asked := 0
+		got, _ := rules.Find(c.v, func() map[string]bool { asked++; return c.roles })
+		if got.Method != c.want || asked != c.asked {
+			t.Errorf("%+v: %q, want %q, asked %d times", c.v, got.Method, c.want, asked)
+		}
+	}
+}
+
 func TestTheFirstRuleThatFitsDecides(t *testing.T) {
 	rules := []Rule{
 		{"app", "root", "all", "any", Reject, nil},
@@ -23,7 +59,7 @@ func TestTheFirstRuleThatFitsDecides(t *testing.T) {
 		SCRAM:  {"ann", "x", at("::ffff:10.1.1.1"), true},
 		MD5:    {"old", "app", at("192.168.1.7"), false},
 	} {
-		if got, ok := compile(t, rules).Find(v); !ok || got.Method != want {
+		if got, ok := compile(t, rules).Find(v, none); !ok || got.Method != want {
 			t.Errorf("%+v: %q, want %q", v, got.Method, want)
 		}
 	}
@@ -31,11 +67,11 @@ func TestTheFirstRuleThatFitsDecides(t *testing.T) {
 		{"ann", "x", at("10.1.1.1"), false}, {"old", "app", at("192.168.1.7"), true}, {"old", "app", at("192.168.1.8"), false},
 		{"ann", "app", at("2001:db8::1"), true},
 	} {
-		if got, ok := compile(t, rules).Find(v); ok {
+		if got, ok := compile(t, rules).Find(v, none); ok {
 			t.Errorf("%+v: %q, and none should fit", v, got.Method)
 		}
 	}
-	if got, _ := compile(t, rules).Find(Visitor{User: "ann", Database: "app"}); got.Method != Trust { // a Unix socket
+	if got, _ := compile(t, rules).Find(Visitor{User: "ann", Database: "app"}, none); got.Method != Trust { // a Unix socket
 		t.Error(got)
 	}
 }
@@ -86,7 +122,7 @@ func TestListsGroupsAndExpressionsFitAsInPgHba(t *testing.T) {
 		{User: "ann", Database: "app"}: SCRAM, {User: "bob", Database: "postgres"}: SCRAM, {User: "ann", Database: "other"}: "", {User: "+admins", Database: "app"}: "",
 		{User: "svc_x", Database: "shop_12"}: MD5, {User: "carl", Database: "shop_1"}: MD5, {User: "a_svc_x", Database: "shop_1"}: "", {User: "svc_x", Database: "my_shop_1"}: "",
 	} {
-		if got, _ := compile(t, rules).Find(v); got.Method != want {
+		if got, _ := compile(t, rules).Find(v, none); got.Method != want {
 			t.Errorf("%+v: %q, want %q", v, got.Method, want)
 		}
 	}
@@ -103,7 +139,7 @@ func TestACertificateIsMappedToUsers(t *testing.T) {
 		{plain, "ann", "ann", true}, {plain, "ann", "bob", false}, {mapped, "ann", "ann", false}, {mapped, "boss", "anybody", true}, {mapped, "robot", "batch", true}, {mapped, "robot", "robot", false},
 		{mapped, "ann@example.com", "ann", true}, {mapped, "ann@example.com", "bob", false}, {mapped, "ann@example.com.evil", "ann", false}, {mapped, "ops-7", "admin", true}, {mapped, "@example.com", "", true},
 	} {
-		found, ok := c.rules.Find(Visitor{User: c.user, Database: "app", TLS: true})
+		found, ok := c.rules.Find(Visitor{User: c.user, Database: "app", TLS: true}, none)
 		if !ok || found.Names(c.cert, c.user) != c.want {
 			t.Errorf("%s as %s: %v", c.cert, c.user, !c.want)
 		}

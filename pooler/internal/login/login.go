@@ -43,31 +43,37 @@ func request(kind uint32, data ...[]byte) []byte {
 	return pgwire.Append(nil, pgwire.Authentication, append([][]byte{binary.BigEndian.AppendUint32(nil, kind)}, data...)...)
 }
 
-// Password asks for the password in the clear.
-func Password(ch Channel, user string, c *credential.Credential) (ok bool, err error) {
+// Password asks for the password in the clear. The keys of this and the others are what
+// a client that may log in has thereby revealed.
+func Password(ch Channel, user string, c *credential.Credential) (keys credential.Keys, ok bool, err error) {
 	body, err := ch.Ask(request(askPassword))
 	if err != nil {
-		return false, err
+		return keys, false, err
 	}
 	given, _, ok := pgwire.String(body)
-	return ok && c.CheckPassword(user, string(given)), nil
+	if !ok || !c.CheckPassword(user, string(given)) {
+		return keys, false, nil
+	}
+	return credential.Keys{Password: string(given)}, true, nil
 }
 
 // MD5 asks for the hash that PostgreSQL calls md5.
-func MD5(ch Channel, c *credential.Credential) (ok bool, err error) {
+func MD5(ch Channel, c *credential.Credential) (keys credential.Keys, ok bool, err error) {
 	var salt [4]byte
 	_, _ = rand.Read(salt[:]) // never fails
 	body, err := ch.Ask(request(askMD5, salt[:]))
 	if err != nil {
-		return false, err
+		return keys, false, err
 	}
 	answer, _, ok := pgwire.String(body)
-	return ok && c.CheckMD5(string(answer), salt), nil
+	if !ok || !c.CheckMD5(string(answer), salt) {
+		return keys, false, nil
+	}
+	return c.Hash(), true, nil
 }
 
 // SCRAM leads a SCRAM-SHA-256 login, or SCRAM-SHA-256-PLUS if the client chooses it
-// and binding, the connection's tls-server-end-point, is not nil. The keys are what
-// the client has thereby revealed.
+// and binding, the connection's tls-server-end-point, is not nil.
 func SCRAM(ch Channel, c *credential.Credential, binding []byte) (keys credential.Keys, ok bool, err error) {
 	offer := credential.Mechanism + "\x00\x00"
 	if binding != nil {

@@ -11,11 +11,17 @@
 // Only the pooler imports it. Where there is no epoll, nothing is adopted.
 package loop
 
-import "errors"
+import "net"
 
 // ErrWait means that a call would have to wait: the connection's task runs again when
-// it need not.
-var ErrWait = errors.New("would block")
+// it need not. To crypto/tls it is a passing error, after which it goes on.
+var ErrWait net.Error = wait{}
+
+type wait struct{}
+
+func (wait) Error() string   { return "would block" }
+func (wait) Timeout() bool   { return false }
+func (wait) Temporary() bool { return true }
 
 // batch is how many events a worker takes at once.
 const batch = 128

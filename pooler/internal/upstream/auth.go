@@ -78,6 +78,9 @@ func (a *authentication) answer(body []byte) error {
 		if len(data) != 4 {
 			return errors.New("malformed md5 authentication request")
 		}
+		if hash := a.t.keys.MD5; hash != "" {
+			return a.send([]byte(saltMD5(hash, data)), []byte{0})
+		}
 		if err := a.needPassword(); err != nil {
 			return err
 		}
@@ -92,8 +95,8 @@ func (a *authentication) answer(body []byte) error {
 
 // needPassword refuses methods that a client's keys are no good for.
 func (a *authentication) needPassword() error {
-	if a.t.keys.Client != nil {
-		return errors.New("only the SCRAM keys of the client's login are known, and the server asks for something else; use scram-sha-256 in pg_hba.conf")
+	if kind := a.t.keys.Kind(); kind != "" && a.t.keys.Password == "" {
+		return fmt.Errorf("only what the client's login by %[1]s revealed is known, and the server asks for something else; use %[1]s in pg_hba.conf, or let the client log in by password", kind)
 	}
 	return nil
 }
@@ -105,7 +108,12 @@ func (a *authentication) send(parts ...[]byte) error {
 
 func md5Answer(user, password string, salt []byte) string {
 	inner := md5.Sum([]byte(password + user))
-	outer := md5.Sum(append([]byte(hex.EncodeToString(inner[:])), salt...))
+	return saltMD5(hex.EncodeToString(inner[:]), salt)
+}
+
+// saltMD5 is md5Answer by what PostgreSQL keeps of the password.
+func saltMD5(hash string, salt []byte) string {
+	outer := md5.Sum(append([]byte(hash), salt...))
 	return "md5" + hex.EncodeToString(outer[:])
 }
 
@@ -139,6 +147,9 @@ func (a *authentication) beginSCRAM(offered []byte) error {
 	}
 	if a.t.keys.Client != nil {
 		return a.beginProof(binding)
+	}
+	if err := a.needPassword(); err != nil {
+		return err
 	}
 	// The user's name is in the startup packet; PostgreSQL ignores it here.
 	client, err := scram.SHA256.NewClient("", a.t.password, "")

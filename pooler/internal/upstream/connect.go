@@ -14,6 +14,7 @@ import (
 	"slices"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 )
 
@@ -246,6 +247,9 @@ func (t *Target) secure(ctx context.Context, raw net.Conn, h Host, encrypt encry
 }
 
 func (t *Target) handshake(ctx context.Context, raw net.Conn, h Host) (net.Conn, error) {
+	if sock, ok := raw.(*loop.Conn); ok {
+		raw = loop.NewCarrier(sock, sock, nil)
+	}
 	conn := tls.Client(raw, t.tlsConfig(h))
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("%w with %s: %w", errHandshake, h.Address, err)

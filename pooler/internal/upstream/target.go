@@ -6,7 +6,6 @@
 package upstream
 
 import (
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -82,7 +81,7 @@ func (t *Target) String() string {
 // revealed.
 func (t *Target) As(user string, keys credential.Keys) *Target {
 	c := *t
-	c.User, c.password, c.keys = user, "", keys
+	c.User, c.password, c.keys = user, keys.Password, keys
 	return &c
 }
 
@@ -109,7 +108,7 @@ func (t *Target) Only(settings ...string) *Target {
 }
 
 // Uses reports whether the target logs in with these keys.
-func (t *Target) Uses(keys credential.Keys) bool { return bytes.Equal(t.keys.Client, keys.Client) }
+func (t *Target) Uses(keys credential.Keys) bool { return t.keys.Equal(keys) }
 
 // foreign are parameters that ORMs and hosting platforms put in a URL for
 // themselves. They mean nothing to PostgreSQL, which would refuse them.

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// command is pgbench, pointed at a subject.
+func (b *bench) command(ctx context.Context, s *subject, user string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "pgbench", append(args, "-h", "127.0.0.1", "-p", strconv.Itoa(s.port), "-U", user, "bench")...)
+	ssl := s.ssl
+	if ssl == "" {
+		ssl = "disable"
+	}
+	cmd.Env = append(os.Environ(), "PGPASSWORD="+secret, "PGSSLMODE="+ssl)
+	cmd.Dir = b.dir
+	return cmd
+}
+
+func (b *bench) pgbench(ctx context.Context, s *subject, args ...string) (string, error) {
+	out, err := b.command(ctx, s, "bench", args...).CombinedOutput()
+	return string(out), err
+}
+
+var (
+	tps          = regexp.MustCompile(`tps = ([0-9.]+) \(without initial connection time\)`)
+	tpsC         = regexp.MustCompile(`tps = ([0-9.]+) \(including reconnection times\)`)
+	average      = regexp.MustCompile(`latency average = ([0-9.]+) ms`)
+	transactions = regexp.MustCompile(`number of transactions actually processed: ([0-9]+)`)
+)
+
+func number(re *regexp.Regexp, text string) float64 {
+	m := re.FindStringSubmatch(text)
+	if m == nil {
+		return 0
+	}
+	n, _ := strconv.ParseFloat(m[1], 64) // digits
+	return n
+}
+
+// spent is the CPU time of a process so far (proc(5), fields 14 and 15, in ticks of
+// 10 ms).
+func spent(pid int) time.Duration {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+2:]))
+	user, _ := strconv.Atoi(fields[11])
+	system, _ := strconv.Atoi(fields[12])
+	return time.Duration(user+system) * 10 * time.Millisecond
+}
+
+// resident is a process's memory in bytes.
+func resident(pid int) int {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		return 0
+	}
+	pages, _ := strconv.Atoi(strings.Fields(string(text))[1])
+	return pages * os.Getpagesize()
+}
+
+// A figure is the best of a cell's rounds.
+type figure struct{ tps, latency, micros float64 }
+
+// A cell is a run of pgbench, by its arguments.
+type cell struct {
+	name string
+	args []string
+}
+
+// mode is pgbench's own SELECT in one way of the protocol.
+func mode(protocol string, clients int) cell {
+	return cell{fmt.Sprintf("%s, %d clients", protocol, clients), []string{"-S", "-M", protocol, "-c", strconv.Itoa(clients), "-j", "2"}}
+}
+
+// carries reports whether the subject can run the cell.
+func (s *subject) carries(c cell) bool { return !s.old || !slices.Contains(c.args, "prepared") }
+
+func (b *bench) measure(ctx context.Context, s *subject, c cell) (f figure, err error) {
+	before := spent(s.pid)
+	out, err := b.pgbench(ctx, s, append([]string{"-n", "-T", strconv.Itoa(b.seconds)}, c.args...)...)
+	if err != nil {
+		return f, fmt.Errorf("pgbench through %s: %w\n%s", s.name, err, out)
+	}
+	f.tps, f.latency = max(number(tps, out), number(tpsC, out)), number(average, out)
+	if n := number(transactions, out); n > 0 && s.pid != 0 {
+		f.micros = float64((spent(s.pid) - before).Microseconds()) / n
+	}
+	return f, nil
+}
+
+// rows measures each cell for all subjects in turns and prints the best, and the CPU as
+// a multiple of PgBouncer's.
+func (b *bench) rows(ctx context.Context, all []*subject, cells []cell) error {
+	fmt.Println("| | | tps | average ms | pooler µs/txn | ratio |\n|---|---|---|---|---|---|")
+	for _, c := range cells {
+		best := make([]figure, len(all))
+		for range b.rounds {
+			for i, s := range all {
+				if !s.carries(c) {
+					continue
+				}
+				f, err := b.measure(ctx, s, c)
+				if err != nil {
+					return err
+				}
+				if best[i].tps == 0 || f.micros > 0 && f.micros < best[i].micros {
+					best[i].micros = f.micros
+				}
+				if f.tps > best[i].tps {
+					best[i].tps, best[i].latency = f.tps, f.latency
+				}
+			}
+		}
+		peer := 0.0
+		for i, s := range all {
+			if s.name == "PgBouncer" {
+				peer = best[i].micros
+			}
+		}
+		for i, s := range all {
+			fmt.Printf("| %s | %s | %.0f | %.2f | %.1f | %s |\n", c.name, s.name, best[i].tps, best[i].latency, best[i].micros, ratio(best[i].micros, peer))
+		}
+	}
+	fmt.Println()
+	return nil
+}
+
+// ratio is a multiple of the peer's figure, if both are known.
+func ratio(own, peer float64) string {
+	if own == 0 || peer == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.2f", own/peer)
+}
+
+// percentile returns the value below which the part p (0 to 1) of the sorted values is.
+func percentile(sorted []time.Duration, p float64) time.Duration {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[min(int(p*float64(len(sorted))), len(sorted)-1)]
+}
+
+func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

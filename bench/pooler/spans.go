@@ -1,0 +1,88 @@
+package main
+
+import (
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"sync/atomic"
+
+	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+// traced is pgbench's own SELECT with the comment that an app with tracing adds: another
+// trace each time, sampled or not.
+const traced = `\set aid random(1, 100000 * :scale)
+\set trace random(1000000000000000, 9999999999999999)
+SELECT abalance FROM pgbench_accounts WHERE aid = :aid /*traceparent='00-4bf92f3577b34da6:trace-00f067aa0ba902b7-%s'*/;
+`
+
+// spans measures what it costs that every tenth query belongs to a sampled trace and
+// becomes a span at a collector. All subjects carry the same queries; one Mainstay
+// exports nothing.
+func (b *bench) spans(ctx context.Context) error {
+	var c collectorOfSpans
+	server := httptest.NewServer(&c)
+	defer server.Close()
+	silent, err := b.mainstay(service{auth: "trust"})
+	if err != nil {
+		return err
+	}
+	silent.name = "Mainstay, no spans"
+	all, end, err := b.both(service{auth: "trust", export: server.URL}, silent)
+	if err != nil {
+		silent.end()
+		return err
+	}
+	sampled, err1 := b.write("sampled.sql", fmt.Sprintf(traced, "01"))
+	plain, err2 := b.write("plain.sql", fmt.Sprintf(traced, "00"))
+	if err = errors.Join(err1, err2); err == nil {
+		err = b.rows(ctx, all, []cell{{
+			"simple, 50 clients, one in ten sampled",
+			[]string{"-f", sampled + "@1", "-f", plain + "@9", "-M", "simple", "-c", "50", "-j", "2", "-D", "scale=10"},
+		}})
+	}
+	end() // all that is left is exported
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d spans came to the collector.\n\n", c.spans.Load())
+	return nil
+}
+
+// A collectorOfSpans counts what is exported to it.
+type collectorOfSpans struct{ spans atomic.Int64 }
+
+func (c *collectorOfSpans) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	n, err := count(r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	c.spans.Add(n)
+}
+
+func count(r *http.Request) (n int64, err error) {
+	text, err := gzip.NewReader(r.Body)
+	if err != nil {
+		return 0, err
+	}
+	body, err := io.ReadAll(text)
+	if err != nil {
+		return 0, err
+	}
+	var request collector.ExportTraceServiceRequest
+	if err := proto.Unmarshal(body, &request); err != nil {
+		return 0, err
+	}
+	for _, resource := range request.ResourceSpans {
+		for _, scope := range resource.ScopeSpans {
+			n += int64(len(scope.Spans))
+		}
+	}
+	return n, nil
+}

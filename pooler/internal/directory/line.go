@@ -1,0 +1,188 @@
+package directory
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/upstream"
+)
+
+// Lines are connections on which questions are asked, and on which no client has any say:
+// one to each server is kept when it is not needed, for a while.
+type lines struct {
+	idle time.Duration // how long that is; 0: none is kept
+
+	mu     sync.Mutex
+	kept   map[string]*line // by server
+	closed bool
+}
+
+type line struct {
+	*upstream.Conn
+	timer *time.Timer // closes it
+}
+
+// session is what makes a question mean the same whoever asks, and whatever the server is
+// told by default.
+var session = []string{"search_path=pg_catalog", "datestyle=ISO", "timezone=UTC", "statement_timeout=5000", "application_name=mainstay auth_query"}
+
+// ask asks one question and returns the rows; null is "".
+func (l *lines) ask(ctx context.Context, dial upstream.Dial, at *upstream.Target, sql, parameter string) (rows [][]string, err error) {
+	server := at.String()
+	for {
+		c := l.take(server)
+		used := c != nil
+		if !used {
+			if c, err = at.Only(session...).Connect(ctx, dial); err != nil {
+				return nil, err
+			}
+		}
+		rows, err = exchange(ctx, c, sql, parameter)
+		if _, refused := errors.AsType[*refusal](err); err == nil || refused {
+			l.keep(server, c)
+			return rows, err
+		}
+		_ = c.Close() // what went wrong is known
+		if !used || ctx.Err() != nil {
+			return nil, err
+		} // it has died while nobody asked
+	}
+}
+
+// take returns the connection that is kept, nil if there is none.
+func (l *lines) take(server string) *upstream.Conn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := l.kept[server]
+	if k == nil {
+		return nil
+	}
+	k.timer.Stop()
+	delete(l.kept, server)
+	return k.Conn
+}
+
+// keep keeps the connection for the next question, if none is kept.
+func (l *lines) keep(server string, c *upstream.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || l.idle == 0 || l.kept[server] != nil || c.SetDeadline(time.Time{}) != nil {
+		hangUp(c)
+		return
+	}
+	if l.kept == nil {
+		l.kept = map[string]*line{}
+	}
+	k := &line{Conn: c}
+	k.timer = time.AfterFunc(l.idle, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.kept[server] == k {
+			delete(l.kept, server)
+			hangUp(c)
+		}
+	})
+	l.kept[server] = k
+}
+
+// close closes what is kept; forever: from now on nothing is.
+func (l *lines) close(forever bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = l.closed || forever
+	for _, k := range l.kept {
+		k.timer.Stop()
+		hangUp(k.Conn)
+	}
+	clear(l.kept)
+}
+
+// hangUp ends a connection politely. A goodbye fits every socket's buffer.
+func hangUp(c *upstream.Conn) {
+	_ = c.SetDeadline(time.Now().Add(time.Second))
+	_, _ = c.Write(pgwire.Append(nil, pgwire.Terminate))
+	_ = c.Close() // nothing is lost with it
+}
+
+// A refusal is PostgreSQL's error, after which the connection is as good as before.
+type refusal struct{ message string }
+
+func (r *refusal) Error() string { return r.message }
+
+// exchange asks a question and reads the answer to its end.
+func exchange(ctx context.Context, c *upstream.Conn, sql, parameter string) (rows [][]string, err error) {
+	if until, ok := ctx.Deadline(); ok {
+		if err := c.SetDeadline(until); err != nil {
+			return nil, err
+		}
+	}
+	nul := []byte{0}
+	bind := []byte{0, 0, 0, 0, 0, 1} // no names, formats all text, one parameter
+	bind = binary.BigEndian.AppendUint32(bind, uint32(len(parameter)))
+	bind = append(append(bind, parameter...), 0, 0)
+	out := pgwire.Append(nil, pgwire.Parse, nul, []byte(sql), nul, []byte{0, 0})
+	out = pgwire.Append(out, pgwire.Bind, bind)
+	out = pgwire.Append(out, pgwire.Execute, []byte{0, 0, 0, 0, 0})
+	out = pgwire.Append(out, pgwire.Sync)
+	if _, err := c.Write(out); err != nil {
+		return nil, err
+	}
+	var refused error
+	for {
+		typ, body, err := c.In.Next()
+		if err != nil {
+			return nil, err
+		}
+		switch typ {
+		case pgwire.DataRow:
+			row, err := columns(body)
+			if err != nil {
+				return nil, err
+			}
+			if rows = append(rows, row); len(rows) > maxRows {
+				return nil, fmt.Errorf("more than %d rows", maxRows)
+			}
+		case pgwire.ErrorResponse:
+			refused = &refusal{fmt.Sprintf("auth_query: %s (%s)", pgwire.Field(body, 'M'), pgwire.Field(body, 'C'))}
+		case pgwire.ReadyForQuery:
+			if len(body) != 1 || body[0] != pgwire.Idle {
+				return nil, errors.New("auth_query has left a transaction open")
+			}
+			return rows, refused
+		}
+	}
+}
+
+// maxRows bounds an answer: the roles of one user.
+const maxRows = 10_000
+
+func columns(body []byte) (row []string, err error) {
+	malformed := errors.New("malformed DataRow")
+	if len(body) < 2 {
+		return nil, malformed
+	}
+	n := int(binary.BigEndian.Uint16(body))
+	body = body[2:]
+	for range n {
+		if len(body) < 4 {
+			return nil, malformed
+		}
+		size := int32(binary.BigEndian.Uint32(body))
+		body = body[4:]
+		if size < 0 {
+			row = append(row, "")
+			continue
+		}
+		if int(size) > len(body) {
+			return nil, malformed
+		}
+		row = append(row, string(body[:size]))
+		body = body[size:]
+	}
+	return row, nil
+}
