@@ -196,10 +196,14 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 	case pgwire.CloseComplete:
 		return s.acknowledge(owesClose, owesOurClose)
 	case pgwire.CommandComplete:
+		s.debts.answered++
 		s.completed(body)
 		return !s.holdBack(body), false, nil
 	case pgwire.EmptyQuery:
+		s.debts.answered++
 		s.exchange.DB.Queries++
+	case pgwire.BindComplete, pgwire.RowDescription, pgwire.NoData, pgwire.PortalSuspended:
+		s.debts.answered++
 	case pgwire.ErrorResponse:
 		if s.mayRepeat(body) {
 			return false, false, errRepeat
@@ -209,7 +213,7 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 		}
 		s.explain()
 	case pgwire.ParameterStatus:
-		s.hear(body)
+		return s.hear(body), false, nil
 	case pgwire.NoticeResponse:
 		return !s.signal(body), false, nil
 	case pgwire.Notification:
@@ -239,6 +243,7 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.debts.answered++
 	d, ok := s.debts.pop()
 	for ok && (d.kind == owesDrop || d.kind == owesDropAll || d.kind == owesCopy) { // not carried out, since a portal had none
 		d, ok = s.debts.pop()
@@ -379,6 +384,7 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	s.mu.Lock()
 	b := s.backend
 	s.forgive()
+	s.debts.answered, s.debts.uncounted = 0, false
 	switch d, ok := s.debts.pop(); {
 	case !ok:
 		s.mu.Unlock()

@@ -463,6 +463,7 @@ func (s *session) takeBack() error {
 	for !s.debts.none() {
 		s.debts.pop()
 	}
+	s.debts.asked, s.debts.answered, s.debts.uncounted = 0, 0, false
 	first, _ := s.cycles.pop()
 	s.next, s.withheld = cycle{}, false
 	b, a := s.backend, s.attempt

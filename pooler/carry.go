@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"encoding/binary"
 	"fmt"
 	"strings"
 
@@ -329,6 +330,47 @@ func (s *session) keepSequences(b *backend) {
 	}
 	b.left &= scan.Lasting
 }
+
+// aborted reports whether the message that is being sent meets a transaction that is
+// aborted: PostgreSQL refuses everything there but what ends it.
+func (s *session) aborted() bool {
+	return s.backend.status == pgwire.InFailed && s.cycles.len() == 0 && !s.next.ends
+}
+
+// unsettling are effects in an open transaction behind which a text that PostgreSQL has taken
+// once may mean something else, or nothing.
+const unsettling = scan.Setting | scan.AnyChange | scan.Back | scan.Discards | scan.Nameless | scan.Unseen | scan.Local | scan.Catalog | scan.Temporary
+
+// doubtful reports whether PostgreSQL might now refuse a statement that the server knows, were
+// it prepared again.
+func (s *session) doubtful() bool {
+	b := s.backend
+	return b.status == pgwire.InFailed || s.cycles.len() > 0 || b.left&unsettling != 0
+}
+
+// standIn makes an empty statement with as many parameters as the one with this body, which
+// cannot be prepared in an aborted transaction: using it is refused for the same reason.
+func (s *session) standIn(body []byte) string {
+	const name = namePrefix + "_stand_in"
+	b := s.backend
+	text, types, _ := pgwire.String(body)
+	n := scan.Parameters(text, b.backslash())
+	if len(types) >= 2 {
+		n = max(n, int(binary.BigEndian.Uint16(types)))
+	}
+	empty := binary.BigEndian.AppendUint16([]byte{0}, uint16(n))
+	for range n {
+		empty = binary.BigEndian.AppendUint32(empty, textType)
+	}
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
+	s.owe(debt{kind: owesOurClose})
+	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, empty)
+	s.owe(debt{kind: owesOurParse})
+	return name
+}
+
+// textType is the oid of PostgreSQL's type text.
+const textType = 25
 
 // run prepares for a statement that another executes in SQL; st may be nil.
 func (s *session) run(st *statement) {

@@ -447,6 +447,7 @@ func (s *session) spare() {
 	}
 	s.errand = nil
 	e.exchange.Err, e.failure, e.refused, e.next = nil, nil, nil, cycle{}
+	e.debts.asked, e.debts.answered = 0, 0
 	e.lastTurn, e.lastMoved, e.quietTurn = 0, 0, 0
 	e.lastMove, e.quietSince, e.overdueSince = time.Time{}, time.Time{}, time.Time{}
 	e.overdue.Store(nil)

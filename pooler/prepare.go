@@ -162,11 +162,11 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 		return 0, protocolError("invalid Parse message")
 	}
 	if len(name) == 0 {
-		u := &s.unnamed
+		u, was := &s.unnamed, s.replaces()
 		u.last++
 		var renamed []byte
 		if renamed, u.use = s.rename(text, whole); renamed != nil {
-			s.parseRenamed(renamed, s.head(n)[len(text)+2:])
+			s.parseRenamed(renamed, s.head(n)[len(text)+2:], was)
 			s.in.Skip(pgwire.HeaderSize + n)
 			return 0, nil
 		}
@@ -180,7 +180,7 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 		}
 		s.ownSequences(u.left)
 		b.unnamed = ticket{s.id, u.version}
-		s.owe(debt{kind: owesParse, unnamed: true})
+		s.owe(debt{kind: owesParse, unnamed: true, was: was})
 		b.out = pgwire.AppendHeader(b.out, pgwire.Parse, n)
 		s.in.Skip(pgwire.HeaderSize)
 		return n, nil
@@ -223,9 +223,14 @@ func (s *session) parseNamed(name string, body []byte) error {
 	s.ownSequences(st.left)
 	d := debt{kind: owesParse, statement: st, name: name}
 	if _, known := b.prepared[st]; known {
-		// The client is owed a ParseComplete, in its place: an empty statement gets one.
+		// The client is owed a ParseComplete, in its place: an empty statement gets one, and
+		// the same text gets it if PostgreSQL would still take that.
 		d.statement = nil
-		b.out = pgwire.Append(b.out, pgwire.Parse, nul, nul, nul, nul)
+		if s.doubtful() {
+			b.out = pgwire.Append(b.out, pgwire.Parse, nul, st.body)
+		} else {
+			b.out = pgwire.Append(b.out, pgwire.Parse, nul, nul, nul, nul)
+		}
 		b.unnamed = ticket{}
 	} else {
 		s.learn(st)
@@ -243,7 +248,7 @@ func (s *session) rewriteBind(n int) (int, error) {
 		return 0, protocolError("invalid Bind message: its names are missing or too long")
 	}
 	s.asks(s.leaves(name))
-	as := s.resolve(name)
+	as := s.resolve(name, pgwire.Bind)
 	b := s.backend
 	s.bind(portal, name)
 	if b.left&scan.AnyChange != 0 { // a value may be the name of a setting
@@ -277,9 +282,9 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 	as := ""
 	switch {
 	case typ == pgwire.Describe:
-		as = s.resolve(name)
+		as = s.resolve(name, pgwire.Describe)
 	case len(name) == 0:
-		s.owe(debt{kind: owesClose})
+		s.owe(debt{kind: owesClose, unnamed: true, was: s.replaces()})
 		b.unnamed, s.unnamed.version = ticket{}, 0
 	case s.preparedBySQL(string(name)):
 		as = string(name)
@@ -299,10 +304,10 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 
 // resolve returns the name that the server knows the client's statement by, after
 // making sure that it does. A name that means nothing becomes one that the server
-// will refuse.
-func (s *session) resolve(name []byte) string {
+// will refuse. typ is the message's.
+func (s *session) resolve(name []byte, typ byte) string {
 	if len(name) == 0 {
-		return s.resolveUnnamed()
+		return s.resolveUnnamed(typ)
 	}
 	st := s.names[string(name)]
 	if st == nil {
@@ -311,16 +316,21 @@ func (s *session) resolve(name []byte) string {
 		}
 		return string(name)
 	}
+	s.see(st, nil)
+	if _, known := s.backend.prepared[st]; !known && typ == pgwire.Bind && st.left&scan.Ends == 0 && s.aborted() {
+		return s.standIn(st.body)
+	}
 	s.run(st.runs)
 	s.run(st)
-	s.see(st, nil)
 	return st.name
 }
 
-func (s *session) resolveUnnamed() string {
+func (s *session) resolveUnnamed(typ byte) string {
 	b, u := s.backend, &s.unnamed
 	switch {
 	case u.version != 0 && b.unnamed == ticket{s.id, u.version}:
+	case u.version != 0 && u.kept && typ == pgwire.Bind && u.left&scan.Ends == 0 && s.aborted():
+		return s.standIn(u.body)
 	case u.version != 0 && u.kept:
 		b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.body)
 		b.unnamed = ticket{s.id, u.version}
@@ -338,6 +348,7 @@ func (s *session) recall(left scan.Effect, said *scan.Mentions) {
 	b := s.backend
 	b.left |= left
 	s.resets = s.resets || left&scan.Back != 0
+	s.next.ends = s.next.ends || left&scan.Ends != 0
 	for _, name := range said.Settings {
 		b.mentions.Add(name)
 	}
@@ -404,7 +415,7 @@ func (s *session) suspectRenamed(text []byte) scan.Effect {
 }
 
 // parseRenamed sends the unnamed statement, whose text was renamed.
-func (s *session) parseRenamed(text, types []byte) {
+func (s *session) parseRenamed(text, types []byte, was *replaced) {
 	b, u := s.backend, &s.unnamed
 	u.version, u.left, u.kept = u.last, s.suspectRenamed(text), true
 	u.said = scan.Mentions{}
@@ -413,7 +424,7 @@ func (s *session) parseRenamed(text, types []byte) {
 	}
 	u.body = append(append(append(u.body[:0], text...), 0), types...)
 	b.unnamed = ticket{s.id, u.version}
-	s.owe(debt{kind: owesParse})
+	s.owe(debt{kind: owesParse, unnamed: true, was: was})
 	b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.body)
 }
 

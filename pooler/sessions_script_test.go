@@ -56,7 +56,7 @@ func (a *author) step() (all step) {
 		var s step
 		switch a.IntN(12) {
 		case 0, 1, 2, 3, 4:
-			s = query(a.statement())
+			s = query(a.anything())
 		case 5:
 			s = query(a.several())
 		case 6:
@@ -155,12 +155,11 @@ func (a *author) pipeline() step {
 	return s
 }
 
-// resets are statements that go back to what the client chose at login. Known: within
-// the same transaction they go back to the server's own defaults, and the client's come
-// at its end.
+// resets are statements that go back to what the client chose at login. Known: to what follows
+// in the same message, or in the same cycle, they go back to the server's own defaults.
 var resets = regexp.MustCompile(`default|discard all|reset|zone local`)
 
-// statement writes one statement.
+// statement writes one statement among others of its message or cycle.
 func (a *author) statement() string {
 	for {
 		if sql := a.anything(); !a.chose || !resets.MatchString(sql) {

@@ -29,6 +29,7 @@ const (
 	Catalog                       // may have changed what functions and triggers there are, or how they are: see [Hints]
 	Advances                      // may be given a sequence's next value: INSERT, COPY, nextval…
 	Begins                        // BEGIN, START TRANSACTION
+	Local                         // changes a setting until the transaction's end
 )
 
 // Lasting are the effects that outlive a transaction.
@@ -268,20 +269,27 @@ func (w *walk) set() Effect {
 	l := w.lexer
 	t := l.next()
 	switch {
-	case l.is(t, "local"), l.is(t, "constraints"), l.is(t, "transaction"):
+	case l.is(t, "constraints"), l.is(t, "transaction"):
 		return 0
+	case l.is(t, "local"):
+		return Local | l.toDefault(t)
 	case l.is(t, "seed"):
 		return Seeds
 	}
-	// SET name { = | TO } DEFAULT, SET TIME ZONE LOCAL
+	return Setting | l.toDefault(t)
+}
+
+// toDefault says whether a SET, of which t is a word behind the first, leads back: SET name
+// { = | TO } DEFAULT, SET TIME ZONE LOCAL.
+func (l lexer) toDefault(t token) Effect {
 	last := t
 	for t = l.next(); t.kind != end && !l.isMark(t, ';'); t = l.next() {
 		last = t
 	}
 	if l.is(last, "default") || l.is(last, "local") {
-		return Setting | Back
+		return Back
 	}
-	return Setting
+	return 0
 }
 
 // setConfig says what set_config(name, value, is_local) does; the word itself has
@@ -328,7 +336,7 @@ func (w *walk) scope(l lexer, name token) Effect {
 	value, closing := l.next(), l.next()
 	switch {
 	case l.isMark(closing, ')') && (l.is(value, "true") || value.kind == text && string(l.sql[value.from:value.to]) == "t"):
-		return 0
+		return Local
 	case name.kind == text:
 		return Setting
 	case name.kind == param:

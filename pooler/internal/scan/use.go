@@ -1,6 +1,9 @@
 package scan
 
-import "bytes"
+import (
+	"bytes"
+	"strconv"
+)
 
 // A Use is how a text uses a prepared statement by its name.
 type Use struct {
@@ -108,4 +111,18 @@ func PreparedBy(sql []byte) (name string, ok bool) {
 		return "", false
 	}
 	return name, l.last(false)
+}
+
+// Parameters is the highest number of a parameter in a text, as of $2, up to PostgreSQL's
+// limit of 65535.
+func Parameters(sql []byte, backslash bool) (highest int) {
+	l := lexer{sql: sql, backslash: backslash}
+	for t := l.next(); t.kind != end; t = l.next() {
+		if t.kind == param {
+			if n, err := strconv.ParseUint(string(sql[t.from+1:t.to]), 10, 16); err == nil {
+				highest = max(highest, int(n))
+			}
+		}
+	}
+	return highest
 }
