@@ -44,6 +44,7 @@ type backend struct {
 	left     scan.Effect   // what the client may have left there since it was looked at
 	pins     scan.Effect   // what the client is known to have there
 	mentions scan.Mentions // names that the client's statements gave
+	stuck    []string      // names of what SQL prepared, and only this server has
 	heard    []byte        // notifications of this lease, in transaction mode
 	tuned    bool          // listens to what its client does
 
@@ -307,7 +308,7 @@ func (s *backend) clean() error {
 
 // forgive forgets what may have been left: it is not there, or it has been wiped.
 func (s *backend) forgive() {
-	s.left, s.pins, s.heard, s.tuned = 0, 0, nil, false
+	s.left, s.pins, s.heard, s.tuned, s.stuck = 0, 0, nil, false, nil
 	s.mentions.Settings = s.mentions.Settings[:0]
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -360,11 +361,14 @@ func (s *session) settle(b *backend) (free bool, err error) {
 	return true, nil
 }
 
+// lookLimit bounds how long that may take: mostly it is less than a millisecond.
+const lookLimit = 30 * time.Second
+
 // look asks the server what the client has left there.
 func (s *session) look(b *backend) (err error) {
 	q := audit.Question{Effects: b.left, Names: b.mentions.Settings, Known: b.settings}
 	var found audit.Findings
-	if err := b.exec(q.SQL(), found.Row); err != nil {
+	if err := b.execWithin(lookLimit, q.SQL(), found.Row); err != nil {
 		return s.unread(err)
 	}
 	if b.status != pgwire.Idle {
@@ -376,6 +380,9 @@ func (s *session) look(b *backend) (err error) {
 	if named := b.pool.settings.Intern(found.Statements(&q, b.named)); named != b.named {
 		b.named, s.prepares = named, named
 		s.executes = effectsOf(named)
+	}
+	if q.Asked()&scan.Prepares != 0 {
+		b.stuck = found.Stuck
 	}
 	if found.Pins&scan.Prepares != 0 {
 		s.executes = scan.Unseen
@@ -407,7 +414,7 @@ func (s *session) bind(portal, name []byte) {
 		}
 	}
 	if u.drops != "" {
-		s.offerDecoy(u.drops)
+		s.offerDecoy(decoy, u.drops)
 	}
 	switch {
 	case u.drops != "" || u.all:

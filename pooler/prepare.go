@@ -133,8 +133,7 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 			return s.rewriteNamed(typ, n)
 		case pgwire.Query:
 			b.unnamed, s.unnamed.version = ticket{}, 0 // PostgreSQL drops it
-			if renamed, u := s.rename(text, whole); renamed != nil {
-				s.queryRenamed(renamed, u)
+			if whole && len(s.names) > 0 && s.queryRenamed(text) {
 				s.in.Skip(pgwire.HeaderSize + n)
 				return 0, nil
 			}
@@ -380,40 +379,6 @@ func (s *session) rename(text []byte, whole bool) (renamed []byte, _ use) {
 	return slices.Concat(text[:found.From], []byte(as), text[found.To:]), u
 }
 
-// queryRenamed sends a simple query whose text was renamed.
-func (s *session) queryRenamed(text []byte, u use) {
-	b := s.backend
-	e := s.suspectRenamed(text)
-	if u.runs != nil {
-		e |= u.runs.left
-	}
-	s.asks(e)
-	switch _, known := b.prepared[u.runs]; {
-	case u.runs == nil:
-		s.offerDecoy(u.drops)
-		s.owe(debt{kind: owesDrop, name: u.drops})
-	case known || s.debts.len() == b.replays && b.status != pgwire.InFailed:
-		// A Parse that fails makes the server skip everything up to a Sync.
-		s.run(u.runs)
-		if !known {
-			b.out = pgwire.Append(b.out, pgwire.Sync)
-			s.owe(debt{kind: owesOurSync})
-		}
-	}
-	b.out = pgwire.AppendQuery(b.out, string(text))
-}
-
-// suspectRenamed notes what a renamed statement may leave behind: what it names is
-// nothing that stays.
-func (s *session) suspectRenamed(text []byte) scan.Effect {
-	b := s.backend
-	const names = scan.Prepares | scan.Executes
-	before := b.left & names
-	e := s.suspect(text, true) &^ names
-	b.left = b.left&^names | before
-	return e
-}
-
 // parseRenamed sends the unnamed statement, whose text was renamed.
 func (s *session) parseRenamed(text, types []byte, was *replaced) {
 	b, u := s.backend, &s.unnamed
@@ -426,18 +391,6 @@ func (s *session) parseRenamed(text, types []byte, was *replaced) {
 	b.unnamed = ticket{s.id, u.version}
 	s.owe(debt{kind: owesParse, unnamed: true, was: was})
 	b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.body)
-}
-
-// offerDecoy makes a statement that the client's DEALLOCATE of this name can drop, if
-// there is such a name.
-func (s *session) offerDecoy(name string) {
-	b := s.backend
-	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(decoy), nul)
-	s.owe(debt{kind: owesOurClose})
-	if s.names[name] != nil {
-		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(decoy), nul, nul, nul, nul)
-		s.owe(debt{kind: owesOurParse})
-	}
 }
 
 // ensure makes sure that the server knows a statement, or will by the time it gets

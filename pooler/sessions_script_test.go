@@ -56,7 +56,7 @@ func (a *author) step() (all step) {
 		var s step
 		switch a.IntN(12) {
 		case 0, 1, 2, 3, 4:
-			s = query(a.anything())
+			s = query(a.alone())
 		case 5:
 			s = query(a.several())
 		case 6:
@@ -78,8 +78,24 @@ func (a *author) several() string {
 	list := make([]string, 2+a.IntN(3))
 	for i := range list {
 		list[i] = a.statement()
+		if a.IntN(8) == 0 {
+			list[i] = a.named()
+		}
 	}
 	return strings.Join(list, "; ")
+}
+
+// alone is a statement that is a simple query.
+func (a *author) alone() string {
+	if a.IntN(16) == 0 {
+		return a.named()
+	}
+	return a.anything()
+}
+
+// named uses in SQL what the protocol prepares.
+func (a *author) named() string {
+	return a.one("execute p0", "execute p1 ('1')", "deallocate p0", "deallocate prepare p2", "prepare p1 as select 'by SQL'", "explain (costs off) execute p2")
 }
 
 // copy is a COPY that may fail, whose data is sent at once.

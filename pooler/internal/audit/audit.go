@@ -106,6 +106,7 @@ func (q *Question) SQL() string {
 type Findings struct {
 	Pins     scan.Effect
 	Channels []string // to which the server listens
+	Stuck    []string // names of statements that SQL's PREPARE made, and that cannot be carried
 
 	all   []pgwire.Param // every setting of the session
 	named []pgwire.Param // those that were asked for by name, and exist
@@ -138,6 +139,7 @@ func (f *Findings) Row(body []byte) error {
 	case 'p':
 		if named, ok := scan.PreparedBy(columns[2]); !ok || named != name || len(f.statements) >= maxStatements {
 			f.Pins |= scan.Prepares
+			f.Stuck = append(f.Stuck, name)
 			break
 		}
 		f.statements = append(f.statements, pgwire.Param{Name: name, Value: value})

@@ -5,20 +5,50 @@ import (
 	"strconv"
 )
 
-// A Use is how a text uses a prepared statement by its name.
+// A Use is how a statement uses a prepared statement by its name.
 type Use struct {
 	Name     string
 	From, To int  // of the name in the text, with its quotes
-	Drops    bool // DEALLOCATE; otherwise it is an EXECUTE, or one that is explained or fills a table
+	Drops    bool // DEALLOCATE
+	Makes    bool // PREPARE; otherwise it is an EXECUTE, or one that is explained or fills a table
 }
 
 // UseOf finds the name in a text that is a single DEALLOCATE name or EXECUTE name. ok
 // is false for all others.
 func UseOf(sql []byte, backslash bool) (u Use, ok bool) {
 	l := lexer{sql: sql, backslash: backslash}
+	if u, ok = l.use(); !ok || u.Makes || u.Name == "" {
+		return Use{}, false
+	}
+	return u, l.last(u.Drops)
+}
+
+// Uses lists the uses of all statements of a text, in order. DEALLOCATE ALL has no name.
+func Uses(sql []byte, backslash bool) (list []Use) {
+	l := lexer{sql: sql, backslash: backslash}
+	for {
+		statement := l
+		if u, ok := statement.use(); ok {
+			list = append(list, u)
+		}
+		if bytes.IndexByte(sql[l.at:], ';') < 0 {
+			return list
+		}
+		for t := l.next(); !l.isMark(t, ';'); t = l.next() {
+			if t.kind == end {
+				return list
+			}
+		}
+	}
+}
+
+// use reads a statement up to the name that it uses.
+func (l *lexer) use() (u Use, ok bool) {
 	switch t := l.next(); {
 	case l.is(t, "deallocate"):
 		u.Drops = true
+	case l.is(t, "prepare"):
+		u.Makes = true
 	case l.is(t, "execute"):
 	case l.is(t, "explain"), l.is(t, "create"):
 		if !l.toExecute(l.is(t, "create")) {
@@ -29,12 +59,19 @@ func UseOf(sql []byte, backslash bool) (u Use, ok bool) {
 	}
 	t := l.next()
 	if u.Drops && l.is(t, "prepare") {
-		if after := l; after.next().kind != end { // it is no name
+		after := *l
+		if next := after.next(); next.kind != end && !after.isMark(next, ';') { // it is no name
 			t = l.next()
 		}
 	}
 	if u.Drops && l.is(t, "all") {
-		return u, false
+		return u, true
+	}
+	if u.Makes && l.is(t, "transaction") {
+		after := *l
+		if after.next().kind == text {
+			return u, false
+		}
 	}
 	u.From, u.To = t.from, t.to
 	if t.kind == quoted {
@@ -45,11 +82,8 @@ func UseOf(sql []byte, backslash bool) (u Use, ok bool) {
 	} else if t.kind != word {
 		return u, false
 	}
-	if !l.last(u.Drops) {
-		return u, false
-	}
 	u.Name, ok = l.value(t)
-	return u, ok
+	return u, ok && u.Name != ""
 }
 
 // DropsAll reports whether a text is a single DEALLOCATE ALL or DISCARD ALL.
