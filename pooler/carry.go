@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -406,6 +407,7 @@ func (s *session) queryRenamed(text []byte) bool {
 		}
 		if as != "" {
 			renamed = append(append(renamed, text[at:u.From]...), as...)
+			s.moves = append(s.moves, move{utf8.RuneCount(renamed) + 1, utf8.RuneCountInString(as) - utf8.RuneCount(text[u.From:u.To])})
 			at = u.To
 		}
 	}

@@ -406,6 +406,7 @@ type errand struct {
 	held    []byte          // a CommandComplete that has not been told to the client yet
 	synced  <-chan struct{} // closed when the hub has caught up; nil: not waited for
 	portals map[string]use  // those whose execution deallocates
+	moves   []move          // in the text of the simple query that was sent last
 	attempt attempt
 	asSent  []byte    // the cycle, as the client sent it to the event loops; reused
 	readAt  time.Time // when they read the answer last
@@ -453,5 +454,6 @@ func (s *session) spare() {
 	e.overdue.Store(nil)
 	e.attempt = attempt{}
 	clear(e.portals)
+	e.moves = nil
 	errands.Put(e)
 }

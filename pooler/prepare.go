@@ -205,6 +205,12 @@ func (s *session) parseNamed(name string, body []byte) error {
 		b.left |= scan.Prepares
 		return nil
 	}
+	if b.left&scan.Prepares != 0 { // the server finds out whether SQL has made one of this name
+		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, body)
+		s.owe(debt{kind: owesOurParse})
+		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
+		s.owe(debt{kind: owesOurClose})
+	}
 	if len(s.names) >= maxNames || s.nameBytes+len(body) > maxNameBytes {
 		return end(Unsupported, "too many prepared statements in one session", "close those that are not needed")
 	}
