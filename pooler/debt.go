@@ -280,7 +280,8 @@ func (s *session) hear(body []byte) (keep bool) {
 	b.note(body)
 	tells, keep := string(value), true
 	if s.resets {
-		if chosen, ok := s.chosen(string(name)); ok && chosen != tells {
+		usual, _ := b.atLogin.Get(string(name))
+		if chosen, ok := s.chosen(string(name)); ok && tells == usual && chosen != tells {
 			tells, keep = chosen, false
 		}
 	}

@@ -138,7 +138,7 @@ func (m *match) play(seed int) {
 		return
 	}
 	said := fmt.Sprintf("logs in with %q\n", params)
-	late := false
+	late, before := false, ""
 	for i, step := range a.script() {
 		said += fmt.Sprintf("%d. %s", i, step.story)
 		for _, p := range both {
@@ -146,7 +146,7 @@ func (m *match) play(seed int) {
 		}
 		pooled, direct := both[0].hear(step.ready), both[1].hear(step.ready)
 		if pooled != direct {
-			if kind := knownDifference(step, said, pooled, direct); kind != "" && (kind != toldLate || !late) {
+			if kind := knownDifference(step, said, before, pooled, direct); kind != "" && (kind != toldLate || !late) {
 				n, _ := m.cut.LoadOrStore(kind, new(atomic.Int64))
 				n.(*atomic.Int64).Add(1)
 				if late = kind == toldLate; late {
@@ -157,7 +157,7 @@ func (m *match) play(seed int) {
 			m.report(seed, said, pooled, direct)
 			return
 		}
-		late = false
+		late, before = false, direct
 	}
 	if a.IntN(3) > 0 {
 		for _, p := range both {
@@ -165,6 +165,8 @@ func (m *match) play(seed int) {
 		}
 	}
 }
+
+var executesBehind = regexp.MustCompile(`; (explain \(costs off\) )?execute p`)
 
 const toldLate = "told with the next query of a setting that was reset"
 
@@ -180,7 +182,10 @@ const toldLate = "told with the next query of a setting that was reset"
 //
 // And of a reported setting that was chosen at login, since then set to the server's own default,
 // and now reset, the client is told with its next query.
-func knownDifference(s step, said, pooled, direct string) string {
+//
+// Behind a ROLLBACK in the same text an EXECUTE of a statement that the server does not know is
+// refused (26000), since in front of that it could not be prepared.
+func knownDifference(s step, said, before, pooled, direct string) string {
 	lines := strings.Split(direct, "\n")
 	for i, line := range strings.Split(pooled, "\n") {
 		if i >= len(lines) {
@@ -192,6 +197,8 @@ func knownDifference(s step, said, pooled, direct string) string {
 		const failed = "error or notice ERROR "
 		parameters := strings.HasPrefix(lines[i], "t ")
 		switch {
+		case strings.HasPrefix(line, failed+"26000") && executesBehind.MatchString(s.story) && strings.Contains(before+pooled, "ready E"):
+			return "executed in a text that ends an aborted transaction"
 		case strings.HasPrefix(line, "TimeZone=") && strings.HasPrefix(lines[i], "TimeZone=") && resets.MatchString(s.story) && !strings.HasPrefix(said, "logs in with []"):
 			return toldLate
 		case strings.HasPrefix(line, failed+"25P02") && parameters && strings.Contains(s.story, "describe statement"):

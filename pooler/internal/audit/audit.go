@@ -257,7 +257,7 @@ func Wipe(left scan.Effect) string {
 
 // Wreck are effects that nothing undoes: such a connection is closed when its client
 // leaves it.
-const Wreck = scan.Loads | scan.Seeds | scan.Connects
+const Wreck = scan.Loads | scan.Seeds | scan.Connects | scan.Keeps
 
 // Sticky are pins that are known by the text alone.
 const Sticky = Wreck | scan.Nameless
@@ -270,7 +270,7 @@ var reasons = [...]struct {
 	{scan.Temporary, "temporary table"}, {scan.Locks, "advisory lock"}, {scan.Hold, "cursor with hold"},
 	{scan.Seeds, "random seed"}, {scan.Connects, "dblink connection"}, {scan.Loads, "loaded library"},
 	{scan.Nameless, "setting with a computed name"}, {scan.Prepares, "PREPARE"},
-	{scan.Sequence, "sequence value"},
+	{scan.Sequence, "sequence value"}, {scan.Keeps, "server memory"},
 }
 
 // Reasons names what keeps a connection with its client, for people.

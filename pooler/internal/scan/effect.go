@@ -30,10 +30,11 @@ const (
 	Advances                      // may be given a sequence's next value: INSERT, COPY, nextval…
 	Begins                        // BEGIN, START TRANSACTION
 	Local                         // changes a setting until the transaction's end
+	Keeps                         // keeps something in the server's memory that nothing shows: pg_backup_start, a library's own variables
 )
 
 // Lasting are the effects that outlive a transaction.
-const Lasting = Setting | AnyChange | Back | Temporary | Locks | Hold | Listens | Prepares | Seeds | Connects | Loads | Discards | Unseen | Nameless | Catalog
+const Lasting = Setting | AnyChange | Back | Temporary | Locks | Hold | Listens | Prepares | Seeds | Connects | Loads | Discards | Unseen | Nameless | Catalog | Keeps
 
 // Effects says what a text may do. backslash is whether plain strings know backslash
 // escapes.
@@ -164,6 +165,8 @@ func (w *walk) call(name []byte) Effect {
 	case "pg_advisory_lock", "pg_advisory_lock_shared", "pg_try_advisory_lock", "pg_try_advisory_lock_shared",
 		"pg_advisory_unlock", "pg_advisory_unlock_shared", "pg_advisory_unlock_all":
 		return Locks
+	case "pg_backup_start", "pg_start_backup", "pg_replication_origin_session_setup", "isn_weak", "hypopg_create_index", "hypopg_hide_index":
+		return Keeps
 	case "pg_terminate_backend":
 		return Terminates
 	case "pg_cancel_backend":
@@ -223,7 +226,11 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 	case "reset":
 		return wordReset, Setting | Back
 	case "discard":
-		return wordOther, Discards | Back
+		switch l := w.lexer; {
+		case l.is(l.next(), "all"):
+			return wordOther, Discards | Back
+		}
+		return wordOther, Temporary // PLANS and SEQUENCES leave nothing, and nothing out
 	case "do":
 		return wordDo, AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances
 	case "call":
