@@ -2,6 +2,7 @@ package scan
 
 import (
 	"bytes"
+	"slices"
 	"strconv"
 )
 
@@ -147,10 +148,19 @@ func PreparedBy(sql []byte) (name string, ok bool) {
 	return name, l.last(false)
 }
 
-// Parameters is the highest number of a parameter in a text, as of $2, up to PostgreSQL's
-// limit of 65535.
+// Parameters is the highest number of a parameter in a statement, as of $2, up to PostgreSQL's
+// limit of 65535. It is 0 for those that PostgreSQL does not look into before it carries them out.
 func Parameters(sql []byte, backslash bool) (highest int) {
 	l := lexer{sql: sql, backslash: backslash}
+	first := l
+	t := first.next()
+	for first.isMark(t, '(') {
+		t = first.next()
+	}
+	if !slices.ContainsFunc([]string{"select", "insert", "update", "delete", "merge", "with", "values", "table", "declare", "explain", "create", "call"},
+		func(keyword string) bool { return first.is(t, keyword) }) {
+		return 0
+	}
 	for t := l.next(); t.kind != end; t = l.next() {
 		if t.kind == param {
 			if n, err := strconv.ParseUint(string(sql[t.from+1:t.to]), 10, 16); err == nil {
