@@ -443,11 +443,11 @@ func (s *session) usesNames(n int) bool {
 // runAll prepares for what a simple query executes.
 func (s *session) runAll(list []*statement) {
 	b := s.backend
-	alone := s.debts.len() == b.replays && b.status != pgwire.InFailed
-	news := false
+	alone, news := s.debts.len() == b.replays, false
 	for _, st := range list {
 		_, known := b.prepared[st]
-		if !known && !alone {
+		known = known || st == occupied // which cannot fail
+		if !known && (!alone || b.status == pgwire.InFailed && st.left&scan.Ends == 0) {
 			continue // a Parse that fails makes the server skip everything up to a Sync
 		}
 		news = news || !known

@@ -17,7 +17,7 @@ type debt struct {
 	kind      debtKind
 	statement *statement // the one that a Parse creates, or a Close removes
 	name      string     // the client's, for that statement or the one it drops
-	unnamed   bool       // a Parse or Close of the unnamed statement
+	unnamed   bool       // a Parse or Close of the unnamed statement, ours included
 	was       *replaced  // what stood there before; nil: nothing, or this is its cycle's first message
 	taken     bool       // a Parse that the server has to refuse: the name is taken
 	before    *known     // what owesDropAll has made forgotten
@@ -219,6 +219,8 @@ func (s *session) undoUnnamed(d debt, later []debt) {
 	switch {
 	case slices.ContainsFunc(later, func(l debt) bool { return l.unnamed || l.kind == owesQuery }):
 		// What another cycle has made of it since counts.
+	case d.kind == owesOurParse: // the server has not got it
+		b.unnamed = ticket{}
 	case d.was != nil && s.debts.skips(d):
 		last := s.unnamed.last
 		s.unnamed, b.unnamed = d.was.unnamed, d.was.there

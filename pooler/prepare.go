@@ -339,7 +339,7 @@ func (s *session) resolveUnnamed(typ byte) string {
 	case u.version != 0 && u.kept:
 		b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.body)
 		b.unnamed = ticket{s.id, u.version}
-		s.owe(debt{kind: owesOurParse})
+		s.owe(debt{kind: owesOurParse, unnamed: true})
 	default:
 		return namePrefix // never somebody else's
 	}

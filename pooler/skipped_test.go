@@ -61,6 +61,13 @@ func TestWhatAnErrorSkipsHasNotReplacedTheUnnamedStatement(t *testing.T) {
 			}
 		}
 	}
+	c.send(parse("", "select 'old'") + endCycle)
+	c.expect("1Z")
+	disturb()
+	c.send(runs("c", "none") + runs("", "") + frame('H', "") + endCycle + runs("", "") + endCycle) // it is not given to the server at once
+	if c.expect("EZ2DCZ"); c.row != "old" {
+		t.Errorf("pipelined: got %s", c.row)
+	}
 	c.send(parse("", "select 'old'") + runs("", "") + parse("", "selec") + endCycle) // it fails itself
 	c.fails("refused", "12DC", "42601")
 	c.send(runs("", "") + endCycle)
