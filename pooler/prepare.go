@@ -291,7 +291,7 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 	case len(name) == 0:
 		s.owe(debt{kind: owesClose, unnamed: true, was: s.replaces()})
 		b.unnamed, s.unnamed.version = ticket{}, 0
-	case s.preparedBySQL(string(name)):
+	case s.names[string(name)] == nil && (s.preparedBySQL(string(name)) || b.left&scan.Prepares != 0) && !strings.HasPrefix(string(name), namePrefix):
 		as = string(name)
 		s.owe(debt{kind: owesClose})
 		b.left |= scan.Prepares
