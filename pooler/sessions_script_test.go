@@ -253,7 +253,7 @@ func (a *author) look() string {
 		"select current_user, session_user", "select current_schema(), current_schemas(false)::text", "select nullif(current_setting('my.word', true), ''), nullif(current_setting('my.other', true), '')", "select current_setting('role')",
 		"show transaction_isolation", "show transaction_read_only", "select '2026-02-03'::date", "select '\\x6162'::bytea, 0.1::float8 + 0.2::float8", `select 'a\\b'`,
 		fmt.Sprintf("select count(*), sum(n) from notes where session = %d", a.session), "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()",
-		"select name from pg_cursors where name in ('held', 'brief') order by name", "select name, statement from pg_prepared_statements where from_sql order by name", "select * from pg_listening_channels()",
+		"select name from pg_cursors where name in ('held', 'brief') order by name", "select name, parameter_types::text from pg_prepared_statements where from_sql order by name", "select * from pg_listening_channels()",
 		"select relname from pg_class where relnamespace = pg_my_temp_schema() and relkind in ('r', 'v', 'S') order by 1", "select pg_current_xact_id_if_assigned() is not null", "select current_setting('application_name')",
 		"select repeat('long', 5000)", "select generate_series(1, 300)", "show default_transaction_isolation", "show datestyle", "show standard_conforming_strings",
 		"select pg_sleep(0.001)")
