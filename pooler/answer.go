@@ -3,7 +3,9 @@ package pooler
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
+	"strconv"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -196,10 +198,14 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 	case pgwire.CloseComplete:
 		return s.acknowledge(owesClose, owesOurClose)
 	case pgwire.CommandComplete:
+		s.debts.answered++
 		s.completed(body)
 		return !s.holdBack(body), false, nil
 	case pgwire.EmptyQuery:
+		s.debts.answered++
 		s.exchange.DB.Queries++
+	case pgwire.BindComplete, pgwire.RowDescription, pgwire.NoData, pgwire.PortalSuspended:
+		s.debts.answered++
 	case pgwire.ErrorResponse:
 		if s.mayRepeat(body) {
 			return false, false, errRepeat
@@ -208,10 +214,11 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 			return false, false, nil
 		}
 		s.explain()
+		return !s.relocate(typ, body), false, nil
 	case pgwire.ParameterStatus:
-		s.hear(body)
+		return s.hear(body), false, nil
 	case pgwire.NoticeResponse:
-		return !s.signal(body), false, nil
+		return !s.signal(body) && !s.relocate(typ, body), false, nil
 	case pgwire.Notification:
 		if s.backend.pool.sessions() {
 			return true, false, nil
@@ -239,6 +246,7 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.debts.answered++
 	d, ok := s.debts.pop()
 	for ok && (d.kind == owesDrop || d.kind == owesDropAll || d.kind == owesCopy) { // not carried out, since a portal had none
 		d, ok = s.debts.pop()
@@ -347,6 +355,30 @@ func (s *session) failed(body []byte) (keep bool) {
 	return true
 }
 
+// A move is a place in a text, counted in characters from 1, from which on all is so many
+// further than in the client's text, by what the pooler has put in.
+type move struct{ from, by int }
+
+// relocate lets an error or notice point at the same place of the client's text. It reports
+// whether the client is told so instead of what the server says.
+func (s *session) relocate(typ byte, body []byte) bool {
+	s.mu.Lock() // the uplink may send the next
+	defer s.mu.Unlock()
+	at, err := strconv.Atoi(string(pgwire.Field(body, 'P')))
+	if len(s.moves) == 0 || err != nil || !bytes.HasSuffix(body, []byte{0, 0}) { // which may be cut short
+		return false
+	}
+	to := at
+	for _, m := range s.moves {
+		if at >= m.from {
+			to -= m.by
+		}
+	}
+	was, is := fmt.Sprintf("\x00P%d\x00", at), fmt.Sprintf("\x00P%d\x00", to)
+	s.held = pgwire.Append(s.held, typ, bytes.Replace(body, []byte(was), []byte(is), 1))
+	return true
+}
+
 // takesCopy notes that the server takes COPY data from now on, so that client and
 // server talk at the same time.
 func (s *session) takesCopy() {
@@ -379,6 +411,7 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	s.mu.Lock()
 	b := s.backend
 	s.forgive()
+	s.debts.answered, s.debts.uncounted = 0, false
 	switch d, ok := s.debts.pop(); {
 	case !ok:
 		s.mu.Unlock()
@@ -391,7 +424,7 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	for d, ok := s.debts.first(); ok && d.kind == owesCopy; d, ok = s.debts.first() {
 		s.debts.pop() // of a COPY that was refused
 	}
-	b.status, s.block, s.copying = status, status, false
+	b.status, s.block, s.copying, s.moves = status, status, false, nil
 	c, _ := s.cycles.pop()
 	done = s.settled()
 	s.withheld = done && (status == pgwire.Idle && (s.mustAttend() || s.synced != nil) || status != pgwire.Idle && b.pool.statementMode())

@@ -44,6 +44,7 @@ type backend struct {
 	left     scan.Effect   // what the client may have left there since it was looked at
 	pins     scan.Effect   // what the client is known to have there
 	mentions scan.Mentions // names that the client's statements gave
+	stuck    []string      // names of what SQL prepared, and only this server has
 	heard    []byte        // notifications of this lease, in transaction mode
 	tuned    bool          // listens to what its client does
 
@@ -319,7 +320,7 @@ func (s *backend) clean() error {
 
 // forgive forgets what may have been left: it is not there, or it has been wiped.
 func (s *backend) forgive() {
-	s.left, s.pins, s.heard, s.tuned = 0, 0, nil, false
+	s.left, s.pins, s.heard, s.tuned, s.stuck = 0, 0, nil, false, nil
 	s.mentions.Settings = s.mentions.Settings[:0]
 }
 
@@ -475,6 +476,7 @@ func (s *session) takeBack() error {
 	for !s.debts.none() {
 		s.debts.pop()
 	}
+	s.debts.asked, s.debts.answered, s.debts.uncounted = 0, 0, false
 	first, _ := s.cycles.pop()
 	s.next, s.withheld = cycle{}, false
 	b, a := s.backend, s.attempt

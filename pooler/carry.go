@@ -1,8 +1,11 @@
 package pooler
 
 import (
+	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -192,7 +195,7 @@ func effectsOf(named *state.Settings) (e scan.Effect) {
 // PREPARE: the server has it under the same name.
 func (s *session) preparedBySQL(name string) bool {
 	_, ok := s.prepares.Get(name)
-	return ok && s.names[name] == nil
+	return (ok || slices.Contains(s.backend.stuck, name)) && s.names[name] == nil
 }
 
 // replayEnds notes the end of a replay. After the last, the client hears what has
@@ -329,6 +332,155 @@ func (s *session) keepSequences(b *backend) {
 		s.mu.Unlock()
 	}
 	b.left &= scan.Lasting
+}
+
+// aborted reports whether the message that is being sent meets a transaction that is
+// aborted: PostgreSQL refuses everything there but what ends it.
+func (s *session) aborted() bool {
+	return s.backend.status == pgwire.InFailed && s.cycles.len() == 0 && !s.next.ends
+}
+
+// unsettling are effects in an open transaction behind which a text that PostgreSQL has taken
+// once may mean something else, or nothing.
+const unsettling = scan.Setting | scan.AnyChange | scan.Back | scan.Discards | scan.Nameless | scan.Unseen | scan.Local | scan.Catalog | scan.Temporary
+
+// doubtful reports whether PostgreSQL might now refuse a statement that the server knows, were
+// it prepared again.
+func (s *session) doubtful() bool {
+	b := s.backend
+	return b.status == pgwire.InFailed || s.cycles.len() > 0 || b.left&unsettling != 0
+}
+
+// standIn makes an empty statement with as many parameters as the one with this body, which
+// cannot be prepared in an aborted transaction: using it is refused for the same reason.
+func (s *session) standIn(body []byte) string {
+	const name = namePrefix + "_stand_in"
+	b := s.backend
+	text, types, _ := pgwire.String(body)
+	n := scan.Parameters(text, b.backslash())
+	if len(types) >= 2 {
+		n = max(n, int(binary.BigEndian.Uint16(types)))
+	}
+	empty := binary.BigEndian.AppendUint16([]byte{0}, uint16(n))
+	for range n {
+		empty = binary.BigEndian.AppendUint32(empty, textType)
+	}
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
+	s.owe(debt{kind: owesOurClose})
+	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, empty)
+	s.owe(debt{kind: owesOurParse})
+	return name
+}
+
+// textType is the oid of PostgreSQL's type text.
+const textType = 25
+
+// queryRenamed sends a simple query that uses, in SQL, what the client prepared through the
+// protocol, under the server's names. It reports whether this is one.
+func (s *session) queryRenamed(text []byte) bool {
+	b := s.backend
+	uses := scan.Uses(text, b.backslash())
+	if !slices.ContainsFunc(uses, func(u scan.Use) bool { return s.names[u.Name] != nil }) {
+		return false
+	}
+	var renamed []byte
+	var runs []*statement
+	var drops []string           // by each DEALLOCATE; "" is none of these
+	dropped := map[string]bool{} // from here on the name is SQL's alone
+	at := 0
+	for _, u := range uses {
+		st, as := s.names[u.Name], ""
+		if u.Drops && u.Name == "" {
+			break // ALL: all names are SQL's alone
+		}
+		known := st != nil && !dropped[u.Name]
+		switch {
+		case known && u.Drops:
+			as = decoy + strings.Repeat("_", len(drops))
+			drops = append(drops, u.Name)
+			dropped[u.Name] = true
+		case u.Drops:
+			drops = append(drops, "")
+		case known && u.Makes: // refused, by a name that is taken
+			runs, as = append(runs, occupied), occupied.name
+		case known:
+			runs, as = append(runs, st), st.name
+		}
+		if as != "" {
+			renamed = append(append(renamed, text[at:u.From]...), as...)
+			s.moves = append(s.moves, move{utf8.RuneCount(renamed) + 1, utf8.RuneCountInString(as) - utf8.RuneCount(text[u.From:u.To])})
+			at = u.To
+		}
+	}
+	var e scan.Effect
+	if _, single := scan.UseOf(text, b.backslash()); single {
+		e = s.suspectRenamed(text)
+	} else {
+		e = s.suspect(text, true)
+	}
+	for _, st := range runs {
+		e |= st.left
+	}
+	s.asks(e)
+	s.runAll(runs)
+	for i, name := range drops {
+		if name != "" {
+			s.offerDecoy(decoy+strings.Repeat("_", i), name)
+		}
+	}
+	for _, name := range drops {
+		s.owe(debt{kind: owesDrop, name: name})
+	}
+	b.out = pgwire.AppendQuery(b.out, string(renamed)+string(text[at:]))
+	return true
+}
+
+// usesNames reports whether the next message, a simple query, may use what the client prepared
+// through the protocol.
+func (s *session) usesNames(n int) bool {
+	return len(s.names) > 0 && len(scan.Uses(s.head(n), s.backend.backslash())) > 0
+}
+
+// runAll prepares for what a simple query executes.
+func (s *session) runAll(list []*statement) {
+	b := s.backend
+	alone, news := s.debts.len() == b.replays, false
+	for _, st := range list {
+		_, known := b.prepared[st]
+		known = known || st == occupied // which cannot fail
+		if !known && (!alone || b.status == pgwire.InFailed && st.left&scan.Ends == 0) {
+			continue // a Parse that fails makes the server skip everything up to a Sync
+		}
+		news = news || !known
+		s.run(st)
+	}
+	if news {
+		b.out = pgwire.Append(b.out, pgwire.Sync)
+		s.owe(debt{kind: owesOurSync})
+	}
+}
+
+// suspectRenamed notes what a renamed statement may leave behind: what it names is
+// nothing that stays.
+func (s *session) suspectRenamed(text []byte) scan.Effect {
+	b := s.backend
+	const names = scan.Prepares | scan.Executes
+	before := b.left & names
+	e := s.suspect(text, true) &^ names
+	b.left = b.left&^names | before
+	return e
+}
+
+// offerDecoy makes a statement that the client's DEALLOCATE of a name can drop as this, if
+// there is such a name.
+func (s *session) offerDecoy(as, name string) {
+	b := s.backend
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(as), nul)
+	s.owe(debt{kind: owesOurClose})
+	if s.names[name] != nil {
+		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(as), nul, nul, nul, nul)
+		s.owe(debt{kind: owesOurParse})
+	}
 }
 
 // run prepares for a statement that another executes in SQL; st may be nil.

@@ -158,3 +158,34 @@ func TestDeallocateAllAndDiscardAllForgetEveryName(t *testing.T) {
 		}
 	}
 }
+
+func TestATextOfSeveralStatementsUsesWhatTheProtocolPrepared(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	c, other := newFrontend(t, h), h.connect(t)
+	parse := func(name, sql string) string { return frame('P', name+"\x00"+sql+"\x00\x00\x00") + frame('S', "") }
+	query := func(sql string) string { return frame('Q', sql+"\x00") }
+	for _, knows := range []bool{true, false} {
+		c.send(query("deallocate all") + parse("p", "select 'p'") + parse("q", "select 'q'"))
+		c.expectFor("prepare", "CZ1Z1Z")
+		if !knows {
+			do(t, other, "discard all")
+		}
+		for _, step := range []struct{ sql, want, row string }{
+			{"select 1; execute p; execute q", "TDCTDCTDCZ", "q"},
+			{"begin; execute q; deallocate q; rollback; execute p", "CTDCCCTDCZ", "p"},
+			{"execute p; execute q", "TDCEZ", "p"}, // it is gone: that is no matter of transactions
+			{"deallocate p; prepare p as select 'new'; execute p", "CCTDCZ", "new"},
+			{"execute p; deallocate p; deallocate p", "TDCCEZ", "new"},
+			{"select 1; execute p", "TDCEZ", "1"},
+		} {
+			c.send(query(step.sql))
+			if c.expectFor(step.sql, step.want); c.row != step.row {
+				t.Errorf("%s: got %s", step.sql, c.row)
+			}
+		}
+		c.send(parse("p", "select 'again'") + query("prepare p as select 'other'") + query("execute p") + query("deallocate p"))
+		if c.expectFor("a name that is taken", "1ZEZTDCZCZ"); c.row != "again" {
+			t.Errorf("got %s", c.row)
+		}
+	}
+}

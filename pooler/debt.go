@@ -3,6 +3,8 @@ package pooler
 import (
 	"fmt"
 	"slices"
+	"strings"
+	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -15,9 +17,17 @@ type debt struct {
 	kind      debtKind
 	statement *statement // the one that a Parse creates, or a Close removes
 	name      string     // the client's, for that statement or the one it drops
-	unnamed   bool       // a Parse of the unnamed statement
+	unnamed   bool       // a Parse or Close of the unnamed statement, ours included
+	was       *replaced  // what stood there before; nil: nothing, or this is its cycle's first message
 	taken     bool       // a Parse that the server has to refuse: the name is taken
 	before    *known     // what owesDropAll has made forgotten
+	at        int32      // how many messages of its cycle are answered before this one
+}
+
+// replaced is an unnamed statement that another has replaced, unless the server skips that.
+type replaced struct {
+	unnamed
+	there ticket // what the server had
 }
 
 // known is what names stood for, and what the server knew.
@@ -47,7 +57,20 @@ const (
 func (k debtKind) ready() bool { return k >= owesSync }
 
 // debts are what the server owes, oldest first.
-type debts struct{ queue[debt] }
+//
+// Each message of a cycle, but for its last, has one answer that ends what the server says to
+// it. They are counted: so it is known which message an error is the answer to, and which
+// others it has made the server skip.
+type debts struct {
+	queue[debt]
+	asked     int32 // messages of the cycle that is being sent
+	answered  int32 // those of the cycle that is being answered
+	uncounted bool  // which has swallowed another
+}
+
+// skips reports whether the server, which has answered with an error, passes over the message
+// that this debt is for.
+func (d *debts) skips(one debt) bool { return !d.uncounted && one.at > d.answered }
 
 func (d *debts) none() bool { return d.len() == 0 }
 
@@ -79,6 +102,7 @@ func (d *debts) takeCopy() (syncs int, ended bool) {
 	}
 	clear(owed[len(kept):])
 	d.list = d.list[:d.head+len(kept)]
+	d.uncounted = d.uncounted || syncs > 0
 	return syncs, end >= 0
 }
 
@@ -128,7 +152,16 @@ func (q *queue[T]) first() (v T, ok bool) {
 }
 
 // owe notes a debt. The lock is held, here and below.
-func (s *session) owe(d debt) { s.debts.push(d) }
+func (s *session) owe(d debt) {
+	switch {
+	case d.kind.ready():
+		s.debts.asked = 0
+	case d.kind <= owesOurClose:
+		d.at = s.debts.asked
+		s.debts.asked++
+	}
+	s.debts.push(d)
+}
 
 // forgive drops what will not come because of an error: all up to the cycle's end. It
 // is undone in reverse, since a name may have changed its meaning more than once.
@@ -162,24 +195,50 @@ func (s *session) undo(d debt, later []debt) {
 	case d.kind == owesDropAll:
 		s.names, s.nameBytes, b.prepared = d.before.names, d.before.nameBytes, d.before.prepared
 	case d.kind.ready() || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
+	case d.unnamed:
+		s.undoUnnamed(d, later)
 	case d.kind == owesClose && renamed:
 	case d.kind == owesClose && d.statement != nil:
 		s.names[d.name] = d.statement
 		s.nameBytes += len(d.statement.body)
-	case d.kind == owesClose: // of the unnamed one: it stays forgotten
+	case d.kind == owesClose: // of what is not there
 	case d.statement != nil:
 		delete(b.prepared, d.statement)
 	case d.name == "":
 		b.unnamed = ticket{}
 	}
-	switch {
-	case d.kind != owesParse || renamed:
-	case d.name != "":
+	if d.kind == owesParse && d.name != "" && !renamed {
 		s.unname(d.name)
-	case d.unnamed && !slices.ContainsFunc(later, func(l debt) bool { return l.unnamed }):
-		// Whatever it has replaced is not known any more: better none than a wrong one.
-		s.unnamed.version = 0
 	}
+}
+
+// undoUnnamed takes back what was noted of the unnamed statement: one that was skipped has
+// replaced nothing, one that was refused has left nothing there.
+func (s *session) undoUnnamed(d debt, later []debt) {
+	b := s.backend
+	switch {
+	case slices.ContainsFunc(later, func(l debt) bool { return l.unnamed || l.kind == owesQuery }):
+		// What another cycle has made of it since counts.
+	case d.kind == owesOurParse: // the server has not got it
+		b.unnamed = ticket{}
+	case d.was != nil && s.debts.skips(d):
+		last := s.unnamed.last
+		s.unnamed, b.unnamed = d.was.unnamed, d.was.there
+		s.unnamed.last = last
+	default: // better none than a wrong one
+		b.unnamed, s.unnamed.version = ticket{}, 0
+	}
+}
+
+// replaces notes what the unnamed statement is, before the message that is being sent
+// changes it. What is its cycle's first message is not skipped: for that it costs nothing.
+func (s *session) replaces() *replaced {
+	if !s.behind || s.unnamed.version == 0 {
+		return nil
+	}
+	was := &replaced{s.unnamed, s.backend.unnamed}
+	s.unnamed.body = nil // it is the other's
+	return was
 }
 
 // enrol notes what the client is told at login, and what it chose.
@@ -209,23 +268,51 @@ func (s *session) inform() {
 	}
 }
 
-// hear notes a setting that the server reports to the client.
-func (s *session) hear(body []byte) {
+// hear notes a setting that the server reports to the client. A client that has reset one
+// which it chose at login hears of what it chose: it will have that again. keep reports whether
+// the message is for the client.
+func (s *session) hear(body []byte) (keep bool) {
 	name, value, _, ok := pgwire.Strings(body)
 	if !ok {
-		return
+		return true
 	}
 	b := s.backend
 	s.mu.Lock() // the uplink reads what the server reports
 	defer s.mu.Unlock()
 	b.note(body)
-	s.told = b.pool.settings.Intern(s.told.With(string(name), string(value)))
+	tells, keep := string(value), true
+	if s.resets {
+		usual, _ := b.atLogin.Get(string(name))
+		if chosen, ok := s.chosen(string(name)); ok && tells == usual && chosen != tells {
+			tells, keep = chosen, false
+		}
+	}
+	if told, _ := s.told.Get(string(name)); !keep && told != tells {
+		s.held = pgwire.AppendParameter(s.held, string(name), tells)
+	}
+	s.told = b.pool.settings.Intern(s.told.With(string(name), tells))
 	switch string(name) {
 	case "is_superuser", "in_hot_standby", "server_version", "server_encoding":
-		return // these follow from others
+		return keep // these follow from others
 	}
 	b.left |= scan.Setting
 	b.mentions.Add(string(name))
+	return keep
+}
+
+// chosen is what the client was told at login of a setting that it had chosen.
+func (s *session) chosen(name string) (value string, ok bool) {
+	if value, ok = s.login.Get(strings.ToLower(name)); !ok {
+		return "", false
+	}
+	p := s.pool
+	p.mu.Lock()
+	told := p.welcome[s.login.Key()]
+	p.mu.Unlock()
+	if canonical, ok := p.settings.OfWelcome(told).Get(name); ok {
+		value = canonical
+	}
+	return value, true
 }
 
 // suspect notes what a statement may leave behind, by its text. The lock is held.
@@ -246,6 +333,7 @@ func (s *session) suspect(text []byte, whole bool) scan.Effect {
 	}
 	b.left |= e
 	s.resets = s.resets || e&scan.Back != 0
+	s.next.ends = s.next.ends || e&scan.Ends != 0
 	if e&(scan.Setting|scan.AnyChange) != 0 {
 		b.mentions.Find(text, b.backslash())
 	}
@@ -276,11 +364,14 @@ func (s *session) settle(b *backend) (free bool, err error) {
 	return true, nil
 }
 
+// lookLimit bounds how long that may take: mostly it is less than a millisecond.
+const lookLimit = 30 * time.Second
+
 // look asks the server what the client has left there.
 func (s *session) look(b *backend) (err error) {
 	q := audit.Question{Effects: b.left, Names: b.mentions.Settings, Known: b.settings}
 	var found audit.Findings
-	if err := b.exec(q.SQL(), found.Row); err != nil {
+	if err := b.execWithin(lookLimit, q.SQL(), found.Row); err != nil {
 		return s.unread(err)
 	}
 	if b.status != pgwire.Idle {
@@ -292,6 +383,9 @@ func (s *session) look(b *backend) (err error) {
 	if named := b.pool.settings.Intern(found.Statements(&q, b.named)); named != b.named {
 		b.named, s.prepares = named, named
 		s.executes = effectsOf(named)
+	}
+	if q.Asked()&scan.Prepares != 0 {
+		b.stuck = found.Stuck
 	}
 	if found.Pins&scan.Prepares != 0 {
 		s.executes = scan.Unseen
@@ -323,7 +417,7 @@ func (s *session) bind(portal, name []byte) {
 		}
 	}
 	if u.drops != "" {
-		s.offerDecoy(u.drops)
+		s.offerDecoy(decoy, u.drops)
 	}
 	switch {
 	case u.drops != "" || u.all:

@@ -24,6 +24,7 @@ type cycle struct {
 	bytes  int64
 	trace  pgwire.Traceparent
 	traced bool
+	ends   bool               // it may end a transaction
 	shape  *fingerprint.Shape // of its first statement; nil: not known
 	sql    []byte             // of that, if its plan may be asked for
 }
@@ -448,6 +449,9 @@ func (s *session) sent(typ byte) (ends bool) {
 		}
 		s.copying = false
 		return true // not a cycle's end, but the server has something to say now
+	case pgwire.Bind, pgwire.Describe, pgwire.Execute:
+		s.debts.asked++
+		return false
 	case pgwire.Query, pgwire.FunctionCall:
 		s.owe(debt{kind: owesQuery})
 	case pgwire.Sync:
@@ -489,7 +493,7 @@ func (s *session) mustHold(typ byte, n int) bool {
 	// What a name stands for is not certain before the server has answered, and neither is
 	// the unnamed statement.
 	renewed := typ == pgwire.Query || typ == pgwire.Parse && n > 0 && s.head(1)[0] == 0
-	if b.left&(scan.Prepares|scan.Discards) != 0 || s.debts.uncertain(renewed) {
+	if b.left&(scan.Prepares|scan.Discards) != 0 || typ == pgwire.Query && s.usesNames(n) || s.debts.uncertain(renewed) || s.resets && s.login.Len() > 0 {
 		return true
 	}
 	return s.ear != nil && len(s.ear.channels) > 0 || b.left&scan.Listens != 0 || b.left&(scan.Begins|scan.Unseen) != 0 && b.pool.statementMode()

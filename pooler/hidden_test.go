@@ -3,6 +3,8 @@ package pooler
 import (
 	"fmt"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 )
 
 func TestWhatFunctionsLeaveFollowsTheClientOrPins(t *testing.T) {
@@ -115,5 +117,76 @@ func TestAStatementIsPreparedAnewWhenATableWasChangedElsewhere(t *testing.T) {
 	}
 	if _, err := first.Exec(t.Context(), "ps"); sqlState(err) != "0A000" { // as with PostgreSQL itself
 		t.Errorf("who had prepared it before: %v", err)
+	}
+}
+
+func TestWhatIsReachedWithoutANameFollowsTheClientToo(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), `drop schema if exists unnamed cascade; create schema unnamed; set search_path = unnamed;
+		create function act(what text) returns text language plpgsql as $$ begin perform set_config('app.user', what, false); return what; end $$;
+		create function matches(a int, b text) returns bool language plpgsql as $$ begin perform unnamed.act(b); return true; end $$;
+		create operator @@> (function = matches, leftarg = int, rightarg = text);
+		create view operated as select 1 @@> 'ann' as yes;
+		create type coin as enum ('head', 'tail'); create type card as (name text);
+		create function of_coin(c coin) returns int language plpgsql as $$ begin perform unnamed.act('ann'); return 1; end $$;
+		create cast (coin as int) with function of_coin as assignment;
+		create function of_card(c card) returns coin language sql as 'select (select ''head'' from unnamed.act(c.name))::unnamed.coin';
+		create table tossed (c coin); create table counted (n int); insert into tossed values ('head');
+		create function fits(n int) returns bool language plpgsql as $$ begin perform unnamed.act('ann'); return true; end $$;
+		create domain number as int check (fits(value)); create domain part as number; create table parts (a part[]);
+		create table plain (n int); create function idx(n int) returns int immutable language plpgsql as $$ begin perform unnamed.act('ann'); return n; end $$;
+		create index on plain (idx(n));
+		create table parent (id int primary key); create table child (id int references parent on delete cascade); insert into parent values (1), (2), (3), (4), (5), (6); insert into child select * from parent;
+		create function note() returns trigger language plpgsql as $$ begin perform unnamed.act('ann'); return null; end $$;
+		create trigger note after delete on child for each row execute function note();
+		create table events (n int) partition by list (n); create table events1 partition of events for values in (1);
+		create trigger note after insert on events1 for each row execute function note();
+		create function step(total int, n int) returns int language plpgsql as $$ begin perform unnamed.act('ann'); return total + n; end $$;
+		create aggregate add_up(int) (sfunc = step, stype = int, initcond = '0');
+		create function on_ddl() returns event_trigger language plpgsql as $$ begin perform unnamed.act('ann'); end $$`); err != nil {
+		t.Fatal(err)
+	}
+	const look = "select coalesce(nullif(current_setting('app.user', true), ''), 'nobody')"
+	for what, sql := range map[string]string{
+		"an operator":          "select 1 operator(unnamed.@@>) 'ann'",
+		"a view's operator":    "select * from unnamed.operated",
+		"a cast":               "select 'head'::unnamed.coin::int",
+		"an assignment's cast": "insert into unnamed.counted select c from unnamed.tossed",
+		"a row's function":     "select (r).of_card from (select row('ann')::unnamed.card as r) as x, unnamed.tossed",
+		"a domain":             "select 1::unnamed.number",
+		"a column of a domain": "insert into unnamed.parts values ('{1, 2}')",
+		"an index":             "insert into unnamed.plain values (1)",
+		"a cascade":            "delete from unnamed.parent where id = (select min(id) from unnamed.parent)",
+		"a partition":          "insert into unnamed.events values (1)",
+		"an aggregate":         "select unnamed.add_up(n) from generate_series(1, 2) as n",
+	} {
+		for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeSimpleProtocol, pgx.QueryExecModeCacheStatement} {
+			t.Run(what+" "+mode.String(), func(t *testing.T) {
+				h := run(t, config(database(s.URL(), one)))
+				mine, other := h.connect(t), h.connect(t)
+				do(t, mine, "set search_path = unnamed, public")
+				do(t, mine, sql, mode)
+				if got := value(t, other, look, pgx.QueryExecModeSimpleProtocol); got != "nobody" {
+					t.Errorf("another client sees %s", got)
+				}
+				if got := value(t, mine, look, mode); got != "ann" {
+					t.Errorf("got %s", got)
+				}
+			})
+		}
+	}
+}
+
+func TestAnEventTriggersFunctionFollowsTheClient(t *testing.T) {
+	s := plainServer.Start(t)
+	if err := s.Exec(t.Context(), `create function on_ddl() returns event_trigger language plpgsql as $$ begin perform set_config('app.user', 'ann', false); end $$;
+		create event trigger noted on ddl_command_end execute function on_ddl()`); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), one)))
+	mine, other := h.connect(t), h.connect(t)
+	do(t, mine, "create table made (n int)")
+	if got := value(t, other, "select coalesce(nullif(current_setting('app.user', true), ''), 'nobody')"); got != "nobody" {
+		t.Errorf("another client sees %s", got)
 	}
 }

@@ -423,6 +423,7 @@ type errand struct {
 	held    []byte          // a CommandComplete that has not been told to the client yet
 	synced  <-chan struct{} // closed when the hub has caught up; nil: not waited for
 	portals map[string]use  // those whose execution deallocates
+	moves   []move          // in the text of the simple query that was sent last
 	attempt attempt
 	asSent  []byte    // the cycle, as the client sent it to the event loops; reused
 	readAt  time.Time // when they read the answer last
@@ -464,10 +465,12 @@ func (s *session) spare() {
 	}
 	s.errand = nil
 	e.exchange.Err, e.failure, e.refused, e.next = nil, nil, nil, cycle{}
+	e.debts.asked, e.debts.answered = 0, 0
 	e.lastTurn, e.lastMoved, e.quietTurn = 0, 0, 0
 	e.lastMove, e.quietSince, e.overdueSince = time.Time{}, time.Time{}, time.Time{}
 	e.overdue.Store(nil)
 	e.attempt = attempt{}
 	clear(e.portals)
+	e.moves = nil
 	errands.Put(e)
 }

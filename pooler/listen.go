@@ -32,7 +32,7 @@ type ear struct {
 
 // tunes are the effects for which a client's channels must be known to its server. A
 // transaction that is begun may hold any.
-const tunes = scan.Begins | scan.Listens | scan.Notifies | scan.Discards | scan.Unseen | scan.AnyChange
+const tunes = scan.Begins | scan.Listens | scan.Notifies | scan.Discards | scan.Unseen | scan.AnyChange | scan.Executes
 
 // tune makes the server listen to what the client listens to, before a transaction
 // that may need it.
@@ -60,25 +60,22 @@ func (s *session) tune(extent pgwire.Extent) error {
 // effects are those of the client's next cycle, which is buffered whole.
 func (s *session) effects() (e scan.Effect) {
 	rest := s.in.Peek(s.in.Buffered())
+	backslash, hints := s.backend.backslash(), s.backend.pool.home().hidden.hints()
 	for {
 		typ, n, body := pgwire.Split(rest)
 		rest = rest[n:]
 		switch typ {
 		case pgwire.Query:
 			text, _, _ := pgwire.String(body)
-			return e | scan.Effects(text, s.backend.backslash())
+			return e | scan.Effects(text, backslash) | hints.Find(text, backslash, nil)
 		case pgwire.FunctionCall, pgwire.Sync:
 			return e
 		case pgwire.Parse:
 			_, text, _, _ := pgwire.Strings(body)
-			e |= scan.Effects(text, s.backend.backslash())
+			e |= scan.Effects(text, backslash) | hints.Find(text, backslash, nil)
 		case pgwire.Bind:
 			_, name, _, _ := pgwire.Strings(body)
-			if len(name) == 0 {
-				e |= s.unnamed.left
-			} else if st := s.names[string(name)]; st != nil {
-				e |= st.left
-			}
+			e |= s.leaves(name)
 		}
 	}
 }

@@ -20,7 +20,7 @@ func TestWhatPinsIsCountedAndNamedToThoseWhoWaitInVain(t *testing.T) {
 		}
 		return by
 	}
-	if n := counted(); len(n) != 9 || n["PREPARE"] != 0 {
+	if n := counted(); len(n) != 10 || n["PREPARE"] != 0 {
 		t.Errorf("before: %v", n)
 	}
 	do(t, client, "create temp table kept (n int); select pg_advisory_lock(5)", pgx.QueryExecModeSimpleProtocol)

@@ -133,8 +133,7 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 			return s.rewriteNamed(typ, n)
 		case pgwire.Query:
 			b.unnamed, s.unnamed.version = ticket{}, 0 // PostgreSQL drops it
-			if renamed, u := s.rename(text, whole); renamed != nil {
-				s.queryRenamed(renamed, u)
+			if whole && len(s.names) > 0 && s.queryRenamed(text) {
 				s.in.Skip(pgwire.HeaderSize + n)
 				return 0, nil
 			}
@@ -162,11 +161,11 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 		return 0, protocolError("invalid Parse message")
 	}
 	if len(name) == 0 {
-		u := &s.unnamed
+		u, was := &s.unnamed, s.replaces()
 		u.last++
 		var renamed []byte
 		if renamed, u.use = s.rename(text, whole); renamed != nil {
-			s.parseRenamed(renamed, s.head(n)[len(text)+2:])
+			s.parseRenamed(renamed, s.head(n)[len(text)+2:], was)
 			s.in.Skip(pgwire.HeaderSize + n)
 			return 0, nil
 		}
@@ -180,7 +179,7 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 		}
 		s.ownSequences(u.left)
 		b.unnamed = ticket{s.id, u.version}
-		s.owe(debt{kind: owesParse, unnamed: true})
+		s.owe(debt{kind: owesParse, unnamed: true, was: was})
 		b.out = pgwire.AppendHeader(b.out, pgwire.Parse, n)
 		s.in.Skip(pgwire.HeaderSize)
 		return n, nil
@@ -206,6 +205,12 @@ func (s *session) parseNamed(name string, body []byte) error {
 		b.left |= scan.Prepares
 		return nil
 	}
+	if b.left&scan.Prepares != 0 { // the server finds out whether SQL has made one of this name
+		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, body)
+		s.owe(debt{kind: owesOurParse})
+		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
+		s.owe(debt{kind: owesOurClose})
+	}
 	if len(s.names) >= maxNames || s.nameBytes+len(body) > maxNameBytes {
 		return end(Unsupported, "too many prepared statements in one session", "close those that are not needed")
 	}
@@ -223,9 +228,14 @@ func (s *session) parseNamed(name string, body []byte) error {
 	s.ownSequences(st.left)
 	d := debt{kind: owesParse, statement: st, name: name}
 	if _, known := b.prepared[st]; known {
-		// The client is owed a ParseComplete, in its place: an empty statement gets one.
+		// The client is owed a ParseComplete, in its place: an empty statement gets one, and
+		// the same text gets it if PostgreSQL would still take that.
 		d.statement = nil
-		b.out = pgwire.Append(b.out, pgwire.Parse, nul, nul, nul, nul)
+		if s.doubtful() {
+			b.out = pgwire.Append(b.out, pgwire.Parse, nul, st.body)
+		} else {
+			b.out = pgwire.Append(b.out, pgwire.Parse, nul, nul, nul, nul)
+		}
 		b.unnamed = ticket{}
 	} else {
 		s.learn(st)
@@ -243,7 +253,7 @@ func (s *session) rewriteBind(n int) (int, error) {
 		return 0, protocolError("invalid Bind message: its names are missing or too long")
 	}
 	s.asks(s.leaves(name))
-	as := s.resolve(name)
+	as := s.resolve(name, pgwire.Bind)
 	b := s.backend
 	s.bind(portal, name)
 	if b.left&scan.AnyChange != 0 { // a value may be the name of a setting
@@ -277,11 +287,11 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 	as := ""
 	switch {
 	case typ == pgwire.Describe:
-		as = s.resolve(name)
+		as = s.resolve(name, pgwire.Describe)
 	case len(name) == 0:
-		s.owe(debt{kind: owesClose})
+		s.owe(debt{kind: owesClose, unnamed: true, was: s.replaces()})
 		b.unnamed, s.unnamed.version = ticket{}, 0
-	case s.preparedBySQL(string(name)):
+	case s.names[string(name)] == nil && (s.preparedBySQL(string(name)) || b.left&scan.Prepares != 0) && !strings.HasPrefix(string(name), namePrefix):
 		as = string(name)
 		s.owe(debt{kind: owesClose})
 		b.left |= scan.Prepares
@@ -299,10 +309,10 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 
 // resolve returns the name that the server knows the client's statement by, after
 // making sure that it does. A name that means nothing becomes one that the server
-// will refuse.
-func (s *session) resolve(name []byte) string {
+// will refuse. typ is the message's.
+func (s *session) resolve(name []byte, typ byte) string {
 	if len(name) == 0 {
-		return s.resolveUnnamed()
+		return s.resolveUnnamed(typ)
 	}
 	st := s.names[string(name)]
 	if st == nil {
@@ -311,20 +321,25 @@ func (s *session) resolve(name []byte) string {
 		}
 		return string(name)
 	}
+	s.see(st, nil)
+	if _, known := s.backend.prepared[st]; !known && typ == pgwire.Bind && st.left&scan.Ends == 0 && s.aborted() {
+		return s.standIn(st.body)
+	}
 	s.run(st.runs)
 	s.run(st)
-	s.see(st, nil)
 	return st.name
 }
 
-func (s *session) resolveUnnamed() string {
+func (s *session) resolveUnnamed(typ byte) string {
 	b, u := s.backend, &s.unnamed
 	switch {
 	case u.version != 0 && b.unnamed == ticket{s.id, u.version}:
+	case u.version != 0 && u.kept && typ == pgwire.Bind && u.left&scan.Ends == 0 && s.aborted():
+		return s.standIn(u.body)
 	case u.version != 0 && u.kept:
 		b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.body)
 		b.unnamed = ticket{s.id, u.version}
-		s.owe(debt{kind: owesOurParse})
+		s.owe(debt{kind: owesOurParse, unnamed: true})
 	default:
 		return namePrefix // never somebody else's
 	}
@@ -338,6 +353,7 @@ func (s *session) recall(left scan.Effect, said *scan.Mentions) {
 	b := s.backend
 	b.left |= left
 	s.resets = s.resets || left&scan.Back != 0
+	s.next.ends = s.next.ends || left&scan.Ends != 0
 	for _, name := range said.Settings {
 		b.mentions.Add(name)
 	}
@@ -369,42 +385,8 @@ func (s *session) rename(text []byte, whole bool) (renamed []byte, _ use) {
 	return slices.Concat(text[:found.From], []byte(as), text[found.To:]), u
 }
 
-// queryRenamed sends a simple query whose text was renamed.
-func (s *session) queryRenamed(text []byte, u use) {
-	b := s.backend
-	e := s.suspectRenamed(text)
-	if u.runs != nil {
-		e |= u.runs.left
-	}
-	s.asks(e)
-	switch _, known := b.prepared[u.runs]; {
-	case u.runs == nil:
-		s.offerDecoy(u.drops)
-		s.owe(debt{kind: owesDrop, name: u.drops})
-	case known || s.debts.len() == b.replays && b.status != pgwire.InFailed:
-		// A Parse that fails makes the server skip everything up to a Sync.
-		s.run(u.runs)
-		if !known {
-			b.out = pgwire.Append(b.out, pgwire.Sync)
-			s.owe(debt{kind: owesOurSync})
-		}
-	}
-	b.out = pgwire.AppendQuery(b.out, string(text))
-}
-
-// suspectRenamed notes what a renamed statement may leave behind: what it names is
-// nothing that stays.
-func (s *session) suspectRenamed(text []byte) scan.Effect {
-	b := s.backend
-	const names = scan.Prepares | scan.Executes
-	before := b.left & names
-	e := s.suspect(text, true) &^ names
-	b.left = b.left&^names | before
-	return e
-}
-
 // parseRenamed sends the unnamed statement, whose text was renamed.
-func (s *session) parseRenamed(text, types []byte) {
+func (s *session) parseRenamed(text, types []byte, was *replaced) {
 	b, u := s.backend, &s.unnamed
 	u.version, u.left, u.kept = u.last, s.suspectRenamed(text), true
 	u.said = scan.Mentions{}
@@ -413,20 +395,8 @@ func (s *session) parseRenamed(text, types []byte) {
 	}
 	u.body = append(append(append(u.body[:0], text...), 0), types...)
 	b.unnamed = ticket{s.id, u.version}
-	s.owe(debt{kind: owesParse})
+	s.owe(debt{kind: owesParse, unnamed: true, was: was})
 	b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.body)
-}
-
-// offerDecoy makes a statement that the client's DEALLOCATE of this name can drop, if
-// there is such a name.
-func (s *session) offerDecoy(name string) {
-	b := s.backend
-	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(decoy), nul)
-	s.owe(debt{kind: owesOurClose})
-	if s.names[name] != nil {
-		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(decoy), nul, nul, nul, nul)
-		s.owe(debt{kind: owesOurParse})
-	}
 }
 
 // ensure makes sure that the server knows a statement, or will by the time it gets

@@ -279,7 +279,8 @@ func firstNumber(text []byte) uint32 {
 	return uint32(n)
 }
 
-// enforce ends what takes longer than the database allows. Only the sweep calls it.
+// enforce ends what takes longer than the database allows. The sweep calls it, and what it
+// leaves behind for a query that will be too slow before the next sweep.
 func (p *pool) enforce(l lease, now time.Time) {
 	s, d := l.holder, p.config.Load()
 	s.mu.Lock()
@@ -294,7 +295,9 @@ func (p *pool) enforce(l lease, now time.Time) {
 	if !quiet || s.block != pgwire.InBlock && s.block != pgwire.InFailed || turn != s.quietTurn {
 		s.quietTurn, s.quietSince = turn, now
 	}
-	slow := !quiet && d.QueryTimeout > 0 && !began.IsZero() && now.Sub(began) > d.QueryTimeout && began != s.overdueSince
+	limited := !quiet && d.QueryTimeout > 0 && !began.IsZero() && began != s.overdueSince
+	soon := began.Add(d.QueryTimeout).Sub(now)
+	slow := limited && soon <= 0
 	if slow {
 		s.overdueSince = began
 		s.overdue.Store(&overdue{turn, d.QueryTimeout})
@@ -304,6 +307,14 @@ func (p *pool) enforce(l lease, now time.Time) {
 	switch {
 	case slow:
 		p.opening.Go(s.cancel)
+	case limited && soon < sweepEvery:
+		p.opening.Go(func() {
+			select {
+			case <-time.After(soon):
+				p.enforce(l, time.Now())
+			case <-p.context().Done():
+			}
+		})
 	case quiet && d.IdleTransaction > 0 && rests > d.IdleTransaction:
 		s.expel(end(IdleInTx, fmt.Sprintf("terminating connection due to idle-in-transaction timeout: no query for %v", d.IdleTransaction),
 			fmt.Sprintf("end transactions sooner, or raise pooler.databases.%s.idle_in_transaction_timeout", p.name)))

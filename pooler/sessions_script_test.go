@@ -56,7 +56,7 @@ func (a *author) step() (all step) {
 		var s step
 		switch a.IntN(12) {
 		case 0, 1, 2, 3, 4:
-			s = query(a.statement())
+			s = query(a.alone())
 		case 5:
 			s = query(a.several())
 		case 6:
@@ -78,8 +78,24 @@ func (a *author) several() string {
 	list := make([]string, 2+a.IntN(3))
 	for i := range list {
 		list[i] = a.statement()
+		if a.IntN(8) == 0 {
+			list[i] = a.named()
+		}
 	}
 	return strings.Join(list, "; ")
+}
+
+// alone is a statement that is a simple query.
+func (a *author) alone() string {
+	if a.IntN(16) == 0 {
+		return a.named()
+	}
+	return a.anything()
+}
+
+// named uses in SQL what the protocol prepares.
+func (a *author) named() string {
+	return a.one("execute p0", "execute p1 ('1')", "deallocate p0", "deallocate prepare p2", "prepare p1 as select 'by SQL'", "explain (costs off) execute p2")
 }
 
 // copy is a COPY that may fail, whose data is sent at once.
@@ -155,12 +171,11 @@ func (a *author) pipeline() step {
 	return s
 }
 
-// resets are statements that go back to what the client chose at login. Known: within
-// the same transaction they go back to the server's own defaults, and the client's come
-// at its end.
+// resets are statements that go back to what the client chose at login. Known: to what follows
+// in the same message, or in the same cycle, they go back to the server's own defaults.
 var resets = regexp.MustCompile(`default|discard all|reset|zone local`)
 
-// statement writes one statement.
+// statement writes one statement among others of its message or cycle.
 func (a *author) statement() string {
 	for {
 		if sql := a.anything(); !a.chose || !resets.MatchString(sql) {
@@ -238,7 +253,7 @@ func (a *author) look() string {
 		"select current_user, session_user", "select current_schema(), current_schemas(false)::text", "select nullif(current_setting('my.word', true), ''), nullif(current_setting('my.other', true), '')", "select current_setting('role')",
 		"show transaction_isolation", "show transaction_read_only", "select '2026-02-03'::date", "select '\\x6162'::bytea, 0.1::float8 + 0.2::float8", `select 'a\\b'`,
 		fmt.Sprintf("select count(*), sum(n) from notes where session = %d", a.session), "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()",
-		"select name from pg_cursors where name in ('held', 'brief') order by name", "select name, statement from pg_prepared_statements where from_sql order by name", "select * from pg_listening_channels()",
+		"select name from pg_cursors where name in ('held', 'brief') order by name", "select name, parameter_types::text from pg_prepared_statements where from_sql order by name", "select * from pg_listening_channels()",
 		"select relname from pg_class where relnamespace = pg_my_temp_schema() and relkind in ('r', 'v', 'S') order by 1", "select pg_current_xact_id_if_assigned() is not null", "select current_setting('application_name')",
 		"select repeat('long', 5000)", "select generate_series(1, 300)", "show default_transaction_isolation", "show datestyle", "show standard_conforming_strings",
 		"select pg_sleep(0.001)")

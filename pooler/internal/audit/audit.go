@@ -106,6 +106,7 @@ func (q *Question) SQL() string {
 type Findings struct {
 	Pins     scan.Effect
 	Channels []string // to which the server listens
+	Stuck    []string // names of statements that SQL's PREPARE made, and that cannot be carried
 
 	all   []pgwire.Param // every setting of the session
 	named []pgwire.Param // those that were asked for by name, and exist
@@ -138,6 +139,7 @@ func (f *Findings) Row(body []byte) error {
 	case 'p':
 		if named, ok := scan.PreparedBy(columns[2]); !ok || named != name || len(f.statements) >= maxStatements {
 			f.Pins |= scan.Prepares
+			f.Stuck = append(f.Stuck, name)
 			break
 		}
 		f.statements = append(f.statements, pgwire.Param{Name: name, Value: value})
@@ -258,7 +260,7 @@ func Wipe(left scan.Effect) string {
 
 // Wreck are effects that nothing undoes: such a connection is closed when its client
 // leaves it.
-const Wreck = scan.Loads | scan.Seeds | scan.Connects
+const Wreck = scan.Loads | scan.Seeds | scan.Connects | scan.Keeps
 
 // Sticky are pins that are known by the text alone.
 const Sticky = Wreck | scan.Nameless
@@ -271,7 +273,7 @@ var reasons = [...]struct {
 	{scan.Temporary, "temporary table"}, {scan.Locks, "advisory lock"}, {scan.Hold, "cursor with hold"},
 	{scan.Seeds, "random seed"}, {scan.Connects, "dblink connection"}, {scan.Loads, "loaded library"},
 	{scan.Nameless, "setting with a computed name"}, {scan.Prepares, "PREPARE"},
-	{scan.Sequence, "sequence value"},
+	{scan.Sequence, "sequence value"}, {scan.Keeps, "server memory"},
 }
 
 // Reasons names what keeps a connection with its client, for people.

@@ -12,19 +12,36 @@ const (
 
 	ours = "NOT IN (SELECT oid FROM pg_namespace WHERE nspname IN ('pg_catalog','information_schema'))"
 
-	sources = "SELECT p.oid,p.xmin,p.proname,p.prosrc FROM pg_proc p JOIN pg_language l ON l.oid=p.prolang AND l.lanname NOT IN ('internal','c') WHERE p.pronamespace " + ours
+	// Functions with a source, and those in C, or of PostgreSQL's own under another name, that may leave something.
+	sources = "SELECT p.oid,p.xmin,p.proname,p.prosrc,l.lanname FROM pg_proc p JOIN pg_language l ON l.oid=p.prolang WHERE p.pronamespace " + ours +
+		" AND CASE l.lanname WHEN 'internal' THEN p.prosrc ~ '^(set_config|pg_(try_)?advisory|setseed|pg_listening)'" +
+		" WHEN 'c' THEN p.oid NOT IN (SELECT d.objid FROM pg_depend d JOIN pg_extension e ON e.oid=d.refobjid WHERE d.classid='pg_proc'::regclass" +
+		" AND d.refclassid='pg_extension'::regclass AND d.deptype='e' AND e.extname IN (" + harmless + ")) ELSE true END"
+
+	// Extensions whose functions in C leave nothing in a session, but for those that scan knows by name.
+	harmless = "'address_standardizer','adminpack','amcheck','autoinc','bloom','btree_gin','btree_gist','citext','cube','dblink','dict_int','dict_xsyn','earthdistance'," +
+		"'file_fdw','fuzzystrmatch','h3','hstore','hypopg','insert_username','intagg','intarray','isn','lo','ltree','moddatetime','old_snapshot','pageinspect'," +
+		"'pg_buffercache','pg_cron','pg_freespacemap','pg_graphql','pg_hashids','pg_jsonschema','pg_net','pg_partman','pg_prewarm','pg_repack','pg_stat_monitor'," +
+		"'pg_stat_statements','pg_surgery','pg_trgm','pg_visibility','pg_walinspect','pgaudit','pgcrypto','pgrouting','pgrowlocks','pgsodium','pgstattuple'," +
+		"'plpgsql','plpgsql_check','postgis','postgis_raster','postgis_sfcgal','postgis_topology','postgres_fdw','refint','rum','seg','sslinfo','supabase_vault'," +
+		"'tablefunc','tcn','timescaledb','tsm_system_rows','tsm_system_time','unaccent','uuid-ossp','vector','xml2'"
 )
 
 const columns = "SELECT md5(COALESCE(string_agg(a.attrelid::text||' '||a.attnum::text||a.xmin::text,',' ORDER BY a.attrelid,a.attnum),''))" +
 	" FROM pg_attribute a JOIN pg_class c ON c.oid=a.attrelid WHERE c.oid>=16384 AND c.relkind IN ('r','v','m','f','p','c') AND c.relpersistence<>'t'"
 
 // State is the SQL that asks for two marks: one changes with the sources of functions, and
-// with what triggers, rules, policies and defaults use them, the other with the columns of
-// tables and views. [Hidden] takes its row.
+// with what triggers, rules, policies, defaults, operators, casts and types use them, the other
+// with the columns of tables and views. [Hidden] takes its row.
 const State = catalog + "SELECT 'm',md5(COALESCE(string_agg(t,',' ORDER BY t),'')),(" + columns + ") FROM (SELECT oid::text||xmin::text AS t FROM (" + sources + ") f" +
 	" UNION ALL SELECT oid::text||xmin::text FROM pg_trigger WHERE NOT tgisinternal UNION ALL SELECT oid::text||xmin::text FROM pg_rewrite WHERE oid>=16384" +
 	" UNION ALL SELECT oid::text||xmin::text FROM pg_policy UNION ALL SELECT oid::text||xmin::text FROM pg_attrdef" +
-	" UNION ALL SELECT oid::text||xmin::text FROM pg_constraint WHERE contype='c' AND oid>=16384) AS all_of_them;COMMIT"
+	" UNION ALL SELECT oid::text||xmin::text FROM pg_constraint WHERE contype IN ('c','f') AND oid>=16384" +
+	" UNION ALL SELECT oid::text||xmin::text FROM pg_operator WHERE oid>=16384 UNION ALL SELECT oid::text||xmin::text FROM pg_cast WHERE oid>=16384" +
+	" UNION ALL SELECT oid::text||xmin::text FROM pg_amproc WHERE oid>=16384 UNION ALL SELECT oid::text||xmin::text FROM pg_event_trigger" +
+	" UNION ALL SELECT oid::text||xmin::text FROM pg_type WHERE oid>=16384 AND typtype='d' UNION ALL SELECT aggfnoid::oid::text||xmin::text FROM pg_aggregate WHERE aggfnoid::oid>=16384" +
+	" UNION ALL SELECT indexrelid::text||xmin::text FROM pg_index WHERE indexrelid>=16384 AND (indexprs IS NOT NULL OR indpred IS NOT NULL)" +
+	" UNION ALL SELECT inhrelid::text||xmin::text FROM pg_inherits) AS all_of_them;COMMIT"
 
 // Catalog is the SQL that asks for those sources and uses, for PostgreSQL of this major
 // version (0: unknown). [Hidden] takes its rows.
@@ -33,19 +50,48 @@ func Catalog(version int) string {
 	if version >= 14 {
 		source = "COALESCE(pg_get_function_sqlbody(f.oid),f.prosrc)"
 	}
-	// What depends on a function or view, by the table that holds it.
+	// What depends on a function, operator or view, by the table that holds it.
 	const users = " CASE d.classid WHEN 'pg_rewrite'::regclass THEN (SELECT ev_class FROM pg_rewrite WHERE oid=d.objid)" +
 		" WHEN 'pg_trigger'::regclass THEN (SELECT tgrelid FROM pg_trigger WHERE oid=d.objid)" +
 		" WHEN 'pg_policy'::regclass THEN (SELECT polrelid FROM pg_policy WHERE oid=d.objid)" +
 		" WHEN 'pg_attrdef'::regclass THEN (SELECT adrelid FROM pg_attrdef WHERE oid=d.objid)" +
-		" WHEN 'pg_constraint'::regclass THEN (SELECT conrelid FROM pg_constraint WHERE oid=d.objid) END"
-	const written = "CASE WHEN d.classid IN ('pg_trigger'::regclass,'pg_attrdef'::regclass,'pg_constraint'::regclass) THEN '!' ELSE '' END"
-	return catalog + "SELECT 'f',f.proname," + source + " FROM (" + sources + ") f;" +
-		"SELECT 'u',c.relname||" + written + ",p.proname||'(' FROM pg_depend d JOIN pg_proc p ON p.oid=d.refobjid JOIN pg_class c ON c.oid=" + users +
-		" WHERE d.refclassid='pg_proc'::regclass AND p.pronamespace " + ours + ";" +
+		" WHEN 'pg_constraint'::regclass THEN (SELECT conrelid FROM pg_constraint WHERE oid=d.objid)" +
+		" WHEN 'pg_class'::regclass THEN COALESCE((SELECT indrelid FROM pg_index WHERE indexrelid=d.objid),d.objid) END"
+	const written = "CASE WHEN d.classid IN ('pg_trigger'::regclass,'pg_attrdef'::regclass,'pg_constraint'::regclass,'pg_class'::regclass) THEN '!' ELSE '' END"
+	// What is used: a function that is not PostgreSQL's, or an operator that is not.
+	const used = "CASE d.refclassid WHEN 'pg_proc'::regclass THEN (SELECT q.proname||'(' FROM pg_proc q WHERE q.oid=d.refobjid AND q.pronamespace " + ours + ")" +
+		" WHEN 'pg_operator'::regclass THEN (SELECT chr(1)||o.oprname FROM pg_operator o WHERE o.oid=d.refobjid AND o.oid>=16384) END"
+	return catalog + "SELECT CASE WHEN f.lanname IN ('c','internal') THEN 'c' WHEN f.lanname IN ('sql','plpgsql') THEN 'f' ELSE 'g' END,f.proname," + source + " FROM (" + sources + ") f;" +
+		"SELECT 'u',c.relname||" + written + "," + used + " FROM pg_depend d JOIN pg_class c ON c.oid=" + users + " WHERE d.refclassid IN ('pg_proc'::regclass,'pg_operator'::regclass);" +
 		"SELECT 'u',c.relname||side,v.relname||side FROM (VALUES(''),('!')) AS s(side),pg_depend d JOIN pg_class v ON v.oid=d.refobjid JOIN pg_class c ON c.oid=(SELECT ev_class FROM pg_rewrite WHERE oid=d.objid)" +
-		" WHERE d.classid='pg_rewrite'::regclass AND d.refclassid='pg_class'::regclass AND c.oid<>v.oid AND c.relnamespace " + ours + ";COMMIT"
+		" WHERE d.classid='pg_rewrite'::regclass AND d.refclassid='pg_class'::regclass AND c.oid<>v.oid AND c.relnamespace " + ours + ";" +
+		// Functions of aggregates, and of bodies that are no text; operators; what fires with changes of the schema.
+		"SELECT 'u',p.proname||'('," + used + " FROM pg_depend d JOIN pg_proc p ON p.oid=d.objid WHERE d.classid='pg_proc'::regclass AND d.refclassid IN ('pg_proc'::regclass,'pg_operator'::regclass);" +
+		"SELECT 'u',chr(1)||o.oprname,p.proname||'(' FROM pg_operator o JOIN pg_proc p ON p.oid=o.oprcode WHERE o.oid>=16384 AND p.pronamespace " + ours + ";" +
+		"SELECT 'u',chr(2),p.proname||'(' FROM pg_event_trigger e JOIN pg_proc p ON p.oid=e.evtfoid WHERE e.evtenabled<>'D';" +
+		// Who writes to one table writes to others: by foreign keys, to partitions, to heirs.
+		"SELECT 'u',p.relname||'!',c.relname||'!' FROM pg_constraint k JOIN pg_class c ON c.oid=k.conrelid JOIN pg_class p ON p.oid=k.confrelid" +
+		" WHERE k.contype='f' AND (k.confdeltype IN ('c','n','d') OR k.confupdtype IN ('c','n','d'));" +
+		"SELECT 'u',p.relname||side,c.relname||side FROM (VALUES(''),('!')) AS s(side),pg_inherits i JOIN pg_class c ON c.oid=i.inhrelid JOIN pg_class p ON p.oid=i.inhparent;" +
+		types + ";COMMIT"
 }
+
+// types asks which types use functions, when their values are read, written, checked, compared
+// or cast, and what has such a type: a table, another type, a function. A cast or comparison
+// between types of PostgreSQL's own may stand behind any text.
+const types = "WITH RECURSIVE f AS (" + sources + ")," +
+	" uses(typ,fn) AS (SELECT CASE WHEN castsource>=16384 THEN castsource ELSE casttarget END,castfunc FROM pg_cast WHERE oid>=16384" +
+	" UNION SELECT casttarget,castfunc FROM pg_cast WHERE oid>=16384 AND casttarget>=16384" +
+	" UNION SELECT k.contypid,d.refobjid FROM pg_constraint k JOIN pg_depend d ON d.classid='pg_constraint'::regclass AND d.objid=k.oid AND d.refclassid='pg_proc'::regclass WHERE k.contypid<>0" +
+	" UNION SELECT k.contypid,o.oprcode FROM pg_constraint k JOIN pg_depend d ON d.classid='pg_constraint'::regclass AND d.objid=k.oid AND d.refclassid='pg_operator'::regclass JOIN pg_operator o ON o.oid=d.refobjid WHERE k.contypid<>0" +
+	" UNION SELECT d.objid,d.refobjid FROM pg_depend d WHERE d.classid='pg_type'::regclass AND d.refclassid='pg_proc'::regclass" +
+	" UNION SELECT CASE WHEN oprleft>=16384 OR oprright=0 THEN oprleft ELSE oprright END,oprcode FROM pg_operator WHERE oid>=16384 AND oprname IN ('=','<>','<','>','<=','>=','~~','!~~','~~*','!~~*','~')" +
+	" UNION SELECT amproclefttype,amproc FROM pg_amproc WHERE oid>=16384 AND amproclefttype>=16384)," +
+	" has(typ,of) AS (SELECT oid,typelem FROM pg_type WHERE typelem>=16384 UNION ALL SELECT oid,typbasetype FROM pg_type WHERE typbasetype>=16384 UNION ALL SELECT rngtypid,rngsubtype FROM pg_range" +
+	" UNION ALL SELECT c.reltype,a.atttypid FROM pg_attribute a JOIN pg_class c ON c.oid=a.attrelid WHERE a.attnum>0 AND NOT a.attisdropped AND a.atttypid>=16384 AND c.reltype<>0)," +
+	" closed(typ,fn) AS (SELECT u.typ,f.proname FROM uses u JOIN f ON f.oid=u.fn UNION SELECT h.typ,c.fn FROM closed c JOIN has h ON h.of=c.typ WHERE c.typ>=16384)" +
+	" SELECT 'u',CASE WHEN c.typ<16384 THEN '' ELSE t.typname END,c.fn||'(' FROM closed c JOIN pg_type t ON t.oid=c.typ" +
+	" UNION SELECT 'u',p.proname||'(',c.fn||'(' FROM closed c JOIN pg_proc p ON c.typ=p.prorettype OR c.typ=ANY(p.proargtypes) OR c.typ=ANY(p.proallargtypes) WHERE c.typ>=16384"
 
 // Hidden is the answers to State and Catalog.
 type Hidden struct {
@@ -68,8 +114,14 @@ func (h *Hidden) Row(body []byte) error {
 		h.Mark, h.Columns = first, second
 	case "f":
 		h.routines = append(h.routines, scan.Routine{Name: first, Source: second})
+	case "g":
+		h.routines = append(h.routines, scan.Routine{Name: first, Source: second, Language: scan.Foreign})
+	case "c":
+		h.routines = append(h.routines, scan.Routine{Name: first, Language: scan.Machine})
 	case "u":
-		h.links = append(h.links, scan.Link{From: first, To: second})
+		if columns[2] != nil {
+			h.links = append(h.links, scan.Link{From: first, To: second})
+		}
 	}
 	return nil
 }

@@ -28,6 +28,8 @@ const (
 	Authentication  = 'R'
 	BackendKeyData  = 'K'
 	BindComplete    = '2'
+	NoData          = 'n'
+	RowDescription  = 'T'
 	CloseComplete   = '3'
 	CommandComplete = 'C'
 	CopyBoth        = 'W'

@@ -29,10 +29,12 @@ const (
 	Catalog                       // may have changed what functions and triggers there are, or how they are: see [Hints]
 	Advances                      // may be given a sequence's next value: INSERT, COPY, nextval…
 	Begins                        // BEGIN, START TRANSACTION
+	Local                         // changes a setting until the transaction's end
+	Keeps                         // keeps something in the server's memory that nothing shows: pg_backup_start, a library's own variables
 )
 
 // Lasting are the effects that outlive a transaction.
-const Lasting = Setting | AnyChange | Back | Temporary | Locks | Hold | Listens | Prepares | Seeds | Connects | Loads | Discards | Unseen | Nameless | Catalog
+const Lasting = Setting | AnyChange | Back | Temporary | Locks | Hold | Listens | Prepares | Seeds | Connects | Loads | Discards | Unseen | Nameless | Catalog | Keeps
 
 // Effects says what a text may do. backslash is whether plain strings know backslash
 // escapes.
@@ -163,6 +165,8 @@ func (w *walk) call(name []byte) Effect {
 	case "pg_advisory_lock", "pg_advisory_lock_shared", "pg_try_advisory_lock", "pg_try_advisory_lock_shared",
 		"pg_advisory_unlock", "pg_advisory_unlock_shared", "pg_advisory_unlock_all":
 		return Locks
+	case "pg_backup_start", "pg_start_backup", "pg_replication_origin_session_setup", "isn_weak", "hypopg_create_index", "hypopg_hide_index":
+		return Keeps
 	case "pg_terminate_backend":
 		return Terminates
 	case "pg_cancel_backend":
@@ -222,7 +226,11 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 	case "reset":
 		return wordReset, Setting | Back
 	case "discard":
-		return wordOther, Discards | Back
+		switch l := w.lexer; {
+		case l.is(l.next(), "all"):
+			return wordOther, Discards | Back
+		}
+		return wordOther, Temporary // PLANS and SEQUENCES leave nothing, and nothing out
 	case "do":
 		return wordDo, AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances
 	case "call":
@@ -268,20 +276,27 @@ func (w *walk) set() Effect {
 	l := w.lexer
 	t := l.next()
 	switch {
-	case l.is(t, "local"), l.is(t, "constraints"), l.is(t, "transaction"):
+	case l.is(t, "constraints"), l.is(t, "transaction"):
 		return 0
+	case l.is(t, "local"):
+		return Local | l.toDefault(t)
 	case l.is(t, "seed"):
 		return Seeds
 	}
-	// SET name { = | TO } DEFAULT, SET TIME ZONE LOCAL
+	return Setting | l.toDefault(t)
+}
+
+// toDefault says whether a SET, of which t is a word behind the first, leads back: SET name
+// { = | TO } DEFAULT, SET TIME ZONE LOCAL.
+func (l lexer) toDefault(t token) Effect {
 	last := t
 	for t = l.next(); t.kind != end && !l.isMark(t, ';'); t = l.next() {
 		last = t
 	}
 	if l.is(last, "default") || l.is(last, "local") {
-		return Setting | Back
+		return Back
 	}
-	return Setting
+	return 0
 }
 
 // setConfig says what set_config(name, value, is_local) does; the word itself has
@@ -328,7 +343,7 @@ func (w *walk) scope(l lexer, name token) Effect {
 	value, closing := l.next(), l.next()
 	switch {
 	case l.isMark(closing, ')') && (l.is(value, "true") || value.kind == text && string(l.sql[value.from:value.to]) == "t"):
-		return 0
+		return Local
 	case name.kind == text:
 		return Setting
 	case name.kind == param:

@@ -15,16 +15,36 @@ type Hint struct {
 	Settings []string // that are named
 }
 
-// Hints are by name: of relations as they are, or with "!" behind for texts that write;
-// of functions with "(" behind. A Hints that is nil knows nothing. It is immutable once it
-// is used.
+// Hints are by name: of relations and types as they are, or with "!" behind for texts that
+// write; of functions with "(" behind; of operators with [Operator] before; [Schema] stands for
+// whatever changes the schema, [Always] for any text. A Hints that is nil knows nothing. It is
+// immutable once it is used.
 type Hints map[string]*Hint
+
+// Keys of [Hints] that are no names.
+const (
+	Operator = "\x01"
+	Schema   = "\x02"
+	Always   = ""
+)
 
 // hinted are the effects that are worth a hint.
 const hinted = Lasting&^Catalog | Sequence
 
-// A Routine is a function or procedure, and its source in SQL or a procedural language.
-type Routine struct{ Name, Source string }
+// A Routine is a function or procedure, and its source.
+type Routine struct {
+	Name, Source string
+	Language     Language
+}
+
+// A Language is what a routine is written in.
+type Language uint8
+
+const (
+	SQL     Language = iota // or PL/pgSQL
+	Foreign                 // another procedural language
+	Machine                 // C: there is no source to be read
+)
 
 // A Link says that using From means using To, which both are as in [Hints].
 type Link struct{ From, To string }
@@ -34,7 +54,7 @@ func Reveal(routines []Routine, links []Link) Hints {
 	all := Hints{}
 	for _, r := range routines {
 		h := all.of(r.Name + "(")
-		e, m := Body([]byte(r.Source))
+		e, m := r.does()
 		h.Effect |= e
 		h.Settings = append(h.Settings, m.Settings...)
 	}
@@ -49,14 +69,15 @@ func Reveal(routines []Routine, links []Link) Hints {
 		changed = false
 		for _, l := range links {
 			from, to := all[l.From], all[l.To]
-			if from == to || from.Effect|to.Effect == from.Effect {
+			if from == to {
 				continue
 			}
+			changed = changed || from.Effect|to.Effect != from.Effect
 			from.Effect |= to.Effect
-			changed = true
 			for _, name := range to.Settings {
-				if !slices.Contains(from.Settings, name) {
+				if len(from.Settings) < maxMentions && !slices.Contains(from.Settings, name) {
 					from.Settings = append(from.Settings, name)
+					changed = true
 				}
 			}
 		}
@@ -86,7 +107,7 @@ func (h Hints) Find(sql []byte, backslash bool, m *Mentions) (e Effect) {
 		return 0
 	}
 	first := lexer{sql: sql, backslash: backslash}
-	h.each(sql, backslash, first.is(first.next(), "do"), func(name string) {
+	find := func(name string) {
 		hint := h[name]
 		e |= hint.Effect
 		if m != nil {
@@ -94,7 +115,11 @@ func (h Hints) Find(sql []byte, backslash bool, m *Mentions) (e Effect) {
 				m.add(s)
 			}
 		}
-	})
+	}
+	if h[Always] != nil {
+		find(Always)
+	}
+	h.each(sql, backslash, first.is(first.next(), "do"), find)
 	return e
 }
 
@@ -114,13 +139,14 @@ func (h Hints) Changes(sql []byte) Effect {
 				return 0
 			}
 			return Catalog | anything
-		case l.is(t, "trigger"), l.is(t, "view"), l.is(t, "rule"), l.is(t, "policy"):
+		case l.is(t, "temp"), l.is(t, "temporary"):
+			return 0
+		case l.is(t, "trigger"), l.is(t, "view"), l.is(t, "rule"), l.is(t, "policy"), l.is(t, "operator"), l.is(t, "cast"), l.is(t, "aggregate"),
+			l.is(t, "domain"), l.is(t, "type"), l.is(t, "table"), l.is(t, "index"):
 			if h == nil {
 				return 0
 			}
 			return Catalog | anything
-		case l.is(t, "table"):
-			return 0
 		}
 	}
 	return 0
@@ -146,17 +172,27 @@ const maxName = 63
 func (h Hints) each(sql []byte, backslash, code bool, yield func(name string)) {
 	l := lexer{sql: sql, backslash: backslash}
 	var buf [maxName + 1]byte
-	writes := false
+	writes, dot := false, false
 	behind := func(n int, c byte) {
 		buf[n] = c
 		if _, ok := h[string(buf[:n+1])]; ok {
 			yield(string(buf[:n+1]))
 		}
 	}
+	schema := func() {
+		if h[Schema] != nil {
+			yield(Schema)
+		}
+	}
 	for t := l.next(); t.kind != end; t = l.next() {
 		n := t.to - t.from
 		if t.kind == text && code {
 			h.each(sql[t.from:t.to], backslash, true, yield)
+		}
+		if t.kind == mark {
+			if dot = l.isMark(t, '.'); isOperator(sql[t.from]) {
+				h.operators(&l, t, yield)
+			}
 		}
 		if t.kind != word && t.kind != quoted || n > maxName {
 			continue
@@ -170,18 +206,75 @@ func (h Hints) each(sql []byte, backslash, code bool, yield func(name string)) {
 		if _, ok := h[string(buf[:n])]; ok {
 			yield(string(buf[:n]))
 		}
-		if after := l; after.isMark(after.next(), '(') {
+		if after := l; dot || after.isMark(after.next(), '(') { // row.f is f(row)
 			behind(n, '(')
 		}
+		dot = false
 		if writes {
 			behind(n, '!')
 		} else if t.kind == word {
 			switch string(buf[:n]) {
-			case "insert", "update", "delete", "merge", "copy", "truncate", "into":
+			case "insert", "update", "delete", "merge", "copy", "truncate":
 				writes = true
+			case "into":
+				writes = true
+				schema()
+			case "create", "alter", "drop", "comment", "grant", "revoke", "reindex", "refresh", "security", "import":
+				schema()
 			}
 		}
 	}
+}
+
+// isOperator reports whether operators may hold this byte.
+func isOperator(c byte) bool { return bytes.IndexByte([]byte("+-*/<>=~!@#%^&|`?"), c) >= 0 }
+
+// maxOperator bounds the bytes of an operator that is looked for.
+const maxOperator = 16
+
+// operators calls yield for each operator that a run of such bytes, of which t is the first,
+// may hold.
+func (h Hints) operators(l *lexer, t token, yield func(name string)) {
+	run := t.from
+	for l.at < len(l.sql) && isOperator(l.sql[l.at]) && l.at-run < maxOperator {
+		if c := l.sql[l.at]; c == '-' && l.follows('-') || c == '/' && l.follows('*') {
+			break // a comment
+		}
+		l.at++
+	}
+	buf := append(make([]byte, 0, maxOperator+1), Operator...)
+	for i := run; i < l.at; i++ {
+		for j := i + 1; j <= l.at; j++ {
+			if key := append(buf[:len(Operator)], l.sql[i:j]...); h[string(key)] != nil {
+				yield(string(key))
+			}
+		}
+	}
+}
+
+// does says what a routine may do, and which settings it names.
+func (r *Routine) does() (e Effect, m Mentions) {
+	source := []byte(r.Source)
+	switch r.Language {
+	case SQL:
+		return Body(source)
+	case Machine:
+		return anything, m
+	}
+	// What it calls stands in strings of a kind that is not known here.
+	lower := bytes.ToLower(source)
+	for _, state := range []string{"_shared", "gd[", "sd[", "spi_prepare", "globalthis"} {
+		if bytes.Contains(lower, []byte(state)) {
+			e |= Keeps
+		}
+	}
+	for _, name := range bytes.FieldsFunc(source, func(r rune) bool { return r >= 0x80 || r != '.' && !isWord(byte(r)) && !isDigit(byte(r)) }) {
+		m.guess(name)
+	}
+	if len(m.Settings) == 0 && (bytes.Contains(lower, []byte("set_config")) || bytes.Contains(lower, []byte("\"set ")) || bytes.Contains(lower, []byte("'set "))) {
+		e |= Nameless
+	}
+	return e | anything, m
 }
 
 // Body says what a function's source may do, in SQL or a language like it, and which

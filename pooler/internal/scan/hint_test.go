@@ -38,8 +38,8 @@ func TestTheEffectsOfAFunctionsBodyAreSeen(t *testing.T) {
 
 func TestWhatIsHiddenIsFoundByItsNames(t *testing.T) {
 	h := Reveal([]Routine{
-		{"login", "begin perform set_config('app.user', who, false); end"}, {"outer", "begin perform public.login('x'); end"}, {"Outermost", "select outer()"},
-		{"harmless", "select count(*) from plain"}, {"lock_it", "select pg_advisory_lock(1)"}, {"fills", "insert into watched values (1)"}, {"even", "select odd()"}, {"odd", "select even()"},
+		{Name: "login", Source: "begin perform set_config('app.user', who, false); end"}, {Name: "outer", Source: "begin perform public.login('x'); end"}, {Name: "Outermost", Source: "select outer()"},
+		{Name: "harmless", Source: "select count(*) from plain"}, {Name: "lock_it", Source: "select pg_advisory_lock(1)"}, {Name: "fills", Source: "insert into watched values (1)"}, {Name: "even", Source: "select odd()"}, {Name: "odd", Source: "select even()"},
 	}, []Link{{"watched!", "lock_it("}, {"seen", "outer("}, {"above", "seen"}, {"plain", "harmless("}})
 	for sql, want := range map[string]Effect{
 		"select login('x')": Setting, "SELECT public.LOGIN ('x')": Setting, "select login from plain": 0, `select "Outermost"()`: Setting, "do $$ begin perform outer(); end $$": Setting, "select outermost()": 0,
@@ -53,7 +53,28 @@ func TestWhatIsHiddenIsFoundByItsNames(t *testing.T) {
 			t.Errorf("%s: settings %q", sql, m.Settings)
 		}
 	}
-	if Reveal([]Routine{{"f", "select 1"}}, []Link{{"t", "f("}}) != nil {
+	h = Reveal([]Routine{
+		{Name: "act", Source: "select set_config('a.b', 'c', false)"}, {Name: "both", Source: "begin set x.y = 1; perform act(); end"}, {Name: "script", Source: "plpy.execute(\"set p.q = 1\"); GD['x'] = 1", Language: Foreign},
+		{Name: "machine", Language: Machine},
+	}, []Link{{Operator + "@@>", "both("}, {Schema, "both("}, {"coin", "act("}, {"tossed", "coin"}})
+	for sql, want := range map[string]Hint{
+		"select 1 @@>-2": {Setting, []string{"x.y", "a.b"}}, "select 1 operator(s.@@>) 2": {Setting, []string{"x.y", "a.b"}}, "select 1 @@ > 2": {}, "select 1 @@/*>*/ 2": {},
+		"create table t (n int)": {Setting, []string{"x.y", "a.b"}}, "select (r).act from r": {Setting, []string{"a.b"}}, "select act from r": {}, "select * from tossed": {Setting, []string{"a.b"}},
+		"select 'head'::coin": {Setting, []string{"a.b"}}, "select script()": {anything | Keeps, []string{"plpy.execute", "p.q"}}, "select machine()": {anything, nil},
+	} {
+		var m Mentions
+		e := h.Find([]byte(sql), false, &m)
+		slices.Sort(m.Settings)
+		slices.Sort(want.Settings)
+		if e != want.Effect || !slices.Equal(m.Settings, want.Settings) {
+			t.Errorf("%s: %b %q", sql, e, m.Settings)
+		}
+	}
+	h = Reveal([]Routine{{Name: "act", Source: "set x.y = 1"}}, []Link{{Always, "act("}})
+	if got := h.Find([]byte("select 1"), false, nil); got != Setting {
+		t.Errorf("any text: %b", got)
+	}
+	if Reveal([]Routine{{Name: "f", Source: "select 1"}}, []Link{{"t", "f("}}) != nil {
 		t.Error("hints of nothing")
 	}
 }
@@ -61,7 +82,7 @@ func TestWhatIsHiddenIsFoundByItsNames(t *testing.T) {
 func TestWhatChangesTheSchemaIsSeen(t *testing.T) {
 	some := Hints{"f(": &Hint{Effect: Setting}}
 	for sql, want := range map[string][2]bool{ // with hints, and without
-		"create table t (a int)": {}, "select 1": {}, "create extension x": {true, true}, "create or replace view v as select 1": {true, false}, "create trigger t after insert on x execute function f()": {true, false},
+		"create table t (a int)": {true, false}, "create temp table t (a int)": {}, "create operator === (function = f)": {true, false}, "create event trigger e on sql_drop execute function f()": {true, false}, "select 1": {}, "create extension x": {true, true}, "create or replace view v as select 1": {true, false}, "create trigger t after insert on x execute function f()": {true, false},
 		"create function f() returns int language sql as 'select 1'": {true, false}, "create or replace function f() returns int language plpgsql as $$ begin set role x; end $$": {true, true},
 		"create procedure f() begin atomic select set_config('a.b', 'c', false); end": {true, true}, "alter function f() rename to g": {true, false}, "drop policy p on t": {true, false},
 	} {
@@ -80,6 +101,6 @@ func FuzzBody(f *testing.F) {
 	f.Fuzz(func(t *testing.T, source []byte) {
 		Body(source)
 		Hints(nil).Changes(append([]byte("create function f() as "), source...))
-		Reveal([]Routine{{"f", string(source)}, {"g", "select f()"}}, []Link{{"t", "g("}}).Find(source, true, nil)
+		Reveal([]Routine{{Name: "f", Source: string(source)}, {Name: "g", Source: "select f()"}, {Name: "h", Source: string(source), Language: Foreign}}, []Link{{"t", "g("}, {Operator + "=", "h("}}).Find(source, true, nil)
 	})
 }

@@ -1,21 +1,55 @@
 package scan
 
-import "bytes"
+import (
+	"bytes"
+	"slices"
+	"strconv"
+)
 
-// A Use is how a text uses a prepared statement by its name.
+// A Use is how a statement uses a prepared statement by its name.
 type Use struct {
 	Name     string
 	From, To int  // of the name in the text, with its quotes
-	Drops    bool // DEALLOCATE; otherwise it is an EXECUTE, or one that is explained or fills a table
+	Drops    bool // DEALLOCATE
+	Makes    bool // PREPARE; otherwise it is an EXECUTE, or one that is explained or fills a table
 }
 
 // UseOf finds the name in a text that is a single DEALLOCATE name or EXECUTE name. ok
 // is false for all others.
 func UseOf(sql []byte, backslash bool) (u Use, ok bool) {
 	l := lexer{sql: sql, backslash: backslash}
+	if u, ok = l.use(); !ok || u.Makes || u.Name == "" {
+		return Use{}, false
+	}
+	return u, l.last(u.Drops)
+}
+
+// Uses lists the uses of all statements of a text, in order. DEALLOCATE ALL has no name.
+func Uses(sql []byte, backslash bool) (list []Use) {
+	l := lexer{sql: sql, backslash: backslash}
+	for {
+		statement := l
+		if u, ok := statement.use(); ok {
+			list = append(list, u)
+		}
+		if bytes.IndexByte(sql[l.at:], ';') < 0 {
+			return list
+		}
+		for t := l.next(); !l.isMark(t, ';'); t = l.next() {
+			if t.kind == end {
+				return list
+			}
+		}
+	}
+}
+
+// use reads a statement up to the name that it uses.
+func (l *lexer) use() (u Use, ok bool) {
 	switch t := l.next(); {
 	case l.is(t, "deallocate"):
 		u.Drops = true
+	case l.is(t, "prepare"):
+		u.Makes = true
 	case l.is(t, "execute"):
 	case l.is(t, "explain"), l.is(t, "create"):
 		if !l.toExecute(l.is(t, "create")) {
@@ -26,12 +60,19 @@ func UseOf(sql []byte, backslash bool) (u Use, ok bool) {
 	}
 	t := l.next()
 	if u.Drops && l.is(t, "prepare") {
-		if after := l; after.next().kind != end { // it is no name
+		after := *l
+		if next := after.next(); next.kind != end && !after.isMark(next, ';') { // it is no name
 			t = l.next()
 		}
 	}
 	if u.Drops && l.is(t, "all") {
-		return u, false
+		return u, true
+	}
+	if u.Makes && l.is(t, "transaction") {
+		after := *l
+		if after.next().kind == text {
+			return u, false
+		}
 	}
 	u.From, u.To = t.from, t.to
 	if t.kind == quoted {
@@ -42,11 +83,8 @@ func UseOf(sql []byte, backslash bool) (u Use, ok bool) {
 	} else if t.kind != word {
 		return u, false
 	}
-	if !l.last(u.Drops) {
-		return u, false
-	}
 	u.Name, ok = l.value(t)
-	return u, ok
+	return u, ok && u.Name != ""
 }
 
 // DropsAll reports whether a text is a single DEALLOCATE ALL or DISCARD ALL.
@@ -108,4 +146,27 @@ func PreparedBy(sql []byte) (name string, ok bool) {
 		return "", false
 	}
 	return name, l.last(false)
+}
+
+// Parameters is the highest number of a parameter in a statement, as of $2, up to PostgreSQL's
+// limit of 65535. It is 0 for those that PostgreSQL does not look into before it carries them out.
+func Parameters(sql []byte, backslash bool) (highest int) {
+	l := lexer{sql: sql, backslash: backslash}
+	first := l
+	t := first.next()
+	for first.isMark(t, '(') {
+		t = first.next()
+	}
+	if !slices.ContainsFunc([]string{"select", "insert", "update", "delete", "merge", "with", "values", "table", "declare", "explain", "create", "call"},
+		func(keyword string) bool { return first.is(t, keyword) }) {
+		return 0
+	}
+	for t := l.next(); t.kind != end; t = l.next() {
+		if t.kind == param {
+			if n, err := strconv.ParseUint(string(sql[t.from+1:t.to]), 10, 16); err == nil {
+				highest = max(highest, int(n))
+			}
+		}
+	}
+	return highest
 }

@@ -44,3 +44,14 @@ func TestATextThatMakesOnePreparedStatementIsKnown(t *testing.T) {
 		}
 	}
 }
+
+func TestParametersAreCounted(t *testing.T) {
+	for sql, want := range map[string]int{
+		"select $1, $3::int, '$4', $$ $5 $$ -- $6": 3, "select 1": 0, "(select $2)": 2, "prepare q as select $1": 0, "execute q ($1)": 0,
+		"explain select $1": 1, "select $65536": 0, "": 0,
+	} {
+		if got := Parameters([]byte(sql), false); got != want {
+			t.Errorf("%s: %d, want %d", sql, got, want)
+		}
+	}
+}

@@ -1,0 +1,151 @@
+package pooler
+
+import (
+	"strings"
+	"testing"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+)
+
+// Messages of the extended protocol.
+func parse(name, sql string) string { return frame('P', name+"\x00"+sql+"\x00\x00\x00") }
+
+func runs(portal, name string, values ...string) string {
+	return bindTexts(portal, name, values) + frame('E', portal+"\x00\x00\x00\x00\x00")
+}
+
+var endCycle = frame('S', "")
+
+// fails expects an error, with this SQLSTATE, and the cycle's end.
+func (f *frontend) fails(what, before, code string) {
+	f.t.Helper()
+	for _, want := range before + "EZ" {
+		typ, body, err := f.in.Next()
+		for err == nil && typ == pgwire.ParameterStatus {
+			typ, body, err = f.in.Next()
+		}
+		if err != nil || rune(typ) != want {
+			f.t.Fatalf("%s: got %c, %v; want %c", what, typ, err, want)
+		}
+		if typ == pgwire.ErrorResponse && string(pgwire.Field(body, 'C')) != code {
+			f.t.Errorf("%s: %s %s, want %s", what, pgwire.Field(body, 'C'), pgwire.Field(body, 'M'), code)
+		}
+	}
+}
+
+func TestWhatAnErrorSkipsHasNotReplacedTheUnnamedStatement(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	c, other := newFrontend(t, h), newFrontend(t, h)
+	disturb := func() { // the server's unnamed statement is another's
+		other.send(parse("", "select 'theirs'") + runs("", "") + endCycle)
+		other.expect("12DCZ")
+	}
+	for what, skipped := range map[string]string{
+		"replaced": parse("", "select 'new'"), "twice": parse("", "select 'new'") + parse("", "select 'newer'") + runs("", ""),
+		"closed": frame('C', "S\x00"), "deallocates": parse("", "deallocate none"),
+	} {
+		for _, disturbed := range []bool{true, false} {
+			c.send(parse("", "select 'old'") + endCycle)
+			c.expectFor(what, "1Z")
+			if disturbed {
+				disturb()
+			}
+			c.send(runs("c", "none") + skipped + endCycle)
+			c.fails(what, "", "26000")
+			if disturbed {
+				disturb()
+			}
+			c.send(runs("", "") + endCycle)
+			if c.expectFor(what, "2DCZ"); c.row != "old" {
+				t.Errorf("%s: got %s", what, c.row)
+			}
+		}
+	}
+	c.send(parse("", "select 'old'") + endCycle)
+	c.expect("1Z")
+	disturb()
+	c.send(runs("c", "none") + runs("", "") + frame('H', "") + endCycle + runs("", "") + endCycle) // it is not given to the server at once
+	if c.expect("EZ2DCZ"); c.row != "old" {
+		t.Errorf("pipelined: got %s", c.row)
+	}
+	c.send(parse("", "select 'old'") + runs("", "") + parse("", "selec") + endCycle) // it fails itself
+	c.fails("refused", "12DC", "42601")
+	c.send(runs("", "") + endCycle)
+	c.fails("refused", "", "26000")
+	c.send(parse("", "select 'old'") + endCycle + runs("c", "none") + parse("", "select 'new'") + endCycle + frame('Q', "select 1\x00"))
+	c.expect("1ZEZTDCZ") // which drops what was there
+	c.send(runs("", "") + endCycle)
+	c.fails("a simple query", "", "26000")
+}
+
+func TestAnAbortedTransactionRefusesAStatementForPostgreSQLsReason(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	c, other := newFrontend(t, h), h.connect(t)
+	c.send(parse("p", "select $1::int + $2") + parse("end", "rollback") + parse("", "select $1::text") + endCycle)
+	c.expect("111Z")
+	for _, name := range []string{"p", ""} {
+		do(t, other, "discard all") // the server knows nothing now
+		do(t, other, "select 'theirs'")
+		if name == "" {
+			c.send(parse("", "select $1::text") + endCycle)
+			c.expect("1Z")
+			do(t, other, "select 'theirs'")
+		}
+		c.send(parse("b", "begin") + runs("", "b") + endCycle + runs("", "none") + frame('C', "Sb\x00") + endCycle)
+		c.expect("12CZEZ")
+		c.send(frame('C', "Sb\x00") + endCycle)
+		c.expect("3Z")
+		c.send(runs("", name, "1", "2", "3") + endCycle)
+		c.fails("too many parameters", "", "08P01")
+		values := []string{"1", "2"}
+		if name == "" {
+			values = values[:1]
+		}
+		c.send(runs("", name, values...) + endCycle)
+		c.fails("as many as there are", "", "25P02")
+		c.send(parse("q", "select 1") + endCycle)
+		c.fails("Parse", "", "25P02")
+		c.send(runs("", "end") + runs("", name, values...) + endCycle)
+		c.expect("2C2DCZ")
+	}
+}
+
+func TestAParseIsRefusedWhereTheSettingsHaveChanged(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "create table if not exists located (n int)"); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), one)))
+	c, other := newFrontend(t, h), newFrontend(t, h)
+	other.send(parse("theirs", "select n from located") + endCycle) // the server knows it
+	other.expect("1Z")
+	for _, sql := range []string{"set local search_path = pg_catalog", "select set_config('search_path', '', true)", "set search_path = pg_catalog"} {
+		c.send(parse("b", "begin") + runs("", "b") + frame('C', "Sb\x00") + parse("s", sql) + runs("", "s") + frame('C', "Ss\x00") + endCycle)
+		want := "12C312C3Z"
+		if strings.HasPrefix(sql, "select") {
+			want = "12C312DC3Z"
+		}
+		c.expectFor(sql, want)
+		c.send(parse("mine", "select n from located") + endCycle)
+		c.fails(sql, "", "42P01")
+		c.send(parse("r", "rollback") + runs("", "r") + frame('C', "Sr\x00") + parse("mine", "select n from located") + frame('C', "Smine\x00") + endCycle)
+		c.expectFor(sql, "12C313Z")
+	}
+}
+
+func TestWhatIsPipelinedBehindAResetSeesTheLoginsSettings(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 2 })))
+	c := newFrontend(t, h, "options", "-c work_mem=9MB", "application_name", "at login")
+	for _, r := range []struct{ sql, want string }{
+		{"reset work_mem", "CZ"}, {"reset all", "CZ"}, {"discard all", "CZ"}, {"set work_mem = default", "CZ"},
+		{"begin; set work_mem = '5MB'; reset work_mem", "CCCZ"}, {"begin; set local work_mem = default", "CCZ"},
+	} {
+		c.send(frame('Q', "set work_mem = '7MB'\x00") + frame('Q', r.sql+"\x00") + frame('Q', "show work_mem\x00") + frame('Q', "show application_name\x00") + frame('Q', "rollback\x00"))
+		c.expectFor(r.sql, "CZ"+r.want+"TDCZ")
+		got := c.row
+		c.expectFor(r.sql, "TDCZCZ")
+		if got != "9MB" || c.row != "at login" {
+			t.Errorf("%s: %s, %s", r.sql, got, c.row)
+		}
+	}
+}
