@@ -30,10 +30,13 @@ func (c *call) relay(w http.ResponseWriter, a *answer) (end verdict, broken bool
 	c.head(w, a)
 	out := &toClient{w: w, c: c}
 	if a.events || a.res.ContentLength < 0 {
-		out.flush = http.NewResponseController(w).Flush
+		out.flush = c.controller.Flush
 	}
 	var err error
+	m, mended := a.body.(*mending)
 	switch {
+	case mended:
+		err = c.relayMended(out, m)
 	case a.whole:
 		out.flush = nil
 		c.watch.Whole(a.ahead, a.res.Header)
@@ -80,8 +83,8 @@ func (c *call) outcome(a *answer, out *toClient, err error) (v verdict, whole bo
 func (c *call) head(w http.ResponseWriter, a *answer) {
 	c.early.end()
 	h := w.Header()
-	dropHops(a.res.Header)
-	maps.Copy(h, a.res.Header)
+	maps.Copy(h, a.res.Header) // which others may be reading: it stays as it is
+	dropHops(h)
 	for _, name := range [...]string{"Content-Type", "Date"} {
 		if _, ok := h[name]; !ok {
 			h[name] = nil // or net/http would put in its own
@@ -135,6 +138,29 @@ func (c *call) sign(h http.Header, code Code) {
 	}
 	if c.upload != nil && !c.upload.ended.Load() && (c.body == nil || !c.body.Replayable()) {
 		h["Connection"] = []string{"close"} // the client is still sending what nobody will read
+	}
+}
+
+// relayMended relays a stream that is made whole: its events are known already, and go
+// out from where they were put together.
+func (c *call) relayMended(out *toClient, m *mending) error {
+	defer func() { c.mend.Shown = nil }()
+	for {
+		if err := m.more(); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		chunk, within := c.mend.Chunk()
+		if c.mend.Shown == nil { // the first of it came before anybody watched
+			c.watch.Feed(chunk)
+			c.mend.Shown = c.watch.Event
+		}
+		out.within = within
+		if _, err := out.Write(chunk); err != nil {
+			return err
+		}
+		c.mend.Took()
 	}
 }
 
