@@ -308,9 +308,10 @@ func copyTrailers(w http.ResponseWriter, res *http.Response) {
 // early tells the client what comes before an answer: 102 and 103 (RFC 9110, section
 // 15.2; RFC 8297). The nil early tells nobody.
 type early struct {
-	w     http.ResponseWriter
-	mu    sync.Mutex // an attempt that was given up may still be heard
-	ended bool       // the answer has begun
+	w        http.ResponseWriter
+	patience *patience
+	mu       sync.Mutex // an attempt that was given up may still be heard
+	ended    bool       // the answer has begun
 }
 
 // hear returns the context of an attempt that is heard.
@@ -333,6 +334,7 @@ func (e *early) tell(code int, header textproto.MIMEHeader) error {
 	h := e.w.Header()
 	maps.Copy(h, header)
 	dropHops(h)
+	e.patience.write() // the deadline of an answer before it may have passed
 	e.w.WriteHeader(code)
 	clear(h) // net/http leaves them for the answer
 	return nil
@@ -394,5 +396,21 @@ func pass(to io.Writer, from io.Reader, moved func(int)) {
 		if _, werr := to.Write(buf[:n]); err != nil || werr != nil {
 			return
 		}
+	}
+}
+
+// ended waits for the calls whose connections have gone over to another protocol, of
+// which net/http knows no more; false: ctx was done before they were.
+func (s *Server) ended(ctx context.Context) bool {
+	all := make(chan struct{})
+	go func() { // ends when they do, for which Run waits too
+		s.calls.Wait()
+		close(all)
+	}()
+	select {
+	case <-all:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }

@@ -231,22 +231,6 @@ func (s *Server) drain(ctx context.Context, srv *http.Server) {
 	_ = srv.Shutdown(limit) // Close follows
 }
 
-// ended waits for the calls whose connections have gone over to another protocol, of
-// which net/http knows no more; false: ctx was done before they were.
-func (s *Server) ended(ctx context.Context) bool {
-	all := make(chan struct{})
-	go func() { // ends when they do, for which Run waits too
-		s.calls.Wait()
-		close(all)
-	}()
-	select {
-	case <-all:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
 // A call is one exchange with Claude, whichever door it came in by.
 type call struct {
 	engine     *engine
@@ -342,10 +326,12 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request) *call {
 	p := s.policy.Load()
 	c := &call{engine: &s.engine, policy: p, rules: p.rules, x: x, done: s.calls.Done, store: &s.kept, ctx: r.Context()}
 	c.desk, _ = r.Context().Value(desk{}).(*desk)
-	c.early = &early{w: w}
 	c.controller = http.NewResponseController(w)
 	c.patience = &patience{deadline: c.controller, limit: p.client}
-	c.patience.write() // covers what net/http itself writes before the answer
+	c.early = &early{w: w, patience: c.patience}
+	if r.Header.Get("Expect") != "" {
+		c.patience.write() // for what net/http itself writes, which asks for the body
+	}
 	c.engine.counts.inFlight.Add(1)
 	c.engine.counts.calls.Add(1)
 	c.describe(r)

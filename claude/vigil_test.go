@@ -1,6 +1,7 @@
 package claude
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -45,12 +46,13 @@ func TestAVigilEndsWhenNothingComes(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				begun, after := time.Now(), time.Duration(-1)
-				v := keepVigil(10*time.Second, func() { after = time.Since(begun) })
+				begun, after := time.Now(), atomic.Int64{}
+				after.Store(-1)
+				v := keepVigil(10*time.Second, func() { after.Store(int64(time.Since(begun))) })
 				c.keep(v)
 				time.Sleep(2 * time.Hour)
-				if v.end(); after != c.after {
-					t.Errorf("after %v, not %v", after, c.after)
+				if v.end(); after.Load() != int64(c.after) {
+					t.Errorf("after %v, not %v", time.Duration(after.Load()), c.after)
 				}
 			})
 		})
