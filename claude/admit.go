@@ -162,6 +162,7 @@ type request struct {
 	format    bool // its text must follow a schema: a part of it can't be continued
 	fast      bool // it asks for fast mode
 	maxTokens int64
+	again     int  // how often the caller's SDK has tried before; below 0: it does not say
 	recover   bool // the caller has nothing against it
 	gather    bool // nor against its answer being gathered from a stream
 }
@@ -413,7 +414,8 @@ func (p *patience) write() {
 	if p == nil {
 		return
 	}
-	if now := time.Now(); now.Sub(p.writes) > p.limit/often {
+	if time.Since(p.writes) > p.limit/often { // cheaper than Now, and this is asked at each event
+		now := time.Now()
 		p.writes = now
 		_ = p.deadline.SetWriteDeadline(now.Add(p.limit))
 	}

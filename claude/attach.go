@@ -28,10 +28,9 @@ func (c *call) attach(w http.ResponseWriter, r *http.Request, s *Server) bool {
 		return false
 	}
 	who := c.identity()
-	again, _ := strconv.Atoi(r.Header.Get("X-Stainless-Retry-Count"))
-	if c.rules.joins || again > 0 {
+	if again := c.request.again > 0; c.rules.joins || again {
 		if f := s.board.Join(who, c.body.Kept); f != nil && c.ride(w, f) {
-			c.attached = again > 0
+			c.attached = again
 			return true
 		}
 	}
@@ -154,7 +153,7 @@ func (c *call) takeOff(a *answer) {
 	if c.flight == nil || c.gather != nil || a == nil || !a.events {
 		return
 	}
-	c.head0 = &landed{status: a.res.StatusCode, header: a.res.Header.Clone(), end: verdict{code: OK}}
+	c.head0 = &landed{status: a.res.StatusCode, header: a.res.Header, end: verdict{code: OK}}
 	c.share()
 }
 
@@ -197,7 +196,7 @@ func (c *call) land(a *answer) {
 	}
 	if a != nil && a.whole && a.verdict.code == OK {
 		c.shrink(len(a.ahead))
-		c.flight.Land(&landed{a.res.StatusCode, a.res.Header.Clone(), a.ahead, a.verdict}, true)
+		c.flight.Land(&landed{a.res.StatusCode, a.res.Header, a.ahead, a.verdict}, true)
 	} else if a == nil || !a.events {
 		c.flight.Land(nil, false)
 	}
@@ -240,13 +239,19 @@ func (c *call) shrink(n int) {
 
 // leaveRoom gives the memory of the answer back, when nobody can ask for it any more.
 func (c *call) leaveRoom() {
-	n, answers := c.roomy, &c.engine.counts.answers
-	if c.roomy = 0; n == 0 {
-		return
-	}
-	if c.flight == nil {
+	n, answers, m := c.roomy, &c.engine.counts.answers, c.mend
+	c.roomy = 0
+	switch {
+	case n == 0:
+	case c.flight != nil:
+		c.flight.Free(func() {
+			answers.Give(n)
+			m.Release()
+		})
+	case c.done == nil: // of a Transport: whoever reads the body may still do so
 		answers.Give(n)
-		return
+	default:
+		answers.Give(n)
+		m.Release()
 	}
-	c.flight.Free(func() { answers.Give(n) })
 }

@@ -41,7 +41,14 @@ func (c *call) promise(h http.Header) {
 	}
 	c.deadline = c.x.Start.Add(limit - min(limit/20, time.Second))
 	const last = 2 // of the retries that the SDKs make unless told otherwise
-	if count, err := strconv.Atoi(h.Get("X-Stainless-Retry-Count")); c.rules.attach == 0 || err != nil || count >= last {
+	count := -1
+	if text := h.Get("X-Stainless-Retry-Count"); text != "" {
+		if n, err := strconv.Atoi(text); err == nil {
+			count = n
+		}
+	}
+	c.request.again = count
+	if c.rules.attach == 0 || count < 0 || count >= last {
 		c.whole = c.deadline // nobody will come for it
 	}
 }
@@ -76,7 +83,7 @@ func (c *call) firstByteLimit() time.Duration {
 		return c.rules.firstByte
 	}
 	limit := c.rules.firstByte
-	if c.mend != nil || c.midway {
+	if (c.mend != nil || c.midway) && c.way.via.Pings() {
 		limit = min(limit, 2*c.rules.stall)
 	}
 	until := c.whole

@@ -42,6 +42,22 @@ func TestACallIsBookedWithWhatItCost(t *testing.T) {
 	})
 }
 
+// A search of the web costs a cent, fast mode what its model's price says; both by what
+// the answer tells.
+func TestSearchesAndFastModeAreBooked(t *testing.T) {
+	searched := says(200, `{"type":"message","model":"claude-sonnet-4-5","usage":{"input_tokens":100,"output_tokens":10,"server_tool_use":{"web_search_requests":3,"web_fetch_requests":2}}}`)
+	fast := says(200, `{"type":"message","model":"claude-opus-5","usage":{"input_tokens":100,"output_tokens":10,"speed":"fast"}}`)
+	unknown := says(200, `{"type":"message","model":"claude-opus-4-8","usage":{"input_tokens":100,"output_tokens":10,"speed":"fast"}}`)
+	inBubble(t, answers(searched, fast, unknown), func(c *claude.Config) { patient(c); c.Recovery.Aggregate = false }, func(t *testing.T, st *stage) {
+		for i, want := range []int64{100*3000 + 10*15000 + 3*10_000_000, 2 * (100*5000 + 10*25000), 100*5000 + 10*25000} {
+			st.post(hello)
+			if x := st.book.last(t, i+1); x.GenAI.CostNanoUSD != want {
+				t.Errorf("%d, want %d", x.GenAI.CostNanoUSD, want)
+			}
+		}
+	})
+}
+
 func TestAStreamThatItsClientLeavesIsBookedAsFarAsItWent(t *testing.T) {
 	event := func(name, data string) string { return "event: " + name + "\ndata: " + data + "\n\n" }
 	h := func(w http.ResponseWriter, r *http.Request) {

@@ -31,8 +31,8 @@ type answer struct {
 	whole bool   // ahead is all of the body
 
 	ctx    context.Context         // the attempt's
-	cancel context.CancelCauseFunc // nil, as the timer: the answer is made of attempts, which have their own
-	timer  *time.Timer             // ends the attempt when nothing comes
+	cancel context.CancelCauseFunc // nil, as the vigil: the answer is made of attempts, which have their own
+	vigil  *vigil                  // ends the attempt when nothing comes
 	first  time.Duration
 	idle   time.Duration
 	until  time.Time   // all of it must be there by then; zero: whenever it comes
@@ -45,10 +45,13 @@ type answer struct {
 func (c *call) forward() (*answer, verdict) {
 	a := &answer{first: c.firstByteLimit(), idle: c.rules.idle}
 	a.ctx, a.cancel = context.WithCancelCause(c.ctx)
-	a.timer = time.AfterFunc(a.first, a.tooLate)
+	a.vigil = keepVigil(a.first, a.tooLate)
 	out := c.out.WithContext(c.early.hear(a.ctx))
 	var res *http.Response
 	err := c.sends.Attach(out, a.progress)
+	if err == nil && c.way.via.Signs() {
+		err = c.way.via.Sign(out, c.sends.Text(), c.way.access)
+	}
 	if err == nil {
 		res, err = c.engine.rt.RoundTrip(out)
 	}
@@ -56,6 +59,7 @@ func (c *call) forward() (*answer, verdict) {
 		a.close()
 		return nil, c.broke(a, err)
 	}
+	c.way.via.Read(res)
 	a.res, a.body = res, res.Body
 	c.try.Status = res.StatusCode
 	c.try.UpstreamID = res.Header.Get("Request-Id")
@@ -102,15 +106,14 @@ func (a *answer) tooLate() {
 // still being sent.
 func (a *answer) progress() {
 	if !a.begun.Load() {
-		a.timer.Reset(a.first)
+		a.vigil.await(a.first)
 	}
 }
 
 // arrived ends the wait for the first byte.
 func (a *answer) arrived() {
-	a.begun.Store(true)
-	if a.timer != nil {
-		a.timer.Stop()
+	if a.begun.CompareAndSwap(false, true) && a.vigil != nil {
+		a.vigil.rest()
 	}
 }
 
@@ -178,7 +181,7 @@ func (a *answer) readWhole(limit int) error {
 			buf = append(buf, make([]byte, min(len(buf), limit-len(buf)))...)
 		}
 		if a.begun.Load() {
-			a.timer.Reset(a.idle)
+			a.vigil.await(a.idle)
 		}
 	}
 }
@@ -200,16 +203,16 @@ func (a *answer) Read(p []byte) (int, error) {
 	if a.whole {
 		return 0, io.EOF
 	}
-	timer, idle := a.timer, a.idle
-	if timer == nil {
+	idle := a.idle
+	if a.vigil == nil {
 		return a.body.Read(p)
 	}
 	if !a.until.IsZero() {
 		idle = min(idle, time.Until(a.until))
 	}
-	timer.Reset(idle)
+	a.vigil.await(idle)
 	n, err := a.body.Read(p)
-	timer.Stop()
+	a.vigil.rest()
 	return n, err
 }
 
@@ -224,13 +227,15 @@ func (a *answer) keep() bool {
 		return false
 	}
 	err := a.readWhole(mostKept)
-	a.timer.Stop()
+	a.vigil.rest()
 	return err == nil && a.whole
 }
 
 // close ends the attempt and frees what it holds. It may be called again.
 func (a *answer) close() {
-	a.arrived()
+	if a.vigil != nil {
+		a.vigil.end()
+	}
 	if a.cancel != nil {
 		a.cancel(errDone)
 	}
@@ -240,5 +245,70 @@ func (a *answer) close() {
 	if a.piece != nil {
 		pieces.Put(a.piece)
 		a.piece, a.ahead = nil, nil
+	}
+}
+
+// A vigil calls late when what is awaited does not come in time. Setting a timer anew for
+// each event of a stream would cost more than the event: so only the time is noted by
+// which something must have come, and the timer, once it fires, looks whether it has.
+type vigil struct {
+	begun time.Time
+	late  func()
+	timer *time.Timer
+
+	mu    sync.Mutex
+	due   time.Duration // since begun; 0: nothing is awaited
+	fires time.Duration // of the timer, since begun; 0: it doesn't
+	ended bool
+}
+
+// keepVigil returns one that awaits something within limit.
+func keepVigil(limit time.Duration, late func()) *vigil {
+	v := &vigil{begun: time.Now(), late: late, due: max(limit, 1), fires: max(limit, 1)}
+	v.mu.Lock() // the timer may fire before it is known
+	defer v.mu.Unlock()
+	v.timer = time.AfterFunc(limit, v.look)
+	return v
+}
+
+// await gives what is awaited the time d, whatever it had before.
+func (v *vigil) await(d time.Duration) {
+	at := max(time.Since(v.begun)+d, 1)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.due = at; !v.ended && (v.fires == 0 || at < v.fires) {
+		v.fires = at
+		v.timer.Reset(d)
+	}
+}
+
+// rest awaits nothing for now.
+func (v *vigil) rest() {
+	v.mu.Lock()
+	v.due = 0
+	v.mu.Unlock()
+}
+
+// end awaits nothing any more.
+func (v *vigil) end() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.due, v.ended = 0, true
+	v.timer.Stop()
+}
+
+// look is the timer's end.
+func (v *vigil) look() {
+	v.mu.Lock()
+	v.fires = 0
+	left := v.due - time.Since(v.begun)
+	late := v.due > 0 && left <= 0
+	if v.due > 0 && left > 0 {
+		v.fires = v.due
+		v.timer.Reset(left)
+	}
+	v.mu.Unlock()
+	if late {
+		v.late()
 	}
 }

@@ -276,7 +276,10 @@ func (c *call) book() {
 	}
 	u := price.Usage{
 		Model: g.Model, Input: g.InputTokens, CacheRead: g.CacheReadTokens, CacheWrite: g.CacheWriteTokens, CacheHour: c.watch.Hour,
-		Output: g.OutputTokens, Batch: c.watch.Batch,
+		Output: g.OutputTokens, Batch: c.watch.Batch, Fast: c.watch.Fast,
+	}
+	if !c.shadow {
+		u.Searches = c.watch.Searches
 	}
 	var known bool
 	g.CostNanoUSD, known = c.rules.prices.Cost(u)

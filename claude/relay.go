@@ -30,10 +30,13 @@ func (c *call) relay(w http.ResponseWriter, a *answer) (end verdict, broken bool
 	c.head(w, a)
 	out := &toClient{w: w, c: c}
 	if a.events || a.res.ContentLength < 0 {
-		out.flush = http.NewResponseController(w).Flush
+		out.flush = c.controller.Flush
 	}
 	var err error
+	m, mended := a.body.(*mending)
 	switch {
+	case mended:
+		err = c.relayMended(out, m)
 	case a.whole:
 		out.flush = nil
 		c.watch.Whole(a.ahead, a.res.Header)
@@ -80,8 +83,8 @@ func (c *call) outcome(a *answer, out *toClient, err error) (v verdict, whole bo
 func (c *call) head(w http.ResponseWriter, a *answer) {
 	c.early.end()
 	h := w.Header()
-	dropHops(a.res.Header)
-	maps.Copy(h, a.res.Header)
+	maps.Copy(h, a.res.Header) // which others may be reading: it stays as it is
+	dropHops(h)
 	for _, name := range [...]string{"Content-Type", "Date"} {
 		if _, ok := h[name]; !ok {
 			h[name] = nil // or net/http would put in its own
@@ -135,6 +138,29 @@ func (c *call) sign(h http.Header, code Code) {
 	}
 	if c.upload != nil && !c.upload.ended.Load() && (c.body == nil || !c.body.Replayable()) {
 		h["Connection"] = []string{"close"} // the client is still sending what nobody will read
+	}
+}
+
+// relayMended relays a stream that is made whole: its events are known already, and go
+// out from where they were put together.
+func (c *call) relayMended(out *toClient, m *mending) error {
+	defer func() { c.mend.Shown = nil }()
+	for {
+		if err := m.more(); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		chunk, within := c.mend.Chunk()
+		if c.mend.Shown == nil { // the first of it came before anybody watched
+			c.watch.Feed(chunk)
+			c.mend.Shown = c.watch.Event
+		}
+		out.within = within
+		if _, err := out.Write(chunk); err != nil {
+			return err
+		}
+		c.mend.Took()
 	}
 }
 
@@ -282,9 +308,10 @@ func copyTrailers(w http.ResponseWriter, res *http.Response) {
 // early tells the client what comes before an answer: 102 and 103 (RFC 9110, section
 // 15.2; RFC 8297). The nil early tells nobody.
 type early struct {
-	w     http.ResponseWriter
-	mu    sync.Mutex // an attempt that was given up may still be heard
-	ended bool       // the answer has begun
+	w        http.ResponseWriter
+	patience *patience
+	mu       sync.Mutex // an attempt that was given up may still be heard
+	ended    bool       // the answer has begun
 }
 
 // hear returns the context of an attempt that is heard.
@@ -307,6 +334,7 @@ func (e *early) tell(code int, header textproto.MIMEHeader) error {
 	h := e.w.Header()
 	maps.Copy(h, header)
 	dropHops(h)
+	e.patience.write() // the deadline of an answer before it may have passed
 	e.w.WriteHeader(code)
 	clear(h) // net/http leaves them for the answer
 	return nil
@@ -368,5 +396,21 @@ func pass(to io.Writer, from io.Reader, moved func(int)) {
 		if _, werr := to.Write(buf[:n]); err != nil || werr != nil {
 			return
 		}
+	}
+}
+
+// ended waits for the calls whose connections have gone over to another protocol, of
+// which net/http knows no more; false: ctx was done before they were.
+func (s *Server) ended(ctx context.Context) bool {
+	all := make(chan struct{})
+	go func() { // ends when they do, for which Run waits too
+		s.calls.Wait()
+		close(all)
+	}()
+	select {
+	case <-all:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }

@@ -170,10 +170,7 @@ func (c *call) mending(a *answer) (*answer, verdict) {
 	if m.gathered = c.gather != nil && m.done; c.gather != nil && !m.gathered {
 		c.gather.Reset()
 	}
-	whole := &answer{res: a.res, body: m, verdict: a.verdict, events: true, ctx: c.ctx}
-	buf := whole.buffer()
-	whole.ahead = buf[:c.mend.Take(buf)]
-	return whole, a.verdict
+	return &answer{res: a.res, body: m, verdict: a.verdict, events: true, ctx: c.ctx}, a.verdict
 }
 
 // advance reads on until there is something to take, or the message has ended.
@@ -192,7 +189,9 @@ func (m *mending) advance() verdict {
 // read is advance for the bytes of one attempt.
 func (m *mending) read() verdict {
 	c, a := m.c, m.a
-	a.idle = min(a.idle, c.rules.stall)
+	if c.way.via.Pings() {
+		a.idle = min(a.idle, c.rules.stall)
+	}
 	if c.gather != nil {
 		a.until = c.whole
 	}
@@ -240,28 +239,35 @@ func (m *mending) broke(err error) verdict {
 
 // Read gives what the client may have.
 func (m *mending) Read(p []byte) (int, error) {
+	if err := m.more(); err != nil {
+		return 0, err
+	}
+	return m.c.mend.Take(p), nil
+}
+
+// more waits until there is something that the client may have; io.EOF: there will be
+// nothing more.
+func (m *mending) more() error {
 	c := m.c
-	for {
-		if n := c.mend.Take(p); n > 0 {
-			return n, nil
-		}
+	for !c.mend.Ready() {
 		switch {
 		case m.done && !m.finished:
 			m.finish()
 			continue
 		case m.done:
 			c.landStream(verdict{code: OK})
-			return 0, io.EOF
+			return io.EOF
 		case m.err != nil:
 			if u, ok := errors.AsType[*unmended](m.err); ok {
 				c.landStream(u.verdict)
 			}
-			return 0, m.err
+			return m.err
 		}
 		if v := m.advance(); v.code != OK {
 			m.resume(v)
 		}
 	}
+	return nil
 }
 
 // finish reads the end of a stream whose message has ended: whatever may still come

@@ -372,12 +372,19 @@ func (c *call) fit(r *routes.Route, model string) *body.Body {
 		return b
 	}
 	text, memory := c.body.Text(), c.body.Memory()
+	betas := c.out.Header["Anthropic-Beta"]
+	if c.way.asked != nil {
+		betas = c.way.asked.Header["Anthropic-Beta"]
+	}
 	room := int64(len(text)) + routes.Slack
+	for _, line := range betas {
+		room += int64(2 * len(line)) // some ways have them in the body
+	}
 	if !memory.Take(room, c.policy.memory) {
 		return nil
 	}
 	b := c.body
-	if changed := r.Body(text, model); len(text) > 0 && &changed[0] != &text[0] {
+	if changed := r.Body(text, model, betas); len(text) > 0 && &changed[0] != &text[0] {
 		b = c.body.Changed(changed, room)
 	} else {
 		memory.Give(room)

@@ -220,7 +220,7 @@ func (s *Server) drain(ctx context.Context, srv *http.Server) {
 	ctx = context.WithoutCancel(ctx)
 	limit, cancel := context.WithTimeout(ctx, s.policy.Load().drain)
 	defer cancel()
-	if srv.Shutdown(limit) == nil {
+	if srv.Shutdown(limit) == nil && s.ended(limit) {
 		return
 	}
 	s.engine.log.Warn("breaking off claude calls that did not end in time", "in_flight", s.engine.counts.inFlight.Load())
@@ -233,58 +233,59 @@ func (s *Server) drain(ctx context.Context, srv *http.Server) {
 
 // A call is one exchange with Claude, whichever door it came in by.
 type call struct {
-	engine   *engine
-	policy   *policy // of the plane; nil in a Transport
-	rules    rules
-	x        *telemetry.Exchange
-	desk     *desk           // of its connection; nil: it came by none
-	done     func()          // is called when all has been written down; nil in a Transport
-	asked    *keep.Request   // as the client sent it, to be kept; nil: it is not
-	store    *keep.Store     // where it is kept; nil: nowhere
-	replay   *Replayed       // the call is the replay of another; nil: it is none
-	who      identity.Who    // in whose name the app calls; zero: it did not say
-	allowed  limits.Verdict  // what the limits said of that caller; zero: they were not asked
-	step     string          // the rung of the ladder of degradation on which that caller stands; empty: none
-	ctx      context.Context // the client's
-	patience *patience
-	giveUp   context.CancelCauseFunc // of ctx, in a Transport
-	early    *early                  // nil: there is nobody to tell
-	upload   *upload
-	shape    shape
-	out      *http.Request // what goes upstream, but for the body
-	body     *body.Body
-	sends    *body.Body // the one that the attempt under way sends: body, or a continuation
-	request  request
-	mend     *mend.Message          // of a stream that is recovered; nil: it passes as it comes
-	gather   *gather.Message        // of the stream of a call that does not stream; nil: it is none
-	flight   *attach.Flight[landed] // that others may attach to; nil: none
-	head0    *landed                // of a stream that others may attach to; nil: it has not begun, or is none
-	roomy    int64                  // bytes of memory reserved for the answer
-	shadow   bool                   // it was answered by another call, which paid
-	leave    func() bool            // stops watching whether the client leaves
-	resumes  int                    // attempts that went on with what the client had
-	midway   bool                   // the client has the beginning of an answer
-	loop     retry.Loop
-	gate     *health.Gate // nil: none
-	pass     health.Pass
-	lane     *pace.Lane   // nil: not paced
-	ticket   *pace.Ticket // of the attempt under way
-	weight   float64      // of the caller, in the lane
-	stake    *price.Stake // reserved of the day's money
-	most     int64        // that an attempt may cost, in billionths of a dollar
-	way      way
-	refused  verdict           // why claim was in vain
-	deadline time.Time         // for the first byte; policy deadline only
-	whole    time.Time         // for an answer under way, which an SDK's retry may find; not before deadline
-	until    time.Time         // no wait may last longer; zero: nothing has gone wrong yet
-	try      telemetry.Attempt // the one under way
-	trying   bool
-	watch    observe.Observer
-	end      verdict
-	settled  bool // what it has taken has been told
-	ended0   bool // it has been concluded
-	held     bool // at a gate that was not open
-	attached bool // as an SDK's retry, to the call that still ran
+	engine     *engine
+	policy     *policy // of the plane; nil in a Transport
+	rules      rules
+	x          *telemetry.Exchange
+	desk       *desk           // of its connection; nil: it came by none
+	done       func()          // is called when all has been written down; nil in a Transport
+	asked      *keep.Request   // as the client sent it, to be kept; nil: it is not
+	store      *keep.Store     // where it is kept; nil: nowhere
+	replay     *Replayed       // the call is the replay of another; nil: it is none
+	who        identity.Who    // in whose name the app calls; zero: it did not say
+	allowed    limits.Verdict  // what the limits said of that caller; zero: they were not asked
+	step       string          // the rung of the ladder of degradation on which that caller stands; empty: none
+	ctx        context.Context // the client's
+	patience   *patience
+	controller *http.ResponseController // of the client's answer; nil in a Transport
+	giveUp     context.CancelCauseFunc  // of ctx, in a Transport
+	early      *early                   // nil: there is nobody to tell
+	upload     *upload
+	shape      shape
+	out        *http.Request // what goes upstream, but for the body
+	body       *body.Body
+	sends      *body.Body // the one that the attempt under way sends: body, or a continuation
+	request    request
+	mend       *mend.Message          // of a stream that is recovered; nil: it passes as it comes
+	gather     *gather.Message        // of the stream of a call that does not stream; nil: it is none
+	flight     *attach.Flight[landed] // that others may attach to; nil: none
+	head0      *landed                // of a stream that others may attach to; nil: it has not begun, or is none
+	roomy      int64                  // bytes of memory reserved for the answer
+	shadow     bool                   // it was answered by another call, which paid
+	leave      func() bool            // stops watching whether the client leaves
+	resumes    int                    // attempts that went on with what the client had
+	midway     bool                   // the client has the beginning of an answer
+	loop       retry.Loop
+	gate       *health.Gate // nil: none
+	pass       health.Pass
+	lane       *pace.Lane   // nil: not paced
+	ticket     *pace.Ticket // of the attempt under way
+	weight     float64      // of the caller, in the lane
+	stake      *price.Stake // reserved of the day's money
+	most       int64        // that an attempt may cost, in billionths of a dollar
+	way        way
+	refused    verdict           // why claim was in vain
+	deadline   time.Time         // for the first byte; policy deadline only
+	whole      time.Time         // for an answer under way, which an SDK's retry may find; not before deadline
+	until      time.Time         // no wait may last longer; zero: nothing has gone wrong yet
+	try        telemetry.Attempt // the one under way
+	trying     bool
+	watch      observe.Observer
+	end        verdict
+	settled    bool // what it has taken has been told
+	ended0     bool // it has been concluded
+	held       bool // at a gate that was not open
+	attached   bool // as an SDK's retry, to the call that still ran
 }
 
 // ServeHTTP is the life of a call.
@@ -325,9 +326,12 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request) *call {
 	p := s.policy.Load()
 	c := &call{engine: &s.engine, policy: p, rules: p.rules, x: x, done: s.calls.Done, store: &s.kept, ctx: r.Context()}
 	c.desk, _ = r.Context().Value(desk{}).(*desk)
-	c.early = &early{w: w}
-	c.patience = &patience{deadline: http.NewResponseController(w), limit: p.client}
-	c.patience.write() // covers what net/http itself writes before the answer
+	c.controller = http.NewResponseController(w)
+	c.patience = &patience{deadline: c.controller, limit: p.client}
+	c.early = &early{w: w, patience: c.patience}
+	if r.Header.Get("Expect") != "" {
+		c.patience.write() // for what net/http itself writes, which asks for the body
+	}
 	c.engine.counts.inFlight.Add(1)
 	c.engine.counts.calls.Add(1)
 	c.describe(r)

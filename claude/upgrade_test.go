@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"mainstay.dev/mainstay/claude"
 	"mainstay.dev/mainstay/claude/claudetest"
@@ -87,7 +88,7 @@ func goOver(t *testing.T, st *stage, first string) (net.Conn, *bufio.Reader, *ht
 func TestAConnectionMayGoOverToAnotherProtocol(t *testing.T) {
 	upstream := httptest.NewServer(http.HandlerFunc(parrot))
 	defer upstream.Close()
-	st := start(t, setup{upstream: upstream.URL, edit: patient})
+	st := start(t, setup{upstream: upstream.URL, edit: func(c *claude.Config) { patient(c); c.Drain = time.Second / 10 }})
 	conn, r, res := goOver(t, st, "early\n")
 	defer conn.Close()
 	if res.StatusCode != 101 || res.Header.Get("Upgrade") != "parrot" || res.Header.Get("X-Odd") != "1" {
@@ -115,6 +116,37 @@ func TestAConnectionMayGoOverToAnotherProtocol(t *testing.T) {
 		t.Error(err)
 	}
 	if x := st.book.last(t, 3); x.Code != "stopping" {
+		t.Errorf("%s", x.Code)
+	}
+}
+
+// Who speaks another protocol has the time to end that any call has when Mainstay stops.
+func TestAConnectionThatHasGoneOverIsDrained(t *testing.T) {
+	upstream := httptest.NewServer(http.HandlerFunc(parrot))
+	defer upstream.Close()
+	st := start(t, setup{upstream: upstream.URL, edit: func(c *claude.Config) { patient(c); c.Drain = time.Hour }})
+	conn, r, _ := goOver(t, st, "")
+	defer conn.Close()
+	stopped := make(chan error, 1)
+	go func() { stopped <- st.stop() }()
+	waitFor(t, func() bool {
+		other, err := net.Dial("tcp", strings.TrimPrefix(st.url, "http://"))
+		if err == nil {
+			_ = other.Close()
+		}
+		return err != nil
+	})
+	_, _ = io.WriteString(conn, "polly\n")
+	for _, want := range []string{"HELLO\n", "POLLY\n"} {
+		if line, err := r.ReadString('\n'); line != want || err != nil {
+			t.Errorf("%q %v", line, err)
+		}
+	}
+	_, _ = io.WriteString(conn, "bye\n")
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	if x := st.book.last(t, 1); x.Code != "ok" {
 		t.Errorf("%s", x.Code)
 	}
 }

@@ -18,6 +18,9 @@ type event struct {
 
 // cut takes the first whole event off p; n is its length, 0 when it is not all there.
 func cut(p []byte) (e event, n int) {
+	if e, n = usual(p); n > 0 {
+		return e, n
+	}
 	for n < len(p) {
 		i := bytes.IndexByte(p[n:], '\n')
 		if i < 0 {
@@ -42,6 +45,26 @@ func cut(p []byte) (e event, n int) {
 		}
 	}
 	return event{}, 0
+}
+
+// usual is cut for an event as the API writes them: a line with its name, and one with
+// its data. n is 0 for any other.
+func usual(p []byte) (e event, n int) {
+	const name, data = "event: ", "data: "
+	if len(p) < len(name) || string(p[:len(name)]) != name {
+		return event{}, 0
+	}
+	i := bytes.IndexByte(p, '\n')
+	if i < 0 || len(p) < i+1+len(data) || string(p[i+1:i+1+len(data)]) != data {
+		return event{}, 0
+	}
+	begin := i + 1 + len(data)
+	n = bytes.IndexByte(p[begin:], '\n')
+	end := begin + n
+	if n < 0 || end+1 >= len(p) || p[end+1] != '\n' || p[i-1] == '\r' || p[end-1] == '\r' {
+		return event{}, 0
+	}
+	return event{raw: p[:end+2], name: p[len(name):i], data: p[begin:end]}, end + 2
 }
 
 // compose appends an event.

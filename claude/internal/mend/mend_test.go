@@ -165,3 +165,66 @@ func FuzzAStreamThatBreaksAndGoesOn(f *testing.F) {
 		}
 	})
 }
+
+// Whoever watches what the client is given hears of each event once, in that order.
+func TestWhatIsShownIsWhatIsGiven(t *testing.T) {
+	for _, hold := range []bool{false, true} {
+		for n := 1; n < 400; n += 13 {
+			var shown strings.Builder
+			m := Message{Whole: hold}
+			m.Shown = func(name, data []byte) { shown.Write(compose(nil, string(name), data)) }
+			got, _ := given(&m, whole, n)
+			const ping = "event: ping\ndata: {\"type\":\"ping\"}\n\n"
+			if want := strings.Replace(got, ping, "", 1); strings.Replace(shown.String(), ping, "", 1) != want {
+				t.Fatalf("whole %v, by %d: shown\n%s\nof\n%s", hold, n, shown.String(), want)
+			}
+		}
+	}
+	var shown []string
+	m := Message{}
+	cutAt := strings.Index(whole, "event: content_block_start\ndata: {\"type\":\"content_block_start\",\"index\":2")
+	_, _ = given(&m, whole[:cutAt], 1000)
+	m.Shown = func(name, _ []byte) { shown = append(shown, string(name)) }
+	m.Mend()
+	if m.Continue([]byte(request), false) == nil {
+		t.Fatal("can't be continued")
+	}
+	rest, state := given(&m, whole[:strings.Index(whole, "event: content_block_start")]+whole[cutAt:], 50)
+	if state != Done || strings.Count(rest, "event: ") != len(shown) || shown[len(shown)-1] != "message_stop" {
+		t.Errorf("state %d, shown %q of\n%s", state, shown, rest)
+	}
+}
+
+// The short way to an event's parts comes to what the long one does.
+func TestAnUsualEventIsReadLikeAnyOther(t *testing.T) {
+	for _, p := range []string{
+		"event: a\ndata: {}\n\nrest", "event: a\r\ndata: {}\r\n\r\n", "event: a\ndata: {}\r\n\n", "event: \ndata: \n\n", "event:a\ndata:{}\n\n",
+		"event: a\ndata: 1\ndata: 2\n\n", "event: a\ndata: 1\nid: 7\n\n", "event: a\ndata: {}\n", "event: a\n", "event: ", "\n", ": hm\n\n", "event: a\r\ndata: {}\n\n",
+	} {
+		short, n := usual([]byte(p))
+		if n == 0 {
+			continue
+		}
+		long, m := cut(append([]byte(": \n"), p...)) // a comment keeps it from the short way
+		if m -= 3; n != m || string(short.name) != string(long.name) || string(short.data) != string(long.data) || string(short.raw) != string(long.raw[3:]) {
+			t.Errorf("%q: %d %q %q, but %d %q %q", p, n, short.name, short.data, m, long.name, long.data)
+		}
+	}
+	if _, n := usual([]byte("event: a\ndata: {}\n\n")); n != 19 {
+		t.Errorf("the short way is not taken: %d", n)
+	}
+}
+
+// A delta of a text passes without a thought of memory.
+func TestADeltaTakesNoMemory(t *testing.T) {
+	m := Message{}
+	defer m.Release()
+	m.Feed([]byte(whole[:strings.Index(whole, "event: content_block_stop\ndata: {\"type\":\"content_block_stop\",\"index\":1}")]))
+	m.Took()
+	told := 0
+	m.Shown = func(_, _ []byte) { told++ }
+	p := []byte("event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":1,\"delta\":{\"type\":\"text_delta\",\"text\":\"more\"}}\n\n")
+	if n := testing.AllocsPerRun(20, func() { m.Feed(p); m.Took() }); n > 0 || told != 21 {
+		t.Errorf("%v allocations, %d events shown", n, told)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // State is how a message stands.
@@ -39,6 +40,8 @@ type Message struct {
 	// Tap is told each event of the attempt under way, as it came, before anything else
 	// is done with it; what it is given is borrowed. Nil: nobody is.
 	Tap func(name, data []byte)
+	// Shown is told each event that is given to the client, as Tap is of those that come.
+	Shown func(name, data []byte)
 
 	in    []byte // of an event that is not all there yet
 	held  []byte // not given yet
@@ -47,12 +50,14 @@ type Message struct {
 	after []byte // what has come after the last event
 	taken int
 	lost  bool // log is too long to be kept
+	part  bool // what was given ends within an event
 
-	started  bool // message_start was given
-	opening  bool // message_start of this attempt is in held
-	pinned   bool // a tool is being used: nothing passes until the message ends
-	complete bool // message_delta was given: only message_stop is missing
-	live     bool // the block under way is text
+	room     *room // of log, out and held, as long as they fit; nil: none yet
+	started  bool  // message_start was given
+	opening  bool  // message_start of this attempt is in held
+	pinned   bool  // a tool is being used: nothing passes until the message ends
+	complete bool  // message_delta was given: only message_stop is missing
+	live     bool  // the block under way is text
 
 	failure string // type of the error event
 	first   usage  // what the first message_start told
@@ -98,6 +103,13 @@ func (m *Message) Resumes() bool { return m.seam != nil }
 // Ready reports whether there is something to take.
 func (m *Message) Ready() bool { return len(m.out) > 0 }
 
+// Chunk is what was given and not taken yet, borrowed until Took, which says that all
+// of it was. within: it ends within an event.
+func (m *Message) Chunk() (p []byte, within bool) { return m.out[m.taken:], m.part }
+
+// Took says that the Chunk has been taken.
+func (m *Message) Took() { m.out, m.taken = m.out[:0], 0 }
+
 // Take moves what was given into p.
 func (m *Message) Take(p []byte) int {
 	n := copy(p, m.out[m.taken:])
@@ -134,9 +146,22 @@ func (m *Message) Feed(p []byte) State {
 	if len(m.in)+len(m.held) > most { // no event of the API is so long
 		m.give(m.held)
 		m.give(m.in)
+		m.part = m.part || len(m.in) > 0
 		m.held, m.in = m.held[:0], m.in[:0]
 	}
 	return Going
+}
+
+// show tells of the events in raw, which is given to the client.
+func (m *Message) show(raw []byte) {
+	for m.Shown != nil && len(raw) > 0 {
+		e, n := cut(raw)
+		if n == 0 {
+			return
+		}
+		m.Shown(e.name, e.data)
+		raw = raw[n:]
+	}
 }
 
 // After takes bytes that come after the message's last event.
@@ -153,6 +178,7 @@ func (m *Message) Rest() {
 		}
 		if string(e.name) != "error" {
 			m.out = append(m.out, e.raw...)
+			m.show(e.raw)
 		}
 		rest = rest[n:]
 	}
@@ -167,6 +193,7 @@ func (m *Message) take(e event) State {
 	case "ping":
 		if m.started {
 			m.out = append(m.out, e.raw...) // at once, past what is held: it says that we are alive
+			m.part = false
 		} else {
 			m.hold(e.raw)
 		}
@@ -247,7 +274,12 @@ func (m *Message) block(e event) {
 	// The end of a text is held as well: until something follows it, more of it may.
 	passes := m.live && !m.pinned && !m.Whole && len(raw) > 0 && string(e.name) == "content_block_delta"
 	if passes && m.started && len(m.held) == 0 {
-		m.give(raw)
+		m.put(raw)
+		if m.seam != nil {
+			m.show(raw)
+		} else if m.Shown != nil { // it need not be cut again
+			m.Shown(e.name, e.data)
+		}
 		return
 	}
 	m.hold(raw)
@@ -256,16 +288,39 @@ func (m *Message) block(e event) {
 	}
 }
 
-// ordinary is the size of an ordinary message's stream: as much is made ready at once.
-const ordinary = 8 << 10
+// A room is the memory of a message, as much as an ordinary one takes; one that needs more
+// gets it elsewhere.
+type room struct {
+	log       [8 << 10]byte
+	out, held [2 << 10]byte
+}
+
+var rooms = sync.Pool{New: func() any { return new(room) }}
+
+func (m *Message) furnish() {
+	m.room = rooms.Get().(*room)
+	m.log, m.out, m.held = m.room.log[:0], m.room.out[:0], m.room.held[:0]
+}
+
+// Release gives the message's memory back. Nobody may use the message any more, nor what
+// it has given out. Of a nil message there is none.
+func (m *Message) Release() {
+	if m == nil {
+		return
+	}
+	if m.room != nil {
+		rooms.Put(m.room)
+	}
+	*m = Message{}
+}
 
 func (m *Message) hold(raw []byte) {
 	if m.lost { // there is no use in it any more
 		m.give(raw)
 		return
 	}
-	if m.held == nil {
-		m.held = make([]byte, 0, ordinary/8)
+	if m.room == nil {
+		m.furnish()
 	}
 	m.held = append(m.held, raw...)
 }
@@ -277,10 +332,16 @@ func (m *Message) flush() {
 }
 
 func (m *Message) give(raw []byte) {
-	if m.out == nil {
-		m.out, m.log = make([]byte, 0, max(ordinary/8, len(raw))), make([]byte, 0, max(ordinary, len(raw)))
+	m.put(raw)
+	m.show(raw)
+}
+
+// put is give, but for telling of it.
+func (m *Message) put(raw []byte) {
+	if m.room == nil {
+		m.furnish()
 	}
-	m.out = append(m.out, raw...)
+	m.out, m.part = append(m.out, raw...), m.part && len(raw) == 0
 	if m.lost = m.lost || len(m.log)+len(raw) > most; !m.lost {
 		m.log = append(m.log, raw...)
 	}

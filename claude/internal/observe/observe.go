@@ -34,6 +34,9 @@ type Observer struct {
 	shown   int64 // bytes of deltas
 	Hour    int64 // tokens written to the cache for an hour
 	Batch   bool  // it is billed as part of a batch
+	Fast    bool  // it was given in fast mode
+
+	Searches int64 // of the web, by the API's own tool
 }
 
 // Begin looks at the head of the answer that will be relayed.
@@ -64,6 +67,14 @@ func (o *Observer) Feed(p []byte) (whole int) {
 		o.zipped.feed(p)
 	}
 	return 0
+}
+
+// Event sees the next event of a stream of which no bytes are fed; what it is given is
+// borrowed.
+func (o *Observer) Event(name, data []byte) {
+	if o.found != nil {
+		o.event(sse.Event{Name: name, Data: data})
+	}
 }
 
 // End waits until all that was fed has been read. It may be called again.
@@ -133,7 +144,9 @@ func (o *Observer) usage(object []byte) {
 		switch string(key) {
 		case "service_tier":
 			o.Batch = peek.Text(value) == "batch"
-		case "cache_creation":
+		case "speed":
+			o.Fast = peek.Text(value) == "fast"
+		case "cache_creation", "server_tool_use":
 			o.usage(value)
 		}
 		n, ok := peek.Count(value)
@@ -147,6 +160,8 @@ func (o *Observer) usage(object []byte) {
 			o.gen.CacheWriteTokens = n
 		case "ephemeral_1h_input_tokens":
 			o.Hour = n
+		case "web_search_requests":
+			o.Searches = n
 		case "cache_read_input_tokens":
 			o.gen.CacheReadTokens = n
 		case "output_tokens":

@@ -46,6 +46,7 @@ type Ceiling struct {
 	mu       sync.Mutex
 	cfg      Config
 	day      string
+	number   int64 // of the day, as it was last looked at
 	spent    int64 // billionths of a dollar
 	reserved int64
 	calls    int   // that have reserved something
@@ -114,7 +115,14 @@ func (c *Ceiling) limit() int64 { return int64(c.cfg.Daily * dollar) }
 
 // turn begins a new day when it is time.
 func (c *Ceiling) turn() {
-	if today := time.Now().UTC().Format(time.DateOnly); today != c.day {
+	const seconds = 24 * 60 * 60
+	now := time.Now()
+	number := now.Unix() / seconds
+	if number == c.number { // writing the day out for each call would cost more than the call's place
+		return
+	}
+	c.number = number
+	if today := now.UTC().Format(time.DateOnly); today != c.day {
 		c.day, c.spent, c.safe, c.told = today, 0, 0, false
 	}
 }

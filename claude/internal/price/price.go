@@ -31,6 +31,7 @@ type Price struct {
 	LongAbove    int64   `yaml:"long_above" doc:"Prompts of more tokens than this, cached or not, cost long_input and long_output times as much; 0: none do."`
 	LongInput    float64 `yaml:"long_input" doc:"By how much input of a long prompt is dearer."`
 	LongOutput   float64 `yaml:"long_output" doc:"By how much output of a long prompt is dearer."`
+	Fast         float64 `yaml:"fast" doc:"By how much fast mode is dearer, all tokens alike; 0: not known, and such calls are booked at the standard price."`
 }
 
 // Shipped is the table that comes with this version, by the beginning of the model's
@@ -47,7 +48,7 @@ func Shipped() map[string]Price {
 		"claude-fable-5":    usual(10, 50),
 		"claude-mythos-5":   usual(10, 50),
 		"claude-opus-5-5":   {Input: 4, Output: 20, CacheRead: 0.2},
-		"claude-opus-5":     usual(5, 25),
+		"claude-opus-5":     {Input: 5, Output: 25, Fast: 2},
 		"claude-opus-4-5":   usual(5, 25),
 		"claude-opus-4-6":   usual(5, 25),
 		"claude-opus-4-7":   usual(5, 25),
@@ -69,7 +70,7 @@ func Shipped() map[string]Price {
 
 // Validate notes every mistake of the price called name.
 func (p Price) Validate(name string, ps *setting.Problems) {
-	for key, v := range map[string]float64{"input": p.Input, "output": p.Output, "cache_read": p.CacheRead, "cache_write": p.CacheWrite, "cache_write_1h": p.CacheWrite1h, "long_input": p.LongInput, "long_output": p.LongOutput} {
+	for key, v := range map[string]float64{"input": p.Input, "output": p.Output, "cache_read": p.CacheRead, "cache_write": p.CacheWrite, "cache_write_1h": p.CacheWrite1h, "long_input": p.LongInput, "long_output": p.LongOutput, "fast": p.Fast} {
 		if !(v >= 0) || v > 1e5 {
 			ps.Add(name+"."+key, "must be dollars for a million tokens", "try 3")
 		}
@@ -85,7 +86,13 @@ type Usage struct {
 	Input, CacheRead, CacheWrite, CacheHour int64 // CacheHour is a part of CacheWrite
 	Output                                  int64
 	Batch                                   bool // half of the price
+	Fast                                    bool // in fast mode
+	Searches                                int64
 }
+
+// search is what a search of the web by the API's own tool costs beside its tokens, in
+// billionths of a dollar: 10 dollars for a thousand, by the Source.
+const search = 10_000_000
 
 // A Table knows prices. It is immutable.
 type Table struct {
@@ -98,7 +105,7 @@ type Table struct {
 type rates struct {
 	input, output, read, write, hour float64
 	longAbove                        int64
-	longInput, longOutput            float64
+	longInput, longOutput, fast      float64
 }
 
 // Compile makes a table of the shipped one and what the file adds to it.
@@ -117,7 +124,7 @@ func Compile(own map[string]Price) *Table {
 		t.names = append(t.names, name)
 		t.of[name] = rates{
 			input: p.Input * nano, output: p.Output * nano, read: or(p.CacheRead, p.Input/10), write: or(p.CacheWrite, p.Input*1.25), hour: or(p.CacheWrite1h, p.Input*2),
-			longAbove: p.LongAbove, longInput: p.LongInput, longOutput: p.LongOutput,
+			longAbove: p.LongAbove, longInput: p.LongInput, longOutput: p.LongOutput, fast: p.Fast,
 		}
 	}
 	slices.SortFunc(t.names, func(a, b string) int {
@@ -158,6 +165,10 @@ func (t *Table) Cost(u Usage) (nano int64, known bool) {
 	if u.Batch {
 		sum /= 2
 	}
+	if u.Fast && r.fast > 0 {
+		sum *= r.fast
+	}
+	sum += float64(u.Searches) * search
 	return int64(math.Round(min(sum, math.MaxInt64/4))), true
 }
 

@@ -20,9 +20,10 @@ import (
 type Config struct {
 	Name      string            `yaml:"name" doc:"Name of the route, in the header Mainstay-Claude-Route of the answers that it gave."`
 	Upstream  string            `yaml:"upstream" doc:"Base URL of an API in the shape of Claude's; absent: claude.upstream, with the keys that it is called with."`
-	Kind      string            `yaml:"kind" doc:"How the upstream speaks. claude: the Messages API. vertex: Google's Vertex AI; upstream is then https://REGION-aiplatform.googleapis.com/v1/projects/PROJECT/locations/REGION/publishers/anthropic/models, and its keys are access tokens, which keys[].file renews."`
+	Kind      string            `yaml:"kind" doc:"How the upstream speaks. claude: the Messages API. vertex: Google's Vertex AI; upstream is then https://REGION-aiplatform.googleapis.com/v1/projects/PROJECT/locations/REGION/publishers/anthropic/models, and its keys are access tokens, which keys[].file renews. bedrock: Amazon Bedrock's InvokeModel; upstream is then https://bedrock-runtime.REGION.amazonaws.com, auth says what its keys are, and models have Bedrock's names."`
 	Keys      []Key             `yaml:"keys" doc:"Keys for it; the caller's own goes nowhere but to claude.upstream."`
-	Auth      string            `yaml:"auth" doc:"How the key is sent: x-api-key, or bearer (Authorization)."`
+	Auth      string            `yaml:"auth" doc:"How the key is sent: x-api-key, or bearer (Authorization). Kind bedrock: bearer (an API key of Bedrock's), or sigv4: requests are signed, and a key is ACCESS_KEY_ID:SECRET_ACCESS_KEY, for temporary ones :SESSION_TOKEN after them, or, in keys[].file, also JSON as credential_process prints it. Absent: x-api-key; bearer for vertex and bedrock."`
+	Region    string            `yaml:"region" doc:"Auth sigv4: AWS region that requests are signed for; absent: the one in upstream's name."`
 	Models    map[string]string `yaml:"models" doc:"What is asked for instead of a model, by the beginning of its name (the longest that fits counts; * fits every one); a model that is not here is not sent this way. Absent: the same model."`
 	MaxTokens int64             `yaml:"max_tokens" doc:"Largest max_tokens that is asked for this way, beside the budget that the call gives to thinking; 0: as the call says."`
 	Tiers     []string          `yaml:"tiers" doc:"Tiers of callers that are sent this way; absent: all."`
@@ -72,13 +73,22 @@ func Validate(all []Config, keys []Key, listen string, ps *setting.Problems) {
 			if c.Auth == "x-api-key" {
 				ps.Add(at+".auth", "must be bearer for vertex", "leave it out")
 			}
+		case amazon:
+			c.validateBedrock(at, ps)
 		default:
-			ps.Add(at+".kind", "must be claude or vertex", "leave it out for an upstream in the shape of the Messages API")
+			ps.Add(at+".kind", "must be claude, vertex or bedrock", "leave it out for an upstream in the shape of the Messages API")
 		}
 		switch c.Auth {
 		case "", "x-api-key", "bearer":
+		case sigv4:
+			if c.Kind != amazon {
+				ps.Add(at+".auth", "is sigv4, which only kind bedrock knows", "use bearer or x-api-key")
+			}
 		default:
-			ps.Add(at+".auth", "must be x-api-key or bearer", "use x-api-key")
+			ps.Add(at+".auth", "must be x-api-key, bearer or sigv4", "use x-api-key")
+		}
+		if c.Region != "" && c.Auth != sigv4 {
+			ps.Add(at+".region", "is of no use without auth sigv4", "leave it out")
 		}
 		validateModels(c.Models, at+".models", ps)
 		if c.MaxTokens < 0 {

@@ -77,11 +77,39 @@ func TestARouteToVertexIsChecked(t *testing.T) {
 	}{
 		{Config{Name: "v", Kind: "vertex", Upstream: base, Keys: key}, ""},
 		{Config{Name: "v", Kind: "vertex", Upstream: base + "/", Keys: key, Auth: "bearer"}, ""},
-		{Config{Name: "v", Kind: "bedrock", Upstream: base, Keys: key}, "routes[0].kind"},
+		{Config{Name: "v", Kind: "google", Upstream: base, Keys: key}, "routes[0].kind"},
 		{Config{Name: "v", Kind: "vertex", Upstream: "https://us-east5-aiplatform.googleapis.com", Keys: key}, "routes[0].upstream"},
 		{Config{Name: "v", Kind: "vertex", Models: map[string]string{"a": "b"}}, "routes[0].kind"},
 		{Config{Name: "v", Kind: "vertex", Upstream: base, Keys: key, Auth: "x-api-key"}, "routes[0].auth"},
 		{Config{Name: "v", Kind: "vertex", Upstream: base, Keys: []Key{{Name: "a", File: "f", Key: "k"}}}, "routes[0].keys[0].file"},
+	} {
+		var ps setting.Problems
+		Validate([]Config{c.cfg}, nil, "127.0.0.1:8700", &ps)
+		if c.want == "" && len(ps) > 0 || c.want != "" && (len(ps) != 1 || ps[0].Path != c.want) {
+			t.Errorf("%+v: %v", c.cfg, ps)
+		}
+	}
+}
+
+func TestARouteToBedrockIsChecked(t *testing.T) {
+	const base = "https://bedrock-runtime.us-east-1.amazonaws.com"
+	signed, key := []Key{{Name: "a", Key: "AKID:secret"}}, []Key{{Name: "a", Key: "token"}}
+	for _, c := range []struct {
+		cfg  Config
+		want string
+	}{
+		{Config{Name: "b", Kind: "bedrock", Upstream: base, Keys: key}, ""},
+		{Config{Name: "b", Kind: "bedrock", Upstream: base, Keys: signed, Auth: "sigv4"}, ""},
+		{Config{Name: "b", Kind: "bedrock", Upstream: "https://proxy.example.com/aws", Keys: []Key{{Name: "a", File: "/run/creds"}}, Auth: "sigv4", Region: "us-gov-west-1"}, ""},
+		{Config{Name: "b", Kind: "bedrock", Upstream: "https://proxy.example.com", Keys: signed, Auth: "sigv4"}, "routes[0].region"},
+		{Config{Name: "b", Kind: "bedrock", Upstream: base, Keys: signed, Auth: "sigv4", Region: "US East"}, "routes[0].region"},
+		{Config{Name: "b", Kind: "bedrock", Upstream: base, Keys: key, Region: "us-east-1"}, "routes[0].region"},
+		{Config{Name: "b", Kind: "bedrock", Upstream: base, Keys: key, Auth: "sigv4"}, "routes[0].keys[0].key"},
+		{Config{Name: "b", Kind: "bedrock", Upstream: base, Keys: key, Auth: "x-api-key"}, "routes[0].auth"},
+		{Config{Name: "b", Upstream: base, Keys: signed, Auth: "sigv4"}, "routes[0].auth"},
+		{Config{Name: "b", Kind: "bedrock", Models: map[string]string{"a": "b"}}, "routes[0].kind"},
+		{Config{Name: "b", Kind: "bedrock", Upstream: base + "/model/x", Keys: key}, "routes[0].upstream"},
+		{Config{Name: "b", Kind: "bedrock", Upstream: base, Keys: key, Models: map[string]string{"a": "x/../y"}}, `routes[0].models."a"`},
 	} {
 		var ps setting.Problems
 		Validate([]Config{c.cfg}, nil, "127.0.0.1:8700", &ps)

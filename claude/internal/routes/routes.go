@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"mainstay.dev/mainstay/claude/internal/bedrock"
 )
 
 // A Route is a way that a call may go. What is known of its keys changes; the rest of
@@ -31,6 +33,7 @@ type Access struct {
 	token  *token // instead of secret
 	owner  string // whose rate limits it has; empty: not told
 	bearer bool
+	signs  bool // requests are signed with it, and it is not sent
 	seed   uint64
 	weight float64
 
@@ -69,10 +72,13 @@ func newRoute(c Config) *Route {
 	for _, k := range c.Keys {
 		var renewed *token
 		if k.File != "" {
-			renewed = &token{path: k.File}
+			renewed = &token{path: k.File, good: isToken}
+			if c.Auth == sigv4 {
+				renewed.good = isCredentials
+			}
 		}
 		r.keys = append(r.keys, &Access{
-			Name: c.Name + "/" + k.Name, key: k.Name, secret: k.Key.Reveal(), token: renewed, bearer: c.Auth == "bearer" || c.Kind == vertex, owner: k.Owner,
+			Name: c.Name + "/" + k.Name, key: k.Name, secret: k.Key.Reveal(), token: renewed, bearer: c.Auth == "bearer" || c.Kind == vertex || c.Kind == amazon, signs: c.Auth == sigv4, owner: k.Owner,
 			seed: hash(c.Name, k.Name), weight: float64(max(k.Weight, 1)), served: new(atomic.Int64), failed: new(atomic.Int64),
 		})
 	}
@@ -111,7 +117,13 @@ func (r *Route) Takes(tier, model string) (as string, ok bool) {
 		as, ok = Instead(r.cfg.Models, model)
 		ok = ok && (r.base != nil || as != model)
 	}
-	return as, ok && (r.cfg.Kind != vertex || isModel(as))
+	switch r.cfg.Kind {
+	case vertex:
+		ok = ok && isModel(as)
+	case amazon:
+		ok = ok && bedrock.IsModel(as)
+	}
+	return as, ok
 }
 
 // MaxTokens is the largest max_tokens that is asked for this way, beside the budget for
@@ -130,11 +142,14 @@ func (r *Route) Host(first string) string {
 }
 
 // Body makes the body that goes this way of the one that the call has: the same memory,
-// if nothing has to be changed.
-func (r *Route) Body(text []byte, model string) []byte {
+// if nothing has to be changed. betas are the headers anthropic-beta that it came with.
+func (r *Route) Body(text []byte, model string, betas []string) []byte {
 	text, _ = Change(text, model, r.cfg.MaxTokens)
-	if r.cfg.Kind == vertex {
+	switch r.cfg.Kind {
+	case vertex:
 		text = vertexBody(text)
+	case amazon:
+		text = bedrock.Body(text, betas)
 	}
 	return text
 }
@@ -158,6 +173,9 @@ func (r *Route) Aim(req *http.Request, at Aim, key *Access) *http.Request {
 	case r.cfg.Kind == vertex:
 		out.URL = vertexURL(r.base, at.Model, at.Streams)
 		delete(out.Header, "Anthropic-Version")
+	case r.cfg.Kind == amazon:
+		out.URL = bedrock.URL(r.base, at.Model, at.Streams)
+		bedrock.Aim(out.Header)
 	default:
 		u := *r.base
 		u.Path, u.RawPath = strings.TrimRight(u.Path, "/")+strings.TrimPrefix(req.URL.Path, at.Base), ""

@@ -64,6 +64,7 @@ func isModel(name string) bool {
 // A token is a key in a file that somebody else renews.
 type token struct {
 	path string
+	good func(text string) bool // what the file may hold
 
 	mu     sync.Mutex
 	text   string
@@ -97,13 +98,18 @@ func (t *token) read() (text string, fresh bool, err error) {
 	text = string(bytes.TrimSpace(raw))
 	switch {
 	case err != nil:
-	case len(raw) > mostToken || text == "" || strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' }):
+	case len(raw) > mostToken || !t.good(text):
 		err = errors.New("the file of a key holds no key") // half of one, while it is being written
 	default:
 		fresh = t.text != "" && t.text != text
 		t.text, t.is = text, info.ModTime()
 	}
 	return t.text, fresh, t.unless(err)
+}
+
+// isToken reports whether a text can be sent as a key.
+func isToken(text string) bool {
+	return text != "" && !strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
 // unless is err, where there is nothing to go on with.
@@ -149,7 +155,7 @@ func (k *Access) sign(h http.Header) {
 	delete(h, "Authorization")
 	delete(h, "X-Api-Key")
 	switch {
-	case k == nil:
+	case k == nil, k.signs:
 	case k.bearer:
 		h["Authorization"] = []string{"Bearer " + k.now()}
 	default:
