@@ -65,7 +65,8 @@ func TestASimulatedOutageMeetsNextToNoRetries(t *testing.T) {
 			if v.Failed != 0 {
 				t.Errorf("%d of %d failed", v.Failed, v.Calls)
 			}
-			if v.Came == 0 || v.Vain*100 > v.Came*most {
+			const chance = 2 // which of two that come at the same moment is the first
+			if v.Came == 0 || (v.Vain-chance)*100 > v.Came*most {
 				t.Errorf("%d attempts in the outages for %d calls", v.Vain, v.Came)
 			}
 		})

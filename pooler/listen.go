@@ -358,3 +358,16 @@ func errLost(database string) *ending {
 	return end(ListenLost, fmt.Sprintf("terminating connection: notifications may have been lost, since the connection that listens to database %q was", database),
 		"connect, LISTEN, and read again what they tell of")
 }
+
+// awaitHub waits, for a while, until the hub has caught up with what the client is to
+// hear before its next ReadyForQuery.
+func (s *session) awaitHub() {
+	if s.synced == nil {
+		return
+	}
+	select {
+	case <-s.synced:
+	case <-time.After(barrierLimit):
+	}
+	s.synced = nil
+}

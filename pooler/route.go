@@ -107,13 +107,7 @@ func (s *session) release() error {
 	} else {
 		b.pool.release(b)
 	}
-	if s.synced != nil {
-		select {
-		case <-s.synced:
-		case <-time.After(barrierLimit):
-		}
-		s.synced = nil
-	}
+	s.awaitHub()
 	if err == nil && s.withheld {
 		s.withheld = false
 		s.tellHeld()
