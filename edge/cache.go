@@ -122,7 +122,7 @@ func (r *Request) has(names []string) bool {
 func (l *lane) plain() bool {
 	r := &l.Request
 	return (r.Method == "GET" || r.Method == "HEAD") && l.up == nil && !r.has(confusing[:]) && !strings.Contains(r.Header("Accept"), "text/event-stream") &&
-		!(r.Trusted && r.Who.Rewrites && r.has(rewriting)) // from others the app does not see them
+		(!r.Trusted || !r.Who.Rewrites || !r.has(rewriting)) // from others the app does not see them
 }
 
 func (l *lane) resource() (k kept.Resource) {

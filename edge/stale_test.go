@@ -90,10 +90,10 @@ func TestWhatTheAppConfirmsIsYoungAgain(t *testing.T) {
 // A GET that the app has read before a POST changed it may come back after that.
 func TestAnAnswerFromBeforeAChangeIsNotKept(t *testing.T) {
 	inLarder(t, nil, func(l *larder) {
-		go_on := make(chan struct{})
+		goOn := make(chan struct{})
 		l.app(l.t, "blue:80", func(w http.ResponseWriter, r *http.Request) {
 			if r.Header.Get("X-Slow") != "" {
-				<-go_on
+				<-goOn
 			}
 			l.answer(w, r)
 		})
@@ -101,7 +101,7 @@ func TestAnAnswerFromBeforeAChangeIsNotKept(t *testing.T) {
 		slow.Go(func() { l.fill("GET /a", aMinute, "X-Slow", "1") })
 		synctest.Wait()
 		l.fill("POST /a", "")
-		close(go_on)
+		close(goOn)
 		slow.Wait()
 		if got := l.status("GET /a"); got != 429 {
 			t.Errorf("%d", got)
@@ -115,12 +115,12 @@ func TestAnAnswerFromBeforeAChangeIsNotKept(t *testing.T) {
 
 func TestAnOlderAnswerThatComesLateReplacesNoNewerOne(t *testing.T) {
 	inLarder(t, nil, func(l *larder) {
-		go_on := make(chan struct{})
+		goOn := make(chan struct{})
 		l.app(l.t, "blue:80", func(w http.ResponseWriter, r *http.Request) {
 			body := "new"
 			if r.Header.Get("X-Slow") != "" {
 				body = "old"
-				<-go_on
+				<-goOn
 			}
 			w.Header().Set("Cache-Control", "max-age=60")
 			fmt.Fprint(w, body)
@@ -129,7 +129,7 @@ func TestAnOlderAnswerThatComesLateReplacesNoNewerOne(t *testing.T) {
 		slow.Go(func() { l.fill("GET /a", "", "X-Slow", "1") })
 		time.Sleep(time.Second)
 		l.fill("GET /a", "")
-		close(go_on)
+		close(goOn)
 		slow.Wait()
 		if _, body := l.beyond("GET /a"); body != "new" {
 			t.Errorf("%q", body)

@@ -184,12 +184,11 @@ const execLimit = 5 * time.Second
 // maxAnswer bounds a row of the answer to a statement of the pooler's own.
 const maxAnswer = 4 << 20
 
-// exec runs a statement of the pooler's own on a connection that is ready for one.
-// rows may be nil. An error of PostgreSQL's is an *upstream.Refused.
-func (s *backend) exec(sql string, rows func(body []byte) error) (err error) {
-	return s.execWithin(execLimit, sql, rows)
-}
+// exec runs a statement of the pooler's own on a connection that is ready for one, whatever
+// rows it gives. An error of PostgreSQL's is an *upstream.Refused.
+func (s *backend) exec(sql string) (err error) { return s.execWithin(execLimit, sql, nil) }
 
+// execWithin is exec within another limit; rows may be nil.
 func (s *backend) execWithin(limit time.Duration, sql string, rows func(body []byte) error) (err error) {
 	if err := s.SetDeadline(time.Now().Add(limit)); err != nil {
 		return err
@@ -235,13 +234,13 @@ func (s *backend) execWithin(limit time.Duration, sql string, rows func(body []b
 // is not.
 func (s *backend) suit(want *state.Settings) error {
 	for i, sql := range s.settings.Change(want) {
-		err := s.exec(sql, nil)
+		err := s.exec(sql)
 		if err == nil {
 			continue
 		}
 		refused, ok := errors.AsType[*upstream.Refused](err)
 		if ok && i > 0 { // those before are in force
-			err = s.exec(audit.Unset, nil)
+			err = s.exec(audit.Unset)
 			s.settings = state.None
 		}
 		if !ok || i > 0 && err != nil || s.status != pgwire.Idle {
@@ -271,7 +270,7 @@ func (s *backend) rollBack() error {
 		return nil
 	}
 	// By itself: what wipes must run outside of the transaction.
-	if err := s.exec("ROLLBACK", nil); err != nil {
+	if err := s.exec("ROLLBACK"); err != nil {
 		s.broken.Store(true)
 		return fmt.Errorf("roll back: %w", err)
 	}
@@ -300,7 +299,7 @@ func (s *backend) clean() error {
 		s.forgive()
 		return nil
 	}
-	if err := s.exec(sql, nil); err != nil || s.status != pgwire.Idle {
+	if err := s.exec(sql); err != nil || s.status != pgwire.Idle {
 		s.broken.Store(true)
 		return fmt.Errorf("reset: %w", err)
 	}
@@ -333,7 +332,7 @@ func (s *backend) discard() error {
 		s.broken.Store(true)
 		return errors.New("what the client left cannot be undone")
 	}
-	if err := s.exec("DISCARD ALL", nil); err != nil {
+	if err := s.exec("DISCARD ALL"); err != nil {
 		s.broken.Store(true)
 		return err
 	}

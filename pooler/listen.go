@@ -50,7 +50,7 @@ func (s *session) tune(extent pgwire.Extent) error {
 	}
 	b.tuned = true
 	b.left |= scan.Listens
-	if err := b.exec(hub.ListenTo(s.ear.channels)+s.ear.hub.Opens(s.id), nil); err != nil {
+	if err := b.exec(hub.ListenTo(s.ear.channels) + s.ear.hub.Opens(s.id)); err != nil {
 		b.broken.Store(true)
 		return unsuited(err)
 	}
@@ -130,12 +130,12 @@ func (s *session) attend(b *backend, found []string) error {
 	s.mu.Unlock()
 	defer s.parted()
 	token := s.ear.hub.AwaitBarrier(s.id, listener{s})
-	if err := b.exec(s.ear.hub.Parts(s.id), nil); err != nil {
+	if err := b.exec(s.ear.hub.Parts(s.id)); err != nil {
 		b.broken.Store(true)
 		return s.unread(err)
 	}
 	s.post(b, come)
-	if err := b.exec("UNLISTEN *", nil); err != nil {
+	if err := b.exec("UNLISTEN *"); err != nil {
 		b.broken.Store(true)
 		return s.unread(err)
 	}

@@ -223,6 +223,8 @@ func TestPostgreSQLMayBeKilledAndComeBack(t *testing.T) {
 		return err == nil
 	})
 	var names []string
+	h.ledger.mu.Lock()
+	defer h.ledger.mu.Unlock()
 	for _, e := range h.ledger.events {
 		names = append(names, e.Name)
 	}

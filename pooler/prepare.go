@@ -199,13 +199,10 @@ func (s *session) parseNamed(name string, body []byte) error {
 		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(occupied.name), nul, body)
 		return nil
 	}
-	if s.preparedBySQL(name) && b.left&scan.Prepares == 0 {
-		s.owe(debt{kind: owesParse}) // refused for the same reason
-		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, body)
+	if b.left&scan.Prepares != 0 || s.preparedBySQL(name) {
+		// The server finds out whether SQL has made one of this name, and has it still: what
+		// the client sent before may drop it. Nothing stays there under the client's name.
 		b.left |= scan.Prepares
-		return nil
-	}
-	if b.left&scan.Prepares != 0 { // the server finds out whether SQL has made one of this name
 		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, body)
 		s.owe(debt{kind: owesOurParse})
 		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)

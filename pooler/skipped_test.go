@@ -149,3 +149,25 @@ func TestWhatIsPipelinedBehindAResetSeesTheLoginsSettings(t *testing.T) {
 		}
 	}
 }
+
+// A name that SQL's PREPARE has made is dropped by what is pipelined before a Parse of it:
+// the Parse must leave nothing on the server under that name, which others could use.
+func TestAParseBehindWhatDropsItsNameIsItsClientsOwn(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 1 })))
+	for _, drops := range []string{"discard all", "deallocate all", "deallocate p1"} {
+		c, other := newFrontend(t, h), newFrontend(t, h)
+		c.send(frame('Q', "prepare p1 as select 'by SQL'\x00"))
+		c.expectFor(drops, "CZ")
+		c.send(parse("", drops) + runs("", "") + parse("p1", "select 'by the protocol'") + runs("", "p1") + endCycle)
+		c.expectFor(drops, "12C12DCZ")
+		other.send(frame('D', "Sp1\x00") + endCycle)
+		other.fails(drops+", the next client", "", "26000")
+		c.send(runs("", "p1") + endCycle)
+		c.expectFor(drops, "2DCZ")
+		if c.row != "by the protocol" {
+			t.Errorf("%s: p1 is %q", drops, c.row)
+		}
+		c.send(parse("p1", "select 'once more'") + endCycle)
+		c.fails(drops+", once more", "", "42P05")
+	}
+}

@@ -36,7 +36,7 @@ func keep(t testing.TB, s *Store, r *Request, body io.Reader, told int64, lines 
 		t.Fatal("not storable")
 	}
 	vary, _ := rfc9111.Vary(resp.Header)
-	var from io.ReadCloser = io.NopCloser(body)
+	from := io.NopCloser(body)
 	if c := s.Copy(resp, r, &Answer{Term: term, Color: "blue", Origin: 1, Asked: now}, vary, s.Ticket(r.Resource)); c != nil {
 		from = c.Of(from)
 	}
@@ -90,7 +90,7 @@ func TestABodyPassesUnchangedAndIsKeptIfItIsWhole(t *testing.T) {
 		s := New(1e6, 50_000)
 		r := request("/a")
 		passed, err := keep(t, s, r, &slowly{tc.body, tc.err}, tc.told)
-		if passed != tc.body || (err != nil) != (tc.err == broken) {
+		if passed != tc.body || (err != nil) != errors.Is(tc.err, broken) {
 			t.Errorf("%s: %d bytes passed, %v", name, len(passed), err)
 		}
 		if body, ok := find(s, r); ok != tc.kept || ok && body != tc.body {
