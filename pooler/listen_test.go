@@ -309,10 +309,10 @@ func TestNoNotificationIsLostOnceTheCommandIsComplete(t *testing.T) {
 			f.expect("Z")
 		}
 		do(t, other, "notify soon")
-		if want := "ZA"; i%3 == 2 {
+		if i%3 == 2 {
 			f.expect("A")
-		} else {
-			f.expect(want)
+		} else if got := f.next() + f.next(); got != "ZA" && got != "AZ" { // PostgreSQL, too, tells what has come before it is ready
+			t.Fatalf("got %s, want Z and A", got)
 		}
 		f.conn.Close()
 	}

@@ -150,6 +150,16 @@ func (f *frontend) send(bytes string) {
 
 func (f *frontend) expect(want string) { f.t.Helper(); f.expectFor("", want) }
 
+// next is the type of the next message.
+func (f *frontend) next() string {
+	f.t.Helper()
+	typ, _, err := f.in.Next()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return string(rune(typ))
+}
+
 func (f *frontend) expectFor(what, want string) {
 	f.t.Helper()
 	got := ""
