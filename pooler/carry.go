@@ -240,8 +240,7 @@ func (s *backend) backslash() bool {
 		if v, ok := s.settings.Get(conforming); ok {
 			return state.Off(v)
 		}
-		v, _ := s.atLogin.Get(conforming)
-		return v == "off"
+		return s.atLogin.Backslash()
 	}
 	return s.reports.Backslash()
 }

@@ -242,3 +242,23 @@ func BenchmarkGiveAmongAThousandUsers(b *testing.B) {
 		l.Join(p, user)
 	}
 }
+
+// What a user holds counts, also if nobody remembered the user when it came.
+func TestAUserWhoWasForgottenIsKeptAccountOfAgain(t *testing.T) {
+	l := New[string](2, func(string) Share { return Share{Max: 1} }, nil)
+	for i := range 2 * remembered { // from here on each is forgotten at once
+		user := fmt.Sprint("u", i)
+		l.Take(user)
+		l.Return(user)
+	}
+	for range 2 {
+		if !l.Take("late") {
+			t.Fatal("the first server is refused")
+		}
+		if l.Take("somebody"); l.Held("late") != 1 || l.Take("late") {
+			t.Fatalf("%d held of 1", l.Held("late"))
+		}
+		l.Return("somebody")
+		l.Return("late")
+	}
+}

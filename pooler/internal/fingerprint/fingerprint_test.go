@@ -76,6 +76,20 @@ func TestTheTableIsBoundedAndMakesRoom(t *testing.T) {
 	}
 }
 
+func TestAUserWhoWasForgottenIsCountedAgain(t *testing.T) {
+	table := NewTable()
+	shape := table.Of([]byte("select 1"))
+	for range 3 {
+		table.Record(shape, "ann", Sample{})
+	}
+	table.Turn()
+	table.Turn()
+	table.Record(shape, "ann", Sample{})
+	if _, users := table.Top(9); len(users) != 2 || users[0].User != "ann" || users[0].Calls != 1 {
+		t.Errorf("%+v", users)
+	}
+}
+
 func TestPercentilesAreWithinAnEighth(t *testing.T) {
 	table := NewTable()
 	s := table.Of([]byte("select"))
