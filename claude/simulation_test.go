@@ -60,13 +60,13 @@ func TestASimulatedOutageMeetsNextToNoRetries(t *testing.T) {
 	for rate, most := range map[float64]int64{0.05: 150, 0.1: 120, 0.25: 110, 0.5: 110, 1: 110, 2: 110, 20: 110} {
 		t.Run(fmt.Sprint(rate, " calls a second"), func(t *testing.T) {
 			s := simulate.Scenario{PerSecond: rate, Work: 3 * time.Second, Down: simulate.Every(10*time.Minute, time.Minute)}
-			v := simulate.Run(t, s, nil, max(*calls, int(rate*13*60)), *seeds)
+			// Which of two that come at the same moment is the first is chance: of many outages it is little.
+			v := simulate.Run(t, s, nil, max(4**calls, int(rate*13*60)), *seeds)
 			t.Logf("%s; in the outages %d calls came, and %d attempts were made (%.3f per call)", v, v.Came, v.Vain, float64(v.Vain)/float64(v.Came))
 			if v.Failed != 0 {
 				t.Errorf("%d of %d failed", v.Failed, v.Calls)
 			}
-			const chance = 2 // which of two that come at the same moment is the first
-			if v.Came == 0 || (v.Vain-chance)*100 > v.Came*most {
+			if v.Came == 0 || v.Vain*100 > v.Came*most {
 				t.Errorf("%d attempts in the outages for %d calls", v.Vain, v.Came)
 			}
 		})
