@@ -19,7 +19,7 @@ var layer = map[string]int{
 	// L0: mechanism; public but for internal; knows no plane.
 	"internal/setting": -1, // what config structs are made of: below even the mechanisms
 	"telemetry":        0, "retry": 0, "ratelimit": 0, "cache": 0, "health": 0, "identity": 0, "capacity": 0,
-	"internal/lifecycle": 0, "internal/traffic": 0,
+	"internal/lifecycle": 0, "internal/traffic": 0, "internal/deadline": 0,
 
 	// L1: policy that planes share, proof tools, harnesses.
 	"internal/limits": 1, "chaos": 1, "load": 1,

@@ -21,6 +21,7 @@ import (
 	"mainstay.dev/mainstay/edge/internal/farewell"
 	"mainstay.dev/mainstay/edge/internal/overload"
 	"mainstay.dev/mainstay/identity"
+	"mainstay.dev/mainstay/internal/deadline"
 	"mainstay.dev/mainstay/internal/limits"
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/telemetry"
@@ -223,9 +224,9 @@ func (s *Server) Run(ctx context.Context) error {
 		servers = append(servers, srv)
 		go func() {
 			if secure {
-				served <- srv.ServeTLS(ln, "", "")
+				served <- srv.ServeTLS(deadline.Listen(ln), "", "")
 			} else {
-				served <- srv.Serve(ln)
+				served <- srv.Serve(deadline.Listen(ln))
 			}
 		}()
 	}
