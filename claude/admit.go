@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"hash/maphash"
 	"io"
 	"log/slog"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/body"
+	"mainstay.dev/mainstay/claude/internal/head"
 	"mainstay.dev/mainstay/claude/internal/peek"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
@@ -26,20 +28,28 @@ import (
 // fingerprint names the caller by its key without telling the key: the first 48
 // bits of the key's SHA-256. A key is long and random, so that the fingerprint
 // can't be turned around.
-func fingerprint(h http.Header) string {
-	key := h.Get("X-Api-Key")
-	if key == "" {
-		scheme, token, _ := strings.Cut(h.Get("Authorization"), " ")
-		if key = token; !strings.EqualFold(scheme, "bearer") {
-			key = h.Get("Authorization")
-		}
-	}
+func fingerprint(key string) string {
 	if key == "" {
 		return "none"
 	}
 	sum := sha256.Sum256([]byte(key))
 	return "key:" + hex.EncodeToString(sum[:6])
 }
+
+// caller names who calls. Those who call by one connection mostly have one key: which it
+// was last is remembered, by a hash that tells nobody the key.
+func (d *desk) caller(said *head.Head) string {
+	key := said.Secret()
+	if d == nil {
+		return fingerprint(key)
+	}
+	if hash := maphash.String(keySeed, key); d.name == "" || d.key != hash {
+		d.key, d.name = hash, fingerprint(key)
+	}
+	return d.name
+}
+
+var keySeed = maphash.MakeSeed()
 
 // identify notes in whose name the app calls, if it forwards what the edge told it.
 func (c *call) identify(sealed string) {
@@ -59,7 +69,11 @@ func (c *call) admit(w http.ResponseWriter, r *http.Request) bool {
 		c.refuse(w, verdict{code: TooLarge})
 		return false
 	}
-	c.upload = &upload{src: http.MaxBytesReader(w, r.Body, largest), patience: c.patience}
+	c.upload = &c.own.upload
+	c.upload.src, c.upload.patience = r.Body, c.patience
+	if r.ContentLength < 0 { // else net/http sees to it that no more comes
+		c.upload.src = http.MaxBytesReader(w, r.Body, largest)
+	}
 	kept := p.replay
 	if c.x.Route == routeFiles || c.x.Route == routeBatches {
 		kept = min(kept, mostFile)
@@ -273,9 +287,8 @@ func (c *call) afford() (verdict, bool) {
 	ctx := &until{Context: c.ctx, at: c.deadline, cause: errQueued}
 	defer ctx.end()
 	c.most = c.mayCost()
-	before := time.Now()
 	stake, err := c.engine.ceiling.Reserve(ctx, c.most)
-	c.x.Waited += time.Since(before)
+	c.x.Waited += ctx.waited()
 	c.stake = stake
 	if stake != nil && stake.First {
 		c.engine.emit("spend_reached", slog.LevelWarn, "Calls to Claude have cost what claude.spend.daily allows for today.")
@@ -298,14 +311,26 @@ type until struct {
 	context.Context
 	at     time.Time // zero: never
 	cause  error
-	cancel context.CancelFunc // nil: nobody has waited yet
+	begun  time.Time          // when somebody began to wait
+	cancel context.CancelFunc // nil: nobody has, or may for ever
 }
 
 func (u *until) Done() <-chan struct{} {
+	if u.begun.IsZero() {
+		u.begun = time.Now()
+	}
 	if u.cancel == nil && !u.at.IsZero() {
 		u.Context, u.cancel = context.WithDeadlineCause(u.Context, u.at, u.cause)
 	}
 	return u.Context.Done()
+}
+
+// waited is for how long somebody has waited.
+func (u *until) waited() time.Duration {
+	if u.begun.IsZero() {
+		return 0
+	}
+	return time.Since(u.begun)
 }
 
 func (u *until) end() {

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"strconv"
-	"strings"
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/attach"
@@ -42,12 +40,12 @@ func (c *call) attach(w http.ResponseWriter, r *http.Request, s *Server) bool {
 
 // identity tells apart what must not share an answer: the key, the address, the headers
 // that shape what is answered, and whether it is a stream.
-func (c *call) identity() string {
-	parts := []string{c.out.URL.Path, c.out.URL.RawQuery, strconv.FormatBool(c.gather != nil)}
-	for _, name := range []string{"X-Api-Key", "Authorization", "Anthropic-Version", "Anthropic-Beta", "Content-Type"} {
-		parts = append(parts, strings.Join(c.out.Header[name], ","))
+func (c *call) identity() attach.Who {
+	said := &c.said
+	return attach.Who{
+		Path: c.out.URL.Path, Query: c.out.URL.RawQuery, Whole: c.gather != nil,
+		Header: [...][]string{said.Key, said.Authorization, said.Version, said.Beta, said.Type},
 	}
-	return strings.Join(parts, "\x00")
 }
 
 // ride waits for another call's answer, and relays it as it comes. False: it came to
@@ -208,7 +206,7 @@ func (c *call) depart() {
 		return
 	}
 	c.flight.Land(nil, false)
-	if c.leave() {
+	if c.stayed {
 		c.flight.Leave()
 	}
 	c.flight.End()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"math"
-	"net/http"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,32 +16,31 @@ import (
 	"mainstay.dev/mainstay/telemetry"
 )
 
-// promise reads by when the caller wants its answer to begin: the least of the
+// promise reads what the caller wants to be left alone, and by when it wants its answer
+// to begin: the least of the
 // policy's deadline, the SDK's x-stainless-timeout and our own mainstay-deadline,
 // which goes no further. A little of it is kept back, so that an error of ours is
 // there before the caller gives up.
-func (c *call) promise(h http.Header) {
-	own := h.Get(deadlineHeader)
-	delete(h, deadlineHeader)
-	c.request.recover = c.rules.recovers && !c.rules.except[c.x.Caller] && !strings.EqualFold(h.Get(recoveryHeader), "off")
-	delete(h, recoveryHeader)
-	c.weight, _ = c.rules.pacing.Weight(c.x.Caller, c.x.Color, h.Get(priorityHeader))
-	delete(h, priorityHeader)
+func (c *call) promise() {
+	said := &c.said
+	c.request.recover = c.rules.recovers && !c.rules.except[c.x.Caller] && !strings.EqualFold(said.Recovery, "off")
+	c.request.gather = c.rules.gathers && !strings.EqualFold(said.Aggregate, "off")
+	c.weight, _ = c.rules.pacing.Weight(c.x.Caller, c.x.Color, said.Priority)
 	if !c.rules.patient {
 		return
 	}
 	limit := c.rules.deadline
-	if asked := seconds(own); asked > 0 {
+	if asked := seconds(said.Deadline); asked > 0 {
 		limit = min(limit, asked)
 	}
 	c.whole = c.x.Start.Add(limit - min(limit/20, time.Second))
-	if asked := seconds(h.Get("X-Stainless-Timeout")); asked > 0 {
+	if asked := seconds(said.Timeout); asked > 0 {
 		limit = min(limit, asked)
 	}
 	c.deadline = c.x.Start.Add(limit - min(limit/20, time.Second))
 	const last = 2 // of the retries that the SDKs make unless told otherwise
 	count := -1
-	if text := h.Get("X-Stainless-Retry-Count"); text != "" {
+	if text := said.RetryCount; text != "" {
 		if n, err := strconv.Atoi(text); err == nil {
 			count = n
 		}
@@ -52,16 +50,6 @@ func (c *call) promise(h http.Header) {
 		c.whole = c.deadline // nobody will come for it
 	}
 }
-
-// deadlineHeader is how a caller says by when its answer must begin: "30s", "1m30s",
-// or a number of seconds.
-const deadlineHeader = "Mainstay-Deadline"
-
-// priorityHeader: low or normal lowers a call's priority in the line for the rate limits.
-const priorityHeader = "Mainstay-Priority"
-
-// recoveryHeader: off lets a call's stream pass as it comes.
-const recoveryHeader = "Mainstay-Recovery"
 
 func seconds(s string) time.Duration {
 	if s == "" {
@@ -122,14 +110,15 @@ func (c *call) next(asked time.Duration) (wait time.Duration, ok bool) {
 func (c *call) claim(wait time.Duration) bool {
 	before := time.Now()
 	may := c.pause(wait) && c.enter()
-	if waited := time.Since(before); wait > 0 || waited > time.Millisecond {
+	now := time.Now()
+	if waited := now.Sub(before); wait > 0 || waited > time.Millisecond {
 		wait = waited
 		c.x.Waited += waited
 	}
 	if _, ended := c.ended(); ended || !may {
 		return false
 	}
-	c.try, c.trying = telemetry.Attempt{Start: time.Now(), Waited: wait, Target: c.out.URL.Host}, true
+	c.try, c.trying = telemetry.Attempt{Start: now, Waited: wait, Target: c.out.URL.Host}, true
 	c.engine.counts.attempts.Add(1)
 	return true
 }

@@ -85,7 +85,7 @@ func (t *Transport) work(ctx context.Context) (*work, error) {
 	if err := t.ready(); err != nil {
 		return nil, err
 	}
-	w := &work{judge: t.Judge, call: &call{engine: &t.engine, policy: t.policy, rules: t.plain, x: telemetry.Begin("claude"), ctx: ctx}}
+	w := &work{judge: t.Judge, call: &call{engine: &t.engine, policy: t.policy, rules: &t.plain, x: telemetry.Begin("claude"), ctx: ctx}}
 	if w.judge == nil {
 		w.judge = JudgeError
 	}

@@ -33,6 +33,8 @@ type answer struct {
 	ctx    context.Context         // the attempt's
 	cancel context.CancelCauseFunc // nil, as the vigil: the answer is made of attempts, which have their own
 	vigil  *vigil                  // ends the attempt when nothing comes
+	closed bool
+	shared bool // the vigil is of the connection, and others will keep it
 	first  time.Duration
 	idle   time.Duration
 	until  time.Time   // all of it must be there by then; zero: whenever it comes
@@ -43,9 +45,18 @@ type answer struct {
 // forward sends the request once. An answer without a verdict of OK may still be
 // what the client gets; no answer means that nothing usable came.
 func (c *call) forward() (*answer, verdict) {
-	a := &answer{first: c.firstByteLimit(), idle: c.rules.idle}
+	a := &c.own.answer
+	if a.ctx != nil { // an attempt before this one has used it, and may be heard of still
+		a = new(answer)
+	} else if c.desk != nil {
+		a.vigil, a.shared = &c.desk.vigil, true
+	}
+	if a.vigil == nil {
+		a.vigil = new(vigil)
+	}
+	a.first, a.idle = c.firstByteLimit(), c.rules.idle
 	a.ctx, a.cancel = context.WithCancelCause(c.ctx)
-	a.vigil = keepVigil(a.first, a.tooLate)
+	a.vigil.keep(a.first, a.tooLate)
 	out := c.out.WithContext(c.early.hear(a.ctx))
 	var res *http.Response
 	err := c.sends.Attach(out, a.progress)
@@ -233,9 +244,10 @@ func (a *answer) keep() bool {
 
 // close ends the attempt and frees what it holds. It may be called again.
 func (a *answer) close() {
-	if a.vigil != nil {
-		a.vigil.end()
+	if a.vigil != nil && !a.closed { // which may be another call's by the second time
+		a.vigil.end(a.shared)
 	}
+	a.closed = true
 	if a.cancel != nil {
 		a.cancel(errDone)
 	}
@@ -250,36 +262,49 @@ func (a *answer) close() {
 
 // A vigil calls late when what is awaited does not come in time. Setting a timer anew for
 // each event of a stream would cost more than the event: so only the time is noted by
-// which something must have come, and the timer, once it fires, looks whether it has.
+// which something must have come, and the timer, once it fires, looks whether it has. One
+// that is over may be kept again; its timer, which may still be set, is of use then.
 type vigil struct {
-	begun time.Time
-	late  func()
-	timer *time.Timer
-
 	mu    sync.Mutex
-	due   time.Duration // since begun; 0: nothing is awaited
-	fires time.Duration // of the timer, since begun; 0: it doesn't
+	late  func()
+	timer *time.Timer   // nil: none was needed yet
+	epoch time.Time     // when it was kept first
+	due   time.Duration // since epoch; 0: nothing is awaited
+	fires time.Duration // of the timer, since epoch; 0: it doesn't
 	ended bool
 }
 
-// keepVigil returns one that awaits something within limit.
-func keepVigil(limit time.Duration, late func()) *vigil {
-	v := &vigil{begun: time.Now(), late: late, due: max(limit, 1), fires: max(limit, 1)}
-	v.mu.Lock() // the timer may fire before it is known
+// keep begins to await something within limit.
+func (v *vigil) keep(limit time.Duration, late func()) {
+	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.timer = time.AfterFunc(limit, v.look)
-	return v
+	if v.late, v.ended = late, false; v.epoch.IsZero() {
+		v.epoch = time.Now()
+	}
+	v.set(limit)
 }
 
 // await gives what is awaited the time d, whatever it had before.
 func (v *vigil) await(d time.Duration) {
-	at := max(time.Since(v.begun)+d, 1)
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.due = at; !v.ended && (v.fires == 0 || at < v.fires) {
-		v.fires = at
+	if !v.ended {
+		v.set(d)
+	}
+}
+
+// set needs the lock.
+func (v *vigil) set(d time.Duration) {
+	v.due = max(time.Since(v.epoch)+d, 1)
+	switch {
+	case v.fires != 0 && v.fires <= v.due:
+		return
+	case v.timer == nil:
+		v.timer = time.AfterFunc(d, v.look)
+	default:
 		v.timer.Reset(d)
 	}
+	v.fires = v.due
 }
 
 // rest awaits nothing for now.
@@ -289,26 +314,34 @@ func (v *vigil) rest() {
 	v.mu.Unlock()
 }
 
-// end awaits nothing any more.
-func (v *vigil) end() {
+// end awaits nothing any more. again: somebody will keep the vigil again, and have use
+// for a timer that is set.
+func (v *vigil) end(again bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.due, v.ended = 0, true
-	v.timer.Stop()
+	v.due, v.ended, v.late = 0, true, nil
+	if !again && v.timer != nil {
+		v.timer.Stop()
+		v.fires = 0
+	}
 }
 
 // look is the timer's end.
 func (v *vigil) look() {
 	v.mu.Lock()
 	v.fires = 0
-	left := v.due - time.Since(v.begun)
-	late := v.due > 0 && left <= 0
-	if v.due > 0 && left > 0 {
+	left := v.due - time.Since(v.epoch)
+	var late func()
+	switch {
+	case v.due == 0:
+	case left > 0:
 		v.fires = v.due
 		v.timer.Reset(left)
+	default:
+		late = v.late
 	}
 	v.mu.Unlock()
-	if late {
-		v.late()
+	if late != nil {
+		late()
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/keep"
+	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
 	"mainstay.dev/mainstay/claude/internal/words"
@@ -135,6 +136,9 @@ func (c *call) say(h http.Header, v verdict) (status int, body []byte) {
 // a connection is written down when the answer has gone out, and of a stream, whose
 // client has seen its last event already, all waits for that.
 func (c *call) record() {
+	if c.flight != nil {
+		c.stayed = c.leave()
+	}
 	if c.desk == nil || c.x.HTTP.Upgraded != "" { // whose connection is net/http's no more
 		c.conclude()
 		c.writeDown()
@@ -152,6 +156,7 @@ func (c *call) conclude() {
 		return
 	}
 	c.ended0 = true
+	c.depart()
 	if c.end.code == "" {
 		c.end = verdict{code: Internal} // only a panic gets here
 	}
@@ -338,18 +343,56 @@ func (c *call) keepRequest() {
 	}
 }
 
-// A desk is where a connection leaves the call that it has answered, to be written down
-// when the client has all of the answer and need not wait for it any more.
-type desk struct{ last *call }
+// A desk is what a connection keeps from one call to the next: the one that it has
+// answered, to be written down when the client has all of the answer and need not wait
+// for it any more; what the next one needs, made in the meantime; and what calls that come
+// by one connection mostly have in common.
+type desk struct {
+	conn net.Conn
+	last *call
+	key  uint64 // a hash of the key by which was called last
+	name string // that the key has with us; empty: nobody has called
+	next *call  // made while nobody waited; nil: none
+
+	model, family string // that was asked for last, and its class
+	vigil         vigil  // of its calls, one after the other
+}
+
+// blank is a call of which only the clock runs.
+func (d *desk) blank() *call {
+	if d == nil || d.next == nil {
+		return &call{x: telemetry.Begin("claude")}
+	}
+	c := d.next
+	d.next = nil
+	id := c.x.ID
+	c.x.Reset("claude")
+	c.x.ID = id
+	return c
+}
+
+// class is the class of a model, which mostly is that of the call before.
+func (d *desk) class(model string) string {
+	if d == nil {
+		return pace.Class(model)
+	}
+	if d.model != model || d.family == "" {
+		d.model, d.family = model, pace.Class(model)
+	}
+	return d.family
+}
+
+// deskKey finds the desk in the context of a connection's requests.
+type deskKey struct{}
 
 // desks are those of all connections.
 type desks struct{ of sync.Map }
 
 // open gives a connection its desk.
 func (ds *desks) open(ctx context.Context, conn net.Conn) context.Context {
-	d := new(desk)
+	d := &desk{conn: conn}
 	ds.of.Store(conn, d)
-	return context.WithValue(ctx, desk{}, d)
+	return context.WithValue(ctx, deskKey{}, d)
 }
 
 // turn is told by net/http, on the connection's own goroutine, when an answer has gone
@@ -370,11 +413,18 @@ func (ds *desks) turn(conn net.Conn, to http.ConnState) {
 	if to == http.StateClosed {
 		ds.of.Delete(conn)
 	}
-	if d := v.(*desk); d.last != nil {
+	d := v.(*desk)
+	if d.last != nil {
 		d.last.conclude()
 		d.last.writeDown()
 		d.last = nil
 	}
+	if to == http.StateClosed {
+		d.vigil.end(false)
+		return
+	}
+	d.next = d.blank() // what is made now the next call need not wait for
+	d.next.x.ID = requestID("")
 }
 
 // emit tells of something that is no call.

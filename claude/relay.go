@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/head"
 	"mainstay.dev/mainstay/claude/internal/words"
 )
 
@@ -84,7 +85,7 @@ func (c *call) head(w http.ResponseWriter, a *answer) {
 	c.early.end()
 	h := w.Header()
 	maps.Copy(h, a.res.Header) // which others may be reading: it stays as it is
-	dropHops(h)
+	head.DropHops(h)
 	for _, name := range [...]string{"Content-Type", "Date"} {
 		if _, ok := h[name]; !ok {
 			h[name] = nil // or net/http would put in its own
@@ -333,7 +334,7 @@ func (e *early) tell(code int, header textproto.MIMEHeader) error {
 	}
 	h := e.w.Header()
 	maps.Copy(h, header)
-	dropHops(h)
+	head.DropHops(h)
 	e.patience.write() // the deadline of an answer before it may have passed
 	e.w.WriteHeader(code)
 	clear(h) // net/http leaves them for the answer
@@ -353,7 +354,7 @@ func (e *early) end() {
 // them ends, nothing has come for longer than a first byte may take, or Mainstay stops.
 func (c *call) tunnel(w http.ResponseWriter, a *answer) verdict {
 	c.early.end()
-	c.x.HTTP.Status, c.x.HTTP.Upgraded = a.res.StatusCode, upgrades(a.res.Header)
+	c.x.HTTP.Status, c.x.HTTP.Upgraded = a.res.StatusCode, head.Upgrades(a.res.Header)
 	back, ok := a.res.Body.(io.ReadWriteCloser)
 	conn, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil || !ok {

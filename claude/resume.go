@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -16,15 +15,6 @@ import (
 	"mainstay.dev/mainstay/claude/internal/mend"
 	"mainstay.dev/mainstay/claude/internal/words"
 )
-
-// aggregateHeader: off lets a call that does not stream go upstream as it is.
-const aggregateHeader = "Mainstay-Aggregate"
-
-// choose reads what a caller wants to be left alone.
-func (c *call) choose(h http.Header) {
-	c.request.gather = c.rules.gathers && !strings.EqualFold(h.Get(aggregateHeader), "off")
-	delete(h, aggregateHeader)
-}
 
 // cheap is how much of a message that the client has not seen, in bytes of its
 // stream (a few thousand tokens), is rather had anew than continued: that costs

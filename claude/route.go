@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/body"
+	"mainstay.dev/mainstay/claude/internal/head"
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/routes"
 	"mainstay.dev/mainstay/health"
@@ -127,15 +128,22 @@ func shapeOf(method, route string) shape {
 
 // aim makes the request that goes upstream of the one that came in. It takes over
 // the header, which nobody else needs after this.
-func aim(r *http.Request, to target, path, escaped string) *http.Request {
-	upgrade := upgrades(r.Header)
-	dropHops(r.Header)
-	if upgrade != "" && r.Body == http.NoBody {
-		r.Header["Connection"], r.Header["Upgrade"] = []string{"Upgrade"}, []string{upgrade}
+func aim(r *http.Request, said *head.Head, to target, path, escaped string) *http.Request {
+	if said.Hops {
+		upgrade := head.Upgrades(r.Header)
+		head.DropHops(r.Header)
+		if upgrade != "" && r.Body == http.NoBody {
+			r.Header["Connection"], r.Header["Upgrade"] = []string{"Upgrade"}, []string{upgrade}
+		}
 	}
-	delete(r.Header, identity.Header)
-	r.Header.Del("Expect") // the plane itself has told the client to continue
-	if _, ok := r.Header["User-Agent"]; !ok {
+	said.Strip(r.Header)
+	if said.Own {
+		delete(r.Header, identity.Header)
+	}
+	if said.Expects {
+		delete(r.Header, "Expect") // the plane itself has told the client to continue
+	}
+	if !said.Named {
 		r.Header["User-Agent"] = []string{""} // or net/http would put in its own
 	}
 	return &http.Request{
@@ -144,47 +152,6 @@ func aim(r *http.Request, to target, path, escaped string) *http.Request {
 		Host:   to.host,
 		Header: r.Header,
 	}
-}
-
-// upgrades is the protocol to which one side asks to go over (RFC 9110, section 7.8);
-// empty: it does not.
-func upgrades(h http.Header) string {
-	for _, line := range h["Connection"] {
-		for name := range strings.SplitSeq(line, ",") {
-			if to := h.Get("Upgrade"); strings.EqualFold(strings.TrimSpace(name), "Upgrade") && !strings.EqualFold(to, "h2c") { // that is between two neighbours
-				return to
-			}
-		}
-	}
-	return ""
-}
-
-// readable asks for no encoding of an answer that can't be read here, where what the
-// answer tells has to be: its usage, and how it ended.
-func readable(h http.Header) {
-	var kept []string
-	dropped := false
-	for _, line := range h["Accept-Encoding"] {
-		for coding := range strings.SplitSeq(line, ",") {
-			coding = strings.TrimSpace(coding)
-			name, weight, _ := strings.Cut(coding, ";")
-			switch name = strings.ToLower(strings.TrimSpace(name)); {
-			case name == "identity" && strings.Trim(strings.ReplaceAll(weight, " ", ""), "q=0.") == "" && weight != "":
-				return // it takes nothing else, and is on its own
-			case name == "gzip" || name == "identity":
-				kept = append(kept, coding)
-			default:
-				dropped = true
-			}
-		}
-	}
-	if !dropped {
-		return
-	}
-	if kept == nil {
-		kept = []string{"identity"}
-	}
-	h["Accept-Encoding"] = []string{strings.Join(kept, ", ")}
 }
 
 // url returns the address of a path, to the byte as the client wrote it.
@@ -206,26 +173,6 @@ func asWritten(r *http.Request) string {
 	}
 	path, _, _ := strings.Cut(r.RequestURI, "?")
 	return path
-}
-
-var hops = [...]string{
-	"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer",
-	"Transfer-Encoding", "Upgrade",
-}
-
-// dropHops removes the headers that are between two neighbours only (RFC 9110,
-// section 7.6.1).
-func dropHops(h http.Header) {
-	for _, line := range h["Connection"] {
-		for name := range strings.SplitSeq(line, ",") {
-			if name = strings.TrimSpace(name); name != "" {
-				h.Del(name)
-			}
-		}
-	}
-	for _, name := range hops {
-		delete(h, name)
-	}
 }
 
 // A way is how the attempts of a call go: which of the routes, with which key, and what
@@ -279,6 +226,10 @@ func (c *call) needs() *routes.Needs {
 // first one.
 func (c *call) findWay() bool {
 	if len(c.rules.routes) == 0 || c.way.pinned {
+		return false
+	}
+	if r := c.rules.routes[0]; len(c.rules.routes) == 1 && r.Len() == 0 { // the call goes as it is
+		c.way.via, c.way.sent, c.way.model = r, c.body, c.request.model
 		return false
 	}
 	if !c.forks() {
@@ -337,7 +288,7 @@ func (c *call) findLane(model string) {
 	if !c.rules.pacing.Enabled {
 		return
 	}
-	class := pace.Class(model)
+	class := c.desk.class(model)
 	if !c.shape.message {
 		class += " count"
 	} else if c.request.fast {

@@ -28,6 +28,7 @@ import (
 	"mainstay.dev/mainstay/claude/internal/attach"
 	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/gather"
+	"mainstay.dev/mainstay/claude/internal/head"
 	"mainstay.dev/mainstay/claude/internal/keep"
 	"mainstay.dev/mainstay/claude/internal/mend"
 	"mainstay.dev/mainstay/claude/internal/observe"
@@ -36,6 +37,7 @@ import (
 	"mainstay.dev/mainstay/claude/internal/routes"
 	"mainstay.dev/mainstay/health"
 	"mainstay.dev/mainstay/identity"
+	"mainstay.dev/mainstay/internal/deadline"
 	"mainstay.dev/mainstay/internal/limits"
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/retry"
@@ -197,7 +199,7 @@ func (s *Server) Run(ctx context.Context) error {
 		ErrorLog:          slog.NewLogLogger(s.engine.log.Handler(), slog.LevelWarn),
 	}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(s.ln) }()
+	go func() { served <- srv.Serve(deadline.Listen(s.ln)) }()
 	var err error
 	select {
 	case err = <-served:
@@ -235,7 +237,7 @@ func (s *Server) drain(ctx context.Context, srv *http.Server) {
 type call struct {
 	engine     *engine
 	policy     *policy // of the plane; nil in a Transport
-	rules      rules
+	rules      *rules
 	x          *telemetry.Exchange
 	desk       *desk           // of its connection; nil: it came by none
 	done       func()          // is called when all has been written down; nil in a Transport
@@ -252,6 +254,7 @@ type call struct {
 	early      *early                   // nil: there is nobody to tell
 	upload     *upload
 	shape      shape
+	said       head.Head     // by the request's header
 	out        *http.Request // what goes upstream, but for the body
 	body       *body.Body
 	sends      *body.Body // the one that the attempt under way sends: body, or a continuation
@@ -263,6 +266,7 @@ type call struct {
 	roomy      int64                  // bytes of memory reserved for the answer
 	shadow     bool                   // it was answered by another call, which paid
 	leave      func() bool            // stops watching whether the client leaves
+	stayed     bool                   // it had not when the handler returned
 	resumes    int                    // attempts that went on with what the client had
 	midway     bool                   // the client has the beginning of an answer
 	loop       retry.Loop
@@ -286,6 +290,13 @@ type call struct {
 	ended0     bool // it has been concluded
 	held       bool // at a gate that was not open
 	attached   bool // as an SDK's retry, to the call that still ran
+
+	own struct { // what it mostly needs, had with it
+		patience patience
+		early    early
+		upload   upload
+		answer   answer
+	}
 }
 
 // ServeHTTP is the life of a call.
@@ -300,7 +311,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if c.attach(w, r, s) {
 		return
 	}
-	defer c.depart()
 	if v, ok := c.afford(); !ok {
 		c.refuse(w, v)
 		return
@@ -321,15 +331,21 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // begin starts the exchange.
 func (s *Server) begin(w http.ResponseWriter, r *http.Request) *call {
-	x := telemetry.Begin("claude")
+	d, _ := r.Context().Value(deskKey{}).(*desk)
+	c := d.blank()
+	x := c.x
 	s.calls.Add(1)
 	p := s.policy.Load()
-	c := &call{engine: &s.engine, policy: p, rules: p.rules, x: x, done: s.calls.Done, store: &s.kept, ctx: r.Context()}
-	c.desk, _ = r.Context().Value(desk{}).(*desk)
+	c.engine, c.policy, c.rules, c.done, c.store, c.ctx, c.desk = &s.engine, p, &p.rules, s.calls.Done, &s.kept, r.Context(), d
 	c.controller = http.NewResponseController(w)
-	c.patience = &patience{deadline: c.controller, limit: p.client}
-	c.early = &early{w: w, patience: c.patience}
-	if r.Header.Get("Expect") != "" {
+	c.own.patience = patience{deadline: c.controller, limit: p.client}
+	if d != nil && r.ProtoMajor == 1 {
+		c.own.patience.deadline = d.conn // which is what the controller comes to
+	}
+	c.patience = &c.own.patience
+	c.own.early = early{w: w, patience: c.patience}
+	c.early = &c.own.early
+	if c.said = head.Read(r.Header); c.said.Expects {
 		c.patience.write() // for what net/http itself writes, which asks for the body
 	}
 	c.engine.counts.inFlight.Add(1)
@@ -344,10 +360,12 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request) *call {
 // describe notes who asks and for what.
 func (c *call) describe(r *http.Request) {
 	x := c.x
-	x.ID = requestID(r.Header.Get("X-Request-Id"))
-	x.Caller = fingerprint(r.Header)
-	c.identify(r.Header.Get(identity.Header))
-	x.Trace.Continue(r.Header.Get("Traceparent"), r.Header.Get("Tracestate"))
+	if x.ID == "" || c.said.ID != "" {
+		x.ID = requestID(c.said.ID)
+	}
+	x.Caller = c.desk.caller(&c.said)
+	c.identify(c.said.Identity)
+	x.Trace.Continue(c.said.Traceparent, c.said.Tracestate)
 	x.HTTP.Method, x.HTTP.Scheme, x.HTTP.Host, x.HTTP.Proto = r.Method, "http", r.Host, r.Proto
 }
 
@@ -359,16 +377,15 @@ func (c *call) route(w http.ResponseWriter, r *http.Request, colors map[string]b
 		c.refuse(w, verdict{code: BadRequest, err: errors.New("the request names no path")})
 		return false
 	}
-	if size := headerSize(r.Header); size > mostHeader {
+	if size := c.said.Size; size > mostHeader {
 		c.refuse(w, verdict{code: HeadersTooLarge, err: fmt.Errorf("%d bytes of headers", size)})
 		return false
 	}
 	c.shape = shapeOf(r.Method, c.x.Route)
-	c.choose(r.Header)
-	c.promise(r.Header)
-	c.out = aim(r, c.policy.upstream, path, escaped)
-	if c.shape.message {
-		readable(c.out.Header)
+	c.promise()
+	c.out = aim(r, &c.said, c.policy.upstream, path, escaped)
+	if c.shape.message && c.said.Coded {
+		head.Readable(c.out.Header)
 	}
 	c.x.HTTP.Target = c.out.URL.Host
 	return true
@@ -376,15 +393,6 @@ func (c *call) route(w http.ResponseWriter, r *http.Request, colors map[string]b
 
 // mostHeader is how many bytes of headers a request may have.
 const mostHeader = 64 << 10
-
-func headerSize(h http.Header) (n int) {
-	for name, values := range h {
-		for _, v := range values {
-			n += len(name) + len(v)
-		}
-	}
-	return n
-}
 
 // settle claims and forwards, and again, until an answer stands: it is good, it is
 // one that another attempt can't mend, or the attempts are used up, on every route that

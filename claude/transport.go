@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/body"
+	"mainstay.dev/mainstay/claude/internal/head"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/retry"
 	"mainstay.dev/mainstay/telemetry"
@@ -164,7 +165,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return c.fail(r, v)
 	}
 	if a.res.StatusCode == http.StatusSwitchingProtocols { // what follows is between the two ends
-		c.end, c.x.HTTP.Status, c.x.HTTP.Upgraded = a.verdict, a.res.StatusCode, upgrades(a.res.Header)
+		c.end, c.x.HTTP.Status, c.x.HTTP.Upgraded = a.verdict, a.res.StatusCode, head.Upgrades(a.res.Header)
 		c.record()
 		return a.res, nil
 	}
@@ -205,14 +206,15 @@ func (c *call) fail(r *http.Request, v verdict) (*http.Response, error) {
 func (t *Transport) begin(r *http.Request) *call {
 	to := &t.policy.upstream
 	own := t.Config != nil && r.URL.Host == to.host && r.URL.Scheme == to.scheme
-	c := &call{engine: &t.engine, policy: t.policy, rules: t.plain, x: telemetry.Begin("claude")}
+	c := &call{engine: &t.engine, policy: t.policy, rules: &t.plain, x: telemetry.Begin("claude")}
 	c.ctx, c.giveUp = context.WithCancelCause(r.Context())
 	path := r.URL.Path
 	if below, ok := strings.CutPrefix(path, to.path); own && ok {
-		c.rules, path = t.policy.rules, below
+		c.rules, path = &t.policy.rules, below
 	}
 	c.engine.counts.inFlight.Add(1)
 	c.engine.counts.calls.Add(1)
+	c.said = head.Read(r.Header)
 	c.describe(r)
 	c.x.HTTP.Scheme, c.x.HTTP.Host, c.x.HTTP.Path, c.x.HTTP.Target = r.URL.Scheme, r.URL.Host, r.URL.Path, r.URL.Host
 	c.x.Route = template(path)
@@ -220,12 +222,12 @@ func (t *Transport) begin(r *http.Request) *call {
 	c.out = r
 	if c.shape.message && len(r.Header["Accept-Encoding"]) > 0 {
 		c.out = r.Clone(r.Context())
-		readable(c.out.Header)
+		head.Readable(c.out.Header)
 	}
 	if c.rules.patient {
 		c.out = c.out.Clone(r.Context())
-		c.choose(c.out.Header)
-		c.promise(c.out.Header)
+		c.promise()
+		c.said.Strip(c.out.Header)
 	}
 	return c
 }

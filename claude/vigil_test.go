@@ -39,7 +39,7 @@ func TestAVigilEndsWhenNothingComes(t *testing.T) {
 		}, 69 * time.Second},
 		{"none", func(v *vigil) { v.await(-time.Second) }, 1},
 		{"an end", func(v *vigil) {
-			v.end()
+			v.end(false)
 			v.await(time.Second)
 		}, -1},
 		{"a rest", func(v *vigil) { v.rest() }, -1},
@@ -48,10 +48,11 @@ func TestAVigilEndsWhenNothingComes(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				begun, after := time.Now(), atomic.Int64{}
 				after.Store(-1)
-				v := keepVigil(10*time.Second, func() { after.Store(int64(time.Since(begun))) })
+				v := new(vigil)
+				v.keep(10*time.Second, func() { after.Store(int64(time.Since(begun))) })
 				c.keep(v)
 				time.Sleep(2 * time.Hour)
-				if v.end(); after.Load() != int64(c.after) {
+				if v.end(false); after.Load() != int64(c.after) {
 					t.Errorf("after %v, not %v", time.Duration(after.Load()), c.after)
 				}
 			})

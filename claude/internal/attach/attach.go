@@ -22,12 +22,12 @@ type Board[A any] struct {
 	seed maphash.Seed
 
 	mu sync.Mutex
-	of map[uint64][]*Flight[A]
+	of map[uint64]*Flight[A] // the first of those with one hash
 }
 
 // NewBoard returns an empty board.
 func NewBoard[A any]() *Board[A] {
-	return &Board[A]{seed: maphash.MakeSeed(), of: map[uint64][]*Flight[A]{}}
+	return &Board[A]{seed: maphash.MakeSeed(), of: map[uint64]*Flight[A]{}}
 }
 
 // A Flight is a call under way that others may wait for. A is what its answer begins
@@ -35,13 +35,14 @@ func NewBoard[A any]() *Board[A] {
 type Flight[A any] struct {
 	board  *Board[A]
 	hash   uint64
-	who    string // who asks, and all else that shapes the answer
+	who    Who
 	body   []byte
 	grace  time.Duration
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
 	// Guarded by the board's lock.
+	next   *Flight[A] // with the same hash
 	riders int
 	timer  *time.Timer // until it is given up; nil: somebody waits
 	gone   bool        // off the board
@@ -55,14 +56,34 @@ type Flight[A any] struct {
 	changed chan struct{} // closed at the next change; nil: nobody waits for it
 }
 
+// Who is who asks, and all else besides the body that shapes the answer. Nobody changes
+// what it holds.
+type Who struct {
+	Path, Query string
+	Whole       bool        // the answer is to come in one piece
+	Header      [5][]string // the values of the headers that matter
+}
+
+func (w *Who) same(other *Who) bool {
+	if w.Path != other.Path || w.Query != other.Query || w.Whole != other.Whole {
+		return false
+	}
+	for i, values := range w.Header {
+		if !slices.Equal(values, other.Header[i]) {
+			return false
+		}
+	}
+	return true
+}
+
 // Join finds the flight of a call: the same body, to the byte, of the same who. Nil:
 // there is none. Who joins must Leave.
-func (b *Board[A]) Join(who string, body []byte) *Flight[A] {
+func (b *Board[A]) Join(who Who, body []byte) *Flight[A] {
 	hash := maphash.Bytes(b.seed, body)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, f := range b.of[hash] {
-		if f.who == who && bytes.Equal(f.body, body) && !f.over() {
+	for f := b.of[hash]; f != nil; f = f.next {
+		if f.who.same(&who) && bytes.Equal(f.body, body) && !f.over() {
 			f.riders++
 			if f.timer != nil {
 				f.timer.Stop()
@@ -77,12 +98,12 @@ func (b *Board[A]) Join(who string, body []byte) *Flight[A] {
 // Begin makes a flight with one who waits for it, who must Land it and Leave. body
 // must stay as it is until then. When all have left, the flight is kept for grace and
 // then cancelled.
-func (b *Board[A]) Begin(parent context.Context, who string, body []byte, grace time.Duration) *Flight[A] {
+func (b *Board[A]) Begin(parent context.Context, who Who, body []byte, grace time.Duration) *Flight[A] {
 	f := &Flight[A]{board: b, hash: maphash.Bytes(b.seed, body), who: who, body: body, grace: grace, riders: 1}
 	f.ctx, f.cancel = context.WithCancelCause(parent)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.of[f.hash] = append(b.of[f.hash], f)
+	f.next, b.of[f.hash] = b.of[f.hash], f
 	return f
 }
 
@@ -128,9 +149,18 @@ func (f *Flight[A]) giveUp() {
 // remove takes the flight off the board, whose lock it needs.
 func (f *Flight[A]) remove() {
 	b := f.board
-	b.of[f.hash] = slices.DeleteFunc(b.of[f.hash], func(g *Flight[A]) bool { return g == f })
-	if len(b.of[f.hash]) == 0 {
+	first := b.of[f.hash]
+	at := &first
+	for *at != nil && *at != f {
+		at = &(*at).next
+	}
+	if *at == f {
+		*at = f.next
+	}
+	if first == nil {
 		delete(b.of, f.hash)
+	} else {
+		b.of[f.hash] = first
 	}
 	f.gone = true
 	f.settle()
@@ -226,8 +256,10 @@ func (f *Flight[A]) Progress() Progress[A] {
 func (b *Board[A]) Len() (n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, fs := range b.of {
-		n += len(fs)
+	for _, f := range b.of {
+		for ; f != nil; f = f.next {
+			n++
+		}
 	}
 	return n
 }

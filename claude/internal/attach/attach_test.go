@@ -7,16 +7,18 @@ import (
 	"time"
 )
 
+func who(path string) Who { return Who{Path: path} }
+
 func TestARiderSeesAllThatWasToldInItsOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBoard[string]()
-		f := b.Begin(t.Context(), "me", []byte("ask"), time.Second)
-		if b.Join("you", []byte("ask")) != nil || b.Join("me", []byte("other")) != nil {
+		f := b.Begin(t.Context(), who("me"), []byte("ask"), time.Second)
+		if b.Join(who("you"), []byte("ask")) != nil || b.Join(who("me"), []byte("other")) != nil {
 			t.Error("a stranger rides")
 		}
 		var wg sync.WaitGroup
 		for range 3 {
-			r := b.Join("me", []byte("ask"))
+			r := b.Join(who("me"), []byte("ask"))
 			wg.Go(func() {
 				defer r.Leave()
 				var got string
@@ -57,24 +59,24 @@ func TestAnAnswerIsFreedOnceWhenNobodyCanAskForItAnyMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBoard[int]()
 		freed := 0
-		f := b.Begin(t.Context(), "", []byte("x"), time.Second)
+		f := b.Begin(t.Context(), who(""), []byte("x"), time.Second)
 		f.Leave() // its client has gone
 		one := 1
 		f.Land(&one, true)
 		f.Free(func() { freed++ })
-		if r := b.Join("", []byte("x")); r == nil || *r.Progress().Answer != 1 || freed != 0 {
+		if r := b.Join(who(""), []byte("x")); r == nil || *r.Progress().Answer != 1 || freed != 0 {
 			t.Fatal("the answer was not kept")
 		} else {
 			r.Leave()
 		}
 		time.Sleep(2 * time.Second)
-		if b.Len() != 0 || freed != 1 || b.Join("", []byte("x")) != nil {
+		if b.Len() != 0 || freed != 1 || b.Join(who(""), []byte("x")) != nil {
 			t.Errorf("%d flights, freed %d times", b.Len(), freed)
 		}
 		f.End()
 
-		f = b.Begin(t.Context(), "", []byte("y"), time.Second)
-		r := b.Join("", []byte("y"))
+		f = b.Begin(t.Context(), who(""), []byte("y"), time.Second)
+		r := b.Join(who(""), []byte("y"))
 		f.Free(func() { freed++ })
 		f.Close()
 		f.Land(nil, false)
@@ -87,4 +89,21 @@ func TestAnAnswerIsFreedOnceWhenNobodyCanAskForItAnyMore(t *testing.T) {
 		}
 		f.End()
 	})
+}
+
+func TestWhoIsToldApartByAllThatShapesAnAnswer(t *testing.T) {
+	whole := Who{Path: "/v1/messages", Query: "beta=true", Whole: true, Header: [5][]string{{"key"}, nil, {"2023-06-01"}, {"a", "b"}, {"application/json"}}}
+	if other := whole; !whole.same(&other) {
+		t.Error("two of one kind")
+	}
+	for name, change := range map[string]func(*Who){
+		"path": func(w *Who) { w.Path += "/" }, "query": func(w *Who) { w.Query = "" }, "whole": func(w *Who) { w.Whole = false },
+		"key": func(w *Who) { w.Header[0] = []string{"other"} }, "no key": func(w *Who) { w.Header[0] = nil },
+		"moved": func(w *Who) { w.Header[0], w.Header[1] = nil, w.Header[0] }, "lines": func(w *Who) { w.Header[3] = []string{"a,b"} },
+	} {
+		other := whole
+		if change(&other); whole.same(&other) {
+			t.Errorf("%s makes no difference", name)
+		}
+	}
 }

@@ -42,6 +42,9 @@ var weights = map[string]float64{"high": 4, "normal": 1, "low": 0.25}
 // Weight is the share of a caller, of which asked, if it is a priority, can lower it.
 func (c Config) Weight(caller, color, asked string) (weight float64, name string) {
 	name = "normal"
+	if len(c.Priorities) == 0 && asked == "" {
+		return weights[name], name
+	}
 	for _, who := range []string{"@" + color, caller} {
 		if given := c.Priorities[who]; given != "" {
 			name = given
