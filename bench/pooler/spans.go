@@ -67,9 +67,11 @@ func (c *collectorOfSpans) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func count(r *http.Request) (n int64, err error) {
-	text, err := gzip.NewReader(r.Body)
-	if err != nil {
-		return 0, err
+	text := io.Reader(r.Body)
+	if r.Header.Get("Content-Encoding") == "gzip" {
+		if text, err = gzip.NewReader(r.Body); err != nil {
+			return 0, err
+		}
 	}
 	body, err := io.ReadAll(text)
 	if err != nil {

@@ -11,10 +11,11 @@ import (
 
 // Telemetry says where traces and logs go.
 type Telemetry struct {
-	Export  string                    `yaml:"export" doc:"Base address of an OTLP/HTTP collector, as OTEL_EXPORTER_OTLP_ENDPOINT has it; /v1/traces is appended. Empty: traces are not exported."`
-	Headers map[string]setting.Secret `yaml:"headers" doc:"Headers for the collector, such as an API key."`
-	Logs    Logs                      `yaml:"logs" doc:"The log."`
-	Datadog Datadog                   `yaml:"datadog" planned:"the Datadog link" doc:"A Datadog agent."`
+	Export      string                    `yaml:"export" doc:"Base address of an OTLP/HTTP collector, as OTEL_EXPORTER_OTLP_ENDPOINT has it; /v1/traces is appended. Empty: traces are not exported."`
+	Headers     map[string]setting.Secret `yaml:"headers" doc:"Headers for the collector, such as an API key."`
+	Compression string                    `yaml:"compression" doc:"How traces are compressed on their way: gzip or none. Empty: as OTEL_EXPORTER_OTLP_COMPRESSION says, else gzip, and none to a collector on this machine."`
+	Logs        Logs                      `yaml:"logs" doc:"The log."`
+	Datadog     Datadog                   `yaml:"datadog" planned:"the Datadog link" doc:"A Datadog agent."`
 }
 
 // Logs says what the log holds and how it is written.
@@ -42,7 +43,7 @@ func (t *Telemetry) SetDefaults() {
 func (t *Telemetry) OTLP() otlp.Config {
 	var c otlp.Config
 	c.SetDefaults()
-	c.Endpoint, c.Headers = t.Export, t.Headers
+	c.Endpoint, c.Headers, c.Compression = t.Export, t.Headers, t.Compression
 	return c
 }
 

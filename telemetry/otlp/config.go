@@ -10,11 +10,18 @@ import (
 
 // Config says where spans go.
 type Config struct {
-	Endpoint string                    `yaml:"endpoint" doc:"Base URL of an OTLP/HTTP collector, for example http://localhost:4318; /v1/traces is added to it. Empty: spans are not exported."`
-	Headers  map[string]setting.Secret `yaml:"headers" doc:"Headers sent with every export, such as an API key."`
-	Timeout  time.Duration             `yaml:"timeout" doc:"How long one try at an export may take."`
-	Queue    int                       `yaml:"queue" doc:"How many exchanges may wait for export; what comes on top is dropped and counted."`
+	Endpoint    string                    `yaml:"endpoint" doc:"Base URL of an OTLP/HTTP collector, for example http://localhost:4318; /v1/traces is added to it. Empty: spans are not exported."`
+	Headers     map[string]setting.Secret `yaml:"headers" doc:"Headers sent with every export, such as an API key."`
+	Compression string                    `yaml:"compression" doc:"How what is exported is compressed: gzip or none. Empty: as OTEL_EXPORTER_OTLP_COMPRESSION says, else gzip, and none to a collector on this machine."`
+	Timeout     time.Duration             `yaml:"timeout" doc:"How long one try at an export may take."`
+	Queue       int                       `yaml:"queue" doc:"How many exchanges may wait for export; what comes on top is dropped and counted."`
 }
+
+// What Compression may be.
+const (
+	gzipped = "gzip"
+	plain   = "none"
+)
 
 // SetDefaults fills in what an absent key means.
 func (c *Config) SetDefaults() {
@@ -36,6 +43,9 @@ func (c Config) Validate(ps *setting.Problems) {
 		if strings.ContainsAny(value.Reveal(), "\r\n\x00") {
 			ps.Add("headers."+name, "must be one line", "")
 		}
+	}
+	if c.Compression != "" && c.Compression != gzipped && c.Compression != plain {
+		ps.Add("compression", "must be gzip or none", "try gzip")
 	}
 	if c.Timeout <= 0 {
 		ps.Add("timeout", "must be positive", "try 10s")

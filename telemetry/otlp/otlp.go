@@ -2,134 +2,107 @@
 // (https://opentelemetry.io/docs/specs/otlp/). Names and attributes follow the
 // semantic conventions for HTTP, databases and generative AI.
 //
+// A span costs a few microseconds in all, and where it is recorded about one and no
+// allocation: Record writes it down in the protocol's own form, which is what waits for
+// the export (docs/decisions/0005-our-own-exporter.md).
+//
 // Package app makes the sink when an endpoint is configured; any Go program that
 // uses a plane without the binary may do the same.
 package otlp
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"sync"
 	"sync/atomic"
 	"time"
-
-	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
-	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
-	"go.opentelemetry.io/otel/sdk/resource"
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/telemetry"
 )
 
 const (
-	batchSize    = 256                    // exchanges in one export
-	interval     = time.Second            // how long an exchange waits for its batch to fill
-	patience     = 30 * time.Second       // how long one batch is tried again
-	flushLimit   = 5 * time.Second        // for what is left when Run is told to end
-	quiet        = time.Minute            // between two log lines about trouble
-	maxReply     = 64 << 10               // bytes of a collector's reply that are read
-	firstBackoff = 500 * time.Millisecond // before a second try
-	maxBackoff   = 10 * time.Second
+	interval   = time.Second     // how long an exchange waits for its batch to fill
+	flushLimit = 5 * time.Second // for what is left when Run is told to end
+	quiet      = time.Minute     // between two log lines about trouble
+	maxScratch = 64 << 10        // bytes that are kept to write the next exchange's spans into
 )
-
-// Resource says who speaks; it goes with every span.
-type Resource struct {
-	Service     string // service.name
-	Environment string // deployment.environment.name; may be empty
-	Version     string // service.version; may be empty
-	Instance    string // service.instance.id; may be empty
-}
 
 // A Sink sends the exchanges of sampled traces to a collector. Record never
 // blocks: exchanges wait in a bounded queue, and what finds it full is dropped
 // and counted.
 type Sink struct {
 	log      *slog.Logger
-	endpoint string
-	resource *resource.Resource
-	exporter *otlptrace.Exporter
-	wire     *http.Transport // nil in tests without a network
-	queue    chan *telemetry.Exchange
+	exporter exporter        // used by Run alone
+	network  *http.Transport // nil in tests without one
+	queue    *queue
+	scratch  sync.Pool // of *wire: where Record writes
 	dropped  atomic.Int64
 	sent     atomic.Int64
 	trouble  trouble // used by Run alone
 }
 
 // New makes a sink. Its errors are cfg's mistakes, as setting.Problems. Standard
-// environment variables (OTEL_EXPORTER_OTLP_HEADERS …) hold where cfg says
-// nothing.
+// environment variables hold where cfg says nothing: OTEL_EXPORTER_OTLP_HEADERS,
+// …_COMPRESSION, …_CERTIFICATE, …_CLIENT_CERTIFICATE and …_CLIENT_KEY, and the same of
+// OTEL_EXPORTER_OTLP_TRACES_….
 func New(cfg Config, res Resource, log *slog.Logger) (*Sink, error) {
-	wire := &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
-		TLSHandshakeTimeout: 5 * time.Second,
-		ForceAttemptHTTP2:   true,
-		MaxIdleConns:        2,
-		IdleConnTimeout:     time.Minute,
-	}
-	s, err := newSink(cfg, res, log, wire)
-	if err != nil {
-		return nil, err
-	}
-	s.wire = wire
-	return s, nil
+	return newSink(cfg, res, log, os.Getenv, nil)
 }
 
-func newSink(cfg Config, res Resource, log *slog.Logger, wire http.RoundTripper) (*Sink, error) {
+// newSink makes a sink on a network of its own if it gets none.
+func newSink(cfg Config, res Resource, log *slog.Logger, getenv func(string) string, network http.RoundTripper) (*Sink, error) {
 	var ps setting.Problems
 	cfg.Validate(&ps)
 	if cfg.Endpoint == "" {
 		ps.Add("endpoint", "must be given to export spans", "try http://localhost:4318")
 	}
+	env := readEnvironment(getenv, &ps)
 	if err := ps.Err(); err != nil {
 		return nil, err
 	}
-	to, _, _ := tracesURL(cfg.Endpoint)
-	options := []otlptracehttp.Option{
-		otlptracehttp.WithEndpointURL(to),
-		otlptracehttp.WithTimeout(cfg.Timeout),
-		otlptracehttp.WithMaxResponseSize(maxReply),
-		otlptracehttp.WithCompression(otlptracehttp.GzipCompression),
-		otlptracehttp.WithHTTPClient(&http.Client{Transport: patient{wire}, Timeout: cfg.Timeout}),
-		otlptracehttp.WithRetry(otlptracehttp.RetryConfig{
-			Enabled: true, InitialInterval: firstBackoff, MaxInterval: maxBackoff, MaxElapsedTime: patience,
-		}),
+	if env.protocol != "" && env.protocol != "http/protobuf" {
+		log.Warn("OTEL_EXPORTER_OTLP_PROTOCOL is not heeded: spans leave as http/protobuf", "asked", clean(env.protocol), "endpoint", cfg.Endpoint)
 	}
-	if len(cfg.Headers) > 0 {
-		headers := make(map[string]string, len(cfg.Headers))
-		for name, value := range cfg.Headers {
-			headers[name] = value.Reveal()
+	s := &Sink{log: log, queue: newQueue(cfg.Queue)}
+	s.scratch.New = func() any { return new(wire) }
+	if network == nil {
+		s.network = &http.Transport{
+			Proxy:               http.ProxyFromEnvironment,
+			DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+			TLSClientConfig:     env.tls,
+			TLSHandshakeTimeout: 5 * time.Second,
+			ForceAttemptHTTP2:   true,
+			MaxIdleConns:        2,
+			IdleConnTimeout:     time.Minute,
 		}
-		options = append(options, otlptracehttp.WithHeaders(headers))
+		network = s.network
 	}
-	exporter, err := otlptracehttp.New(context.Background(), options...)
-	if err != nil {
-		return nil, fmt.Errorf("make the exporter to %s: %w", to, err)
-	}
-	return &Sink{
-		log: log, endpoint: to, resource: res.attributes(), exporter: exporter,
-		queue: make(chan *telemetry.Exchange, cfg.Queue),
-	}, nil
+	s.exporter = newExporter(cfg, env, res, network)
+	return s, nil
 }
 
-// Record queues x if its trace is sampled.
+// Record writes the spans of x down if its trace is sampled, for Run to export.
 func (s *Sink) Record(x *telemetry.Exchange) {
 	if !x.Trace.Sampled() {
 		return
 	}
-	// Looking first saves the copy while the collector is away.
-	if len(s.queue) == cap(s.queue) {
+	// Looking first saves the work while the collector is away.
+	if s.queue.crowded() {
 		s.dropped.Add(1)
 		return
 	}
-	select {
-	case s.queue <- x.Clone():
-	default:
+	w := s.scratch.Get().(*wire)
+	*w = (*w)[:0]
+	w.exchange(x)
+	if !s.queue.put(*w) {
 		s.dropped.Add(1)
+	}
+	if cap(*w) <= maxScratch {
+		s.scratch.Put(w)
 	}
 }
 
@@ -143,7 +116,7 @@ func (s *Sink) Dropped() int64 { return s.dropped.Load() }
 // Levels tells the height of the queue and what became of the exchanges.
 func (s *Sink) Levels() []telemetry.Level {
 	return []telemetry.Level{
-		{Name: "mainstay_otlp_queue", Help: "Exchanges that wait for export to the OTLP collector.", Value: float64(len(s.queue))},
+		{Name: "mainstay_otlp_queue", Help: "Exchanges that wait for export to the OTLP collector.", Value: float64(s.queue.waiting.Load())},
 		{Name: "mainstay_otlp_exported", Help: "Exchanges exported to the OTLP collector since the start.", Value: float64(s.sent.Load())},
 		{Name: "mainstay_otlp_dropped", Help: "Exchanges lost on the way to the OTLP collector since the start.", Value: float64(s.dropped.Load())},
 	}
@@ -157,59 +130,46 @@ func (s *Sink) Run(ctx context.Context) error {
 	defer stop()
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	batch := make([]*telemetry.Exchange, 0, batchSize)
 	for {
 		select {
-		case x := <-s.queue:
-			if batch = append(batch, x); len(batch) < batchSize {
-				continue
-			}
+		case <-s.queue.ready:
+			s.drain(work, false)
 		case <-tick.C:
+			s.drain(work, true)
 		case <-ctx.Done():
-			s.flush(work, batch)
+			s.drain(work, true)
+			if s.network != nil {
+				s.network.CloseIdleConnections()
+			}
 			return nil
 		}
-		s.export(work, batch)
-		batch = batch[:0]
-		s.trouble.full(s, len(s.queue) == cap(s.queue))
 	}
 }
 
-// flush exports batch and all that is queued.
-func (s *Sink) flush(work context.Context, batch []*telemetry.Exchange) {
+// drain exports the batches that are full, and with rest what else waits.
+func (s *Sink) drain(work context.Context, rest bool) {
 	for {
-		for len(batch) < batchSize && len(s.queue) > 0 {
-			batch = append(batch, <-s.queue)
+		b := s.queue.take(rest)
+		if b.exchanges == 0 {
+			return
 		}
-		if len(batch) == 0 {
-			break
-		}
-		s.export(work, batch)
-		batch = batch[:0]
-	}
-	if err := s.exporter.Shutdown(work); err != nil && !errors.Is(err, context.Canceled) {
-		s.log.Warn("span exporter did not end cleanly", "endpoint", s.endpoint, "err", err)
-	}
-	if s.wire != nil {
-		s.wire.CloseIdleConnections()
+		s.export(work, b)
+		s.queue.giveBack(b)
+		s.trouble.full(s, s.queue.crowded())
 	}
 }
 
-func (s *Sink) export(work context.Context, batch []*telemetry.Exchange) {
-	if len(batch) == 0 {
-		return
+func (s *Sink) export(work context.Context, b batch) {
+	rejected, why, err := s.exporter.export(work, b)
+	lost := int64(b.exchanges)
+	if err == nil {
+		// Of an exchange with attempts some spans may have been taken; it counts as lost.
+		lost = min(lost, rejected)
 	}
-	spans := make([]sdktrace.ReadOnlySpan, 0, 2*len(batch))
-	for _, x := range batch {
-		spans = appendSpans(spans, x, s.resource)
-	}
-	err := s.exporter.ExportSpans(work, spans)
-	if err != nil {
-		s.dropped.Add(int64(len(batch)))
-	} else {
-		s.sent.Add(int64(len(batch)))
-	}
+	s.dropped.Add(lost)
+	s.sent.Add(int64(b.exchanges) - lost)
 	s.trouble.exported(s, err)
+	s.trouble.partly(s, rejected, why)
 }
 
 // outlive returns a context that ends a while after ctx does. stop ends it at
@@ -236,35 +196,33 @@ func (t *trouble) exported(s *Sink, err error) {
 	switch {
 	case err == nil && t.failing:
 		t.failing = false
-		s.log.Info("spans are exported again", "endpoint", s.endpoint, "dropped_total", s.Dropped())
-	case err != nil && (t.last.IsZero() || time.Since(t.last) >= quiet):
-		t.failing, t.last = true, time.Now()
-		s.log.Warn("spans are not exported: the collector does not take them", "endpoint", s.endpoint, "dropped_total", s.Dropped(), "err", clean(err.Error()))
+		s.log.Info("spans are exported again", "endpoint", s.exporter.to, "dropped_total", s.Dropped())
 	case err != nil:
 		t.failing = true
+		if t.due() {
+			s.log.Warn("spans are not exported: the collector does not take them", "endpoint", s.exporter.to, "dropped_total", s.Dropped(), "err", clean(err.Error()))
+		}
+	}
+}
+
+// partly tells what a collector said that took a batch, or most of it.
+func (t *trouble) partly(s *Sink, rejected int64, why string) {
+	if (rejected > 0 || why != "") && t.due() {
+		s.log.Warn("the collector took a batch with a remark", "endpoint", s.exporter.to, "rejected_spans", rejected, "remark", why, "dropped_total", s.Dropped())
 	}
 }
 
 func (t *trouble) full(s *Sink, full bool) {
-	if full && (t.last.IsZero() || time.Since(t.last) >= quiet) {
-		t.last = time.Now()
-		s.log.Warn("spans are dropped: the queue is full", "endpoint", s.endpoint, "dropped_total", s.Dropped(), "queue", cap(s.queue))
+	if full && t.due() {
+		s.log.Warn("spans are dropped: the queue is full", "endpoint", s.exporter.to, "dropped_total", s.Dropped(), "queue", s.queue.most)
 	}
 }
 
-// patient marks errors of the connection as temporary, which makes the exporter
-// try again: a collector that restarts refuses for a moment.
-type patient struct{ next http.RoundTripper }
-
-func (p patient) RoundTrip(r *http.Request) (*http.Response, error) {
-	reply, err := p.next.RoundTrip(r)
-	if err != nil && r.Context().Err() == nil {
-		return nil, temporary{err}
+// due reports whether a line may be logged again, and takes the turn if so.
+func (t *trouble) due() bool {
+	if !t.last.IsZero() && time.Since(t.last) < quiet {
+		return false
 	}
-	return reply, err
+	t.last = time.Now()
+	return true
 }
-
-type temporary struct{ error }
-
-func (temporary) Temporary() bool { return true }
-func (t temporary) Unwrap() error { return t.error }

@@ -33,6 +33,8 @@ func config(endpoint string) Config {
 	return c
 }
 
+func noEnvironment(string) string { return "" }
+
 // collector is an OTLP receiver: it keeps the spans and the headers it got.
 type collector struct {
 	mu      sync.Mutex
@@ -69,11 +71,15 @@ func (c *collector) take(r *http.Request) (status int, err error) {
 			return status, err
 		}
 	}
-	zr, err := gzip.NewReader(r.Body)
-	if err != nil {
-		return 0, err
+	in := io.Reader(r.Body)
+	if r.Header.Get("Content-Encoding") == "gzip" {
+		zr, err := gzip.NewReader(r.Body)
+		if err != nil {
+			return 0, err
+		}
+		in = zr
 	}
-	body, err := io.ReadAll(io.LimitReader(zr, 8<<20))
+	body, err := io.ReadAll(io.LimitReader(in, 8<<20))
 	if err != nil {
 		return 0, err
 	}
@@ -159,7 +165,7 @@ func TestSpansReachARealReceiverWithResourceAndHeaders(t *testing.T) {
 func TestOnlySampledTracesAreExported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var c collector
-		s, err := newSink(config("http://collector"), Resource{}, quietLog, &c)
+		s, err := newSink(config("http://collector"), Resource{}, quietLog, noEnvironment, &c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -180,7 +186,7 @@ func TestOnlySampledTracesAreExported(t *testing.T) {
 func TestAFullBatchLeavesAtOnceAndARestWithTheInterval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var c collector
-		s, err := newSink(config("http://collector"), Resource{}, quietLog, &c)
+		s, err := newSink(config("http://collector"), Resource{}, quietLog, noEnvironment, &c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -211,7 +217,7 @@ func TestACollectorThatRestartsLosesNothing(t *testing.T) {
 			}
 			return 0, nil
 		}}
-		s, err := newSink(config("http://collector"), Resource{}, quietLog, &c)
+		s, err := newSink(config("http://collector"), Resource{}, quietLog, noEnvironment, &c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -232,7 +238,7 @@ func TestADeadCollectorNeverBlocksIsLoggedSeldomAndLosesACountedNumber(t *testin
 		cfg := config("http://collector")
 		cfg.Queue = 100
 		cfg.Headers = map[string]setting.Secret{"authorization": "Bearer sesame"}
-		s, err := newSink(cfg, Resource{}, slog.New(slog.NewTextHandler(&logged, nil)), &c)
+		s, err := newSink(cfg, Resource{}, slog.New(slog.NewTextHandler(&logged, nil)), noEnvironment, &c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -261,7 +267,7 @@ func TestADeadCollectorNeverBlocksIsLoggedSeldomAndLosesACountedNumber(t *testin
 
 func TestTheEndOfADeadCollectorIsBoundedInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, err := newSink(config("http://collector"), Resource{}, quietLog, hanging{})
+		s, err := newSink(config("http://collector"), Resource{}, quietLog, noEnvironment, hanging{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -285,7 +291,7 @@ func TestRecordAfterTheEndIsDroppedAndCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := config("http://collector")
 		cfg.Queue = 3
-		s, err := newSink(cfg, Resource{}, quietLog, &collector{})
+		s, err := newSink(cfg, Resource{}, quietLog, noEnvironment, &collector{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -309,7 +315,7 @@ func TestRecoveryIsLoggedOnce(t *testing.T) {
 			return 0, nil
 		}}
 		var logged bytes.Buffer
-		s, err := newSink(config("http://collector"), Resource{}, slog.New(slog.NewTextHandler(&logged, nil)), &c)
+		s, err := newSink(config("http://collector"), Resource{}, slog.New(slog.NewTextHandler(&logged, nil)), noEnvironment, &c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -371,23 +377,10 @@ func FuzzTracesURL(f *testing.F) {
 	})
 }
 
-func BenchmarkRecordWithRoom(b *testing.B) {
-	s, err := newSink(config("http://collector"), Resource{}, quietLog, &collector{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	x := sampled("edge")
-	b.ReportAllocs()
-	for b.Loop() {
-		s.Record(x)
-		<-s.queue
-	}
-}
-
 func BenchmarkRecordWhileTheQueueIsFull(b *testing.B) {
 	cfg := config("http://collector")
 	cfg.Queue = 1
-	s, err := newSink(cfg, Resource{}, quietLog, &collector{})
+	s, err := newSink(cfg, Resource{}, quietLog, noEnvironment, &collector{})
 	if err != nil {
 		b.Fatal(err)
 	}

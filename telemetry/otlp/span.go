@@ -4,234 +4,268 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"time"
 
-	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
-	"go.opentelemetry.io/otel/sdk/instrumentation"
-	"go.opentelemetry.io/otel/sdk/resource"
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
-	"go.opentelemetry.io/otel/sdk/trace/tracetest"
-	semconv "go.opentelemetry.io/otel/semconv/v1.41.0"
-	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"mainstay.dev/mainstay/telemetry"
 )
 
-// Attributes of ours, for what no semantic convention names. Times are in
-// seconds.
-const (
-	keyPlane      = attribute.Key("mainstay.plane")
-	keyID         = attribute.Key("mainstay.id")
-	keyRoute      = attribute.Key("mainstay.route")
-	keyColor      = attribute.Key("mainstay.color")
-	keyCode       = attribute.Key("mainstay.code")
-	keyBlame      = attribute.Key("mainstay.blame")
-	keyCaller     = attribute.Key("mainstay.caller")
-	keyWorkspace  = attribute.Key("mainstay.workspace")
-	keyTier       = attribute.Key("mainstay.tier")
-	keyWait       = attribute.Key("mainstay.wait")
-	keyFirstByte  = attribute.Key("mainstay.first_byte")
-	keyAttempts   = attribute.Key("mainstay.attempts")
-	keyUpstreamID = attribute.Key("mainstay.upstream_id")
-	keyVia        = attribute.Key("mainstay.claude.route")
-	keyDegraded   = attribute.Key("mainstay.claude.degraded")
-	keyReplayOf   = attribute.Key("mainstay.claude.replay_of")
-	keyCost       = attribute.Key("mainstay.cost.usd")
-	keyTarget     = attribute.Key("mainstay.target")
-	keyCache      = attribute.Key("mainstay.cache")
-	keySaved      = attribute.Key("mainstay.saved_by")
+// A kind is OTLP's Span.SpanKind.
+type kind uint64
 
-	keyFingerprint = attribute.Key("mainstay.db.fingerprint")
-	keyServerTime  = attribute.Key("mainstay.db.server_time") // PostgreSQL's part, with the network
-	keyClientTime  = attribute.Key("mainstay.db.client_time") // for which the client let us wait
+const (
+	kindInternal kind = 1
+	kindServer   kind = 2
+	kindClient   kind = 3
 )
 
-var scope = instrumentation.Scope{Name: "mainstay.dev/mainstay", SchemaURL: semconv.SchemaURL}
+// statusError is OTLP's Status.StatusCode for what went wrong.
+const statusError = 2
 
-func (r Resource) attributes() *resource.Resource {
-	attrs := []attribute.KeyValue{
-		semconv.ServiceName(r.Service),
-		semconv.TelemetrySDKLanguageGo,
-		semconv.TelemetrySDKName("mainstay"),
-	}
-	if r.Environment != "" {
-		attrs = append(attrs, semconv.DeploymentEnvironmentNameKey.String(r.Environment))
-	}
-	if r.Version != "" {
-		attrs = append(attrs, semconv.ServiceVersion(r.Version))
-	}
-	if r.Instance != "" {
-		attrs = append(attrs, semconv.ServiceInstanceID(r.Instance))
-	}
-	return resource.NewWithAttributes(semconv.SchemaURL, attrs...)
-}
+// Bits of Span.flags beside those of traceparent, which are the lowest eight.
+const (
+	flagRemoteIsKnown = 0x100
+	flagRemote        = 0x200 // the parent is another process's
+)
 
-// appendSpans appends the span of x and one below it for each attempt.
-func appendSpans(spans []sdktrace.ReadOnlySpan, x *telemetry.Exchange, res *resource.Resource) []sdktrace.ReadOnlySpan {
-	state, _ := trace.ParseTraceState(x.Trace.State) // what cannot be read is left out
-	context := trace.SpanContextConfig{
-		TraceID: x.Trace.TraceID, SpanID: x.Trace.SpanID, TraceFlags: trace.TraceFlags(x.Trace.Flags), TraceState: state,
-	}
-	self := trace.NewSpanContext(context)
-	span := tracetest.SpanStub{
-		SpanContext: self, StartTime: x.Start, EndTime: x.Start.Add(x.Took), Status: status(x),
-		Attributes: common(x), ChildSpanCount: len(x.Attempts), Resource: res, InstrumentationScope: scope,
-	}
+// exchange writes the span of x and one below it for each attempt, as spans of a
+// ScopeSpans.
+func (w *wire) exchange(x *telemetry.Exchange) {
+	from := w.open(scopeSpansSpans)
+	flags := uint32(x.Trace.Flags) | flagRemoteIsKnown
 	if x.Trace.Parent != [8]byte{} {
-		context.SpanID, context.Remote = x.Trace.Parent, true
-		span.Parent = trace.NewSpanContext(context)
+		flags |= flagRemote
 	}
+	w.context(&x.Trace, &x.Trace.SpanID, &x.Trace.Parent)
+	w.title(title(x))
+	w.times(x.Start, x.Took)
+	w.common(x)
 	switch x.Plane {
 	case "edge":
-		describeRequest(&span, x)
+		w.request(x)
 	case "pooler":
-		describeQuery(&span, x)
+		w.query(x)
 	case "claude":
-		describeCall(&span, x)
-	default:
-		span.Name, span.SpanKind = x.Plane, trace.SpanKindInternal
+		w.call(x)
 	}
-	spans = append(spans, snapshot(span))
+	if bad(x) {
+		broken := ""
+		if x.Err != nil {
+			broken = x.Err.Error()
+		}
+		w.failed(broken)
+	}
+	w.flags(flags)
+	w.close(from)
 	for i := range x.Attempts {
-		spans = append(spans, attempt(x, i, self, res))
+		w.attempt(x, i)
 	}
-	return spans
 }
 
-// common is what every span carries.
-func common(x *telemetry.Exchange) []attribute.KeyValue {
-	a := make([]attribute.KeyValue, 0, 24)
-	a = append(a, keyPlane.String(x.Plane), keyColor.String(x.Color), keyCode.String(x.Code), keyWait.Float64(x.Waited.Seconds()))
-	a = text(a, keyID, x.ID)
-	a = text(a, keyRoute, x.Route)
-	if x.Plane != "edge" { // which has client.address
-		a = text(a, keyCaller, x.Caller)
+// context writes which trace the span belongs to, who it is, and whose child.
+func (w *wire) context(t *telemetry.Trace, self, parent *[8]byte) {
+	w.bytes(spanTraceID, t.TraceID[:])
+	w.bytes(spanID, self[:])
+	if t.State != "" {
+		before := len(*w)
+		from := w.open(spanTraceState)
+		if all, ok := appendState(*w, t.State); ok && len(all) > from {
+			*w = all
+			w.close(from)
+		} else {
+			*w = (*w)[:before]
+		}
 	}
-	a = text(a, semconv.EnduserIDKey, x.User)
-	a = text(a, keyWorkspace, x.Workspace)
-	a = text(a, keyTier, x.Tier)
+	if *parent != [8]byte{} {
+		w.bytes(spanParent, parent[:])
+	}
+}
+
+// title is what x's span is called, in two halves of which one may be empty, and what
+// kind it is of.
+func title(x *telemetry.Exchange) (verb, object string, k kind) {
+	switch x.Plane {
+	case "edge":
+		verb = spanMethod(knownMethod(x.HTTP.Method))
+		if strings.HasPrefix(x.Route, "/") {
+			object = x.Route
+		}
+		return verb, object, kindServer
+	case "pooler":
+		if x.DB.Command == "" && x.DB.Database == "" {
+			return postgresql, "", kindClient
+		}
+		return x.DB.Command, x.DB.Database, kindClient
+	case "claude":
+		if x.Route == messages {
+			return chat, requested(&x.GenAI), kindClient
+		}
+		return spanMethod(knownMethod(x.HTTP.Method)), x.Route, kindClient
+	}
+	return x.Plane, "", kindInternal
+}
+
+// title writes the span's name, the halves with a space between them, and its kind.
+func (w *wire) title(verb, object string, k kind) {
+	verb = clean(verb)
+	object = cleanTo(object, max(0, maxText-len(verb)-1))
+	space := ""
+	if verb != "" && object != "" {
+		space = " "
+	}
+	w.tag(spanName, protowire.BytesType)
+	w.size(len(verb) + len(space) + len(object))
+	*w = append(append(append(*w, verb...), space...), object...)
+	w.varint(spanKind, uint64(k))
+}
+
+func (w *wire) times(start time.Time, took time.Duration) {
+	w.time(spanStart, start)
+	w.time(spanEnd, start.Add(took))
+}
+
+// failed writes the status of a span that went wrong.
+func (w *wire) failed(why string) {
+	why = clean(why)
+	n := 1 + protowire.SizeVarint(statusError)
+	if why != "" {
+		n += 1 + protowire.SizeBytes(len(why))
+	}
+	w.tag(spanStatus, protowire.BytesType)
+	w.size(n)
+	if why != "" {
+		w.string(statusMessage, why)
+	}
+	w.varint(statusCode, statusError)
+}
+
+func (w *wire) flags(flags uint32) {
+	w.tag(spanFlags, protowire.Fixed32Type)
+	*w = protowire.AppendFixed32(*w, flags)
+}
+
+// common is what every exchange's span carries.
+func (w *wire) common(x *telemetry.Exchange) {
+	w.text(keyPlane, x.Plane)
+	w.text(keyColor, x.Color)
+	w.text(keyCode, x.Code)
+	w.double(keyWait, x.Waited.Seconds())
+	w.text(keyID, x.ID)
+	w.text(keyRoute, x.Route)
+	if x.Plane != "edge" { // which has client.address
+		w.text(keyCaller, x.Caller)
+	}
+	w.text(keyUser, x.User)
+	w.text(keyWorkspace, x.Workspace)
+	w.text(keyTier, x.Tier)
 	if x.FirstByte > 0 {
-		a = append(a, keyFirstByte.Float64(x.FirstByte.Seconds()))
+		w.double(keyFirstByte, x.FirstByte.Seconds())
 	}
 	if x.Tries > 1 {
-		a = append(a, keyAttempts.Int(x.Tries))
+		w.int(keyAttempts, int64(x.Tries))
 	}
 	if x.Blame != telemetry.BlameNone {
-		a = append(a, keyBlame.String(x.Blame.String()), semconv.ErrorTypeKey.String(x.Code))
+		w.text(keyBlame, x.Blame.String())
+		w.text(keyErrorType, x.Code)
 	} else if x.HTTP.Status >= 500 {
-		a = append(a, semconv.ErrorTypeKey.String(strconv.Itoa(x.HTTP.Status)))
+		w.text(keyErrorType, strconv.Itoa(x.HTTP.Status))
 	}
-	return a
 }
 
-// status is Error for a server span when the server's side broke, and for a
-// client span whenever the exchange went wrong, as the conventions ask.
-func status(x *telemetry.Exchange) sdktrace.Status {
-	bad := x.Blame != telemetry.BlameNone || x.HTTP.Status >= 500
-	if x.Plane == "edge" {
-		bad = bad && (x.Blame != telemetry.BlameClient || x.HTTP.Status >= 500)
+// bad reports whether the span's status is Error: that of a server span when the
+// server's side broke, and of a client span whenever the exchange went wrong, as the
+// conventions ask.
+func bad(x *telemetry.Exchange) bool {
+	if x.Plane == "edge" && x.Blame == telemetry.BlameClient {
+		return x.HTTP.Status >= 500
 	}
-	if !bad {
-		return sdktrace.Status{}
-	}
-	s := sdktrace.Status{Code: codes.Error}
-	if x.Err != nil {
-		s.Description = x.Err.Error()
-	}
-	return s
+	return x.Blame != telemetry.BlameNone || x.HTTP.Status >= 500
 }
 
-func describeRequest(span *tracetest.SpanStub, x *telemetry.Exchange) {
-	span.SpanKind = trace.SpanKindServer
-	method := knownMethod(x.HTTP.Method)
-	span.Name = spanMethod(method)
-	a := httpAttributes(span.Attributes, x, method)
+func (w *wire) request(x *telemetry.Exchange) {
+	w.http(x)
 	if strings.HasPrefix(x.Route, "/") {
-		span.Name += " " + x.Route
-		a = append(a, semconv.HTTPRoute(x.Route))
+		w.text(keyHTTPRoute, x.Route)
 	}
-	a = text(a, semconv.URLPathKey, x.HTTP.Path)
-	a = text(a, semconv.URLSchemeKey, x.HTTP.Scheme)
-	a = address(a, x.HTTP.Host)
-	a = text(a, semconv.ClientAddressKey, x.Caller)
-	a = text(a, keyTarget, x.HTTP.Target)
-	a = text(a, keyCache, x.HTTP.Cache)
-	span.Attributes = a
+	w.text(keyPath, x.HTTP.Path)
+	w.text(keyScheme, x.HTTP.Scheme)
+	w.address(x.HTTP.Host)
+	w.text(keyClientAddress, x.Caller)
+	w.text(keyTarget, x.HTTP.Target)
+	w.text(keyCache, x.HTTP.Cache)
 }
 
-func describeQuery(span *tracetest.SpanStub, x *telemetry.Exchange) {
-	span.SpanKind = trace.SpanKindClient
+// postgresql is the conventions' name of the database system.
+const postgresql = "postgresql"
+
+func (w *wire) query(x *telemetry.Exchange) {
 	d := &x.DB
-	a := append(span.Attributes, semconv.DBSystemNamePostgreSQL)
-	span.Name = "postgresql"
-	if d.Database != "" {
-		a = append(a, semconv.DBNamespace(d.Database))
-		span.Name = d.Database
-	}
-	if d.Command != "" {
-		a = append(a, semconv.DBOperationName(d.Command))
-		span.Name = strings.TrimSuffix(d.Command+" "+d.Database, " ")
-	}
-	a = text(a, semconv.DBResponseStatusCodeKey, d.SQLState)
+	w.text(keySystem, postgresql)
+	w.text(keyNamespace, d.Database)
+	w.text(keyOperation, d.Command)
+	w.text(keySQLState, d.SQLState)
 	if d.Queries > 1 {
-		a = append(a, semconv.DBOperationBatchSize(d.Queries))
+		w.int(keyBatchSize, int64(d.Queries))
 	}
 	if d.Rows > 0 {
-		a = append(a, semconv.DBResponseReturnedRows(int(d.Rows)))
+		w.int(keyRows, d.Rows)
 	}
-	a = text(a, semconv.DBQueryTextKey, d.Text)
-	a = text(a, keyFingerprint, d.Fingerprint)
+	w.text(keyQuery, d.Text)
+	w.text(keyFingerprint, d.Fingerprint)
 	if x.Took > 0 {
-		a = append(a, keyServerTime.Float64(max(0, x.Took-x.Waited-d.Client).Seconds()), keyClientTime.Float64(d.Client.Seconds()))
+		w.double(keyServerTime, max(0, x.Took-x.Waited-d.Client).Seconds())
+		w.double(keyClientTime, d.Client.Seconds())
 	}
-	span.Attributes = address(a, x.HTTP.Target)
+	w.address(x.HTTP.Target)
 }
 
-func describeCall(span *tracetest.SpanStub, x *telemetry.Exchange) {
-	span.SpanKind = trace.SpanKindClient
+const (
+	messages = "/v1/messages" // the route that the conventions have an operation for
+	chat     = "chat"         // that operation
+)
+
+func (w *wire) call(x *telemetry.Exchange) {
 	g := &x.GenAI
-	method := knownMethod(x.HTTP.Method)
-	span.Name = strings.TrimSuffix(spanMethod(method)+" "+x.Route, " ")
-	a := append(httpAttributes(span.Attributes, x, method), semconv.GenAIProviderNameAnthropic)
-	if x.Route == "/v1/messages" {
-		a = append(a, semconv.GenAIOperationNameChat)
-		span.Name = strings.TrimSuffix("chat "+requested(g), " ")
+	w.http(x)
+	w.text(keyProvider, "anthropic")
+	if x.Route == messages {
+		w.text(keyGenAI, chat)
 	}
-	a = asked(a, g)
-	if g.AnswerID != "" && x.Route == "/v1/messages" {
-		a = append(a, semconv.GenAIResponseID(g.AnswerID), semconv.GenAIResponseModel(g.Model))
+	w.asked(g)
+	if g.AnswerID != "" && x.Route == messages {
+		w.text(keyAnswer, g.AnswerID)
+		w.text(keyAnswering, g.Model)
 	}
 	if g.Stream {
-		a = append(a, semconv.GenAIRequestStream(true))
+		w.yes(keyStream)
 		if x.FirstByte > 0 {
-			a = append(a, semconv.GenAIResponseTimeToFirstChunk(x.FirstByte.Seconds()))
+			w.double(keyFirstChunk, x.FirstByte.Seconds())
 		}
 	}
 	if g.StopReason != "" {
-		a = append(a, semconv.GenAIResponseFinishReasons(g.StopReason))
+		w.texts(keyFinish, g.StopReason)
 	}
-	a = tokens(a, g)
-	a = text(a, keyUpstreamID, g.UpstreamID)
-	a = text(a, keySaved, g.Saved)
-	a = text(a, keyVia, g.Via)
-	a = text(a, keyDegraded, g.Degraded)
-	a = text(a, keyReplayOf, g.ReplayOf)
+	w.tokens(g)
+	w.text(keyUpstreamID, g.UpstreamID)
+	w.text(keySaved, g.Saved)
+	w.text(keyVia, g.Via)
+	w.text(keyDegraded, g.Degraded)
+	w.text(keyReplayOf, g.ReplayOf)
 	if g.CostNanoUSD > 0 {
-		a = append(a, keyCost.Float64(float64(g.CostNanoUSD)/1e9))
+		w.double(keyCost, float64(g.CostNanoUSD)/1e9)
 	}
-	span.Attributes = address(a, x.HTTP.Target)
+	w.address(x.HTTP.Target)
 }
 
 // asked is what the request says of how it wants to be answered. What it says to the
 // model, stop sequences too, is nobody's business.
-func asked(a []attribute.KeyValue, g *telemetry.GenAI) []attribute.KeyValue {
-	a = text(a, semconv.GenAIRequestModelKey, requested(g))
-	if g.MaxTokens > 0 {
-		a = append(a, semconv.GenAIRequestMaxTokens(int(g.MaxTokens)))
-	}
-	a = number(a, semconv.GenAIRequestTemperatureKey, g.Temperature)
-	a = number(a, semconv.GenAIRequestTopPKey, g.TopP)
-	return number(a, semconv.GenAIRequestTopKKey, g.TopK)
+func (w *wire) asked(g *telemetry.GenAI) {
+	w.text(keyModel, requested(g))
+	w.count(keyMaxTokens, g.MaxTokens)
+	w.number(keyTemperature, g.Temperature)
+	w.number(keyTopP, g.TopP)
+	w.number(keyTopK, g.TopK)
 }
 
 // requested is the model that was asked, as far as it is known.
@@ -243,103 +277,78 @@ func requested(g *telemetry.GenAI) string {
 }
 
 // number adds an attribute for a number as it was written, if it is one.
-func number(a []attribute.KeyValue, key attribute.Key, written string) []attribute.KeyValue {
-	if f, err := strconv.ParseFloat(written, 64); err == nil {
-		a = append(a, key.Float64(f))
+func (w *wire) number(k key, written string) {
+	if written == "" {
+		return
 	}
-	return a
+	if f, err := strconv.ParseFloat(written, 64); err == nil {
+		w.double(k, f)
+	}
+}
+
+// count adds n if there is something to count.
+func (w *wire) count(k key, n int64) {
+	if n > 0 {
+		w.int(k, n)
+	}
 }
 
 // tokens: the conventions count cached input as input, Claude's API does not.
-func tokens(a []attribute.KeyValue, g *telemetry.GenAI) []attribute.KeyValue {
-	if input := g.InputTokens + g.CacheReadTokens + g.CacheWriteTokens; input > 0 {
-		a = append(a, semconv.GenAIUsageInputTokens(int(input)))
-	}
-	if g.CacheReadTokens > 0 {
-		a = append(a, semconv.GenAIUsageCacheReadInputTokens(int(g.CacheReadTokens)))
-	}
-	if g.CacheWriteTokens > 0 {
-		a = append(a, semconv.GenAIUsageCacheCreationInputTokens(int(g.CacheWriteTokens)))
-	}
-	if g.OutputTokens > 0 {
-		a = append(a, semconv.GenAIUsageOutputTokens(int(g.OutputTokens)))
-	}
-	return a
+func (w *wire) tokens(g *telemetry.GenAI) {
+	w.count(keyInput, g.InputTokens+g.CacheReadTokens+g.CacheWriteTokens)
+	w.count(keyCacheRead, g.CacheReadTokens)
+	w.count(keyCacheWrite, g.CacheWriteTokens)
+	w.count(keyOutput, g.OutputTokens)
 }
 
-// attempt is the span of x's attempt i.
-func attempt(x *telemetry.Exchange, i int, parent trace.SpanContext, res *resource.Resource) sdktrace.ReadOnlySpan {
+// attempt writes the span of x's attempt i.
+func (w *wire) attempt(x *telemetry.Exchange, i int) {
 	try := &x.Attempts[i]
-	span := tracetest.SpanStub{
-		Name: "attempt", SpanKind: trace.SpanKindClient,
-		SpanContext: parent.WithSpanID(telemetry.NewSpanID()), Parent: parent,
-		StartTime: try.Start, EndTime: try.Start.Add(try.Took),
-		Resource: res, InstrumentationScope: scope,
+	from := w.open(scopeSpansSpans)
+	self := telemetry.NewSpanID()
+	w.context(&x.Trace, &self, &x.Trace.SpanID)
+	method := knownMethod(x.HTTP.Method)
+	if x.HTTP.Method == "" {
+		w.title("attempt", "", kindClient)
+	} else {
+		w.title(spanMethod(method), "", kindClient)
 	}
-	a := []attribute.KeyValue{keyPlane.String(x.Plane), keyColor.String(x.Color), keyWait.Float64(try.Waited.Seconds())}
+	w.times(try.Start, try.Took)
+	w.text(keyPlane, x.Plane)
+	w.text(keyColor, x.Color)
+	w.double(keyWait, try.Waited.Seconds())
 	if x.HTTP.Method != "" {
-		method := knownMethod(x.HTTP.Method)
-		span.Name = spanMethod(method)
-		a = append(a, semconv.HTTPRequestMethodKey.String(method))
-		if i > 0 {
-			a = append(a, semconv.HTTPRequestResendCount(i))
-		}
+		w.text(keyMethod, method)
+		w.count(keyResend, int64(i))
 	}
-	a = text(a, keyUpstreamID, try.UpstreamID)
+	w.text(keyUpstreamID, try.UpstreamID)
 	if try.Status != 0 {
-		a = append(a, semconv.HTTPResponseStatusCode(try.Status))
+		w.int(keyStatus, int64(try.Status))
 	}
+	w.text(keyErrorType, try.Cause)
+	w.address(try.Target)
 	if try.Cause != "" {
-		a = append(a, semconv.ErrorTypeKey.String(try.Cause))
-		span.Status = sdktrace.Status{Code: codes.Error, Description: try.Cause}
+		w.failed(try.Cause)
 	}
-	span.Attributes = address(a, try.Target)
-	return snapshot(span)
+	w.flags(uint32(x.Trace.Flags) | flagRemoteIsKnown)
+	w.close(from)
 }
 
-// snapshot makes a span of the stub. Protocol buffers refuse a whole batch for
-// one string that is not UTF-8, and paths and models are whatever clients send.
-func snapshot(span tracetest.SpanStub) sdktrace.ReadOnlySpan {
-	span.Name = clean(span.Name)
-	span.Status.Description = clean(span.Status.Description)
-	for i, kv := range span.Attributes {
-		switch kv.Value.Type() {
-		case attribute.STRING:
-			span.Attributes[i].Value = attribute.StringValue(clean(kv.Value.AsString()))
-		case attribute.STRINGSLICE:
-			all := kv.Value.AsStringSlice()
-			for j := range all {
-				all[j] = clean(all[j])
-			}
-			span.Attributes[i].Value = attribute.StringSliceValue(all)
-		}
-	}
-	return span.Snapshot()
-}
-
-// maxText bounds every string of a span, in bytes.
-const maxText = 2048
-
-func clean(s string) string {
-	if len(s) > maxText {
-		s = s[:maxText]
-	}
-	return strings.ToValidUTF8(s, "?")
-}
-
-func httpAttributes(a []attribute.KeyValue, x *telemetry.Exchange, method string) []attribute.KeyValue {
+func (w *wire) http(x *telemetry.Exchange) {
 	h := &x.HTTP
-	a = append(a, semconv.HTTPRequestMethodKey.String(method))
+	method := knownMethod(h.Method)
+	w.text(keyMethod, method)
 	if method != h.Method {
-		a = append(a, semconv.HTTPRequestMethodOriginal(h.Method))
+		w.text(keyMethodOriginal, h.Method)
 	}
 	if h.Status != 0 {
-		a = append(a, semconv.HTTPResponseStatusCode(h.Status))
+		w.int(keyStatus, int64(h.Status))
 	}
 	if version, ok := strings.CutPrefix(h.Proto, "HTTP/"); ok {
-		a = append(a, semconv.NetworkProtocolVersion(strings.TrimSuffix(version, ".0")))
+		w.text(keyProtocol, strings.TrimSuffix(version, ".0"))
 	}
-	return append(a, semconv.HTTPRequestBodySize(int(x.BytesIn)), semconv.HTTPResponseBodySize(int(x.BytesOut)))
+	w.int(keyRequestSize, x.BytesIn)
+	w.int(keyResponseSize, x.BytesOut)
 }
 
 // anyMethod stands for a method that is not one of the known ones, so that
@@ -363,21 +372,18 @@ func spanMethod(known string) string {
 }
 
 // address splits host:port.
-func address(a []attribute.KeyValue, hostport string) []attribute.KeyValue {
+func (w *wire) address(hostport string) {
+	if !strings.Contains(hostport, ":") { // as it mostly is; SplitHostPort would make an error of it
+		w.text(keyServerAddress, hostport)
+		return
+	}
 	host, port, err := net.SplitHostPort(hostport)
 	if err != nil {
-		return text(a, semconv.ServerAddressKey, hostport)
+		w.text(keyServerAddress, hostport)
+		return
 	}
-	a = text(a, semconv.ServerAddressKey, host)
+	w.text(keyServerAddress, host)
 	if n, err := strconv.Atoi(port); err == nil {
-		a = append(a, semconv.ServerPort(n))
+		w.int(keyServerPort, int64(n))
 	}
-	return a
-}
-
-func text(a []attribute.KeyValue, key attribute.Key, v string) []attribute.KeyValue {
-	if v != "" {
-		a = append(a, key.String(v))
-	}
-	return a
 }

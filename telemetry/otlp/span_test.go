@@ -1,32 +1,75 @@
 package otlp
 
 import (
+	"bytes"
 	"errors"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"go.opentelemetry.io/otel/codes"
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
-	"go.opentelemetry.io/otel/trace"
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
 
 	"mainstay.dev/mainstay/telemetry"
 )
 
 var begin = time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC)
 
-func spansOf(x *telemetry.Exchange) []sdktrace.ReadOnlySpan {
+const remote = flagRemoteIsKnown | flagRemote
+
+// spansOf reads x's spans back with the protocol's own types.
+func spansOf(t *testing.T, x *telemetry.Exchange) []*tracepb.Span {
+	t.Helper()
 	x.Start = begin
 	x.Trace.Continue("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "vendor=1")
-	return appendSpans(nil, x, Resource{Service: "s"}.attributes())
+	return decode(t, x)
 }
 
-func attributes(s sdktrace.ReadOnlySpan) map[string]any {
+func decode(t *testing.T, x *telemetry.Exchange) []*tracepb.Span {
+	t.Helper()
+	var w wire
+	w.exchange(x)
+	var all tracepb.ScopeSpans
+	if err := proto.Unmarshal(w, &all); err != nil {
+		t.Fatal(err)
+	}
+	again, err := proto.MarshalOptions{Deterministic: true}.Marshal(&all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(w, again) {
+		t.Fatalf("the official encoder has\n%x, not\n%x", again, w)
+	}
+	return all.Spans
+}
+
+func attributes(s *tracepb.Span) map[string]any {
 	out := map[string]any{}
-	for _, kv := range s.Attributes() {
-		out[string(kv.Key)] = kv.Value.AsInterface()
+	for _, kv := range s.Attributes {
+		out[kv.Key] = value(kv.Value)
 	}
 	return out
+}
+
+func value(v *commonpb.AnyValue) any {
+	switch v := v.Value.(type) {
+	case *commonpb.AnyValue_StringValue:
+		return v.StringValue
+	case *commonpb.AnyValue_BoolValue:
+		return v.BoolValue
+	case *commonpb.AnyValue_IntValue:
+		return v.IntValue
+	case *commonpb.AnyValue_DoubleValue:
+		return v.DoubleValue
+	case *commonpb.AnyValue_ArrayValue:
+		var all []string
+		for _, one := range v.ArrayValue.Values {
+			all = append(all, one.GetStringValue())
+		}
+		return all
+	}
+	return nil
 }
 
 func TestARequestIsAServerSpanInTheCallersTrace(t *testing.T) {
@@ -37,17 +80,17 @@ func TestARequestIsAServerSpanInTheCallersTrace(t *testing.T) {
 	}
 	x.Try(telemetry.Attempt{Start: begin, Took: time.Second, Target: "127.0.0.1:3000", Cause: "refused"})
 	x.Try(telemetry.Attempt{Start: begin.Add(time.Second), Took: 2 * time.Second, Waited: 100 * time.Millisecond, Target: "127.0.0.1:3001", Status: 200, UpstreamID: "req_2"})
-	spans := spansOf(x)
+	spans := spansOf(t, x)
 	if len(spans) != 3 {
 		t.Fatalf("%d spans, want the request and two attempts", len(spans))
 	}
 	s := spans[0]
-	if s.SpanContext().SpanID() != x.Trace.SpanID || s.SpanContext().TraceID() != x.Trace.TraceID || s.Parent().SpanID() != x.Trace.Parent || !s.Parent().IsRemote() {
-		t.Errorf("context %+v below %+v, want the exchange's own", s.SpanContext(), s.Parent())
+	if !bytes.Equal(s.SpanId, x.Trace.SpanID[:]) || !bytes.Equal(s.TraceId, x.Trace.TraceID[:]) || !bytes.Equal(s.ParentSpanId, x.Trace.Parent[:]) || s.Flags != remote|1 {
+		t.Errorf("%v, want the exchange's own context", s)
 	}
-	if s.SpanContext().TraceState().Get("vendor") != "1" || s.SpanKind() != trace.SpanKindServer || s.Name() != "GET" ||
-		!s.StartTime().Equal(begin) || s.EndTime().Sub(begin) != 3*time.Second || s.Status().Code != codes.Unset {
-		t.Errorf("span %q kind %v state %v, %v to %v, status %v", s.Name(), s.SpanKind(), s.SpanContext().TraceState(), s.StartTime(), s.EndTime(), s.Status())
+	if s.TraceState != "vendor=1" || s.Kind != tracepb.Span_SPAN_KIND_SERVER || s.Name != "GET" ||
+		s.StartTimeUnixNano != uint64(begin.UnixNano()) || s.EndTimeUnixNano-s.StartTimeUnixNano != uint64(3*time.Second) || s.Status != nil {
+		t.Errorf("%v", s)
 	}
 	want := map[string]any{
 		"mainstay.plane": "edge", "mainstay.id": "r-1", "mainstay.route": "app", "mainstay.color": "blue", "mainstay.code": "ok",
@@ -68,17 +111,17 @@ func TestARequestIsAServerSpanInTheCallersTrace(t *testing.T) {
 		t.Errorf("second attempt (-want +got):\n%s", diff)
 	}
 	for _, a := range spans[1:] {
-		if a.Parent().SpanID() != s.SpanContext().SpanID() || a.SpanKind() != trace.SpanKindClient || !a.SpanContext().IsValid() || !a.SpanContext().IsSampled() {
-			t.Errorf("attempt %+v below %+v", a.SpanContext(), a.Parent())
+		if !bytes.Equal(a.ParentSpanId, s.SpanId) || !bytes.Equal(a.TraceId, s.TraceId) || a.Kind != tracepb.Span_SPAN_KIND_CLIENT || len(a.SpanId) != 8 || a.Flags != flagRemoteIsKnown|1 || a.TraceState != "vendor=1" {
+			t.Errorf("attempt %v", a)
 		}
 	}
-	if spans[1].SpanContext().SpanID() == spans[2].SpanContext().SpanID() || spans[1].Status().Code != codes.Error {
-		t.Errorf("attempts %v %v, first has status %v", spans[1].SpanContext().SpanID(), spans[2].SpanContext().SpanID(), spans[1].Status())
+	if bytes.Equal(spans[1].SpanId, spans[2].SpanId) || spans[1].GetStatus().GetCode() != tracepb.Status_STATUS_CODE_ERROR || spans[1].Status.Message != "refused" {
+		t.Errorf("attempts %v", spans[1:])
 	}
 }
 
 func TestAQueryIsADatabaseClientSpan(t *testing.T) {
-	s := spansOf(&telemetry.Exchange{
+	s := spansOf(t, &telemetry.Exchange{
 		Plane: "pooler", Route: "app", Color: "green", Caller: "u", Code: "query_error", Blame: telemetry.BlameClient, Err: errors.New("division by zero"),
 		DB: telemetry.DB{Database: "app", User: "u", Command: "SELECT", SQLState: "22012", Rows: 3, Queries: 2},
 	})[0]
@@ -91,13 +134,13 @@ func TestAQueryIsADatabaseClientSpan(t *testing.T) {
 	if diff := cmp.Diff(want, attributes(s)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if s.Name() != "SELECT app" || s.SpanKind() != trace.SpanKindClient || s.Status() != (sdktrace.Status{Code: codes.Error, Description: "division by zero"}) {
-		t.Errorf("%q kind %v status %v", s.Name(), s.SpanKind(), s.Status())
+	if s.Name != "SELECT app" || s.Kind != tracepb.Span_SPAN_KIND_CLIENT || s.Status.GetCode() != tracepb.Status_STATUS_CODE_ERROR || s.Status.Message != "division by zero" {
+		t.Errorf("%v", s)
 	}
 }
 
 func TestACallIsAGenAISpanWhoseInputIsTheSumOfTheThree(t *testing.T) {
-	s := spansOf(&telemetry.Exchange{
+	s := spansOf(t, &telemetry.Exchange{
 		Plane: "claude", Route: "/v1/messages", Code: "ok", FirstByte: time.Second, Took: 2 * time.Second,
 		HTTP: telemetry.HTTP{Method: "POST", Status: 200, Target: "api.anthropic.com:443"},
 		GenAI: telemetry.GenAI{Model: "claude-opus-4-1", Asked: "claude-opus-4", AnswerID: "msg_1", MaxTokens: 64, Temperature: "0.5", TopP: "1e0", TopK: "[4]", Stream: true, InputTokens: 1, CacheReadTokens: 20, CacheWriteTokens: 300, OutputTokens: 4000,
@@ -118,34 +161,35 @@ func TestACallIsAGenAISpanWhoseInputIsTheSumOfTheThree(t *testing.T) {
 	if diff := cmp.Diff([]string{"end_turn"}, got["gen_ai.response.finish_reasons"]); diff != "" {
 		t.Error(diff)
 	}
-	if s.Name() != "chat claude-opus-4" || s.SpanKind() != trace.SpanKindClient {
-		t.Errorf("%q kind %v", s.Name(), s.SpanKind())
+	if s.Name != "chat claude-opus-4" || s.Kind != tracepb.Span_SPAN_KIND_CLIENT {
+		t.Errorf("%v", s)
 	}
 }
 
 func TestStatusFollowsTheConventionsOfEachKind(t *testing.T) {
+	const unset, failed = tracepb.Status_STATUS_CODE_UNSET, tracepb.Status_STATUS_CODE_ERROR
 	for name, c := range map[string]struct {
 		x         telemetry.Exchange
-		want      codes.Code
+		want      tracepb.Status_StatusCode
 		errorType any
 	}{
-		"a request the app refused":     {telemetry.Exchange{Plane: "edge", Code: "ok", HTTP: telemetry.HTTP{Status: 404}}, codes.Unset, nil},
-		"a request over the limit":      {telemetry.Exchange{Plane: "edge", Code: "too_large", Blame: telemetry.BlameClient, HTTP: telemetry.HTTP{Status: 413}}, codes.Unset, "too_large"},
-		"a 500 of the app":              {telemetry.Exchange{Plane: "edge", Code: "ok", HTTP: telemetry.HTTP{Status: 500}}, codes.Error, "500"},
-		"no target":                     {telemetry.Exchange{Plane: "edge", Code: "no_target", Blame: telemetry.BlameMainstay, HTTP: telemetry.HTTP{Status: 503}}, codes.Error, "no_target"},
-		"a call that the API refused":   {telemetry.Exchange{Plane: "claude", Code: "refused", Blame: telemetry.BlameClient, HTTP: telemetry.HTTP{Status: 400}}, codes.Error, "refused"},
-		"a query of a client that left": {telemetry.Exchange{Plane: "pooler", Code: "client_gone", Blame: telemetry.BlameClient}, codes.Error, "client_gone"},
+		"a request the app refused":     {telemetry.Exchange{Plane: "edge", Code: "ok", HTTP: telemetry.HTTP{Status: 404}}, unset, nil},
+		"a request over the limit":      {telemetry.Exchange{Plane: "edge", Code: "too_large", Blame: telemetry.BlameClient, HTTP: telemetry.HTTP{Status: 413}}, unset, "too_large"},
+		"a 500 of the app":              {telemetry.Exchange{Plane: "edge", Code: "ok", HTTP: telemetry.HTTP{Status: 500}}, failed, "500"},
+		"no target":                     {telemetry.Exchange{Plane: "edge", Code: "no_target", Blame: telemetry.BlameMainstay, HTTP: telemetry.HTTP{Status: 503}}, failed, "no_target"},
+		"a call that the API refused":   {telemetry.Exchange{Plane: "claude", Code: "refused", Blame: telemetry.BlameClient, HTTP: telemetry.HTTP{Status: 400}}, failed, "refused"},
+		"a query of a client that left": {telemetry.Exchange{Plane: "pooler", Code: "client_gone", Blame: telemetry.BlameClient}, failed, "client_gone"},
 	} {
-		s := spansOf(&c.x)[0]
-		if s.Status().Code != c.want || attributes(s)["error.type"] != c.errorType {
-			t.Errorf("%s: status %v, error.type %v", name, s.Status().Code, attributes(s)["error.type"])
+		s := spansOf(t, &c.x)[0]
+		if s.GetStatus().GetCode() != c.want || attributes(s)["error.type"] != c.errorType {
+			t.Errorf("%s: status %v, error.type %v", name, s.Status, attributes(s)["error.type"])
 		}
 	}
 }
 
 func TestWhatClientsSendCannotSpoilABatchOrInventSpanNames(t *testing.T) {
 	var c collector
-	s, err := newSink(config("http://collector"), Resource{}, quietLog, &c)
+	s, err := newSink(config("http://collector"), Resource{}, quietLog, noEnvironment, &c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,16 +206,5 @@ func TestWhatClientsSendCannotSpoilABatchOrInventSpanNames(t *testing.T) {
 	spans := c.spans()
 	if len(spans) != 2 || spans[0].Name != "HTTP" || len(spans[1].Name) > maxText {
 		t.Fatalf("%d spans, dropped %d: %.200v", len(spans), s.Dropped(), spans)
-	}
-}
-
-func BenchmarkSpans(b *testing.B) {
-	x := &telemetry.Exchange{Plane: "edge", Route: "app", Code: "ok", HTTP: telemetry.HTTP{Method: "GET", Path: "/api", Host: "h", Status: 200}}
-	x.Trace.Continue("", "")
-	x.Try(telemetry.Attempt{Target: "127.0.0.1:3000", Status: 200})
-	res := Resource{Service: "s"}.attributes()
-	b.ReportAllocs()
-	for b.Loop() {
-		appendSpans(nil, x, res)
 	}
 }
