@@ -114,9 +114,11 @@ func (w *wire) title(verb, object string, k kind) {
 	if verb != "" && object != "" {
 		space = " "
 	}
-	w.tag(spanName, protowire.BytesType)
-	w.size(len(verb) + len(space) + len(object))
-	*w = append(append(append(*w, verb...), space...), object...)
+	if n := len(verb) + len(space) + len(object); n > 0 {
+		w.tag(spanName, protowire.BytesType)
+		w.size(n)
+		*w = append(append(append(*w, verb...), space...), object...)
+	}
 	w.varint(spanKind, uint64(k))
 }
 

@@ -39,7 +39,7 @@ func decode(t *testing.T, x *telemetry.Exchange) []*tracepb.Span {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(w, again) {
-		t.Fatalf("the official encoder has\n%x, not\n%x", again, w)
+		t.Fatalf("%d bytes, of which the official encoder makes %d: %v", len(w), len(again), &all)
 	}
 	return all.Spans
 }

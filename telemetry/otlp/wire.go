@@ -88,10 +88,12 @@ func (w *wire) string(field protowire.Number, s string) {
 	*w = append(*w, s...)
 }
 
-// time writes nanoseconds since 1970; what was before is 0.
+// time writes nanoseconds since 1970; what was before is 0, which a message leaves out.
 func (w *wire) time(field protowire.Number, t time.Time) {
-	w.tag(field, protowire.Fixed64Type)
-	*w = protowire.AppendFixed64(*w, uint64(max(0, t.UnixNano())))
+	if n := t.UnixNano(); n > 0 {
+		w.tag(field, protowire.Fixed64Type)
+		*w = protowire.AppendFixed64(*w, uint64(n))
+	}
 }
 
 // open begins a message within the message; close ends it and writes its length, for
