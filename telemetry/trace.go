@@ -67,7 +67,7 @@ func (t *Trace) parse(s string) bool {
 // unhex decodes lower-case hex only, as the specification asks.
 func unhex(dst []byte, s string) bool {
 	for i := range dst {
-		hi, lo := nibble(s[2*i]), nibble(s[2*i+1])
+		hi, lo := nibbles[s[2*i]], nibbles[s[2*i+1]]
 		if hi|lo > 15 {
 			return false
 		}
@@ -76,15 +76,16 @@ func unhex(dst []byte, s string) bool {
 	return true
 }
 
-func nibble(c byte) byte {
-	switch {
-	case '0' <= c && c <= '9':
-		return c - '0'
-	case 'a' <= c && c <= 'f':
-		return c - 'a' + 10
+// nibbles is what a hexadecimal digit stands for, 0xff for what is none.
+var nibbles = func() (n [256]byte) {
+	for c := range n {
+		n[c] = 0xff
 	}
-	return 0xff
-}
+	for v, c := range []byte("0123456789abcdef") {
+		n[c] = byte(v)
+	}
+	return n
+}()
 
 // Traceparent renders the context that goes upstream: the upstream's parent is
 // this exchange's span.

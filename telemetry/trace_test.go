@@ -81,3 +81,11 @@ func FuzzTraceparent(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkContinue(b *testing.B) {
+	var tr Trace
+	b.ReportAllocs()
+	for b.Loop() {
+		tr.Continue(parent, "")
+	}
+}

@@ -45,6 +45,22 @@ func TestTheTrailingCommentGivesTheTrace(t *testing.T) {
 	}
 }
 
+func BenchmarkFindTraceparent(b *testing.B) {
+	for name, text := range map[string]string{
+		"traced":  "SELECT abalance FROM pgbench_accounts WHERE aid = 4711 /*traceparent='00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'*/;",
+		"encoded": "SELECT 1 /*traceparent='00%2D4bf92f3577b34da6a3ce929d0e0e4736%2D00f067aa0ba902b7%2D01'*/",
+		"plain":   "SELECT abalance FROM pgbench_accounts WHERE aid = 4711;",
+	} {
+		b.Run(name, func(b *testing.B) {
+			text := []byte(text)
+			b.ReportAllocs()
+			for b.Loop() {
+				FindTraceparent(text)
+			}
+		})
+	}
+}
+
 func FuzzFindTraceparent(f *testing.F) {
 	f.Add([]byte("select 1 /*traceparent='00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'*/"))
 	f.Add([]byte("/*traceparent='%30%3"))
