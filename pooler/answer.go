@@ -214,7 +214,7 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 			return false, false, nil
 		}
 		s.explain()
-		return !s.relocate(typ, body), false, nil
+		return !s.tellWhy(body) && !s.relocate(typ, body), false, nil
 	case pgwire.ParameterStatus:
 		return s.hear(body), false, nil
 	case pgwire.NoticeResponse:
@@ -340,6 +340,9 @@ func (s *session) failed(body []byte) (keep bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if d, ok := s.debts.firstReady(); ok && d.kind == owesOurSync && !s.fatal {
+		if d, _ := s.debts.first(); d.statement != nil && bytes.HasSuffix(body, []byte{0, 0}) {
+			s.why = &unmade{d.statement.name, bytes.Clone(body)}
+		}
 		s.forgive()
 		return false // what the client sent fails too, behind it
 	}
@@ -359,13 +362,19 @@ func (s *session) failed(body []byte) (keep bool) {
 // further than in the client's text, by what the pooler has put in.
 type move struct{ from, by int }
 
+// elsewhere reports whether an error's place is in the text of the statement that is executed, as
+// far as that can be known: there alone tables are looked for.
+func (s *session) elsewhere(body []byte, at int) bool {
+	return s.single && (string(pgwire.Field(body, 'R')) == "parserOpenTable" || at < s.moves[0].from)
+}
+
 // relocate lets an error or notice point at the same place of the client's text. It reports
 // whether the client is told so instead of what the server says.
 func (s *session) relocate(typ byte, body []byte) bool {
 	s.mu.Lock() // the uplink may send the next
 	defer s.mu.Unlock()
 	at, err := strconv.Atoi(string(pgwire.Field(body, 'P')))
-	if len(s.moves) == 0 || err != nil || !bytes.HasSuffix(body, []byte{0, 0}) { // which may be cut short
+	if len(s.moves) == 0 || err != nil || s.elsewhere(body, at) || !bytes.HasSuffix(body, []byte{0, 0}) { // which may be cut short
 		return false
 	}
 	to := at
@@ -424,7 +433,7 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	for d, ok := s.debts.first(); ok && d.kind == owesCopy; d, ok = s.debts.first() {
 		s.debts.pop() // of a COPY that was refused
 	}
-	b.status, s.block, s.copying, s.moves = status, status, false, nil
+	b.status, s.block, s.copying, s.moves, s.why = status, status, false, nil, nil
 	c, _ := s.cycles.pop()
 	done = s.settled()
 	s.withheld = done && (status == pgwire.Idle && (s.mustAttend() || s.synced != nil) || status != pgwire.Idle && b.pool.statementMode())

@@ -74,7 +74,8 @@ func (s *session) restore() {
 	if s.backend.status != pgwire.InBlock { // behind a transaction the audit does so
 		return
 	}
-	if sql := audit.Restore(s.login); sql != "" {
+	q := audit.Question{Effects: s.backend.left, Names: s.backend.mentions.Settings, Known: s.settings}
+	if sql := q.Restore(s.login); sql != "" {
 		s.mu.Lock()
 		s.sendReplay(sql, "")
 		s.mu.Unlock()
@@ -135,6 +136,8 @@ func (s *session) swallow() (wants bool, err error) {
 			if err := s.replayFails(body); err != nil {
 				return false, err
 			}
+		case pgwire.CloseComplete:
+			s.forgotten()
 		case pgwire.ParameterStatus:
 			b.note(body)
 		case pgwire.Notification:
@@ -157,7 +160,12 @@ func (s *session) replayFails(body []byte) error {
 	s.mu.Lock()
 	d, _ := s.debts.first()
 	s.mu.Unlock()
-	if d.name == "" || string(pgwire.Field(body, 'V')) != "ERROR" {
+	mild := string(pgwire.Field(body, 'V')) == "ERROR"
+	if d.aside && mild {
+		s.untaught(d)
+		return nil
+	}
+	if d.name == "" || !mild {
 		b.broken.Store(true)
 		b.pool.unlearn(s.login)
 		return unsuited(&upstream.Refused{SQLState: string(pgwire.Field(body, 'C')), Message: string(pgwire.Field(body, 'M'))})
@@ -183,14 +191,6 @@ func (s *session) findAgain() {
 	s.missing, s.prepares = state.None, s.backend.pool.settings.Intern(s.prepares)
 }
 
-// effectsOf says what may be left behind by executing statements that SQL prepared.
-func effectsOf(named *state.Settings) (e scan.Effect) {
-	for _, p := range named.All() {
-		e |= scan.Effects([]byte(p.Value), false)
-	}
-	return e &^ scan.Prepares
-}
-
 // preparedBySQL reports whether the client's statement of this name was made by SQL's
 // PREPARE: the server has it under the same name.
 func (s *session) preparedBySQL(name string) bool {
@@ -206,7 +206,7 @@ func (s *session) replayEnds(body []byte) error {
 	d, ok := s.debts.pop()
 	b.replays--
 	s.mu.Unlock()
-	if !ok || d.kind != owesReplay || len(body) != 1 || body[0] != b.status {
+	if !ok || d.kind != owesReplay || len(body) != 1 || body[0] != b.status && !d.aside {
 		return s.confused(errOutOfStep)
 	}
 	s.untold = b.replays == 0
@@ -412,7 +412,7 @@ func (s *session) queryRenamed(text []byte) bool {
 		}
 	}
 	var e scan.Effect
-	if _, single := scan.UseOf(text, b.backslash()); single {
+	if _, s.single = scan.UseOf(text, b.backslash()); s.single {
 		e = s.suspectRenamed(text)
 	} else {
 		e = s.suspect(text, true)

@@ -19,6 +19,7 @@ type debt struct {
 	name      string     // the client's, for that statement or the one it drops
 	unnamed   bool       // a Parse or Close of the unnamed statement, ours included
 	was       *replaced  // what stood there before; nil: nothing, or this is its cycle's first message
+	aside     bool       // a replay that may fail: see teach
 	taken     bool       // a Parse that the server has to refuse: the name is taken
 	before    *known     // what owesDropAll has made forgotten
 	at        int32      // how many messages of its cycle are answered before this one
@@ -380,6 +381,7 @@ func (s *session) look(b *backend) (err error) {
 	user, _ := b.atLogin.Get("session_authorization")
 	has, wants := found.Settings(&q, s.login, user)
 	b.settings, s.settings = b.pool.settings.Intern(has), b.pool.settings.Intern(wants)
+	s.varied = s.varies()
 	if named := b.pool.settings.Intern(found.Statements(&q, b.named)); named != b.named {
 		b.named, s.prepares = named, named
 		s.executes = effectsOf(named)

@@ -273,6 +273,10 @@ func (s *session) forwardNow() bool {
 	s.next.start = s.exchange.Start
 	s.mu.Unlock()
 	s.restore()
+	if s.unlearned() {
+		s.escalate(atForward)
+		return false
+	}
 	s.attempt = attempt{tries: s.attempt.tries, began: s.attempt.began}
 	size := 0
 	for ends := false; !ends; {
@@ -424,6 +428,8 @@ type errand struct {
 	synced  <-chan struct{} // closed when the hub has caught up; nil: not waited for
 	portals map[string]use  // those whose execution deallocates
 	moves   []move          // in the text of the simple query that was sent last
+	single  bool            // which is the only statement of its text
+	why     *unmade         // the server could not prepare what that executes
 	attempt attempt
 	asSent  []byte    // the cycle, as the client sent it to the event loops; reused
 	readAt  time.Time // when they read the answer last
@@ -471,6 +477,6 @@ func (s *session) spare() {
 	e.overdue.Store(nil)
 	e.attempt = attempt{}
 	clear(e.portals)
-	e.moves = nil
+	e.moves, e.why = nil, nil
 	errands.Put(e)
 }

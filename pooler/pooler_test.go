@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -55,6 +56,13 @@ func (l *ledger) all() []*telemetry.Exchange {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return append([]*telemetry.Exchange(nil), l.exchanges...)
+}
+
+// happened returns the events so far.
+func (l *ledger) happened() []telemetry.Event {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.events)
 }
 
 // codes counts the exchanges by their code.

@@ -27,6 +27,7 @@ type statement struct {
 	said scan.Mentions // if what it leaves has names
 	use
 
+	under  *state.Settings // those of its client when it was prepared; nil: not known
 	shape  *fingerprint.Shape
 	hidden atomic.Pointer[hiddenIn] // what its text does by the functions that it calls
 }
@@ -68,11 +69,16 @@ type registry struct {
 	schema atomic.Uint64 // counts changes of it
 }
 
-// intern returns the statement with this body, which has this use.
-func (r *registry) intern(settings *state.Settings, body []byte, u use, shapes *fingerprint.Table) *statement {
+// intern returns the statement with this body, which has this use, of a client that had these
+// settings; certain is false if it may have changed them in the transaction that is open.
+func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u use, shapes *fingerprint.Table) *statement {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	key := settings.Key() + u.drops + "\x00" + string(body)
+	under, doubt := settings, ""
+	if !certain {
+		under, doubt = nil, "?"
+	}
+	key := doubt + settings.Key() + u.drops + "\x00" + string(body)
 	if st := r.by[key]; st != nil {
 		return st
 	}
@@ -87,7 +93,7 @@ func (r *registry) intern(settings *state.Settings, body []byte, u use, shapes *
 	}
 	r.last++
 	text, _, _ := pgwire.String(body)
-	st := &statement{name: namePrefix + strconv.FormatUint(r.last, 36), body: append([]byte(nil), body...), left: scan.Effects(text, false), use: u, shape: shapes.Of(text)}
+	st := &statement{name: namePrefix + strconv.FormatUint(r.last, 36), body: append([]byte(nil), body...), left: scan.Effects(text, false), use: u, under: under, shape: shapes.Of(text)}
 	if u != (use{}) && !u.all {
 		st.left &^= scan.Prepares | scan.Executes // what it names is nothing that stays
 	}
@@ -111,7 +117,8 @@ func (r *registry) renew() {
 type unnamed struct {
 	version uint64 // 0: there is none
 	last    uint64
-	body    []byte // of its Parse, if it was short enough to keep
+	under   *state.Settings // those of the client when it was prepared; nil: not known
+	body    []byte          // of its Parse, if it was short enough to keep
 	kept    bool
 	left    scan.Effect
 	said    scan.Mentions
@@ -163,6 +170,10 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 	if len(name) == 0 {
 		u, was := &s.unnamed, s.replaces()
 		u.last++
+		u.under = s.settings
+		if s.swayed() {
+			u.under = nil
+		}
 		var renamed []byte
 		if renamed, u.use = s.rename(text, whole); renamed != nil {
 			s.parseRenamed(renamed, s.head(n)[len(text)+2:], was)
@@ -216,7 +227,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 	if renamed != nil {
 		body = append(append(renamed, 0), types...)
 	}
-	st := b.pool.statements.intern(s.settings, body, u, s.pooler.shapes)
+	st := b.pool.statements.intern(s.settings, !s.swayed(), body, u, s.pooler.shapes)
 	if s.names == nil {
 		s.names = map[string]*statement{}
 	}

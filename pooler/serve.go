@@ -59,6 +59,7 @@ type session struct {
 	executes                           scan.Effect     // what those may do
 	untold                             bool            // has to be told what the server reports
 	resets                             bool            // may have led back a setting that was chosen at login, in an open transaction
+	varied                             bool            // names stand for statements that were prepared under settings of another meaning
 	straddles                          bool            // asks for sequence values that an earlier transaction was given
 
 	*errand       // nil: it has nothing to do; changed under the lock
@@ -215,6 +216,9 @@ func (s *session) enterAt(from entry, extent pgwire.Extent) error {
 		s.equip()
 	}
 	if err := s.tune(extent); err != nil {
+		return err
+	}
+	if err := s.teach(); err != nil {
 		return err
 	}
 	if err := s.forward(extent); err != nil {

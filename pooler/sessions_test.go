@@ -76,6 +76,9 @@ func TestRandomSessionsAreAnsweredAsByPostgreSQL(t *testing.T) {
 		})
 	}
 	players.Wait()
+	for _, e := range h.ledger.happened() {
+		t.Logf("%s: %s %v", e.Name, e.Text, e.Attrs) // a connection that was lost explains a difference
+	}
 	m.cut.Range(func(kind, n any) bool {
 		t.Logf("%d differences: %s", n.(*atomic.Int64).Load(), kind)
 		if n := n.(*atomic.Int64).Load(); n > 3 && int(n) > sessions/500 {
@@ -177,8 +180,9 @@ const toldLate = "told with the next query of a setting that was reset"
 //     statement, still says what its parameters are if it returns no rows (and then refuses to
 //     execute it); and behind a cycle whose failure the pooler had not been told of it looks
 //     at the number of the parameters first.
-//   - Where search_path does not lead to its tables any more, that is refused (42P01).
-//     PostgreSQL looks at the parameters first.
+//   - Where search_path does not lead to its tables any more, and its client had changed it in the
+//     same transaction before it prepared the statement, that is refused (42P01). PostgreSQL
+//     looks at the parameters first.
 //
 // And of a reported setting that was chosen at login, since then set to the server's own default,
 // and now reset, the client is told with its next query.

@@ -172,7 +172,7 @@ func (f *Findings) Settings(q *Question, login *state.Settings, user string) (ha
 		switch {
 		case p.Name == "role" && p.Value == "none", p.Name == "session_authorization" && p.Value == user:
 			has = has.Without(p.Name)
-		case back && p.Value == "" && strings.Contains(p.Name, "."):
+		case back && p.Value == "" && strings.Contains(p.Name, ".") && q.wentBack(p.Name):
 			has = has.Without(p.Name)
 		case strings.HasPrefix(p.Name, "transaction_"):
 		case q.Everything() && !strings.Contains(p.Name, ".") && p.Name != "role" && p.Name != "session_authorization":
@@ -195,6 +195,14 @@ func (f *Findings) Settings(q *Question, login *state.Settings, user string) (ha
 	return has, wants
 }
 
+// wentBack reports whether a setting of the client's own that is empty now, as one is that was reset,
+// may have been reset, and has not just stayed empty.
+func (q *Question) wentBack(name string) bool {
+	was, ok := q.Known.Get(name)
+	const anything = scan.AnyChange | scan.Unseen | scan.Discards | scan.Nameless
+	return !ok || was != "" || q.Effects&anything != 0 || slices.Contains(q.Names, name) || slices.Contains(q.Names, "all")
+}
+
 // resetsRole reports whether a role that is none went back there, rather than being set.
 func (q *Question) resetsRole() bool {
 	named := slices.Contains(q.Names, "role") || slices.Contains(q.Names, "session_authorization")
@@ -204,10 +212,10 @@ func (q *Question) resetsRole() bool {
 // Restore is the SQL, a statement, that gives back what the client chose at login to those
 // of its settings that a RESET has led to the server's defaults, in the transaction that is
 // open; empty if there are none.
-func Restore(login *state.Settings) string {
+func (q *Question) Restore(login *state.Settings) string {
 	var rows []string
 	for _, p := range login.All() {
-		if p.Name != "role" {
+		if p.Name != "role" && (!strings.Contains(p.Name, ".") || q.wentBack(p.Name)) {
 			rows = append(rows, "("+state.Literal(p.Name)+","+state.Literal(p.Value)+")")
 		}
 	}

@@ -185,6 +185,12 @@ func Split(b []byte) (typ byte, n int, body []byte) {
 	return b[0], n, b[HeaderSize:n]
 }
 
+// Holds reports whether bytes begin with a whole message, for [Split].
+func Holds(b []byte) bool {
+	_, n, ok, err := decodeHeader(b)
+	return ok && err == nil && len(b) >= HeaderSize+n
+}
+
 // Columns takes a DataRow's first columns; nil stands for null.
 func Columns(body []byte, columns [][]byte) bool {
 	if len(body) < 2 || int(binary.BigEndian.Uint16(body)) < len(columns) {

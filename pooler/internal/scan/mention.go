@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// Mentions are the names in a text whose meaning in the session it may change.
+// Mentions are the names in a text whose meaning in the session it may change; "all" is RESET ALL's.
 type Mentions struct {
 	Settings []string // in lower case; some may be no settings at all
 }
@@ -120,7 +120,7 @@ func (m *Mentions) setting(l *lexer, t token) {
 		name = "xmloption"
 	case "session":
 		name = "session_authorization"
-	case "all", "transaction", "constraints", "seed":
+	case "transaction", "constraints", "seed":
 		return
 	}
 	for {

@@ -45,7 +45,7 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 func TestTheNamesThatATextChangesAreFound(t *testing.T) {
 	for sql, want := range map[string]Mentions{
 		"set a = 1; reset b; set session c.D to 'x'; set local e = 1":                      {Settings: []string{"a", "b", "c.d"}},
-		"set time zone 'UTC'; set names 'x'; set schema 'y'; set role z; reset all":        {Settings: []string{"timezone", "client_encoding", "search_path", "role"}},
+		"set time zone 'UTC'; set names 'x'; set schema 'y'; set role z; reset all":        {Settings: []string{"timezone", "client_encoding", "search_path", "role", "all"}},
 		"set session authorization x; reset session authorization":                         {Settings: []string{"session_authorization"}},
 		"set session characteristics as transaction read only":                             {Settings: []string{"default_transaction_isolation", "default_transaction_read_only", "default_transaction_deferrable"}},
 		`set "Custom"."Name" = 1`:                                                          {Settings: []string{"custom.name"}},

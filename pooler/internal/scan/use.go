@@ -148,17 +148,23 @@ func PreparedBy(sql []byte) (name string, ok bool) {
 	return name, l.last(false)
 }
 
+// Analysed reports whether PostgreSQL looks into a statement when it is prepared: which tables its
+// names lead to, what its constants are.
+func Analysed(sql []byte) bool {
+	l := lexer{sql: sql}
+	t := l.next()
+	for l.isMark(t, '(') {
+		t = l.next()
+	}
+	return slices.ContainsFunc([]string{"select", "insert", "update", "delete", "merge", "with", "values", "table", "declare", "explain", "create", "call"},
+		func(keyword string) bool { return l.is(t, keyword) })
+}
+
 // Parameters is the highest number of a parameter in a statement, as of $2, up to PostgreSQL's
 // limit of 65535. It is 0 for those that PostgreSQL does not look into before it carries them out.
 func Parameters(sql []byte, backslash bool) (highest int) {
 	l := lexer{sql: sql, backslash: backslash}
-	first := l
-	t := first.next()
-	for first.isMark(t, '(') {
-		t = first.next()
-	}
-	if !slices.ContainsFunc([]string{"select", "insert", "update", "delete", "merge", "with", "values", "table", "declare", "explain", "create", "call"},
-		func(keyword string) bool { return first.is(t, keyword) }) {
+	if !Analysed(sql) {
 		return 0
 	}
 	for t := l.next(); t.kind != end; t = l.next() {

@@ -45,6 +45,17 @@ func TestATextThatMakesOnePreparedStatementIsKnown(t *testing.T) {
 	}
 }
 
+func TestWhatIsLookedIntoWhenItIsPreparedIsKnown(t *testing.T) {
+	for sql, want := range map[string]bool{
+		"select 1": true, "/* x */ Update t set n = 1": true, "((select 1))": true, "with a as (select 1) select * from a": true, "create table t as select 1": true,
+		"set search_path = x": false, "begin": false, "selects": false, "": false, "(": false,
+	} {
+		if got := Analysed([]byte(sql)); got != want {
+			t.Errorf("%s: %v", sql, got)
+		}
+	}
+}
+
 func TestParametersAreCounted(t *testing.T) {
 	for sql, want := range map[string]int{
 		"select $1, $3::int, '$4', $$ $5 $$ -- $6": 3, "select 1": 0, "(select $2)": 2, "prepare q as select $1": 0, "execute q ($1)": 0,

@@ -1,0 +1,31 @@
+package state
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestOnlySomeSettingsDecideWhatATextMeans(t *testing.T) {
+	s := None.With("search_path", "a").With("work_mem", "4MB").With("my.x", "1")
+	for _, o := range []*Settings{s, None.With("search_path", "a"), s.With("application_name", "x"), s.With("my.x", "2")} {
+		if !s.MeansSame(o) || !o.MeansSame(s) {
+			t.Errorf("%q differs", o.Key())
+		}
+	}
+	for _, o := range []*Settings{None, s.With("search_path", "b"), s.With("datestyle", "German"), s.With("role", "r"), s.With("client_encoding", "LATIN1"), s.With("standard_conforming_strings", "off")} {
+		if s.MeansSame(o) || o.MeansSame(s) {
+			t.Errorf("%q means the same", o.Key())
+		}
+	}
+}
+
+func TestMeaningGivesEachSettingAValueOrItsDefault(t *testing.T) {
+	sql := None.With("role", "it's").With("datestyle", "German").With("work_mem", "4MB").Meaning()
+	first, others := sql[0], strings.Join(sql[1:], "")
+	if want := `SET LOCAL SESSION AUTHORIZATION DEFAULT;SELECT pg_catalog.set_config(E'role',E'it\'s',true) IS NULL;SET LOCAL client_encoding TO DEFAULT;`; first != want {
+		t.Errorf("got %s\nwant %s", first, want)
+	}
+	if !strings.Contains(others, `set_config(E'datestyle',E'German',true)`) || !strings.Contains(others, "SET LOCAL search_path TO DEFAULT;") || strings.Contains(others, "work_mem") {
+		t.Error(others)
+	}
+}
