@@ -91,18 +91,24 @@ func (h *Hub) read(ctx context.Context, conn *upstream.Conn) error {
 			return err
 		}
 		typ, body, err := conn.In.NextLarge(maxMessage)
+		var late []Client
 		h.mu.Lock()
 		switch {
 		case h.replace:
 			err = errReplaced
 		case errors.Is(err, os.ErrDeadlineExceeded) && len(h.asked) > 0:
-			err = errMute
+			err, typ = nil, 0
+			if time.Since(h.asked[0].at) >= probeEvery { // it may have been asked a moment ago
+				err = errMute
+			}
 		case errors.Is(err, os.ErrDeadlineExceeded) && len(h.members) > 0:
 			h.ask("", nil)
-			err = nil
-			typ = 0
+			err, typ = nil, 0
 		case err == nil && typ == pgwire.ReadyForQuery:
 			err = h.answered()
+			if first && err == nil {
+				first, late = false, h.established()
+			}
 		case err == nil && typ == pgwire.ErrorResponse:
 			err = &upstream.Refused{SQLState: string(pgwire.Field(body, 'C')), Message: string(pgwire.Field(body, 'M'))}
 		}
@@ -110,13 +116,10 @@ func (h *Hub) read(ctx context.Context, conn *upstream.Conn) error {
 		if err != nil {
 			return err
 		}
-		switch {
-		case typ == pgwire.Notification:
+		if typ == pgwire.Notification {
 			h.hand(body)
-		case typ == pgwire.ReadyForQuery && first:
-			first = false
-			h.established()
 		}
+		h.tellLate(late)
 	}
 }
 
@@ -133,29 +136,32 @@ func (h *Hub) patience(ctx context.Context, conn *upstream.Conn) error {
 	return ctx.Err() // its end sets a deadline, which may have come before this one
 }
 
-// established tells those who wait, and those who listened before.
-func (h *Hub) established() {
-	h.mu.Lock()
+// established tells those who wait, and returns those who listened before. The lock has been
+// held since the answer: whoever learns of that and listens then has lost nothing.
+func (h *Hub) established() (late []Client) {
 	close(h.up)
-	var told []Client
 	for _, m := range h.members {
-		late := false
+		listens := false
 		for c, phase := range m.channels {
-			late = late || phase != wanted
+			listens = listens || phase != wanted
 			if phase == heard {
 				m.channels[c] = active // its barrier may never come
 			}
 		}
-		if late {
-			told = append(told, m.client)
+		if listens {
+			late = append(late, m.client)
 		}
 	}
-	h.mu.Unlock()
-	if len(told) == 0 {
+	return late
+}
+
+// tellLate tells those who have listened before that something may be lost.
+func (h *Hub) tellLate(late []Client) {
+	if len(late) == 0 {
 		return
 	}
 	h.deps.Report(slog.LevelInfo, "listener_back", "The connection that listens is back; its clients are told that notifications may be lost", nil)
-	for _, c := range told {
+	for _, c := range late {
 		c.Lost(true)
 	}
 }

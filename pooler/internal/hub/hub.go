@@ -83,6 +83,7 @@ const (
 // An ask is a statement that was sent to the server.
 type ask struct {
 	number   uint64
+	at       time.Time
 	channels []string
 	done     chan struct{} // closed when it is answered
 }
@@ -221,7 +222,7 @@ func (h *Hub) ask(sql string, listens []string) <-chan struct{} {
 	for _, c := range listens {
 		h.last[c] = h.number
 	}
-	a := ask{number: h.number, channels: listens, done: make(chan struct{})}
+	a := ask{number: h.number, at: time.Now(), channels: listens, done: make(chan struct{})}
 	h.asked = append(h.asked, a)
 	_ = h.conn.SetWriteDeadline(time.Now().Add(askLimit))
 	if _, err := h.conn.Write(pgwire.AppendQuery(nil, sql)); err != nil {

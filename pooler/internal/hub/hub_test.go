@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"slices"
@@ -120,6 +121,78 @@ func TestASilentConnectionIsReplacedAndTheLossIsTold(t *testing.T) {
 		cancel()
 		synctest.Wait()
 	})
+}
+
+// slowly makes a hub whose server takes its time to answer. It is to be left idle.
+func slowly(dial func() error, took time.Duration, events *[]string) *Hub {
+	var asked []string
+	return New(Deps{
+		Dial: func(context.Context) (*upstream.Conn, error) {
+			if err := dial(); err != nil {
+				return nil, err
+			}
+			near, far := net.Pipe()
+			go server(far, &asked, func() bool { time.Sleep(took); return false })
+			return &upstream.Conn{Conn: near, Raw: near, In: pgwire.NewReader(near, 1<<14)}, nil
+		},
+		Go: func(f func()) { go f() }, Paused: func() bool { return false },
+		Report: func(_ slog.Level, name, _ string, _ error) { *events = append(*events, name) },
+	})
+}
+
+// A silence that is nearly over when a question is asked is none of that question's.
+func TestAQuestionIsGivenItsOwnTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var events []string
+		dials := 0
+		h := slowly(func() error {
+			if dials++; dials > 1 {
+				return errors.New("once is enough")
+			}
+			return nil
+		}, time.Second, &events)
+		ctx, cancel := context.WithCancel(t.Context())
+		c := &client{}
+		for _, channel := range []string{"a", "b"} {
+			if err := h.Subscribe(ctx, 7, c, []string{channel}, time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(probeEvery - 500*time.Millisecond)
+		}
+		if len(c.lost) > 0 || len(events) > 0 {
+			t.Errorf("told %v, events %v", c.lost, events)
+		}
+		cancel()
+		time.Sleep(time.Minute)
+	})
+}
+
+// Whoever learns from the connection's very first answer that it listens has lost nothing.
+func TestNobodyIsToldOfALossBeforeItListened(t *testing.T) {
+	var events []string
+	h := slowly(nil, 0, &events)
+	near, far := net.Pipe()
+	go func() { _, _ = io.Copy(io.Discard, far) }()
+	h.running = true // in place of run, this test reads
+	h.begin(&upstream.Conn{Conn: near, Raw: near})
+	c := &client{}
+	asked, err := h.join(t.Context(), 7, c, []string{"a"})
+	if err != nil || asked == nil {
+		t.Fatal(asked, err)
+	}
+	h.mu.Lock()
+	if err := errors.Join(h.answered(), h.answered()); err != nil { // the client can go on
+		t.Fatal(err)
+	}
+	late := h.established()
+	h.mu.Unlock()
+	if wait, err := h.join(t.Context(), 7, c, []string{"a"}); wait != nil || err != nil {
+		t.Error(wait, err)
+	}
+	h.tellLate(late)
+	if len(c.lost) > 0 || len(events) > 0 {
+		t.Errorf("told %v, events %v", c.lost, events)
+	}
 }
 
 func FuzzHand(f *testing.F) {
