@@ -1,0 +1,90 @@
+package pooler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"mainstay.dev/mainstay/pooler/internal/state"
+	"mainstay.dev/mainstay/pooler/internal/upstream"
+)
+
+// A stopwatch is a session that has a server, in the time of a bubble. It notes when its
+// queries are canceled.
+type stopwatch struct {
+	*session
+	began    time.Time
+	canceled []time.Duration // since it began
+}
+
+func newStopwatch(limit time.Duration) *stopwatch {
+	w := &stopwatch{began: time.Now()}
+	deps := Deps{Log: slog.New(slog.DiscardHandler), Dial: func(context.Context, string, string) (net.Conn, error) {
+		w.canceled = append(w.canceled, time.Since(w.began))
+		return nil, errors.New("that it was tried is enough")
+	}}
+	p := newPool("app", &Database{QueryTimeout: limit}, &upstream.Target{}, deps)
+	p.ctx = context.Background()
+	b := &backend{Conn: &upstream.Conn{}, pool: p, settings: state.None}
+	w.session = &session{pooler: &Server{deps: deps}, pool: p, backend: b, errand: &errand{}}
+	return w
+}
+
+// ask sends a query, and lets the sweep look at it until it is over.
+func (w *stopwatch) ask(first, takes time.Duration) {
+	w.mu.Lock()
+	w.turn.Add(1)
+	w.owe(debt{kind: owesQuery})
+	w.cycles.push(cycle{start: time.Now()})
+	w.mu.Unlock()
+	over := time.Now().Add(takes)
+	for time.Sleep(first); time.Now().Before(over); time.Sleep(min(sweepEvery, time.Until(over))) {
+		w.pool.enforce(lease{holder: w.session, server: w.backend}, time.Now())
+	}
+	synctest.Wait()
+	w.mu.Lock()
+	w.debts.pop()
+	w.cycles.pop()
+	w.mu.Unlock()
+}
+
+// Whenever the sweep comes by, a query is canceled when its time is over, and not before or later.
+func TestTheQueryTimeoutIsExactFromOneSweepUp(t *testing.T) {
+	for _, limit := range []time.Duration{sweepEvery, sweepEvery + 1, 150 * time.Millisecond, time.Second, 1234567 * time.Microsecond} {
+		for _, first := range []time.Duration{0, 1, 33 * time.Millisecond, sweepEvery / 2, sweepEvery - 1, sweepEvery} {
+			t.Run(fmt.Sprint(limit, " swept after ", first), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newStopwatch(limit)
+					w.ask(first, 10*limit)
+					if !slices.Equal(w.canceled, []time.Duration{limit}) {
+						t.Errorf("canceled at %v", w.canceled)
+					}
+				})
+			})
+		}
+	}
+}
+
+// The time of a query that is over says nothing about the next.
+func TestTheQueryTimeoutIsEachQuerysOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit = 3 * sweepEvery
+		w := newStopwatch(limit)
+		for range 3 {
+			w.ask(sweepEvery/2, limit-1)
+		}
+		before := time.Since(w.began)
+		w.ask(sweepEvery/2, 2*limit)
+		w.ask(sweepEvery/2, limit-1)
+		time.Sleep(time.Minute)
+		if want := []time.Duration{before + limit}; !slices.Equal(w.canceled, want) {
+			t.Errorf("canceled at %v, want %v", w.canceled, want)
+		}
+	})
+}
