@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -350,19 +351,19 @@ func (s *session) doubtful() bool {
 	return b.status == pgwire.InFailed || s.cycles.len() > 0 || b.left&unsettling != 0
 }
 
-// standIn makes an empty statement with as many parameters as the one with this body, which
-// cannot be prepared in an aborted transaction: using it is refused for the same reason.
+// standIn makes an empty statement with the same parameters as the one with this body, which cannot
+// be prepared in an aborted transaction: using it is refused for the same reason.
 func (s *session) standIn(body []byte) string {
 	const name = namePrefix + "_stand_in"
 	b := s.backend
 	text, types, _ := pgwire.String(body)
-	n := scan.Parameters(text, b.backslash())
-	if len(types) >= 2 {
-		n = max(n, int(binary.BigEndian.Uint16(types)))
+	oids := declaredTypes(types)
+	for n := scan.Parameters(text, b.backslash()); len(oids) < n; {
+		oids = append(oids, textType)
 	}
-	empty := binary.BigEndian.AppendUint16([]byte{0}, uint16(n))
-	for range n {
-		empty = binary.BigEndian.AppendUint32(empty, textType)
+	empty := binary.BigEndian.AppendUint16([]byte{0}, uint16(len(oids)))
+	for _, oid := range oids {
+		empty = binary.BigEndian.AppendUint32(empty, cmp.Or(oid, textType))
 	}
 	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
 	s.owe(debt{kind: owesOurClose})

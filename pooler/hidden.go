@@ -239,17 +239,32 @@ func (s *session) toLearn() (named []*statement, unnamed bool) {
 			}
 		}
 	}
-	own := map[string]bool{} // names to which the cycle itself gives a meaning
+	s.eachUse(func(name []byte) {
+		switch {
+		case len(name) > 0:
+			wants(s.names[string(name)])
+		case u.version != 0 && u.kept:
+			wants(u.runs)
+			text, _, _ := pgwire.String(u.body)
+			unnamed = s.strange(u.under) && (b.status == pgwire.Idle || scan.Analysed(text)) && (b.unnamed != ticket{s.id, u.version} || len(named) > 0)
+		}
+	})
+	return named, unnamed
+}
+
+// eachUse yields the names of the statements that the cycle that is buffered uses, in SQL too, as far
+// as it does not give them a meaning itself.
+func (s *session) eachUse(yield func(name []byte)) {
+	own := map[string]bool{}
 	for rest := s.in.Peek(s.in.Buffered()); pgwire.Holds(rest); {
 		typ, n, body := pgwire.Split(rest)
 		rest = rest[n:]
 		var name, text []byte
 		switch typ {
+		case pgwire.Sync, pgwire.FunctionCall:
+			return
 		case pgwire.Query:
 			text, rest = bytes.TrimSuffix(body, nul), nil
-		case pgwire.Sync, pgwire.FunctionCall:
-			rest = nil
-			continue
 		case pgwire.Parse:
 			name, text, _, _ = pgwire.Strings(body)
 		case pgwire.Bind:
@@ -262,28 +277,37 @@ func (s *session) toLearn() (named []*statement, unnamed bool) {
 		default:
 			continue
 		}
-		switch {
-		case typ == pgwire.Parse || typ == pgwire.Query:
-			if len(s.names) > 0 {
-				for _, use := range scan.Uses(text, b.backslash()) {
-					if !own[use.Name] && !use.Drops && !use.Makes {
-						wants(s.names[use.Name])
-					}
+		if len(s.names) > 0 && len(text) > 0 {
+			for _, use := range scan.Uses(text, s.backend.backslash()) {
+				if !own[use.Name] && !use.Drops && !use.Makes {
+					yield([]byte(use.Name))
 				}
 			}
+		}
+		switch typ {
+		case pgwire.Parse, pgwire.Close:
 			own[string(name)] = true
-		case typ == pgwire.Close:
-			own[string(name)] = true
-		case own[string(name)]:
-		case len(name) > 0:
-			wants(s.names[string(name)])
-		case u.version != 0 && u.kept:
-			wants(u.runs)
-			text, _, _ := pgwire.String(u.body)
-			unnamed = s.strange(u.under) && (b.status == pgwire.Idle || scan.Analysed(text)) && (b.unnamed != ticket{s.id, u.version} || len(named) > 0)
+		case pgwire.Bind, pgwire.Describe:
+			if !own[string(name)] {
+				yield(name)
+			}
 		}
 	}
-	return named, unnamed
+}
+
+// unmet reports whether the cycle that is buffered uses statements that the server does not know, in a
+// transaction that may be aborted by then: that has to be known when they are prepared. The lock is held.
+func (s *session) unmet() (found bool) {
+	b, u := s.backend, &s.unnamed
+	if b.status == pgwire.Idle && b.left&scan.Begins == 0 {
+		return false
+	}
+	s.eachUse(func(name []byte) {
+		st := s.names[string(name)]
+		_, known := b.prepared[st]
+		found = found || st != nil && !known || len(name) == 0 && u.version != 0 && u.kept && b.unnamed != ticket{s.id, u.version}
+	})
+	return found
 }
 
 // teach makes the server learn what the cycle uses and was prepared under other settings.

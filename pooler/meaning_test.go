@@ -54,8 +54,15 @@ func TestAStatementMeansWhatItMeantWhenItWasPrepared(t *testing.T) {
 		"a table that is gone":         {nil, []step{query("create table gone (n int)"), ask(parsed("p", "select n from gone")), query("drop table gone")}, []step{query("execute p"), use, query("select 1; execute p"), query("execute nowhere")}},
 		"before the isolation is set":  {nil, []step{ask(parsed("p", "set transaction isolation level serializable"))}, []step{query("begin"), query("set search_path = other"), use, query("show transaction_isolation")}},
 		"in a savepoint of the client": {nil, []step{german, ask(parsed("p", date))}, []step{query("begin"), query("savepoint _ms"), query("set datestyle = 'ISO, MDY'"), use, query("rollback to _ms"), use, query("release _ms"), query("commit")}},
-		"as another role":              {nil, []step{query("set role lesser"), ask(parsed("p", "select n from fixture")), query("reset role")}, []step{use}},
-		"while the table is away":      {nil, []step{found, ask(parsed("p", "select n from things")), query("alter table other.things rename to away"), lost}, []step{use, query("alter table other.away rename to things"), found, use}},
+		"described when all is lost": {nil, []step{ask(parsed("p", "insert into notes values (1, 2)"), parsed("q", "unlisten *"), parsed("r", "select 1"),
+			frame('P', "s\x00insert into notes values ($1, $2)\x00\x00\x02\x00\x00\x00\x17\x00\x00\x00\x17"))},
+			[]step{query("begin; select 1/0"), ask(described("p")), ask(described("q")), ask(described("r")), ask(described("s")), ask(bound("s"), executed), ask(described("p"), bound("p"), executed)}},
+		"the unnamed one when all is lost": {nil, []step{ask(parsed("", "insert into notes values (1, 2)"))},
+			[]step{ask(parsed("begin", "begin"), bound("begin"), executed), ask(parsed("fails", "select 1/0"), bound("fails"), executed), ask(described(""))}},
+		"behind a failure that is not told yet": {nil, []step{ask(parsed("p", "select 1"))},
+			[]step{query("begin"), ask(parsed("", "select 1"), frame('H', ""), bound(""), executed), {"slow", frame('Q', "select pg_sleep(0.3); select 1/0\x00") + bindTexts("", "p", []string{"1"}) + executed + synced, 2}}},
+		"as another role":         {nil, []step{query("set role lesser"), ask(parsed("p", "select n from fixture")), query("reset role")}, []step{use}},
+		"while the table is away": {nil, []step{found, ask(parsed("p", "select n from things")), query("alter table other.things rename to away"), lost}, []step{use, query("alter table other.away rename to things"), found, use}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			both := m.sides(c.login)

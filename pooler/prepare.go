@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"encoding/binary"
 	"slices"
 	"strconv"
 	"strings"
@@ -330,7 +331,7 @@ func (s *session) resolve(name []byte, typ byte) string {
 		return string(name)
 	}
 	s.see(st, nil)
-	if _, known := s.backend.prepared[st]; !known && typ == pgwire.Bind && st.left&scan.Ends == 0 && s.aborted() {
+	if _, known := s.backend.prepared[st]; !known && st.left&scan.Ends == 0 && s.aborted() && (typ == pgwire.Bind || describable(st.body)) {
 		return s.standIn(st.body)
 	}
 	s.run(st.runs)
@@ -342,7 +343,7 @@ func (s *session) resolveUnnamed(typ byte) string {
 	b, u := s.backend, &s.unnamed
 	switch {
 	case u.version != 0 && b.unnamed == ticket{s.id, u.version}:
-	case u.version != 0 && u.kept && typ == pgwire.Bind && u.left&scan.Ends == 0 && s.aborted():
+	case u.version != 0 && u.kept && u.left&scan.Ends == 0 && s.aborted() && (typ == pgwire.Bind || describable(u.body)):
 		return s.standIn(u.body)
 	case u.version != 0 && u.kept:
 		b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.body)
@@ -354,6 +355,23 @@ func (s *session) resolveUnnamed(typ byte) string {
 	s.run(u.runs)
 	s.recall(u.left, &u.said)
 	return ""
+}
+
+// describable reports whether what PostgreSQL says of a statement is known from its text: it returns
+// no rows, and its parameters have the types that it was prepared with.
+func describable(body []byte) bool {
+	text, types, _ := pgwire.String(body)
+	declared := declaredTypes(types)
+	return scan.Rowless(text) && scan.Parameters(text, false) <= len(declared) && !slices.Contains(declared, 0)
+}
+
+// declaredTypes are the oids of the types of parameters that a Parse names, behind its text. 0 is one
+// that PostgreSQL is to find out.
+func declaredTypes(rest []byte) (oids []uint32) {
+	for rest = rest[min(2, len(rest)):]; len(rest) >= 4; rest = rest[4:] {
+		oids = append(oids, binary.BigEndian.Uint32(rest))
+	}
+	return oids
 }
 
 // recall notes what a statement that is used again may leave behind.

@@ -178,8 +178,8 @@ const toldLate = "told with the next query of a setting that was reset"
 // the client uses it, if the server does not know it:
 //   - In a transaction that is aborted that is refused (25P02). PostgreSQL, which has the
 //     statement, still says what its parameters are if it returns no rows (and then refuses to
-//     execute it); and behind a cycle whose failure the pooler had not been told of it looks
-//     at the number of the parameters first.
+//     execute it): the pooler cannot, if it has to find out their types; and behind a cycle that fails
+//     in the same write PostgreSQL looks at the number of the parameters first.
 //   - Where search_path does not lead to its tables any more, and its client had changed it in the
 //     same transaction before it prepared the statement, that is refused (42P01). PostgreSQL
 //     looks at the parameters first.

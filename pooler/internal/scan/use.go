@@ -160,6 +160,32 @@ func Analysed(sql []byte) bool {
 		func(keyword string) bool { return l.is(t, keyword) })
 }
 
+// rowless are the commands that never return rows.
+var rowless = []string{
+	"set", "reset", "begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "prepare", "deallocate", "declare", "close", "move", "listen",
+	"unlisten", "notify", "discard", "lock", "drop", "alter", "create", "truncate", "grant", "revoke", "comment", "do", "vacuum", "analyze", "reindex", "refresh",
+	"cluster", "checkpoint", "load", "copy",
+}
+
+// Rowless reports whether a statement certainly returns no rows.
+func Rowless(sql []byte) bool {
+	l := lexer{sql: sql}
+	t := l.next()
+	is := func(keyword string) bool { return l.is(t, keyword) }
+	switch {
+	case t.kind == end, slices.ContainsFunc(rowless, is):
+		return true
+	case !slices.ContainsFunc([]string{"insert", "update", "delete", "merge"}, is):
+		return false
+	}
+	for ; t.kind != end; t = l.next() {
+		if l.is(t, "returning") {
+			return false
+		}
+	}
+	return true
+}
+
 // Parameters is the highest number of a parameter in a statement, as of $2, up to PostgreSQL's
 // limit of 65535. It is 0 for those that PostgreSQL does not look into before it carries them out.
 func Parameters(sql []byte, backslash bool) (highest int) {

@@ -56,6 +56,18 @@ func TestWhatIsLookedIntoWhenItIsPreparedIsKnown(t *testing.T) {
 	}
 }
 
+func TestWhatReturnsNoRowsIsKnown(t *testing.T) {
+	for sql, want := range map[string]bool{
+		"": true, "set x = 1": true, "/* x */ INSERT into t values ($1)": true, "insert into t values ('returning')": true, "declare c cursor for select 1": true,
+		"insert into t values (1) returning n": false, "select 1": false, "show x": false, "execute q": false, "with a as (select 1) insert into t select 1": false,
+		"fetch c": false, "explain select 1": false, "call f()": false, "settle": false,
+	} {
+		if got := Rowless([]byte(sql)); got != want {
+			t.Errorf("%s: %v", sql, got)
+		}
+	}
+}
+
 func TestParametersAreCounted(t *testing.T) {
 	for sql, want := range map[string]int{
 		"select $1, $3::int, '$4', $$ $5 $$ -- $6": 3, "select 1": 0, "(select $2)": 2, "prepare q as select $1": 0, "execute q ($1)": 0,
