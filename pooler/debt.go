@@ -380,8 +380,11 @@ func (s *session) look(b *backend) (err error) {
 	}
 	user, _ := b.atLogin.Get("session_authorization")
 	has, wants := found.Settings(&q, s.login, user)
+	before := s.settings
 	b.settings, s.settings = b.pool.settings.Intern(has), b.pool.settings.Intern(wants)
-	s.varied = s.varies()
+	if s.settings != before {
+		s.varied = s.varies()
+	}
 	if named := b.pool.settings.Intern(found.Statements(&q, b.named)); named != b.named {
 		b.named, s.prepares = named, named
 		s.executes = effectsOf(named)
