@@ -99,7 +99,7 @@ func TestAStatementThatNoLongerFitsIsAnErrorOfTheExecute(t *testing.T) {
 	}
 	do(t, other, "drop table passing")
 	do(t, other, "discard all")
-	if _, err := client.Exec(t.Context(), "execute ps", pgx.QueryExecModeSimpleProtocol); sqlState(err) != "26000" {
+	if _, err := client.Exec(t.Context(), "execute ps", pgx.QueryExecModeSimpleProtocol); sqlState(err) != "42P01" { // as with a connection of its own
 		t.Errorf("got %v", err)
 	}
 	if got := value(t, client, "select 'goes on'"); got != "goes on" {

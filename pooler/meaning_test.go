@@ -16,15 +16,7 @@ func described(name string) string { return frame('D', "S"+name+"\x00") }
 // A server that has not got a client's statement gets it when the client uses it, maybe under other settings
 // than those that it was prepared under.
 func TestAStatementMeansWhatItMeantWhenItWasPrepared(t *testing.T) {
-	s := plainServer.Start(t)
-	for _, sql := range []string{"create database pooled", "create database direct", "create role lesser"} {
-		if err := s.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
-	}
-	h := run(t, config(database(s.URLFor("postgres", s.Password(), "pooled"), one)))
-	m := match{t: t, pooled: h.addr, direct: s.Addr(), password: s.Password()}
-	m.prepare()
+	h, m := newMatch(t, one)
 	other := h.connect(t)
 	const date = "select to_char('01.02.2026'::date, 'DD Mon'), current_setting('datestyle')"
 	german, iso, lost, found := query("set datestyle = german"), query("set datestyle = 'ISO, MDY'"), query("set search_path = ''"), query("set search_path = other")

@@ -45,18 +45,7 @@ func number(t testing.TB, name string, otherwise int) int {
 // Not written by the author, since the pooler is known to differ (docs/pooler.md, "Not
 // seen"): a setting, lock or table that a function makes inside; currval and lastval.
 func TestRandomSessionsAreAnsweredAsByPostgreSQL(t *testing.T) {
-	s := plainServer.Start(t)
-	for _, name := range []string{"pooled", "direct"} {
-		if err := s.Exec(t.Context(), "create database "+name); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := s.Exec(t.Context(), "create role lesser"); err != nil {
-		t.Fatal(err)
-	}
-	h := run(t, config(database(s.URLFor("postgres", s.Password(), "pooled"), func(d *Database) { d.Pool.Max = 2; d.Pool.Statements = 5 })))
-	m := match{t: t, pooled: h.addr, direct: s.Addr(), password: s.Password()}
-	m.prepare()
+	h, m := newMatch(t, func(d *Database) { d.Pool.Max = 2; d.Pool.Statements = 5 })
 	first, sessions := number(t, firstSeed, 1), number(t, sessionsWanted, 300)
 	t.Logf("%s=%d %s=%d", sessionsWanted, sessions, firstSeed, first)
 	var next atomic.Int64
@@ -98,6 +87,23 @@ type match struct {
 	pooled, direct, password string
 	differences              atomic.Int64
 	cut                      sync.Map // how often each kind of known difference ended a session: *atomic.Int64
+}
+
+// newMatch makes a pooler, and a database behind it that has its like beside it.
+func newMatch(t *testing.T, change ...func(*Database)) (*house, *match) {
+	s := plainServer.Start(t)
+	for _, sql := range []string{
+		"drop database if exists pooled with (force)", "drop database if exists direct with (force)", "drop role if exists lesser",
+		"create database pooled", "create database direct", "create role lesser",
+	} {
+		if err := s.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := run(t, config(database(s.URLFor("postgres", s.Password(), "pooled"), change...)))
+	m := &match{t: t, pooled: h.addr, direct: s.Addr(), password: s.Password()}
+	m.prepare()
+	return h, m
 }
 
 // prepare makes the same tables in both databases.
