@@ -109,8 +109,7 @@ type Limits interface {
 // permit asks the limits, once, about a call that Claude would charge for. A caller
 // whom the app does not name was charged at the edge, and is not charged again.
 func (c *call) permit() (verdict, bool) {
-	batch := c.x.Route == routeBatches && c.out.Method == http.MethodPost
-	if c.engine.limits == nil || c.who.User == "" && c.who.Workspace == "" || !c.shape.message && !batch {
+	if c.engine.limits == nil || c.who.User == "" && c.who.Workspace == "" || !c.shape.message && !c.makesBatch() {
 		return verdict{}, true
 	}
 	v, err := c.engine.limits.Admit(c.ctx, limits.Ask{User: c.who.User, Workspace: c.who.Workspace, Tier: c.who.Tier, Claude: true, Cost: c.likely()})
@@ -129,6 +128,22 @@ func (c *call) permit() (verdict, bool) {
 		return v, false
 	}
 	return verdict{code: Internal, err: err}, false
+}
+
+// makesBatch reports whether the call asks for a new batch of messages.
+func (c *call) makesBatch() bool {
+	return c.x.Route == routeBatches && c.out.Method == http.MethodPost
+}
+
+// decode asks for no encoding of an answer that can't be read here, where it has to be.
+func (c *call) decode() {
+	h := c.out.Header
+	switch batches := strings.HasPrefix(c.x.Route, routeBatches); {
+	case batches && c.policy.here && c.x.Route != routeResults:
+		h["Accept-Encoding"] = []string{"identity"} // results_url has to be changed
+	case batches, c.shape.message:
+		head.Readable(h)
+	}
 }
 
 // bytesPerToken is fewer than the tokens of a request mostly have.
@@ -281,12 +296,14 @@ func (c *call) findGate() {
 
 // afford reserves what the call may cost of the day's money.
 func (c *call) afford() (verdict, bool) {
-	if c.engine.ceiling == nil || !c.shape.message {
+	if c.engine.ceiling == nil || !c.shape.message && !c.makesBatch() {
 		return verdict{}, true
 	}
 	ctx := &until{Context: c.ctx, at: c.deadline, cause: errQueued}
 	defer ctx.end()
-	c.most = c.mayCost()
+	if c.shape.message { // of a batch nobody can tell: it is refused only when there is no money left
+		c.most = c.mayCost()
+	}
 	stake, err := c.engine.ceiling.Reserve(ctx, c.most)
 	c.x.Waited += ctx.waited()
 	c.stake = stake

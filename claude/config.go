@@ -24,6 +24,7 @@ type Config struct {
 	Pacing   pace.Config            `yaml:"pacing" doc:"How calls are kept within Claude's rate limits."`
 	Spend    price.Config           `yaml:"spend" doc:"What calls may cost."`
 	Prices   map[string]price.Price `yaml:"prices" doc:"What models cost, by the beginning of their names, beside and instead of the shipped table (of 2026-10-10): the longest that fits counts."`
+	Batches  BatchConfig            `yaml:"batches" doc:"How the results of batches of messages are fetched."`
 	Routes   []routes.Config        `yaml:"routes" doc:"Policy deadline: where messages go while claude.upstream is failing, in order: the first that is fit and takes the call."`
 	Degrade  []routes.Rule          `yaml:"degrade" doc:"Callers whose messages ask for less, by tier and by the step of limits.degrade: the first rule that fits counts."`
 	Cannot   map[string][]string    `yaml:"cannot" doc:"What models can't take, by the beginning of their names (the longest that fits counts), instead of what this version knows of them (of 2026-10-10): calls that ask for it are not sent to them by routes and degrade. Words: thinking:TYPE, effort:LEVEL, speed:fast, schema, sampling, prefill, max_tokens>N, prompt>N (tokens), types of tools, betas; * at the end stands for any rest. An empty list: it takes all."`
@@ -58,6 +59,11 @@ type RecoveryConfig struct {
 	Stall     time.Duration `yaml:"stall" doc:"How long a stream may say nothing, not even a ping, before its rest is asked for anew; its head may take twice as long."`
 }
 
+// BatchConfig says how the results of batches are fetched.
+type BatchConfig struct {
+	Results string `yaml:"results" doc:"Where the SDKs fetch results. here: results_url in what Claude tells of batches leads to the address by which the app has asked, so that the results come through Mainstay, by claude.keys if there are any, and their cost is booked. direct: it stays as Claude has written it."`
+}
+
 // TimeoutConfig says how long each side may keep the other waiting.
 type TimeoutConfig struct {
 	FirstByte time.Duration `yaml:"first_byte" doc:"How long one try waits for the first byte of Claude's answer; a call without streaming waits for the whole message."`
@@ -84,9 +90,10 @@ func (c *Config) SetDefaults() {
 		Recovery: RecoveryConfig{Streams: true, Aggregate: true, MaxAnswer: 32e6, Memory: 256e6, Stall: 30 * time.Second},
 		Timeouts: TimeoutConfig{FirstByte: 10 * time.Minute, Idle: 3 * time.Minute, Client: 30 * time.Second},
 		// The API's limits are 32, 256 and 500 MB, which may be MiB.
-		Limits: LimitConfig{Body: 600e6, Message: 32 << 20, Batch: 256 << 20, File: 500 << 20, Replay: 34e6, ReplayMemory: 512e6},
-		Calls:  1000,
-		Drain:  30 * time.Second,
+		Limits:  LimitConfig{Body: 600e6, Message: 32 << 20, Batch: 256 << 20, File: 500 << 20, Replay: 34e6, ReplayMemory: 512e6},
+		Batches: BatchConfig{Results: resultsHere},
+		Calls:   1000,
+		Drain:   30 * time.Second,
 	}
 	c.Pacing.SetDefaults()
 	c.Keep.SetDefaults()
@@ -126,6 +133,9 @@ func (c Config) Validate(ps *setting.Problems) {
 	if c.Calls < 0 || c.Calls > 10_000 {
 		ps.Add("calls", "must be from 0 to 10000", "try 1000")
 	}
+	if c.Batches.Results != resultsHere && c.Batches.Results != "direct" {
+		ps.Add("batches.results", "must be here or direct", "use here")
+	}
 	for name, p := range c.Prices {
 		p.Validate("prices."+name, ps)
 	}
@@ -139,6 +149,8 @@ func (c Config) Validate(ps *setting.Problems) {
 		ps.Add("drain", "must not be negative", "try 30s")
 	}
 }
+
+const resultsHere = "here"
 
 func (c RetryConfig) validate(ps *setting.Problems) {
 	switch c.Policy {
@@ -252,6 +264,7 @@ type policy struct {
 	replay   int64
 	memory   int64
 	keep     keep.Rules
+	here     bool // results of batches are fetched
 	drain    time.Duration
 	name     string // of the retry policy
 }
@@ -344,6 +357,7 @@ func Compile(cfg Config) (*policy, error) {
 		replay: int64(cfg.Limits.Replay),
 		memory: int64(cfg.Limits.ReplayMemory),
 		keep:   keep.Compile(cfg.Keep),
+		here:   cfg.Batches.Results == resultsHere,
 		drain:  cfg.Drain,
 		name:   cfg.Retry.Policy,
 	}, nil

@@ -1,20 +1,18 @@
 package claude
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"mainstay.dev/mainstay/claude/internal/keep"
+	"mainstay.dev/mainstay/claude/internal/batch"
 	"mainstay.dev/mainstay/claude/internal/pace"
 	"mainstay.dev/mainstay/claude/internal/price"
 	"mainstay.dev/mainstay/claude/internal/routes"
@@ -170,6 +168,9 @@ func (c *call) conclude() {
 		x.BytesIn = c.upload.taken.Load()
 	}
 	c.credit()
+	if c.end.code == OK && c.makesBatch() {
+		c.engine.batches.Made(x.GenAI.AnswerID, c.owner())
+	}
 	n := &c.engine.counts
 	n.inFlight.Add(-1)
 	if x.HTTP.Stream {
@@ -223,6 +224,9 @@ func (c *call) settleUp(cause Cause) {
 		c.body.Release()
 	}
 	c.leaveRoom()
+	if c.fetch != nil {
+		c.fetched(cause)
+	}
 	c.book()
 	c.settleLimits()
 }
@@ -287,59 +291,65 @@ func (c *call) book() {
 		u.Searches = c.watch.Searches
 	}
 	var known bool
-	g.CostNanoUSD, known = c.rules.prices.Cost(u)
+	g.CostNanoUSD, known = c.charge(u, c.owner())
 	g.Unpriced = !known
-	first := c.engine.ledger.Add(price.Entry{Usage: u, Color: c.x.Color, User: c.x.User, Workspace: c.x.Workspace, Nano: g.CostNanoUSD, Unpriced: !known})
-	if first {
-		c.engine.emit("unpriced_model", slog.LevelWarn, "The price of a Claude model is not known, so its calls are in no sum; give it in claude.prices.", slog.String("model", strings.Clone(g.Model)))
+}
+
+// charge books what was used; known: its price is, and else it costs nothing.
+func (c *call) charge(u price.Usage, to batch.Owner) (nano int64, known bool) {
+	nano, known = c.rules.prices.Cost(u)
+	if c.engine.ledger.Add(price.Entry{Usage: u, Color: to.Color, User: to.User, Workspace: to.Workspace, Nano: nano, Unpriced: !known}) {
+		c.engine.emit("unpriced_model", slog.LevelWarn, "The price of a Claude model is not known, so its calls are in no sum; give it in claude.prices.", slog.String("model", strings.Clone(u.Model)))
 	}
+	return nano, known
+}
+
+// owner is for whom the call is made.
+func (c *call) owner() batch.Owner {
+	return batch.Owner{Color: c.x.Color, User: c.x.User, Workspace: c.x.Workspace}
+}
+
+// follow has the results of a batch booked while they pass, each once, to whom the batch
+// was made for.
+func (c *call) follow(a *answer) {
+	if c.x.Route != routeResults || c.out.Method != http.MethodGet || a.res.StatusCode != http.StatusOK || c.rules.prices == nil || c.engine.batches == nil {
+		return
+	}
+	id := strings.TrimSuffix(c.x.HTTP.Path, "/results")
+	c.fetch = c.engine.batches.Fetch(id[strings.LastIndexByte(id, '/')+1:], c.owner(), func(to batch.Owner, res batch.Result) {
+		if u, ok := batch.Used(res); ok {
+			nano, known := c.charge(u, to)
+			batch.Count(&c.x.GenAI, u, nano, known)
+		}
+	})
+	if !c.watch.Through(a.res.Header, c.fetch.Feed) {
+		c.fetch.End(false)
+		c.fetch = nil
+	}
+}
+
+// fetched ends the reading of a batch's results.
+func (c *call) fetched(cause Cause) {
+	unread := c.fetch.End(cause == CauseNone && c.end.code != Internal)
+	c.engine.ceiling.Book(c.x.GenAI.CostNanoUSD)
+	if unread > 0 {
+		c.engine.emit("batch_unread", slog.LevelWarn, "Some results of a batch could not be read, so that their cost is in no sum.", slog.Int("results", unread), slog.String("path", strings.Clone(c.x.HTTP.Path)))
+	}
+}
+
+// batchTrouble tells what went wrong with the books of batches.
+func (e *engine) batchTrouble(what string, err error) {
+	attrs := []slog.Attr{slog.String("what", what)}
+	if err != nil {
+		attrs = append(attrs, slog.Any("err", err))
+	}
+	e.emit("batch_books", slog.LevelWarn, "The cost of batches may not be booked exactly.", attrs...)
 }
 
 // firstByte notes when the answer began.
 func (c *call) firstByte() {
 	if c.x.FirstByte == 0 {
 		c.x.FirstByte = time.Since(c.x.Start)
-	}
-}
-
-// keptHeaders are those that shape an answer and tell nothing of who asks.
-var keptHeaders = [...]string{"Accept", "Anthropic-Beta", "Anthropic-Version", "Content-Type"}
-
-// remember copies the request as the client sent it, if it may be kept.
-func (c *call) remember(r *http.Request) {
-	if c.x.Route != routeMessages && c.x.Route != routeCount || r.Method != http.MethodPost || !c.policy.keep.Wants() {
-		return
-	}
-	text := c.body.Text()
-	if text == nil || !c.engine.counts.replay.Take(int64(len(text)), c.policy.memory) {
-		return
-	}
-	c.engine.counts.replay.Give(int64(len(text)))
-	c.body.Spare(int64(len(text))) // given back with it
-	q := keep.Request{ID: c.x.ID, At: c.x.Start, Method: r.Method, Path: c.x.HTTP.Path, Header: map[string]string{}, Body: bytes.Clone(text)}
-	if c.x.Color != telemetry.ColorUnknown {
-		q.Path = "/@" + url.PathEscape(c.x.Color) + q.Path
-	}
-	if beta := r.URL.Query().Get("beta"); beta != "" { // all else may be anything
-		q.Path += "?beta=" + url.QueryEscape(beta)
-	}
-	for _, name := range keptHeaders {
-		if v := r.Header.Values(name); len(v) > 0 {
-			q.Header[name] = strings.Join(v, ",")
-		}
-	}
-	c.asked = &q
-}
-
-// keepRequest keeps what was remembered.
-func (c *call) keepRequest() {
-	c.asked.Model = strings.Clone(c.x.GenAI.Model)
-	q, err := c.store.Add(*c.asked, c.policy.keep)
-	switch {
-	case err != nil:
-		c.engine.log.Info("a request to claude could not be kept", "id", c.asked.ID, "err", err)
-	case c.policy.keep.Log:
-		q.Log(c.engine.log)
 	}
 }
 

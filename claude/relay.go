@@ -11,12 +11,16 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"net/url"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/batch"
 	"mainstay.dev/mainstay/claude/internal/head"
 	"mainstay.dev/mainstay/claude/internal/words"
+	"mainstay.dev/mainstay/telemetry"
 )
 
 // relay gives the answer to the client and returns what the call came to. broken:
@@ -28,6 +32,10 @@ func (c *call) relay(w http.ResponseWriter, a *answer) (end verdict, broken bool
 	}
 	c.watch.Begin(a.res.Header, a.events, c.shape.message, &c.x.GenAI)
 	defer c.watch.End()
+	if strings.HasPrefix(c.x.Route, routeBatches) {
+		c.follow(a)
+		c.point(a)
+	}
 	c.head(w, a)
 	out := &toClient{w: w, c: c}
 	if a.events || a.res.ContentLength < 0 {
@@ -139,6 +147,24 @@ func (c *call) sign(h http.Header, code Code) {
 	}
 	if c.upload != nil && !c.upload.ended.Load() && (c.body == nil || !c.body.Replayable()) {
 		h["Connection"] = []string{"close"} // the client is still sending what nobody will read
+	}
+}
+
+// point makes what Claude tells of batches lead to where the client has asked.
+func (c *call) point(a *answer) {
+	if !c.policy.here || c.x.Route == routeResults || !a.whole || a.res.StatusCode != http.StatusOK || mediaType(a.res.Header) != "application/json" {
+		return
+	}
+	base := "http://" + c.x.HTTP.Host
+	if c.out.Header.Get("X-Forwarded-Proto") == "https" {
+		base = "https://" + c.x.HTTP.Host
+	}
+	if c.x.Color != telemetry.ColorUnknown {
+		base += "/@" + url.PathEscape(c.x.Color)
+	}
+	if a.ahead = batch.Point(a.ahead, base); a.res.ContentLength >= 0 {
+		a.res.ContentLength = int64(len(a.ahead))
+		a.res.Header["Content-Length"] = []string{strconv.Itoa(len(a.ahead))}
 	}
 }
 

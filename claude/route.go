@@ -1,10 +1,12 @@
 package claude
 
 import (
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -61,6 +63,7 @@ const (
 	routeCount    = "/v1/messages/count_tokens"
 	routeComplete = "/v1/complete"
 	routeBatches  = "/v1/messages/batches"
+	routeResults  = "/v1/messages/batches/{id}/results"
 	routeFiles    = "/v1/files"
 	routeOther    = "other"
 )
@@ -69,7 +72,7 @@ const (
 // segment.
 var templates = [...]string{
 	routeMessages, routeCount, routeComplete,
-	routeBatches, "/v1/messages/batches/{id}", "/v1/messages/batches/{id}/cancel", "/v1/messages/batches/{id}/results",
+	routeBatches, "/v1/messages/batches/{id}", "/v1/messages/batches/{id}/cancel", routeResults,
 	"/v1/models", "/v1/models/{id}",
 	routeFiles, "/v1/files/{id}", "/v1/files/{id}/content",
 }
@@ -447,4 +450,12 @@ func (c *call) heed(v verdict) {
 	case c.outage(v.cause):
 		k.Failed()
 	}
+}
+
+// requestID takes over the caller's request id, or makes one.
+func requestID(given string) string {
+	if given != "" && len(given) <= 128 && strings.IndexFunc(given, func(r rune) bool { return r <= ' ' || r > '~' }) < 0 {
+		return given
+	}
+	return "req_" + strconv.FormatUint(rand.Uint64()|1<<63, 36) + strconv.FormatUint(rand.Uint64()|1<<63, 36)
 }

@@ -16,16 +16,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/attach"
+	"mainstay.dev/mainstay/claude/internal/batch"
 	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/gather"
 	"mainstay.dev/mainstay/claude/internal/head"
@@ -95,7 +94,8 @@ type engine struct {
 	gates   gates
 	pacer   pace.Pacer
 	ledger  price.Ledger
-	ceiling *price.Ceiling // nil: none
+	ceiling *price.Ceiling  // nil: none
+	batches *batch.Register // nil: results are not booked
 
 	mu   sync.Mutex
 	told map[[3]string]bool // which models lack what
@@ -121,6 +121,9 @@ func New(cfg Config, d Deps) (*Server, error) {
 	}
 	s.base, s.stop = context.WithCancelCause(context.Background())
 	if s.engine.ceiling, err = price.Open(d.Dir); err != nil {
+		return nil, fmt.Errorf("claude: %w", err)
+	}
+	if s.engine.batches, err = batch.Open(d.Dir, s.engine.batchTrouble); err != nil {
 		return nil, fmt.Errorf("claude: %w", err)
 	}
 	s.obey(p)
@@ -214,7 +217,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.calls.Wait()
 	s.kept.Close()
 	s.wire.CloseIdleConnections()
-	return errors.Join(err, s.engine.ceiling.Close())
+	return errors.Join(err, s.engine.ceiling.Close(), s.engine.batches.Close())
 }
 
 // drain waits for the calls under way, and breaks off those that take too long.
@@ -285,6 +288,7 @@ type call struct {
 	try        telemetry.Attempt // the one under way
 	trying     bool
 	watch      observe.Observer
+	fetch      *batch.Fetch // of a batch's results; nil: it is none
 	end        verdict
 	settled    bool // what it has taken has been told
 	ended0     bool // it has been concluded
@@ -384,8 +388,8 @@ func (c *call) route(w http.ResponseWriter, r *http.Request, colors map[string]b
 	c.shape = shapeOf(r.Method, c.x.Route)
 	c.promise()
 	c.out = aim(r, &c.said, c.policy.upstream, path, escaped)
-	if c.shape.message && c.said.Coded {
-		head.Readable(c.out.Header)
+	if c.said.Coded {
+		c.decode()
 	}
 	c.x.HTTP.Target = c.out.URL.Host
 	return true
@@ -488,12 +492,4 @@ func (c *call) stands(a, kept *answer, v verdict) (*answer, verdict) {
 		c.engine.counts.streams.Add(1)
 	}
 	return a, a.verdict
-}
-
-// requestID takes over the caller's request id, or makes one.
-func requestID(given string) string {
-	if given != "" && len(given) <= 128 && strings.IndexFunc(given, func(r rune) bool { return r <= ' ' || r > '~' }) < 0 {
-		return given
-	}
-	return "req_" + strconv.FormatUint(rand.Uint64()|1<<63, 36) + strconv.FormatUint(rand.Uint64()|1<<63, 36)
 }

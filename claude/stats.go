@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -212,6 +213,47 @@ func (s *Server) Levels() []telemetry.Level {
 		})
 	}
 	return ls
+}
+
+// keptHeaders are those that shape an answer and tell nothing of who asks.
+var keptHeaders = [...]string{"Accept", "Anthropic-Beta", "Anthropic-Version", "Content-Type"}
+
+// remember copies the request as the client sent it, if it may be kept.
+func (c *call) remember(r *http.Request) {
+	if c.x.Route != routeMessages && c.x.Route != routeCount || r.Method != http.MethodPost || !c.policy.keep.Wants() {
+		return
+	}
+	text := c.body.Text()
+	if text == nil || !c.engine.counts.replay.Take(int64(len(text)), c.policy.memory) {
+		return
+	}
+	c.engine.counts.replay.Give(int64(len(text)))
+	c.body.Spare(int64(len(text))) // given back with it
+	q := keep.Request{ID: c.x.ID, At: c.x.Start, Method: r.Method, Path: c.x.HTTP.Path, Header: map[string]string{}, Body: bytes.Clone(text)}
+	if c.x.Color != telemetry.ColorUnknown {
+		q.Path = "/@" + url.PathEscape(c.x.Color) + q.Path
+	}
+	if beta := r.URL.Query().Get("beta"); beta != "" { // all else may be anything
+		q.Path += "?beta=" + url.QueryEscape(beta)
+	}
+	for _, name := range keptHeaders {
+		if v := r.Header.Values(name); len(v) > 0 {
+			q.Header[name] = strings.Join(v, ",")
+		}
+	}
+	c.asked = &q
+}
+
+// keepRequest keeps what was remembered.
+func (c *call) keepRequest() {
+	c.asked.Model = strings.Clone(c.x.GenAI.Model)
+	q, err := c.store.Add(*c.asked, c.policy.keep)
+	switch {
+	case err != nil:
+		c.engine.log.Info("a request to claude could not be kept", "id", c.asked.ID, "err", err)
+	case c.policy.keep.Log:
+		q.Log(c.engine.log)
+	}
 }
 
 // A Kept tells of a request that can be sent again, but not what it says.

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/batch"
 	"mainstay.dev/mainstay/claude/internal/body"
 	"mainstay.dev/mainstay/claude/internal/head"
 	"mainstay.dev/mainstay/claude/internal/price"
@@ -51,8 +52,8 @@ type Transport struct {
 	// FirstByte and Idle bound the waits, as claude.timeouts in the file does; 0: what
 	// Config says (10m and 3m, if it says nothing).
 	FirstByte, Idle time.Duration
-	// Dir is the folder in which the cost of the day is kept, for Config.Spend; empty: a
-	// restart forgets it.
+	// Dir is the folder in which the cost of the day is kept, for Config.Spend, and which
+	// batches have been booked; empty: a restart forgets both.
 	Dir string
 	// Judge says which errors of its work [Do] tries again; nil: [JudgeError].
 	Judge retry.Judge
@@ -106,6 +107,10 @@ func (t *Transport) prepare() {
 	t.plain = *r
 	t.plain.routes, t.plain.degrade = nil, nil
 	t.engine.pacer.Obey(t.policy.pacing)
+	if t.engine.batches, t.bad = batch.Open(t.Dir, t.engine.batchTrouble); t.bad != nil {
+		t.bad = fmt.Errorf("claude.Transport.Dir: %w", t.bad)
+		return
+	}
 	if cfg.Spend.Daily > 0 {
 		if t.engine.ceiling, t.bad = price.Open(t.Dir); t.bad != nil {
 			t.bad = fmt.Errorf("claude.Transport.Dir: %w", t.bad)
@@ -132,10 +137,14 @@ func (t *Transport) Stats() Stats {
 // Close writes down what the day has cost, where that is kept, and returns what was
 // wrong with it. Calls under way go on, and so may others.
 func (t *Transport) Close() error {
-	if err := t.ready(); err != nil || t.engine.ceiling == nil {
+	if err := t.ready(); err != nil {
 		return err
 	}
-	return t.engine.ceiling.Close()
+	err := t.engine.batches.Close()
+	if t.engine.ceiling != nil {
+		err = errors.Join(err, t.engine.ceiling.Close())
+	}
+	return err
 }
 
 // RoundTrip is the life of a call, up to the first byte of its answer; the body
@@ -172,6 +181,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	a.piece = nil // whoever reads the body may close it at the same time: it can't be pooled
 	res := a.res
 	c.watch.Begin(a.res.Header, a.events, c.shape.message, &c.x.GenAI)
+	c.follow(a)
 	if a.whole {
 		c.watch.Whole(a.ahead, res.Header)
 	}
@@ -220,7 +230,7 @@ func (t *Transport) begin(r *http.Request) *call {
 	c.x.Route = template(path)
 	c.shape = shapeOf(r.Method, c.x.Route)
 	c.out = r
-	if c.shape.message && len(r.Header["Accept-Encoding"]) > 0 {
+	if (c.shape.message || c.x.Route == routeResults) && len(r.Header["Accept-Encoding"]) > 0 {
 		c.out = r.Clone(r.Context())
 		head.Readable(c.out.Header)
 	}

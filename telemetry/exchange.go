@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
@@ -128,6 +129,21 @@ type GenAI struct {
 	Unpriced         bool   // it has cost something, but the model's price is not known
 	ReplayOf         string // the id of the call that it was sent again of; empty: it is no replay
 	Saved            string // what made it go well where it would have failed, from the plane's closed set; empty: nothing had to
+	// Shares are, by model, what an exchange has used and cost that pays for the work of
+	// others, as the results of a batch do: the figures above are their sums. Nil: all is
+	// Model's, and its own.
+	Shares []Share
+}
+
+// MaxShares bounds GenAI.Shares; the last of so many stands for all further models.
+const MaxShares = 16
+
+// A Share is what one model's work has used and cost.
+type Share struct {
+	Model                                                        string
+	InputTokens, CacheReadTokens, CacheWriteTokens, OutputTokens int64
+	CostNanoUSD                                                  int64
+	Unpriced                                                     int // messages whose model's price is not known
 }
 
 // An Attempt is one try at an upstream; it becomes a child span.
@@ -197,6 +213,7 @@ func (x *Exchange) Clone() *Exchange {
 		c.Attempts = c.attempts[:len(x.Attempts)]
 	}
 	size := 0
+	c.GenAI.Shares = slices.Clone(x.GenAI.Shares)
 	c.eachString(func(s *string) { size += len(*s) })
 	text := make([]byte, 0, size)
 	c.eachString(func(s *string) { text = append(text, *s...) })
@@ -214,6 +231,9 @@ func (x *Exchange) eachString(visit func(*string)) {
 		&x.GenAI.Model, &x.GenAI.Asked, &x.GenAI.AnswerID, &x.GenAI.Temperature, &x.GenAI.TopP, &x.GenAI.TopK, &x.GenAI.StopReason, &x.GenAI.UpstreamID, &x.GenAI.ErrorType, &x.GenAI.Saved, &x.GenAI.ReplayOf, &x.GenAI.Via, &x.GenAI.Degraded,
 	} {
 		visit(s)
+	}
+	for i := range x.GenAI.Shares {
+		visit(&x.GenAI.Shares[i].Model)
 	}
 	for i := range x.Attempts {
 		visit(&x.Attempts[i].Target)

@@ -45,8 +45,7 @@ func (c *call) oneBatch(f Fault) {
 	case c.is("GET", "messages", "batches", "*"):
 		c.json(200, b.json(c.r.Host), f)
 	case c.is("GET", "messages", "batches", "*", "results"):
-		c.w.Header().Set("Content-Type", "application/x-jsonl")
-		_, _ = c.w.Write(b.results)
+		c.lines(b.results, f)
 	case c.is("POST", "messages", "batches", "*", "cancel"):
 		c.wrong(400, "invalid_request_error", "Batch "+b.id+" has already ended and cannot be canceled")
 	case c.is("DELETE", "messages", "batches", "*"):
@@ -127,7 +126,24 @@ func (c *call) within(raw json.RawMessage) map[string]any {
 			"type": "error", "error": map[string]string{"type": r.kind, "message": r.message},
 		}}
 	}
-	return map[string]any{"type": "succeeded", "message": inner.compose(p).json()}
+	m := inner.compose(p)
+	m.usage.Tier = "batch"
+	return map[string]any{"type": "succeeded", "message": m.json()}
+}
+
+// lines sends results, or the first half of them if f is Truncated.
+func (c *call) lines(results []byte, f Fault) {
+	h := c.w.Header()
+	h.Set("Content-Type", "application/x-jsonl")
+	if c.zips() {
+		h.Set("Content-Encoding", "gzip")
+		results = zipped(results)
+	}
+	if f == Truncated {
+		c.truncate(200, results)
+		return
+	}
+	_, _ = c.w.Write(results) // a client that has left has nobody to tell
 }
 
 func (b *batch) add(customID string, result map[string]any) {

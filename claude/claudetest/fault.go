@@ -31,10 +31,10 @@ const (
 	Hang           Fault = "hang"            // no head ever; lasts until the client leaves or the server closes
 )
 
-// Faults of the body. Truncated needs an answer in JSON, the others a stream of a
+// Faults of the body. Truncated needs an answer in JSON or the results of a batch, the others a stream of a
 // message; a call that they do not fit is answered well.
 const (
-	Truncated       Fault = "truncated"         // 200, but the connection is reset in the middle of the JSON
+	Truncated       Fault = "truncated"         // 200, but the connection is reset in the middle of it
 	ErrorFirst      Fault = "error_first"       // 200, and the first event is an overloaded_error
 	ErrorAfterStart Fault = "error_after_start" // an overloaded_error follows message_start
 	ErrorMiddle     Fault = "error_middle"      // an overloaded_error after half of the deltas

@@ -118,20 +118,39 @@ func (p *plane) record(x *telemetry.Exchange) {
 	add(s.statements, int64(x.DB.Queries))
 	add(s.rows, x.DB.Rows)
 	if p.tokens != nil {
-		g := &x.GenAI
-		for i, n := range [...]int64{g.InputTokens, g.CacheReadTokens, g.CacheWriteTokens, g.OutputTokens} {
-			add(s.tokens[i], n)
-		}
-		if g.CostNanoUSD > 0 {
-			s.cost.Add(float64(g.CostNanoUSD) / 1e9)
-		}
-		if g.Unpriced {
-			s.unpriced.Inc()
-		}
+		p.paid(s, x)
 	}
 	if p.attempts != nil {
 		p.attempts.count(x)
 	}
+}
+
+// paid counts what a Claude call has used and cost, by model.
+func (p *plane) paid(s *series, x *telemetry.Exchange) {
+	g := &x.GenAI
+	if g.Shares == nil {
+		unpriced := 0
+		if g.Unpriced {
+			unpriced = 1
+		}
+		s.paid(telemetry.Share{InputTokens: g.InputTokens, CacheReadTokens: g.CacheReadTokens, CacheWriteTokens: g.CacheWriteTokens, OutputTokens: g.OutputTokens, CostNanoUSD: g.CostNanoUSD, Unpriced: unpriced})
+		return
+	}
+	for _, share := range g.Shares {
+		of := *x
+		of.GenAI.Model = share.Model
+		p.series(&of).paid(share)
+	}
+}
+
+func (s *series) paid(of telemetry.Share) {
+	for i, n := range [...]int64{of.InputTokens, of.CacheReadTokens, of.CacheWriteTokens, of.OutputTokens} {
+		add(s.tokens[i], n)
+	}
+	if of.CostNanoUSD > 0 {
+		s.cost.Add(float64(of.CostNanoUSD) / 1e9)
+	}
+	add(s.unpriced, int64(of.Unpriced))
 }
 
 // add adds n to c, if there is one. A negative n would be a bug of a plane; it

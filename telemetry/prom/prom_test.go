@@ -147,6 +147,28 @@ func TestACallMovesAttemptsAndTokens(t *testing.T) {
 	}
 }
 
+func TestACallThatPaysForSeveralModelsMovesTheCountsOfEach(t *testing.T) {
+	s := New(nil)
+	x := call()
+	x.GenAI.Model, x.GenAI.CostNanoUSD = "several", 3e9
+	x.GenAI.Shares = []telemetry.Share{{Model: "claude-opus-5", InputTokens: 7, CostNanoUSD: 2e9}, {Model: "claude-haiku-4-5", OutputTokens: 3, CostNanoUSD: 1e9, Unpriced: 2}}
+	s.Record(x)
+	got := values(t, s)
+	for name, want := range map[string]float64{
+		`mainstay_claude_calls_total{blame="none",code="ok",color="blue",model="several",route="/v1/messages",status="2xx"}`: 1,
+		`mainstay_claude_tokens_total{model="claude-opus-5",type="input"}`:                                                   7,
+		`mainstay_claude_tokens_total{model="claude-haiku-4-5",type="output"}`:                                               3,
+		`mainstay_claude_tokens_total{model="several",type="input"}`:                                                         0,
+		`mainstay_claude_cost_usd_total{color="blue",model="claude-opus-5"}`:                                                 2,
+		`mainstay_claude_cost_usd_total{color="blue",model="claude-haiku-4-5"}`:                                              1,
+		`mainstay_claude_unpriced_calls_total{model="claude-haiku-4-5"}`:                                                     2,
+	} {
+		if got[name] != want {
+			t.Errorf("%s is %v, want %v", name, got[name], want)
+		}
+	}
+}
+
 func TestAttemptsBeyondThoseKeptAreCountedToo(t *testing.T) {
 	s := New(nil)
 	x := call()

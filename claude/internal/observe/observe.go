@@ -27,14 +27,15 @@ type Observer struct {
 	zipped  *unzipper
 	events  sse.Scanner
 	found   func(sse.Event)
-	started bool  // message_start has come
-	Stopped bool  // message_stop has come
-	Failed  bool  // an error event has come
-	told    bool  // what the answer came to has been told
-	shown   int64 // bytes of deltas
-	Hour    int64 // tokens written to the cache for an hour
-	Batch   bool  // it is billed as part of a batch
-	Fast    bool  // it was given in fast mode
+	passing func([]byte) // is told all that passes; nil: it is not wanted
+	started bool         // message_start has come
+	Stopped bool         // message_stop has come
+	Failed  bool         // an error event has come
+	told    bool         // what the answer came to has been told
+	shown   int64        // bytes of deltas
+	Hour    int64        // tokens written to the cache for an hour
+	Batch   bool         // it is billed as part of a batch
+	Fast    bool         // it was given in fast mode
 
 	Searches int64 // of the web, by the API's own tool
 }
@@ -57,6 +58,21 @@ func (o *Observer) Begin(h http.Header, events, message bool, gen *telemetry.Gen
 	}
 }
 
+// Through has see told all that passes from now on, decompressed, in pieces that are
+// borrowed: of an answer that is no stream of events and whose head is h. True: it can be
+// read.
+func (o *Observer) Through(h http.Header, see func([]byte)) bool {
+	switch encoding := h.Get("Content-Encoding"); {
+	case encoding == "" || strings.EqualFold(encoding, "identity"):
+		o.passing = see
+	case strings.EqualFold(encoding, "gzip"):
+		o.zipped = unzip(see)
+	default:
+		return false
+	}
+	return true
+}
+
 // Feed sees the next bytes of a stream; it returns how many of them lead up to the
 // End of an event, where that can be told.
 func (o *Observer) Feed(p []byte) (whole int) {
@@ -65,8 +81,17 @@ func (o *Observer) Feed(p []byte) (whole int) {
 		return o.events.Feed(p, o.found)
 	case o.zipped != nil:
 		o.zipped.feed(p)
+	case o.passing != nil:
+		o.passing(p)
 	}
 	return 0
+}
+
+// Tell reads the usage of a message, a JSON object, into gen and the observer: of one that
+// does not pass by itself.
+func (o *Observer) Tell(usage []byte, gen *telemetry.GenAI) {
+	o.gen = gen
+	o.usage(usage)
 }
 
 // Event sees the next event of a stream of which no bytes are fed; what it is given is
@@ -188,6 +213,11 @@ func (o *Observer) word(to *string, value []byte) {
 
 // Whole reads an answer in JSON that is there as a whole.
 func (o *Observer) Whole(body []byte, h http.Header) {
+	if o.passing != nil || o.zipped != nil {
+		o.Feed(body)
+		o.End()
+		return
+	}
 	switch encoding := h.Get("Content-Encoding"); {
 	case encoding == "" || strings.EqualFold(encoding, "identity"):
 	case strings.EqualFold(encoding, "gzip"):

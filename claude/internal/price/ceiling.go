@@ -222,6 +222,20 @@ func (s *Stake) Settle(nano int64) {
 	c.wake()
 }
 
+// Book adds what was spent without having been reserved, as by a batch, whose cost is
+// known when its results are fetched. A nil Ceiling has no books.
+func (c *Ceiling) Book(nano int64) {
+	if c == nil || nano == 0 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.turn()
+	c.spent += nano
+	c.secure()
+	c.wake()
+}
+
 // Close writes down exactly what was spent.
 func (c *Ceiling) Close() error {
 	c.mu.Lock()

@@ -32,6 +32,7 @@ type Price struct {
 	LongInput    float64 `yaml:"long_input" doc:"By how much input of a long prompt is dearer."`
 	LongOutput   float64 `yaml:"long_output" doc:"By how much output of a long prompt is dearer."`
 	Fast         float64 `yaml:"fast" doc:"By how much fast mode is dearer, all tokens alike; 0: not known, and such calls are booked at the standard price."`
+	Batch        float64 `yaml:"batch" doc:"What the tokens of a batch's messages cost, as a share of the prices above; 0: 0.5, half of them."`
 }
 
 // Shipped is the table that comes with this version, by the beginning of the model's
@@ -70,7 +71,7 @@ func Shipped() map[string]Price {
 
 // Validate notes every mistake of the price called name.
 func (p Price) Validate(name string, ps *setting.Problems) {
-	for key, v := range map[string]float64{"input": p.Input, "output": p.Output, "cache_read": p.CacheRead, "cache_write": p.CacheWrite, "cache_write_1h": p.CacheWrite1h, "long_input": p.LongInput, "long_output": p.LongOutput, "fast": p.Fast} {
+	for key, v := range map[string]float64{"input": p.Input, "output": p.Output, "cache_read": p.CacheRead, "cache_write": p.CacheWrite, "cache_write_1h": p.CacheWrite1h, "long_input": p.LongInput, "long_output": p.LongOutput, "fast": p.Fast, "batch": p.Batch} {
 		if !(v >= 0) || v > 1e5 {
 			ps.Add(name+"."+key, "must be dollars for a million tokens", "try 3")
 		}
@@ -85,7 +86,7 @@ type Usage struct {
 	Model                                   string
 	Input, CacheRead, CacheWrite, CacheHour int64 // CacheHour is a part of CacheWrite
 	Output                                  int64
-	Batch                                   bool // half of the price
+	Batch                                   bool // as a part of a batch
 	Fast                                    bool // in fast mode
 	Searches                                int64
 }
@@ -93,6 +94,10 @@ type Usage struct {
 // search is what a search of the web by the API's own tool costs beside its tokens, in
 // billionths of a dollar: 10 dollars for a thousand, by the Source.
 const search = 10_000_000
+
+// half is what messages of a batch cost of the standard prices, by the Source: tokens of
+// all kinds, but not searches.
+const half = 0.5
 
 // A Table knows prices. It is immutable.
 type Table struct {
@@ -106,6 +111,7 @@ type rates struct {
 	input, output, read, write, hour float64
 	longAbove                        int64
 	longInput, longOutput, fast      float64
+	batch                            float64 // share of the others
 }
 
 // Compile makes a table of the shipped one and what the file adds to it.
@@ -115,6 +121,9 @@ func Compile(own map[string]Price) *Table {
 	t := &Table{of: map[string]rates{}}
 	const nano = 1000 // of a dollar for a million, to a billionth for one
 	for name, p := range all {
+		if p.Batch == 0 {
+			p.Batch = half
+		}
 		or := func(v, usual float64) float64 {
 			if v == 0 {
 				v = usual
@@ -124,7 +133,7 @@ func Compile(own map[string]Price) *Table {
 		t.names = append(t.names, name)
 		t.of[name] = rates{
 			input: p.Input * nano, output: p.Output * nano, read: or(p.CacheRead, p.Input/10), write: or(p.CacheWrite, p.Input*1.25), hour: or(p.CacheWrite1h, p.Input*2),
-			longAbove: p.LongAbove, longInput: p.LongInput, longOutput: p.LongOutput, fast: p.Fast,
+			longAbove: p.LongAbove, longInput: p.LongInput, longOutput: p.LongOutput, fast: p.Fast, batch: p.Batch,
 		}
 	}
 	slices.SortFunc(t.names, func(a, b string) int {
@@ -163,7 +172,7 @@ func (t *Table) Cost(u Usage) (nano int64, known bool) {
 	hour := min(u.CacheHour, u.CacheWrite)
 	sum := in*(float64(u.Input)*r.input+float64(u.CacheRead)*r.read+float64(u.CacheWrite-hour)*r.write+float64(hour)*r.hour) + out*float64(u.Output)*r.output
 	if u.Batch {
-		sum /= 2
+		sum *= r.batch
 	}
 	if u.Fast && r.fast > 0 {
 		sum *= r.fast

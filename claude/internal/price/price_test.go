@@ -18,7 +18,7 @@ import (
 )
 
 func TestACallCostsWhatItsTokensCostToTheToken(t *testing.T) {
-	table := Compile(map[string]Price{"house": {Input: 7, Output: 9}, "claude-opus-5": {Input: 1, Output: 2}})
+	table := Compile(map[string]Price{"house": {Input: 7, Output: 9, Batch: 0.25}, "claude-opus-5": {Input: 1, Output: 2}})
 	for _, c := range []struct {
 		u    Usage
 		want int64
@@ -35,6 +35,7 @@ func TestACallCostsWhatItsTokensCostToTheToken(t *testing.T) {
 		{Usage{Model: "claude-opus-4-1@20250805", Output: 1}, 75000},
 		{Usage{Model: "claude-opus-5", Input: 1, Output: 1}, 3000},
 		{Usage{Model: "house-2", Input: 1}, 7000},
+		{Usage{Model: "house-2", Input: 4, Searches: 1, Batch: true}, 7000 + search},
 	} {
 		if got, ok := table.Cost(c.u); !ok || got != c.want {
 			t.Errorf("%+v: %d, %v, want %d", c.u, got, ok, c.want)
