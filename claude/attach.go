@@ -1,10 +1,12 @@
 package claude
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"mainstay.dev/mainstay/claude/internal/attach"
@@ -15,18 +17,21 @@ import (
 type landed struct {
 	status int
 	header http.Header
-	body   []byte // of a gathered answer
+	body   []byte // of an answer that is there as a whole
 	end    verdict
+	events bool // it is a stream of events
+	quiet  bool // between whose pieces nothing may be put
 }
 
 // attach shares the answer of an identical call under way, where the call is an SDK's
 // retry of it or calls may join. True: it has been answered.
 func (c *call) attach(w http.ResponseWriter, r *http.Request, s *Server) bool {
-	if c.mend == nil || c.rules.attach == 0 && !c.rules.joins {
+	joins := c.rules.joins && !c.makesBatch() // of which two alike may be meant
+	if c.rules.attach == 0 && !joins || c.mend == nil && !c.comesAgain(joins) {
 		return false
 	}
 	who := c.identity()
-	if again := c.request.again > 0; c.rules.joins || again {
+	if again := c.request.again > 0; joins || again {
 		if f := s.board.Join(who, c.body.Kept); f != nil && c.ride(w, f) {
 			c.attached = again
 			return true
@@ -38,14 +43,28 @@ func (c *call) attach(w http.ResponseWriter, r *http.Request, s *Server) bool {
 	return false
 }
 
+// comesAgain reports whether a call whose answer passes as it comes may be asked for
+// again while it is under way: by an SDK, which counts its tries, or by a twin. It must
+// cost something, Claude's work or its own place in a rate limit, and be kept.
+func (c *call) comesAgain(joins bool) bool {
+	if c.request.again < 0 && !joins || len(c.body.Kept) == 0 || !c.body.Replayable() {
+		return false
+	}
+	return c.shape.message || c.x.Route == routeCount && c.out.Method == http.MethodPost || c.makesBatch()
+}
+
 // identity tells apart what must not share an answer: the key, the address, the headers
 // that shape what is answered, and whether it is a stream.
 func (c *call) identity() attach.Who {
 	said := &c.said
-	return attach.Who{
+	who := attach.Who{
 		Path: c.out.URL.Path, Query: c.out.URL.RawQuery, Whole: c.gather != nil,
-		Header: [...][]string{said.Key, said.Authorization, said.Version, said.Beta, said.Type},
+		Header: [...][]string{said.Key, said.Authorization, said.Version, said.Beta, said.Type, nil},
 	}
+	if c.mend == nil { // what is made whole is never compressed
+		who.AsIs, who.Header[len(who.Header)-1] = true, c.out.Header["Accept-Encoding"]
+	}
+	return who
 }
 
 // ride waits for another call's answer, and relays it as it comes. False: it came to
@@ -81,9 +100,11 @@ func (c *call) ride(w http.ResponseWriter, f *attach.Flight[landed]) bool {
 	if p.Head != nil {
 		res.ContentLength = -1
 		ctx, cancel := context.WithCancelCause(c.ctx)
-		a = &answer{res: res, body: &follower{f: f, ctx: ctx}, verdict: l.end, events: true, ctx: ctx, cancel: cancel}
-		c.x.HTTP.Stream = true
-		c.engine.counts.streams.Add(1)
+		a = &answer{res: res, body: &follower{f: f, ctx: ctx, quiet: l.quiet}, verdict: l.end, events: l.events, ctx: ctx, cancel: cancel}
+		if l.events {
+			c.x.HTTP.Stream = true
+			c.engine.counts.streams.Add(1)
+		}
 		defer a.close()
 	}
 	c.firstByte()
@@ -99,10 +120,11 @@ func (c *call) ride(w http.ResponseWriter, f *attach.Flight[landed]) bool {
 // A follower is the body of a stream that another call is given: from its beginning,
 // and then as it comes.
 type follower struct {
-	f    *attach.Flight[landed]
-	ctx  context.Context
-	at   int    // of the text
-	left []byte // of a ping
+	f     *attach.Flight[landed]
+	ctx   context.Context
+	at    int    // of the text
+	left  []byte // of a ping
+	quiet bool   // it can't be given any
 }
 
 // quiet is how long a follower hears nothing until it pings its client: the pings of the
@@ -135,7 +157,9 @@ func (r *follower) Read(p []byte) (int, error) {
 		select {
 		case <-now.Changed:
 		case <-timer.C:
-			r.left = []byte(ping) // what is kept ends between two events
+			if !r.quiet {
+				r.left = []byte(ping) // what is kept ends between two events
+			}
 		case <-r.ctx.Done():
 			timer.Stop()
 			return 0, context.Cause(r.ctx)
@@ -146,14 +170,66 @@ func (r *follower) Read(p []byte) (int, error) {
 
 func (r *follower) Close() error { return nil }
 
-// takeOff lets those who are attached see how a stream begins.
+// takeOff lets those who are attached see how an answer begins that is not there as a
+// whole: a stream, or what passes as it comes.
 func (c *call) takeOff(a *answer) {
-	if c.flight == nil || c.gather != nil || a == nil || !a.events {
+	taped := c.mend == nil && a.verdict.code == OK && !a.whole
+	if c.flight == nil || c.gather != nil || !taped && !a.events {
 		return
 	}
-	c.head0 = &landed{status: a.res.StatusCode, header: a.res.Header, end: verdict{code: OK}}
-	c.share()
+	c.head0 = &landed{status: a.res.StatusCode, header: a.res.Header, end: verdict{code: OK}, events: a.events}
+	if !taped {
+		c.share()
+		return
+	}
+	c.tape = &tape{}
+	encoding := a.res.Header.Get("Content-Encoding")
+	c.head0.quiet = !a.events || encoding != "" && !strings.EqualFold(encoding, "identity")
+	c.flight.Tell(c.head0, nil)
 }
+
+// A tape is what has passed of an answer; it only grows.
+type tape struct{ text []byte }
+
+// mostTaped bounds what is kept of an answer that passes as it comes, for those who are
+// attached to it.
+const mostTaped = 16 << 20
+
+// hear keeps what passes, and tells those who are attached; within: it ends within an
+// event.
+func (c *call) hear(p []byte, within bool) {
+	if n := len(c.tape.text) + len(p); n > mostTaped || !c.room(n) {
+		c.flight.Close()
+		c.flight.Land(&landed{end: errNoRoom}, false)
+		c.tape = nil
+		c.shrink(0)
+		return
+	}
+	if c.tape.text = append(c.tape.text, p...); !within {
+		c.flight.Tell(c.head0, c.tape.text)
+	}
+}
+
+// heard tells those who are attached how an answer ended that has passed as it came.
+func (c *call) heard(a *answer, err error) {
+	if c.tape == nil {
+		return
+	}
+	l, text := *c.head0, c.tape.text
+	c.tape = nil
+	switch {
+	case err != nil:
+		l.end = c.lost(a, err)
+	case c.watch.Unfinished():
+		l.end = errUnfinished
+	default:
+		c.flight.Tell(c.head0, text)
+	}
+	c.flight.Land(&l, l.end.code == OK && !c.watch.Failed)
+}
+
+// errUnfinished is the end of a stream that ended as if it were whole.
+var errUnfinished = verdict{code: UpstreamCut, cause: CauseCut, err: errors.New("the stream ended without message_stop")}
 
 // share tells those who are attached what has come of a stream. False: the answer is to
 // be gathered, and there is no memory left for it.
@@ -187,15 +263,23 @@ func (c *call) landStream(end verdict) {
 	}
 }
 
-// land gives a gathered call's answer to those who are attached to it.
+// land gives an answer that is there as a whole to those who are attached to its call.
+// One that is a failure is nobody else's.
 func (c *call) land(a *answer) {
-	if c.flight == nil {
-		return
-	}
-	if a != nil && a.whole && a.verdict.code == OK {
-		c.shrink(len(a.ahead))
-		c.flight.Land(&landed{a.res.StatusCode, a.res.Header, a.ahead, a.verdict}, true)
-	} else if a == nil || !a.events {
+	switch {
+	case c.flight == nil:
+	case a != nil && a.whole && a.verdict.code == OK:
+		text, head := a.ahead, a.res.Header
+		if c.mend == nil { // both will be used for something else
+			if !c.room(len(text)) {
+				c.flight.Land(nil, false)
+				return
+			}
+			text, head = bytes.Clone(text), head.Clone()
+		}
+		c.shrink(len(text))
+		c.flight.Land(&landed{status: a.res.StatusCode, header: head, body: text, end: a.verdict}, true)
+	case a == nil || a.verdict.code != OK || !a.events && c.mend != nil:
 		c.flight.Land(nil, false)
 	}
 }

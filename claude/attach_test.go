@@ -18,14 +18,17 @@ import (
 )
 
 func TestAnSDKsRetryAttachesToTheAttemptThatIsStillRunning(t *testing.T) {
-	for _, streamed := range []bool{false, true} {
-		sdkRetries(t, streamed)
+	for _, recovers := range []bool{true, false} {
+		for _, streamed := range []bool{false, true} {
+			sdkRetries(t, streamed, recovers)
+		}
 	}
 }
 
-func sdkRetries(t *testing.T, streamed bool) {
+func sdkRetries(t *testing.T, streamed, recovers bool) {
 	fake := claudetest.New(claudetest.Options{Latency: 20 * time.Second})
-	inBubble(t, fake, patient, func(t *testing.T, st *stage) {
+	edit := func(c *claude.Config) { patient(c); c.Recovery.Streams, c.Recovery.Aggregate = recovers, recovers }
+	inBubble(t, fake, edit, func(t *testing.T, st *stage) {
 		const calls = 10
 		for range calls { // each of the client's tries is shorter than the answer takes
 			hurried := visitor(st, option.WithMiddleware(func(r *http.Request, next option.MiddlewareNext) (*http.Response, error) {

@@ -41,7 +41,7 @@ type RetryConfig struct {
 	Deadline      time.Duration   `yaml:"deadline" doc:"Policy deadline: how long a call may take to begin its answer; x-stainless-timeout and mainstay-deadline of the request can shorten it."`
 	Hold          time.Duration   `yaml:"hold" doc:"Policy deadline: how long a call may wait for Claude to come back, retries and all; also for each break of a stream."`
 	Budget        setting.Percent `yaml:"budget" doc:"Policy deadline: retries of all calls together, as a share of the calls; a retry beyond it waits."`
-	Attach        time.Duration   `yaml:"attach" doc:"Policy deadline: how long a message (that recovery.streams or recovery.aggregate is on for) goes on after its client has left, so that the SDK's retry of it can attach to it instead of paying twice; 0: it ends at once."`
+	Attach        time.Duration   `yaml:"attach" doc:"Policy deadline: how long a message, a count of tokens or the making of a batch goes on after its client has left, so that the SDK's retry of it can attach to it instead of paying twice; 0: it ends at once. What passes as it comes (recovery off) goes on only for clients that count their tries, as the SDKs do."`
 	Join          bool            `yaml:"join" doc:"Policy deadline: identical messages of the same key, at the same time, share one answer, streamed or not."`
 	MaxRetries    int             `yaml:"max_retries" doc:"Policy compatible: retries after the first try; 0 turns them off."`
 	Base          time.Duration   `yaml:"base" doc:"Policy compatible: wait before the first retry; each further one is twice as long."`

@@ -57,6 +57,7 @@ func (c *call) relay(w http.ResponseWriter, a *answer) (end verdict, broken bool
 		err = c.relayBytes(out, a)
 	}
 	c.watch.End()
+	c.heard(a, err)
 	end, whole := c.outcome(a, out, err)
 	if c.resumes > 0 {
 		w.Header()[http.TrailerPrefix+"Mainstay-Resumed"] = []string{strconv.Itoa(c.resumes)}
@@ -83,7 +84,7 @@ func (c *call) outcome(a *answer, out *toClient, err error) (v verdict, whole bo
 	case err != nil:
 		return c.lost(a, err), false
 	case c.watch.Unfinished():
-		return verdict{code: UpstreamCut, cause: CauseCut, err: errors.New("the stream ended without message_stop")}, false
+		return errUnfinished, false
 	}
 	return a.verdict, true
 }
@@ -305,6 +306,9 @@ func (t *toClient) fail(err error) error {
 func (t *toClient) Write(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
+	}
+	if t.c.tape != nil {
+		t.c.hear(p, t.within)
 	}
 	if t.err != nil {
 		return len(p), nil

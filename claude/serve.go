@@ -266,6 +266,7 @@ type call struct {
 	gather     *gather.Message        // of the stream of a call that does not stream; nil: it is none
 	flight     *attach.Flight[landed] // that others may attach to; nil: none
 	head0      *landed                // of a stream that others may attach to; nil: it has not begun, or is none
+	tape       *tape                  // of what passes, for those who attach; nil: it is not kept
 	roomy      int64                  // bytes of memory reserved for the answer
 	shadow     bool                   // it was answered by another call, which paid
 	leave      func() bool            // stops watching whether the client leaves

@@ -61,11 +61,12 @@ type Flight[A any] struct {
 type Who struct {
 	Path, Query string
 	Whole       bool        // the answer is to come in one piece
-	Header      [5][]string // the values of the headers that matter
+	AsIs        bool        // it passes as it comes
+	Header      [6][]string // the values of the headers that matter
 }
 
 func (w *Who) same(other *Who) bool {
-	if w.Path != other.Path || w.Query != other.Query || w.Whole != other.Whole {
+	if w.Path != other.Path || w.Query != other.Query || w.Whole != other.Whole || w.AsIs != other.AsIs {
 		return false
 	}
 	for i, values := range w.Header {

@@ -92,12 +92,12 @@ func TestAnAnswerIsFreedOnceWhenNobodyCanAskForItAnyMore(t *testing.T) {
 }
 
 func TestWhoIsToldApartByAllThatShapesAnAnswer(t *testing.T) {
-	whole := Who{Path: "/v1/messages", Query: "beta=true", Whole: true, Header: [5][]string{{"key"}, nil, {"2023-06-01"}, {"a", "b"}, {"application/json"}}}
+	whole := Who{Path: "/v1/messages", Query: "beta=true", Whole: true, Header: [6][]string{{"key"}, nil, {"2023-06-01"}, {"a", "b"}, {"application/json"}}}
 	if other := whole; !whole.same(&other) {
 		t.Error("two of one kind")
 	}
 	for name, change := range map[string]func(*Who){
-		"path": func(w *Who) { w.Path += "/" }, "query": func(w *Who) { w.Query = "" }, "whole": func(w *Who) { w.Whole = false },
+		"path": func(w *Who) { w.Path += "/" }, "query": func(w *Who) { w.Query = "" }, "whole": func(w *Who) { w.Whole = false }, "as it is": func(w *Who) { w.AsIs = true }, "encoding": func(w *Who) { w.Header[5] = []string{"gzip"} },
 		"key": func(w *Who) { w.Header[0] = []string{"other"} }, "no key": func(w *Who) { w.Header[0] = nil },
 		"moved": func(w *Who) { w.Header[0], w.Header[1] = nil, w.Header[0] }, "lines": func(w *Who) { w.Header[3] = []string{"a,b"} },
 	} {
