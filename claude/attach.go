@@ -17,7 +17,8 @@ import (
 type landed struct {
 	status int
 	header http.Header
-	body   []byte // of an answer that is there as a whole
+	body   []byte   // of an answer that is there as a whole
+	via    []string // the route that has served it
 	end    verdict
 	events bool // it is a stream of events
 	quiet  bool // between whose pieces nothing may be put
@@ -96,6 +97,9 @@ func (c *call) ride(w http.ResponseWriter, f *attach.Flight[landed]) bool {
 	}
 	res := &http.Response{StatusCode: l.status, Header: l.header.Clone(), ContentLength: int64(len(l.body))}
 	res.Header["Mainstay-Attached"] = []string{"1"}
+	if l.via != nil {
+		res.Header["Mainstay-Claude-Route"] = l.via
+	}
 	a := &answer{res: res, body: http.NoBody, verdict: l.end, ahead: l.body, whole: true}
 	if p.Head != nil {
 		res.ContentLength = -1
@@ -177,7 +181,7 @@ func (c *call) takeOff(a *answer) {
 	if c.flight == nil || c.gather != nil || !taped && !a.events {
 		return
 	}
-	c.head0 = &landed{status: a.res.StatusCode, header: a.res.Header, end: verdict{code: OK}, events: a.events}
+	c.head0 = &landed{status: a.res.StatusCode, header: a.res.Header, via: c.servedBy(), end: verdict{code: OK}, events: a.events}
 	if !taped {
 		c.share()
 		return
@@ -278,7 +282,7 @@ func (c *call) land(a *answer) {
 			text, head = bytes.Clone(text), head.Clone()
 		}
 		c.shrink(len(text))
-		c.flight.Land(&landed{status: a.res.StatusCode, header: head, body: text, end: a.verdict}, true)
+		c.flight.Land(&landed{status: a.res.StatusCode, header: head, body: text, via: c.servedBy(), end: a.verdict}, true)
 	case a == nil || a.verdict.code != OK || !a.events && c.mend != nil:
 		c.flight.Land(nil, false)
 	}

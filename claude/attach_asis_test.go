@@ -51,7 +51,7 @@ func TestARetryOfAStreamThatPassesAsItComesIsToldAllOfItToTheByte(t *testing.T) 
 		time.Sleep(2 * time.Second)
 		came := time.Now()
 		second, again := st.open(t, 600, retried)
-		if again != begun || second.Header.Get("Mainstay-Attached") != "1" || second.Header.Get("Request-Id") != "req_words" || time.Since(came) > time.Second {
+		if again != begun || second.Header.Get("Mainstay-Attached") != "1" || second.Header.Get("Mainstay-Claude-Route") != "claude" || second.Header.Get("Request-Id") != "req_words" || time.Since(came) > time.Second {
 			t.Errorf("after %v: %v\n%s\n%s", time.Since(came), second.Header, begun, again)
 		}
 		rest, err := io.ReadAll(second.Body)

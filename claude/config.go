@@ -46,7 +46,7 @@ type RetryConfig struct {
 	MaxRetries    int             `yaml:"max_retries" doc:"Policy compatible: retries after the first try; 0 turns them off."`
 	Base          time.Duration   `yaml:"base" doc:"Policy compatible: wait before the first retry; each further one is twice as long."`
 	Jitter        setting.Percent `yaml:"jitter" doc:"Policy compatible: by how much of itself a wait is spread, up or down; on top of a wait that Claude asked for, only up."`
-	MaxRetryAfter time.Duration   `yaml:"max_retry_after" doc:"compatible: the longest wait that Claude's Retry-After can ask for; longer ones are cut to it. deadline: the longest Retry-After that a final 429 passes on."`
+	MaxRetryAfter time.Duration   `yaml:"max_retry_after" doc:"compatible: the longest wait that Claude's Retry-After can ask for; longer ones are cut to it. Both policies: the longest Retry-After that a final 429 passes on."`
 }
 
 // RecoveryConfig says how answers that break are made whole.
@@ -204,10 +204,10 @@ const (
 
 // rules compiles what attempts obey.
 func (c Config) rules() rules {
-	r := rules{prices: price.Compile(c.Prices), retry: c.Retry.policy(), firstByte: c.Timeouts.FirstByte, idle: c.Timeouts.Idle}
+	r := rules{prices: price.Compile(c.Prices), retry: c.Retry.policy(), firstByte: c.Timeouts.FirstByte, idle: c.Timeouts.Idle, retryAfter: c.Retry.MaxRetryAfter}
 	if c.Retry.Policy == "deadline" {
 		const floor = 1 // retries a second, for plants with little traffic
-		r.patient, r.deadline, r.hold, r.retryAfter = true, c.Retry.Deadline, c.Retry.Hold, c.Retry.MaxRetryAfter
+		r.patient, r.deadline, r.hold = true, c.Retry.Deadline, c.Retry.Hold
 		r.recovers, r.stall, r.except = c.Recovery.Streams || c.Recovery.Aggregate, c.Recovery.Stall, map[string]bool{}
 		r.attach, r.joins = c.Retry.Attach, c.Retry.Join
 		r.streams, r.gathers, r.answer = c.Recovery.Streams, c.Recovery.Aggregate, int(c.Recovery.MaxAnswer)
@@ -277,25 +277,26 @@ type rules struct {
 	idle      time.Duration
 	prices    *price.Table
 
-	patient    bool // the policy deadline; what follows is its own
-	deadline   time.Duration
-	hold       time.Duration
-	retryAfter time.Duration
-	budget     *retry.Budget
-	pacing     pace.Config
-	routes     []*routes.Route // the first one is claude.upstream's; nil: the call goes as it is
-	degrade    []routes.Rule
-	abilities  *routes.Abilities
-	basePath   string // of the upstream
-	recovers   bool   // one of the next two
-	streams    bool   // are made whole
-	attach     time.Duration
-	joins      bool
-	gathers    bool  // what does not stream, from a stream
-	answer     int   // the largest that is gathered
-	memory     int64 // for answers
-	stall      time.Duration
-	except     map[string]bool // callers whose streams are left alone
+	retryAfter time.Duration // the longest that a final 429 passes on
+
+	patient   bool // the policy deadline; what follows is its own
+	deadline  time.Duration
+	hold      time.Duration
+	budget    *retry.Budget
+	pacing    pace.Config
+	routes    []*routes.Route // the first one is claude.upstream's; nil: the call goes as it is
+	degrade   []routes.Rule
+	abilities *routes.Abilities
+	basePath  string // of the upstream
+	recovers  bool   // one of the next two
+	streams   bool   // are made whole
+	attach    time.Duration
+	joins     bool
+	gathers   bool  // what does not stream, from a stream
+	answer    int   // the largest that is gathered
+	memory    int64 // for answers
+	stall     time.Duration
+	except    map[string]bool // callers whose streams are left alone
 }
 
 // target is where calls go.

@@ -112,11 +112,12 @@ func (c *call) head(w http.ResponseWriter, a *answer) {
 
 // closeRetries tells the client's SDK that a failure is final: what a retry could do
 // has been done here, and a second owner of retries only multiplies the load. (Where
-// the body was not kept nothing could be done here, and the SDK may.) A wait
+// the body was not kept, or retries are turned off, nothing could be done here, and the
+// SDK may.) A wait
 // that Claude asked for is passed on within reason, and spread, so that clients do
 // not come back as a herd.
 func (c *call) closeRetries(h http.Header, v verdict) {
-	if !c.rules.patient || v.code == OK || v.code == Rejected || c.body != nil && !c.body.Replayable() {
+	if c.rules.retry.Max <= 0 || v.code == OK || v.code == Rejected || c.body != nil && !c.body.Replayable() {
 		return
 	}
 	h["X-Should-Retry"] = []string{"false"}
@@ -137,8 +138,8 @@ func (c *call) sign(h http.Header, code Code) {
 	if c.x.GenAI.Degraded != "" {
 		h["Mainstay-Degraded"] = []string{c.x.GenAI.Degraded}
 	}
-	if len(c.rules.routes) > 1 && tries > 0 && c.way.via != nil {
-		h["Mainstay-Claude-Route"] = []string{c.way.via.Name}
+	if via := c.servedBy(); via != nil && tries > 0 {
+		h["Mainstay-Claude-Route"] = via
 	}
 	if tries > 0 {
 		h["Mainstay-Attempts"] = []string{strconv.Itoa(tries)}
@@ -149,6 +150,15 @@ func (c *call) sign(h http.Header, code Code) {
 	if c.upload != nil && !c.upload.ended.Load() && (c.body == nil || !c.body.Replayable()) {
 		h["Connection"] = []string{"close"} // the client is still sending what nobody will read
 	}
+}
+
+// servedBy is the value of the header that says which route has answered; nil: there are
+// no routes.
+func (c *call) servedBy() []string {
+	if c.way.via == nil {
+		return nil
+	}
+	return c.way.via.Said()
 }
 
 // point makes what Claude tells of batches lead to where the client has asked.

@@ -2,11 +2,15 @@ package claude_test
 
 import (
 	"context"
+	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/anthropics/anthropic-sdk-go"
+	"github.com/anthropics/anthropic-sdk-go/option"
 	"github.com/google/go-cmp/cmp"
 
 	"mainstay.dev/mainstay/claude"
@@ -163,4 +167,43 @@ func TestRetriesCanBeTurnedOff(t *testing.T) {
 			t.Errorf("%d %v", r.status, r.head)
 		}
 	})
+}
+
+// Under the policy compatible too there is one owner of retries: four tries in all, where
+// an SDK behind it would make twelve of them.
+func TestUnderThePolicyCompatibleAFinalFailureIsFinalForTheSDKToo(t *testing.T) {
+	gone := func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
+	asks := says(429, `{"type":"error","error":{"type":"rate_limit_error","message":"m"}}`, "Retry-After", "3600", "Retry-After-Ms", "3600000")
+	for name, c := range map[string]struct {
+		api     http.HandlerFunc
+		retries int
+		status  int
+		tries   int64 // that reach the API, of an SDK with two retries of its own
+	}{
+		"overloaded":            {busy, 3, 529, 4},
+		"no connection":         {gone, 3, 502, 4},
+		"limited":               {asks, 1, 429, 2},
+		"retries are the SDK's": {busy, 0, 529, 3},
+		"refused":               {says(400, `{}`), 3, 400, 1},
+	} {
+		h, all, _ := counted(c.api)
+		inBubble(t, h, func(cfg *claude.Config) { cfg.Retry.MaxRetries = c.retries }, func(t *testing.T, st *stage) {
+			sdk := client(st.url, option.WithHTTPClient(st.http), option.WithMaxRetries(2))
+			err := converse(t, sdk, "hello", false)
+			e, ok := errors.AsType[*anthropic.Error](err)
+			if !ok || e.StatusCode != c.status || all.Load() != c.tries {
+				t.Fatalf("%s: %v after %d tries", name, err, all.Load())
+			}
+			again := e.Response.Header.Get("X-Should-Retry")
+			if want := map[bool]string{true: "false"}[c.tries == int64(c.retries)+1]; again != want {
+				t.Errorf("%s: X-Should-Retry %q, want %q", name, again, want)
+			}
+			if after, _ := strconv.Atoi(e.Response.Header.Get("Retry-After")); c.status == 429 && (after < 60 || after > 75 || e.Response.Header.Get("Retry-After-Ms") != "") {
+				t.Errorf("%v", e.Response.Header)
+			}
+			if e.Response.Header.Get("Mainstay-Claude-Route") != "claude" {
+				t.Errorf("%v", e.Response.Header)
+			}
+		})
+	}
 }

@@ -96,7 +96,7 @@ func (t *Transport) prepare() {
 	}
 	r := &t.policy.rules
 	if t.Policy != nil {
-		*r = rules{prices: r.prices, retry: *t.Policy, firstByte: r.firstByte, idle: r.idle}
+		*r = rules{prices: r.prices, retry: *t.Policy, firstByte: r.firstByte, idle: r.idle, retryAfter: r.retryAfter}
 	}
 	if t.FirstByte > 0 {
 		r.firstByte = t.FirstByte

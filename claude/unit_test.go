@@ -36,7 +36,7 @@ func TestAllMistakesOfAConfigAreToldAtOnce(t *testing.T) {
 	}
 	want := []string{
 		"listen", "upstream", "retry.policy", "retry.deadline", "retry.hold", "retry.budget", "retry.max_retries", "retry.base", "retry.jitter", "retry.max_retry_after",
-		"recovery.max_answer", "recovery.stall", "pacing.queue", "spend.reserve", "spend.on_reach", "keep.requests", "keep.calls", "keep.size", "keep.age",
+		"recovery.max_answer", "recovery.stall", "pacing.queue", "spend.reserve", "spend.on_reach", "keep.requests", "keep.calls", "keep.size", "keep.age", "batches.results",
 		"timeouts.first_byte", "timeouts.idle", "timeouts.client", "limits.body", "limits.replay_memory", "drain",
 	}
 	if d := cmp.Diff(want, paths); d != "" {

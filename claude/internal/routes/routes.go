@@ -23,6 +23,7 @@ type Route struct {
 	keys []*Access
 
 	answered *atomic.Int64
+	said     []string
 }
 
 // An Access is one of a route's keys, and how it stands.
@@ -68,7 +69,7 @@ func Compile(all []Config, keys []Key) ([]*Route, error) {
 }
 
 func newRoute(c Config) *Route {
-	r := &Route{Name: c.Name, cfg: c, answered: new(atomic.Int64)}
+	r := &Route{Name: c.Name, cfg: c, answered: new(atomic.Int64), said: []string{c.Name}}
 	for _, k := range c.Keys {
 		var renewed *token
 		if k.File != "" {
@@ -132,6 +133,9 @@ func (r *Route) MaxTokens() int64 { return r.cfg.MaxTokens }
 
 // Elsewhere reports whether the route leads to another upstream.
 func (r *Route) Elsewhere() bool { return r.base != nil }
+
+// Said is the route's name as the value of a header; nobody may change it.
+func (r *Route) Said() []string { return slices.Clip(r.said) }
 
 // Host is where the route leads; first is claude.upstream's host.
 func (r *Route) Host(first string) string {
