@@ -226,7 +226,8 @@ func TestAFaultThatDoesNotFitIsUsedUpWithoutEffect(t *testing.T) {
 }
 
 func TestCountsModelsAndBatches(t *testing.T) {
-	client := sdk(claudetest.New(claudetest.Options{}).Start(t))
+	fake := claudetest.New(claudetest.Options{Gzip: true})
+	client := sdk(fake.Start(t))
 	n, err := client.Messages.CountTokens(t.Context(), anthropic.MessageCountTokensParams{Model: "claude-sonnet-5", Messages: ask("hello").Messages})
 	if err != nil || n.InputTokens == 0 {
 		t.Errorf("%+v, %v", n, err)
@@ -246,12 +247,19 @@ func TestCountsModelsAndBatches(t *testing.T) {
 	}
 	results := client.Messages.Batches.ResultsStreaming(t.Context(), b.ID, anthropic.MessageBatchResultsParams{})
 	for results.Next() {
-		if r := results.Current(); r.CustomID != "one" || r.Result.Type != "succeeded" || r.Result.Message.Model == "" {
+		if r := results.Current(); r.CustomID != "one" || r.Result.Type != "succeeded" || r.Result.Message.Model == "" || r.Result.Message.Usage.ServiceTier != "batch" {
 			t.Errorf("%s", r.RawJSON())
 		}
 	}
 	if results.Err() != nil {
 		t.Error(results.Err())
+	}
+	fake.Next(claudetest.Truncated)
+	cut := client.Messages.Batches.ResultsStreaming(t.Context(), b.ID, anthropic.MessageBatchResultsParams{}, option.WithMaxRetries(0))
+	for cut.Next() {
+	}
+	if cut.Err() == nil {
+		t.Error("results that were cut came as if they were whole")
 	}
 }
 
