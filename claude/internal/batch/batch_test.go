@@ -101,7 +101,7 @@ func FuzzLines(f *testing.F) {
 		}
 		l.End()
 		at := 0
-		for _, raw := range bytes.Split(text, []byte{'\n'}) {
+		for raw := range bytes.SplitSeq(text, []byte{'\n'}) {
 			var v struct {
 				ID     json.RawMessage `json:"custom_id"`
 				Result struct {
