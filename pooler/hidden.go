@@ -357,6 +357,7 @@ func (s *session) teachOne(under *state.Settings, st *statement, name string, bo
 		b.out = pgwire.Append(b.out, pgwire.Bind, []byte("_ms_undo"), nul, []byte("_ms_undo"), make([]byte, 7))
 		b.out = pgwire.Append(b.out, pgwire.Execute, []byte("_ms_undo"), make([]byte, 5))
 		b.out = pgwire.Append(b.out, pgwire.Close, []byte("S_ms_undo"), nul)
+		b.out = pgwire.Append(b.out, pgwire.Close, []byte("P_ms_undo"), nul) // which would last as long as the transaction
 		b.out = pgwire.Append(b.out, pgwire.Sync)
 		aside(debt{aside: i < len(undo)-1})
 	}
