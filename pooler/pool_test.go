@@ -19,7 +19,7 @@ import (
 )
 
 func TestAWaitInVainSaysWhoHasTheServer(t *testing.T) {
-	h := run(t, config(database(pg.Start(t).URL(), one, func(d *Database) { d.Pool.AcquireTimeout = 200 * time.Millisecond })), func(d *Deps) {
+	h := run(t, config(database(pg.Start(t).URL(), one, func(d *Database) { d.Pool.AcquireTimeout = 3 * time.Second })), func(d *Deps) {
 		d.Grants = []Grant{{User: "blue", Secret: "a-generated-secret", Color: "blue"}}
 	})
 	holder, err := pgx.Connect(t.Context(), h.url("blue", "a-generated-secret", "application_name=nightly report"))
