@@ -125,9 +125,9 @@ func FuzzAnAggregatedAnswerIsTheDirectOne(f *testing.F) {
 			t.Errorf("%d -direct +aggregated: %s", got.status, d)
 		}
 		for _, h := range []http.Header{want.head, got.head} { // each call has its own
-			for _, name := range []string{"Date", "Request-Id", "Mainstay-Attempts", "Content-Length", "Anthropic-Ratelimit-Requests-Remaining",
+			for _, name := range []string{"Date", "Request-Id", "Mainstay-Attempts", "Mainstay-Claude-Route", "Content-Length", "Anthropic-Ratelimit-Requests-Remaining",
 				"Anthropic-Ratelimit-Tokens-Remaining", "Anthropic-Ratelimit-Input-Tokens-Remaining", "Anthropic-Ratelimit-Output-Tokens-Remaining"} {
-				if h.Get(name) == "" && name != "Mainstay-Attempts" {
+				if h.Get(name) == "" && !strings.HasPrefix(name, "Mainstay-") {
 					t.Errorf("no %s", name)
 				}
 				h.Del(name)
