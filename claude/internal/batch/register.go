@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"mainstay.dev/mainstay/claude/internal/wholefile"
 )
 
 // An Owner is for whom a batch was made.
@@ -262,7 +264,7 @@ func (r *Register) Close() error {
 	}
 	text, err := json.Marshal(all)
 	if err == nil {
-		err = replace(r.path, text)
+		err = wholefile.Replace(r.path, append(text, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("keep which batches have been booked: %w", err)
@@ -318,30 +320,4 @@ func (r *Register) all() (all []kept, unsaved bool) {
 	}
 	slices.SortFunc(all, func(a, b kept) int { return cmp.Or(a.At.Compare(b.At), strings.Compare(a.ID, b.ID)) })
 	return all, true
-}
-
-// replace writes a file so that it is there as a whole or not at all.
-func replace(path string, text []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".claude-batches-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name()) // it may be gone already
-		}
-	}()
-	_, err = f.Write(append(text, '\n'))
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }

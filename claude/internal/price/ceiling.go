@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"mainstay.dev/mainstay/claude/internal/wholefile"
 	"mainstay.dev/mainstay/internal/setting"
 )
 
@@ -276,31 +277,13 @@ func (c *Ceiling) save(nano int64) {
 	c.failure = replace(c.path, state{c.day, nano})
 }
 
-func replace(path string, s state) (err error) {
+func replace(path string, s state) error {
 	text, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".claude-spend-*")
-	if err != nil {
-		return fmt.Errorf("keep what Claude has cost today: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name()) // it may be gone already
-		}
-	}()
-	_, err = f.Write(append(text, '\n'))
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
+	if err == nil {
+		err = wholefile.Replace(path, append(text, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("keep what Claude has cost today: %w", err)
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return fmt.Errorf("keep what Claude has cost today: %w", err)
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return nil
 }
