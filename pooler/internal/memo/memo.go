@@ -1,0 +1,147 @@
+// Package memo remembers what is known of SQL texts by what stays of them without their
+// constants, so that the same statement with other numbers need not be read again.
+//
+// Only the pooler imports it. A [Table] may be used from many goroutines at once.
+package memo
+
+import (
+	"bytes"
+	"hash/maphash"
+	"sync/atomic"
+)
+
+// MaxText bounds the texts that have a key, in bytes: longer ones are worth being read.
+const MaxText = 1 << 10
+
+// Marks of constants in a key. Texts that hold such bytes have none.
+const (
+	number = 1
+	text   = 2
+)
+
+// What a byte is to [Key].
+const (
+	plain   = iota // stands for itself
+	letter         // begins a word
+	digit          // begins a number, where no word goes on
+	quote          // begins a string
+	name           // begins a name in quotes
+	unclear        // begins what is not worth being understood here
+)
+
+var class = func() (c [256]uint8) {
+	for i := range c {
+		switch b := byte(i); {
+		case 'a' <= b|0x20 && b|0x20 <= 'z', b == '_', b >= 0x80:
+			c[i] = letter
+		case '0' <= b && b <= '9':
+			c[i] = digit
+		case b == '\'':
+			c[i] = quote
+		case b == '"':
+			c[i] = name
+		case b == '\\', b < ' ' && (b < '\t' || b > '\r'):
+			c[i] = unclear
+		}
+	}
+	return c
+}()
+
+// Key appends to dst the text with a mark in place of each constant: texts with the same
+// key have the same tokens, but for the digits of whole numbers and what stands in strings.
+// ok is false for a text that has none, because it is long, or holds what would have to be
+// read to know that: comments, backslashes, strings with a prefix, in dollars or with quotes
+// in them.
+func Key(dst, sql []byte) (key []byte, ok bool) {
+	if len(sql) > MaxText {
+		return dst, false
+	}
+	for i := 0; i < len(sql); {
+		from, c := i, sql[i]
+		i++
+		switch class[c] {
+		case letter:
+			for i < len(sql) && (class[sql[i]] == letter || class[sql[i]] == digit || sql[i] == '$') {
+				i++
+			}
+			if i < len(sql) && sql[i] == '\'' {
+				return dst, false
+			}
+		case digit:
+			for i < len(sql) && class[sql[i]] == digit {
+				i++
+			}
+			if whole(sql, from, i) {
+				dst = append(dst, number)
+				continue
+			}
+		case quote:
+			n := bytes.IndexByte(sql[i:], '\'')
+			if n < 0 || bytes.IndexByte(sql[i:i+n], '\\') >= 0 || from > 0 && sql[from-1] == '&' || i+n+1 < len(sql) && sql[i+n+1] == '\'' {
+				return dst, false
+			}
+			i += n + 1
+			dst = append(dst, text)
+			continue
+		case name:
+			n := bytes.IndexByte(sql[i:], '"')
+			if n < 0 || bytes.IndexByte(sql[i:i+n], number) >= 0 || bytes.IndexByte(sql[i:i+n], text) >= 0 {
+				return dst, false
+			}
+			i += n + 1
+		case unclear:
+			return dst, false
+		default:
+			if i < len(sql) && (c == '-' && sql[i] == '-' || c == '/' && sql[i] == '*') || c == '$' && (i == len(sql) || class[sql[i]] != digit) {
+				return dst, false
+			}
+			if c == '$' { // a parameter is the same only with its number
+				for i < len(sql) && class[sql[i]] == digit {
+					i++
+				}
+			}
+		}
+		dst = append(dst, sql[from:i]...)
+	}
+	return dst, true
+}
+
+// whole reports whether the digits there are a number, and all of it.
+func whole(sql []byte, from, to int) bool {
+	if from > 0 && sql[from-1] == '.' {
+		return false
+	}
+	return to == len(sql) || class[sql[to]] != letter && sql[to] != '.' && sql[to] != '$'
+}
+
+// slots is how many texts are remembered at most; each that comes may take another's place.
+const slots = 1 << 10
+
+// A Table is what is known of texts, by their keys.
+type Table[T any] struct {
+	seed  maphash.Seed
+	slots [slots]atomic.Pointer[entry[T]]
+}
+
+type entry[T any] struct {
+	key   string
+	value T
+}
+
+// New returns an empty table.
+func New[T any]() *Table[T] { return &Table[T]{seed: maphash.MakeSeed()} }
+
+func (t *Table[T]) slot(key []byte) *atomic.Pointer[entry[T]] {
+	return &t.slots[maphash.Bytes(t.seed, key)%slots]
+}
+
+// Get returns what is known of the texts with this key.
+func (t *Table[T]) Get(key []byte) (value T, ok bool) {
+	if e := t.slot(key).Load(); e != nil && e.key == string(key) {
+		return e.value, true
+	}
+	return value, false
+}
+
+// Put remembers it. The key may be used again afterwards.
+func (t *Table[T]) Put(key []byte, value T) { t.slot(key).Store(&entry[T]{string(key), value}) }
