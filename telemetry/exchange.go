@@ -174,6 +174,17 @@ func (x *Exchange) Reset(plane string) {
 	*x = Exchange{Plane: plane, Color: ColorUnknown, Start: time.Now(), attempts: x.attempts}
 }
 
+// Again is Reset for a plane that fills none of HTTP, GenAI and the attempts: they are
+// not cleared.
+func (x *Exchange) Again(plane string, now time.Time) {
+	x.Plane, x.ID, x.Route, x.Color, x.Caller = plane, "", "", ColorUnknown, ""
+	x.User, x.Workspace, x.Tier = "", "", ""
+	x.Code, x.Blame, x.Err = "", BlameNone, nil
+	x.Start, x.Waited, x.FirstByte, x.Took = now, 0, 0, 0
+	x.BytesIn, x.BytesOut = 0, 0
+	x.Trace, x.DB = Trace{}, DB{}
+}
+
 // Try notes an attempt.
 func (x *Exchange) Try(a Attempt) {
 	if x.attempts == nil {

@@ -115,6 +115,19 @@ func TestTryKeepsTheFirstAttemptsAndCountsAll(t *testing.T) {
 	}
 }
 
+func TestAgainIsResetForWhoFillsNeitherHTTPNorGenAINorAttempts(t *testing.T) {
+	x, _ := full(t)
+	x.HTTP, x.GenAI, x.Attempts, x.Tries = HTTP{}, GenAI{}, nil, 0
+	now := time.Unix(9, 0)
+	x.Again("pooler", now)
+	var want Exchange
+	want.Reset("pooler")
+	want.Start = now
+	if diff := cmp.Diff(want, *x, cmpopts.IgnoreUnexported(Exchange{})); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestFinishMeasuresTheWholeLife(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var x Exchange
