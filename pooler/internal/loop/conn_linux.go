@@ -189,7 +189,13 @@ func (c *Conn) read(p []byte) (int, error) {
 	if !c.hold() {
 		return 0, net.ErrClosed
 	}
-	defer c.release()
+	n, err := c.recv(p)
+	c.release()
+	return n, err
+}
+
+// recv is read while the descriptor is held.
+func (c *Conn) recv(p []byte) (int, error) {
 	for {
 		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(c.fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), 0, 0, 0)
 		switch errno {
@@ -213,7 +219,13 @@ func (c *Conn) TryWrite(p []byte) (n int, err error) {
 	if !c.hold() {
 		return 0, net.ErrClosed
 	}
-	defer c.release()
+	n, err = c.send(p)
+	c.release()
+	return n, err
+}
+
+// send is TryWrite while the descriptor is held.
+func (c *Conn) send(p []byte) (n int, err error) {
 	for n < len(p) {
 		k, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(&p[n])), uintptr(len(p)-n), unix.MSG_NOSIGNAL, 0, 0)
 		switch errno {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -112,6 +113,7 @@ func (g *Group) rest(w *Worker) {
 // at once, so the scheduler need not know of them.
 func (g *Group) poll(w *Worker) int {
 	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(g.ep), uintptr(unsafe.Pointer(&w.events[0])), batch, 0, 0, 0)
+	w.Now = time.Now()
 	if errno != 0 {
 		return 0
 	}
@@ -137,7 +139,6 @@ func (g *Group) serve(w *Worker, n int) {
 		if c := w.ready[i]; c != nil {
 			w.ready[i] = nil
 			c.ready(w, w.events[i].Events)
-			g.drain(w)
 		}
 	}
 	g.drain(w)
@@ -157,6 +158,7 @@ func (g *Group) Post(t *Task) {
 		g.aside.Go(func() {
 			w := workers.Get().(*Worker)
 			defer workers.Put(w)
+			w.Now = time.Now()
 			g.drain(w)
 		})
 	}
@@ -165,8 +167,25 @@ func (g *Group) Post(t *Task) {
 // workers are for tasks that are posted while all others rest.
 var workers = sync.Pool{New: func() any { return &Worker{Scratch: make([]byte, ScratchSize)} }}
 
-// drain runs the tasks of the queue.
+// drain runs the tasks of the queue, and those that were put off.
 func (g *Group) drain(w *Worker) {
+	for {
+		g.clear(w)
+		if len(w.later) == 0 {
+			return
+		}
+		tasks := w.later
+		w.later = w.past[:0]
+		for i, t := range tasks {
+			tasks[i] = nil
+			t.Step(w)
+		}
+		w.past = tasks
+	}
+}
+
+// clear runs the tasks of the queue.
+func (g *Group) clear(w *Worker) {
 	for g.waiting.Load() > 0 {
 		g.mu.Lock()
 		tasks := g.queue

@@ -11,7 +11,10 @@
 // Only the pooler imports it. Where there is no epoll, nothing is adopted.
 package loop
 
-import "net"
+import (
+	"net"
+	"time"
+)
 
 // ErrWait means that a call would have to wait: the connection's task runs again when
 // it need not. To crypto/tls it is a passing error, after which it goes on.
@@ -30,18 +33,27 @@ const batch = 128
 const ScratchSize = 64 << 10
 
 // A Task is what is run when a connection that it owns is ready, or when it is
-// posted. Several workers may run it at once: it has to lock what it touches. It
-// must not wait for anything.
-type Task struct{ Step func(*Worker) }
+// posted.
+type Task struct{ Stepper }
+
+// A Stepper does what a task is for. Several workers may call it at once: it has to lock
+// what it touches. It must not wait for anything.
+type Stepper interface{ Step(*Worker) }
 
 // A Worker runs tasks. It belongs to the call of the task.
 type Worker struct {
-	Scratch []byte // ScratchSize bytes, the task's until it returns
+	Scratch []byte    // ScratchSize bytes, the task's until it returns
+	Now     time.Time // when there was seen to be something to do
 	events  events
 	ready   [batch]*Conn
 	spare   []*Task
-	woke    bool // a goroutine was told that it can go on
+	later   []*Task // run when all that is ready has been looked at
+	past    []*Task // empty; the memory of the last later
+	woke    bool    // a goroutine was told that it can go on
 }
+
+// Later runs the task again when all that is ready now has been served.
+func (w *Worker) Later(t *Task) { w.later = append(w.later, t) }
 
 // Try is a Conn whose Read does not wait: it returns ErrWait.
 type Try Conn

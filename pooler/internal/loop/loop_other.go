@@ -22,7 +22,9 @@ func (g *Group) Run(ctx context.Context) { <-ctx.Done() }
 func (g *Group) Adopt(net.Conn) *Conn { return nil }
 
 // Post runs a task soon.
-func (g *Group) Post(t *Task) { go t.Step(&Worker{Scratch: make([]byte, ScratchSize)}) }
+func (g *Group) Post(t *Task) {
+	go t.Step(&Worker{Scratch: make([]byte, ScratchSize), Now: time.Now()})
+}
 
 // A Conn is never made here; its calls are there so that the callers are the same.
 type Conn struct{ net.Conn }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -99,7 +100,7 @@ func TestATaskRunsForEverythingThatComes(t *testing.T) {
 	ours, theirs := pair(t, g, "tcp", "127.0.0.1:0")
 	var mu sync.Mutex
 	got := make(chan string, 100)
-	ours.Own(&Task{Step: func(w *Worker) {
+	ours.Own(taskOf(func(w *Worker) {
 		mu.Lock()
 		defer mu.Unlock()
 		for {
@@ -113,7 +114,7 @@ func TestATaskRunsForEverythingThatComes(t *testing.T) {
 			}
 			return
 		}
-	}})
+	}))
 	for _, text := range []string{"one", "two", "three"} {
 		if _, err := io.WriteString(theirs, text); err != nil {
 			t.Fatal(err)
@@ -139,7 +140,7 @@ func TestWhatIsPostedRunsThoughAllRest(t *testing.T) {
 	var ran atomic.Int32
 	done := make(chan struct{}, 1)
 	task := &Task{}
-	task.Step = func(w *Worker) {
+	task.Stepper = stepFunc(func(w *Worker) {
 		if len(w.Scratch) != ScratchSize {
 			t.Error("no scratch")
 		}
@@ -148,13 +149,43 @@ func TestWhatIsPostedRunsThoughAllRest(t *testing.T) {
 			return
 		}
 		done <- struct{}{}
-	}
+	})
 	g.Post(task)
 	inTime(t, "a thousand turns", done)
 	for range 100 {
 		ran.Store(999)
 		g.Post(task)
 		inTime(t, "one more", done)
+	}
+}
+
+func TestWhatIsPutOffRunsBehindAllThatIsPosted(t *testing.T) {
+	g := start(t)
+	var mu sync.Mutex
+	var order []string
+	done := make(chan struct{})
+	note := func(what string) {
+		mu.Lock()
+		defer mu.Unlock()
+		order = append(order, what)
+	}
+	last := taskOf(func(*Worker) { note("last"); close(done) })
+	later := taskOf(func(w *Worker) { note("later"); w.Later(last) })
+	g.Post(taskOf(func(w *Worker) {
+		w.Later(later)
+		note("first")
+		for range 3 {
+			g.Post(taskOf(func(*Worker) { note("posted") }))
+		}
+		if w.Now.IsZero() {
+			t.Error("nobody looked at the clock")
+		}
+	}))
+	inTime(t, "the last", done)
+	mu.Lock()
+	defer mu.Unlock()
+	if want := []string{"first", "posted", "posted", "posted", "later", "last"}; !slices.Equal(order, want) {
+		t.Errorf("%v, want %v", order, want)
 	}
 }
 
@@ -165,7 +196,7 @@ func TestManyConnectionsAreServedByTheFewWorkers(t *testing.T) {
 	for range clients {
 		ours, theirs := pair(t, g, "tcp", "127.0.0.1:0")
 		var mu sync.Mutex
-		ours.Own(&Task{Step: func(w *Worker) { // an echo
+		ours.Own(taskOf(func(w *Worker) { // an echo
 			mu.Lock()
 			defer mu.Unlock()
 			for {
@@ -177,7 +208,7 @@ func TestManyConnectionsAreServedByTheFewWorkers(t *testing.T) {
 					t.Error(err)
 				}
 			}
-		}})
+		}))
 		all.Go(func() {
 			buf := make([]byte, 5)
 			for range rounds {
@@ -199,12 +230,12 @@ func TestAConnectionGoesToAGoroutineAndBack(t *testing.T) {
 	g := start(t)
 	ours, theirs := pair(t, g, "tcp", "127.0.0.1:0")
 	stepped := make(chan struct{}, 1000)
-	task := &Task{Step: func(*Worker) {
+	task := taskOf(func(*Worker) {
 		select {
 		case stepped <- struct{}{}:
 		default:
 		}
-	}}
+	})
 	buf := make([]byte, 1)
 	for range 100 {
 		ours.Own(task)
@@ -294,7 +325,7 @@ func TestTheListenerAcceptsUntilItIsClosed(t *testing.T) {
 			t.Fatal(err)
 		}
 		stepped := make(chan struct{}, 10)
-		c.Own(&Task{Step: func(*Worker) { stepped <- struct{}{} }})
+		c.Own(taskOf(func(*Worker) { stepped <- struct{}{} }))
 		if _, err := theirs.Write([]byte("x")); err != nil {
 			t.Fatal(err)
 		}
@@ -320,7 +351,7 @@ func TestTheListenerAcceptsUntilItIsClosed(t *testing.T) {
 func TestAnExchangeAllocatesNothing(t *testing.T) {
 	g := start(t)
 	ours, theirs := pair(t, g, "tcp", "127.0.0.1:0")
-	ours.Own(&Task{Step: func(w *Worker) {
+	ours.Own(taskOf(func(w *Worker) {
 		for {
 			n, err := ours.TryRead(w.Scratch)
 			if err != nil {
@@ -328,7 +359,7 @@ func TestAnExchangeAllocatesNothing(t *testing.T) {
 			}
 			_, _ = ours.TryWrite(w.Scratch[:n])
 		}
-	}})
+	}))
 	buf := make([]byte, 5)
 	round := func() {
 		if _, err := theirs.Write(buf); err != nil {
@@ -345,3 +376,10 @@ func TestAnExchangeAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// stepFunc is a task that is a function.
+type stepFunc func(*Worker)
+
+func (f stepFunc) Step(w *Worker) { f(w) }
+
+func taskOf(f stepFunc) *Task { return &Task{f} }

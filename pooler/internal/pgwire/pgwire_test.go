@@ -223,6 +223,7 @@ func FuzzReader(f *testing.F) {
 		var out []byte
 		for {
 			r.Cycle()
+			r.Plain()
 			for !r.Partial() {
 				_, n, ok, err := r.Header()
 				if err != nil {
@@ -346,5 +347,51 @@ func TestFieldsOfAnErrorAreFoundEvenIfItIsCutShort(t *testing.T) {
 	}
 	if Field(body, 'H') != nil || Field(nil, 'C') != nil {
 		t.Error("a field that is not there")
+	}
+}
+
+func TestAPlainCycleIsMeasured(t *testing.T) {
+	msg := func(typ byte, body string) string { return string(Append(nil, typ, []byte(body))) }
+	parse, bind, describe, execute, sync := msg(Parse, "\x00select 1\x00\x00\x00"), msg(Bind, "\x00\x00\x00\x00\x00\x00\x00\x00"), msg(Describe, "P\x00"), msg(Execute, "\x00\x00\x00\x00\x00"), msg(Sync, "")
+	for _, c := range []struct {
+		cycle   string
+		between int // -1: it is not plain
+	}{
+		{parse + bind + describe + execute + sync, 3},
+		{parse + sync, 0},
+		{parse + msg(Describe, "S\x00") + sync, 1},
+		{parse + bind + execute + bind + execute + sync, 4},
+		{parse + msg(Bind, "portal\x00\x00\x00\x00\x00\x00\x00\x00") + msg(Execute, "portal\x00\x00\x00\x00\x00") + sync, 2},
+		{bind + execute + sync, -1},
+		{parse + parse + sync, -1},
+		{parse + bind + execute, -1},
+		{parse + bind + execute + sync[:4], -1},
+		{parse + msg(Bind, "\x00name\x00\x00\x00\x00\x00\x00\x00") + sync, -1},
+		{parse + msg(Bind, "portal") + sync, -1},
+		{parse + msg(Bind, "portal\x00") + sync, -1},
+		{parse + msg(Describe, "Sname\x00") + sync, -1},
+		{parse + msg(Describe, "") + sync, -1},
+		{parse + msg(Close, "P\x00") + sync, -1},
+		{msg(Parse, "name\x00select 1\x00\x00\x00") + sync, -1},
+		{msg(Parse, "") + sync, -1},
+		{msg(Query, "select 1\x00"), -1},
+		{parse, -1},
+		{"", -1},
+	} {
+		const next = "X\x00\x00\x00\x04"
+		want := [2]int{}
+		if c.between >= 0 {
+			want = [2]int{len(c.cycle), c.between}
+			c.cycle += next
+		}
+		r := NewReader(strings.NewReader(c.cycle), 1<<10)
+		if c.cycle != "" {
+			if err := r.Fill(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if size, between := r.Plain(); [2]int{size, between} != want {
+			t.Errorf("%q: %d, %d, want %v", c.cycle, size, between, want)
+		}
 	}
 }

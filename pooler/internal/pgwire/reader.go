@@ -8,6 +8,7 @@
 package pgwire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -44,7 +45,14 @@ type Reader struct {
 // NewReader returns a reader with a buffer of size bytes, which must hold at least
 // the messages that are looked into.
 func NewReader(src io.Reader, size int) *Reader {
-	return &Reader{src: src, buf: buffer(size), size: size}
+	r := MakeReader(src, size)
+	return &r
+}
+
+// MakeReader is NewReader for one that is part of something. It must not be copied after
+// its first use.
+func MakeReader(src io.Reader, size int) Reader {
+	return Reader{src: src, buf: buffer(size), size: size}
 }
 
 // spare are buffers of readers that gave theirs back.
@@ -57,9 +65,18 @@ func buffer(size int) []byte {
 	return make([]byte, size)
 }
 
+// smallSize is what a cycle of messages mostly fits in that has to wait.
+const smallSize = 256
+
+var small = sync.Pool{New: func() any { return new([smallSize]byte) }}
+
 // discard gives a buffer back, if it is the reader's own.
 func (r *Reader) discard() {
-	if !r.lent && len(r.buf) == r.size {
+	switch {
+	case r.lent:
+	case cap(r.buf) == smallSize:
+		small.Put((*[smallSize]byte)(r.buf[:smallSize]))
+	case len(r.buf) == r.size:
 		keepSpare(r.buf)
 	}
 	r.buf = nil
@@ -93,7 +110,11 @@ func (r *Reader) Settle() {
 // Shrink is Settle, also for a buffer that is the reader's own.
 func (r *Reader) Shrink() {
 	var kept []byte
-	if n := r.Buffered(); n > 0 {
+	switch n := r.Buffered(); {
+	case n == 0:
+	case n <= smallSize:
+		kept = small.Get().(*[smallSize]byte)[:n]
+	default:
 		kept = make([]byte, n)
 	}
 	r.move(kept)
@@ -316,4 +337,37 @@ func (r *Reader) Cycle() Extent {
 		}
 		b = b[HeaderSize+n:]
 	}
+}
+
+// Plain measures a whole cycle that parses an unnamed statement, and then binds, describes
+// and executes only that. between is how many messages there are between its Parse and its
+// Sync. It is 0, 0 for any other cycle.
+func (r *Reader) Plain() (size, between int) {
+	b := r.buf[r.pos:r.end]
+	typ, n, ok, err := decodeHeader(b)
+	if !ok || err != nil || typ != Parse || len(b) <= HeaderSize+n || n == 0 || b[HeaderSize] != 0 {
+		return 0, 0
+	}
+	for at := HeaderSize + n; ; between++ {
+		typ, n, ok, err := decodeHeader(b[at:])
+		if !ok || err != nil || len(b) < at+HeaderSize+n {
+			return 0, 0
+		}
+		body := b[at+HeaderSize : at+HeaderSize+n]
+		at += HeaderSize + n
+		switch {
+		case typ == Bind && unnamedBound(body), typ == Execute:
+		case typ == Describe && n > 0 && (body[0] == 'P' || n == 2 && body[0] == 'S'):
+		case typ == Sync:
+			return at, between
+		default:
+			return 0, 0
+		}
+	}
+}
+
+// unnamedBound reports whether it is the unnamed statement that a Bind is for.
+func unnamedBound(body []byte) bool {
+	portal := bytes.IndexByte(body, 0)
+	return portal >= 0 && portal+1 < len(body) && body[portal+1] == 0
 }
