@@ -24,44 +24,41 @@ import (
 // A backend is one connection to PostgreSQL. It belongs to the session that claimed
 // it, or to its pool.
 type backend struct {
+	// What the event loops touch for every transaction comes first, in few cache lines.
+
 	*upstream.Conn
-	pool   *pool
-	sock   *loop.Conn    // the connection, below TLS, if the event loops have it; or nil
-	probe  socket.Prober // nil if the connection is no socket
-	born   time.Time
-	spread float64 // of its lifetime: 0 to 1
-
-	status   byte // as the last ReadyForQuery told
-	out      []byte
-	settings *state.Settings // those that a client chose and it has now
-	named    *state.Settings // texts by which SQL's PREPARE made what it has, by name
-	reports  *state.Settings // what it reported last (ParameterStatus)
-	atLogin  *state.Settings // what it reported when it was new
-	broken   atomic.Bool     // must not be used again
-
-	sequences uint32 // whose values currval and lastval know there: a session's id, or nobodys, or severals
-
-	left     scan.Effect   // what the client may have left there since it was looked at
-	pins     scan.Effect   // what the client is known to have there
-	mentions scan.Mentions // names that the client's statements gave
-	stuck    []string      // names of what SQL prepared, and only this server has
-	heard    []byte        // notifications of this lease, in transaction mode
-	tuned    bool          // listens to what its client does
-
-	prepared map[*statement]uint64 // statements that exist there, and when each was last used
-	uses     uint64
-	unnamed  ticket // whose unnamed statement is there
-	replays  int    // answers to settings that are still to come; of the session's lock
-
-	hurried atomic.Bool    // has a deadline that must not outlive the lease
-	cancels sync.WaitGroup // cancel requests under way; none may outlive the lease
-
-	canceling int // how many those are; of the holder's lock
+	sock      *loop.Conn // the connection, below TLS, if the event loops have it; or nil
+	pool      *pool
+	out       []byte
+	status    byte                  // as the last ReadyForQuery told
+	tuned     bool                  // listens to what its client does
+	broken    atomic.Bool           // must not be used again
+	hurried   atomic.Bool           // has a deadline that must not outlive the lease
+	left      scan.Effect           // what the client may have left there since it was looked at
+	pins      scan.Effect           // what the client is known to have there
+	replays   int                   // answers to settings that are still to come; of the session's lock
+	settings  *state.Settings       // those that a client chose and it has now
+	named     *state.Settings       // texts by which SQL's PREPARE made what it has, by name
+	prepared  map[*statement]uint64 // statements that exist there, and when each was last used
+	uses      uint64
+	unnamed   ticket         // whose unnamed statement is there
+	canceling int            // cancel requests under way; of the holder's lock
+	cancels   sync.WaitGroup // those; none may outlive the lease
+	sequences uint32         // whose values currval and lastval know there: a session's id, or nobodys, or severals
 
 	// Guarded by the pool's lock.
 	holder *session  // nil: idle
 	since  time.Time // when it was claimed, or became idle
 	turn   uint64    // of the holder, when the pool last looked
+
+	probe    socket.Prober // nil if the connection is no socket
+	born     time.Time
+	spread   float64         // of its lifetime: 0 to 1
+	reports  *state.Settings // what it reported last (ParameterStatus)
+	atLogin  *state.Settings // what it reported when it was new
+	mentions scan.Mentions   // names that the client's statements gave
+	stuck    []string        // names of what SQL prepared, and only this server has
+	heard    []byte          // notifications of this lease, in transaction mode
 }
 
 // A ticket names one version of one session's unnamed statement.

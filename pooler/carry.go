@@ -416,7 +416,7 @@ func (s *session) queryRenamed(text []byte) bool {
 	if _, s.single = scan.UseOf(text, b.backslash()); s.single {
 		e = s.suspectRenamed(text)
 	} else {
-		e = s.suspect(text, true)
+		e = s.suspectText(text, true)
 	}
 	for _, st := range runs {
 		e |= st.left
@@ -466,7 +466,7 @@ func (s *session) suspectRenamed(text []byte) scan.Effect {
 	b := s.backend
 	const names = scan.Prepares | scan.Executes
 	before := b.left & names
-	e := s.suspect(text, true) &^ names
+	e := s.suspectText(text, true) &^ names
 	b.left = b.left&^names | before
 	return e
 }

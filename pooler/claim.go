@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/fair"
+	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
@@ -29,14 +30,18 @@ type waiter struct {
 	got    atomic.Bool // there is one
 }
 
-// give ends the wait. The pool's lock is held.
-func (w *waiter) give(g grant) {
+// give ends the wait; on is the worker that does so, or nil. The pool's lock is held.
+func (w *waiter) give(g grant, on *loop.Worker) {
 	if !w.parked {
 		w.given <- g
 		return
 	}
 	w.grant = g
 	w.got.Store(true)
+	if on != nil {
+		on.Later(&w.owner.task)
+		return
+	}
 	w.owner.pooler.loops.Post(&w.owner.task)
 }
 
@@ -65,7 +70,7 @@ func (p *pool) claim(s *session) (*backend, error) {
 	w := &s.waiter
 	w.place.Value, w.place.Since, w.parked = w, s.exchange.Start, false
 	for {
-		b, err := p.take(w)
+		b, err := p.take(w, time.Now())
 		if err != nil {
 			return nil, err
 		}
@@ -84,7 +89,7 @@ func (p *pool) claim(s *session) (*backend, error) {
 }
 
 // take returns an idle server, or nil when the session has been queued.
-func (p *pool) take(w *waiter) (*backend, error) {
+func (p *pool) take(w *waiter, now time.Time) (*backend, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
@@ -94,7 +99,7 @@ func (p *pool) take(w *waiter) (*backend, error) {
 		return nil, w.owner.sentence()
 	case len(p.idle) > 0 && p.paused == nil && p.line.Take(w.owner.user):
 		b := p.popIdle(w.owner)
-		p.lend(b, w.owner, time.Now())
+		p.lend(b, w.owner, now)
 		return b, nil
 	case p.outage != nil && len(p.all) == 0 && p.outage.told():
 		p.grow(1) // so that the next one fares better
@@ -160,7 +165,7 @@ func (p *pool) withdraw(w *waiter, err error) {
 	defer p.mu.Unlock()
 	if w.place.Queued() {
 		p.line.Leave(&w.place)
-		w.give(grant{err: err})
+		w.give(grant{err: err}, nil)
 	}
 }
 
@@ -168,7 +173,7 @@ func (p *pool) withdraw(w *waiter, err error) {
 func (p *pool) dismiss(err error) {
 	for place := p.line.Oldest(); place != nil; place = p.line.Oldest() {
 		p.line.Leave(place)
-		place.Value.give(grant{err: err})
+		place.Value.give(grant{err: err}, nil)
 	}
 }
 
@@ -254,10 +259,11 @@ func (p *pool) unreachable(err error) error {
 }
 
 // release gives a server back that is clean, or drops it.
-func (p *pool) release(b *backend) { p.releaseAt(b, time.Now()) }
+func (p *pool) release(b *backend) { p.releaseAt(b, time.Now(), nil) }
 
-// releaseAt is release for who has looked at the clock already.
-func (p *pool) releaseAt(b *backend, now time.Time) {
+// releaseAt is release for a worker of the event loops, which has looked at the clock
+// already.
+func (p *pool) releaseAt(b *backend, now time.Time, on *loop.Worker) {
 	if b.broken.Load() || b.status != pgwire.Idle || b.In.Buffered() > 0 {
 		p.drop(b)
 		return
@@ -269,7 +275,7 @@ func (p *pool) releaseAt(b *backend, now time.Time) {
 		return
 	}
 	p.end(b)
-	p.hand(b, now)
+	p.hand(b, now, on)
 	p.mu.Unlock()
 }
 
@@ -290,11 +296,11 @@ func (p *pool) end(b *backend) {
 
 // hand gives a server to whoever is to have it, or to the idle ones. The lock is
 // held.
-func (p *pool) hand(b *backend, now time.Time) {
+func (p *pool) hand(b *backend, now time.Time, on *loop.Worker) {
 	if p.paused == nil {
 		if place := p.line.Give(); place != nil {
 			p.lend(b, place.Value.owner, now)
-			place.Value.give(grant{backend: b})
+			place.Value.give(grant{backend: b}, on)
 			return
 		}
 	}
@@ -313,7 +319,7 @@ func (p *pool) distribute() {
 		}
 		b := p.popIdle(place.Value.owner)
 		p.lend(b, place.Value.owner, time.Now())
-		place.Value.give(grant{backend: b})
+		place.Value.give(grant{backend: b}, nil)
 	}
 }
 

@@ -316,14 +316,23 @@ func (s *session) chosen(name string) (value string, ok bool) {
 	return value, true
 }
 
-// suspect notes what a statement may leave behind, by its text. The lock is held.
+// suspect notes what the statement that is being sent may leave behind. The lock is held.
 func (s *session) suspect(text []byte, whole bool) scan.Effect {
+	if s.harmless {
+		return 0
+	}
+	return s.suspectText(text, whole)
+}
+
+// suspectText is suspect for a text that may be another one than the client's.
+func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 	b := s.backend
 	if !whole {
 		b.left |= scan.Unseen
 		return scan.Unseen
 	}
-	hints := b.pool.home().hidden.hints()
+	known := b.pool.home().hidden.known.Load()
+	hints := known.all()
 	e := scan.Effects(text, b.backslash()) | hints.Find(text, b.backslash(), &b.mentions) | hints.Changes(text)
 	if e&scan.Executes != 0 {
 		e |= s.executes
@@ -331,6 +340,10 @@ func (s *session) suspect(text []byte, whole bool) scan.Effect {
 			b.mentions.Find([]byte(p.Value), false)
 			e |= hints.Find([]byte(p.Value), false, &b.mentions)
 		}
+	}
+	if e == 0 {
+		s.learnHarmless(text, known)
+		return 0
 	}
 	b.left |= e
 	s.resets = s.resets || e&scan.Back != 0

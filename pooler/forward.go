@@ -359,34 +359,6 @@ func (s *session) sendLongParse(name string, n int) error {
 	return s.parseNamed(name, body)
 }
 
-// text returns the SQL text of a Query or Parse, as far as it is buffered, nil for
-// other messages. whole reports whether the message is buffered to its end.
-func (s *session) text(typ byte, n int) (text []byte, whole bool) {
-	whole = s.in.Buffered() >= pgwire.HeaderSize+n
-	body := s.in.Peek(min(pgwire.HeaderSize+n, s.in.Buffered()))[pgwire.HeaderSize:]
-	switch typ {
-	case pgwire.Query:
-		text = body
-	case pgwire.Parse:
-		_, text, _ = pgwire.String(body)
-	default:
-		return nil, whole
-	}
-	if end := bytes.IndexByte(text, 0); end >= 0 {
-		text = text[:end]
-	}
-	if whole && !s.next.traced {
-		s.next.trace, s.next.traced = pgwire.FindTraceparent(text)
-	}
-	if whole {
-		s.see(nil, text)
-	}
-	if text == nil {
-		text = body[:0]
-	}
-	return text, whole
-}
-
 // seekTrace finds the trace context of a statement that was too long to be held, in
 // the end of its message.
 func (s *session) seekTrace(tail []byte) {
@@ -436,6 +408,11 @@ func (s *session) dropExcess() bool {
 func (s *session) sent(typ byte) (ends bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.noteSent(typ)
+}
+
+// noteSent is sent while the lock is held.
+func (s *session) noteSent(typ byte) (ends bool) {
 	if s.midway {
 		s.midway = false
 		if s.answering && s.quiet() {

@@ -62,11 +62,14 @@ func (p *pool) home() *pool {
 }
 
 // hints are those that are known; nil if there are none.
-func (h *hidden) hints() scan.Hints {
-	if r := h.known.Load(); r != nil {
-		return r.hints
+func (h *hidden) hints() scan.Hints { return h.known.Load().all() }
+
+// all are the hints; nil of what has not been read.
+func (r *revealed) all() scan.Hints {
+	if r == nil {
+		return nil
 	}
-	return nil
+	return r.hints
 }
 
 // due reports whether the catalog is to be looked at, and that the caller is to do it.

@@ -6,15 +6,12 @@ import (
 	"fmt"
 	"net"
 	"runtime/debug"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
-	"mainstay.dev/mainstay/telemetry"
 )
 
 // A session that has logged in goes through the plain part of its life
@@ -31,7 +28,9 @@ const (
 	arriving              // waits for the client's first packet
 	resting               // waits for the client's next cycle
 	queued                // waits for a server
+	sending               // the cycle is ready for the server
 	asking                // waits for the server's answer
+	passing               // all of the answer is ready for the client
 )
 
 // An entry is where a goroutine takes a session's life up.
@@ -86,7 +85,7 @@ func (s *session) escalate(from entry) {
 	}
 	if s.errand == nil {
 		s.attach()
-		s.exchange.Reset(plane)
+		s.exchange.Again(plane, time.Now())
 	}
 	if from == atAnswer || from == atPass {
 		s.mu.Lock()
@@ -103,9 +102,9 @@ func (s *session) fail(err error) {
 	s.escalate(atEnd)
 }
 
-// step is run by the event loops whenever something has come that the session may
+// Step is run by the event loops whenever something has come that the session may
 // have waited for. What is looked at in vain does no harm.
-func (s *session) step(w *loop.Worker) {
+func (s *session) Step(w *loop.Worker) {
 	s.lane.Lock()
 	defer s.lane.Unlock()
 	if s.at == aside {
@@ -133,12 +132,27 @@ func (s *session) advance(w *loop.Worker) bool {
 	case arriving:
 		return s.admitNow(w)
 	case resting:
-		return s.awaitNow(w) && s.claimNow()
+		return s.awaitNow(w) && s.claimNow(w) && s.writes(w)
 	case queued:
-		return s.granted()
+		return s.granted(w) && s.writes(w)
+	case sending:
+		return s.sendNow()
 	case asking:
-		return s.answerNow() && s.releaseNow()
+		return s.answerNow(w) && s.writes(w)
+	case passing:
+		return s.passNow() && s.releaseNow(w)
 	}
+	return false
+}
+
+// writes lets the worker write what is ready after it has read and understood all that has
+// come: the kernel's way through a write, to the process that it wakes, leaves little of
+// our code and data in the processor's caches. It reports whether there is nothing to write.
+func (s *session) writes(w *loop.Worker) bool {
+	if s.at != sending && s.at != passing {
+		return true
+	}
+	w.Later(&s.task)
 	return false
 }
 
@@ -146,6 +160,10 @@ func (s *session) advance(w *loop.Worker) bool {
 func (s *session) awaitNow(w *loop.Worker) bool {
 	if s.ending.Load() {
 		s.escalate(atRest)
+		return false
+	}
+	if s.in.Buffered() == 0 && s.sock.Quiet() && loop.CarrierOf(s.conn) == nil {
+		s.rests()
 		return false
 	}
 	s.in.Borrow(w.Scratch)
@@ -157,24 +175,28 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 			}
 			switch extent := s.in.Cycle(); {
 			case extent == pgwire.Whole:
-				s.begin()
 				return true
 			case extent == pgwire.Wants, s.in.Full(), !clientType(typ):
 				s.escalate(atRest)
 				return false
 			}
 		}
-		switch err := fillNow(s.in, s.conn, s.sock); {
+		switch err := fillNow(&s.in, s.conn, s.sock); {
 		case err == nil:
 		case loop.Waits(err):
-			if s.backend == nil {
-				s.spare()
-			}
+			s.rests()
 			return false
 		default: // a goroutine meets it again
 			s.escalate(atRest)
 			return false
 		}
+	}
+}
+
+// rests gives back what the session does not need while it waits for its client.
+func (s *session) rests() {
+	if s.backend == nil {
+		s.spare()
 	}
 }
 
@@ -188,35 +210,43 @@ func fillNow(in *pgwire.Reader, conn net.Conn, sock *loop.Conn) error {
 }
 
 // claimNow takes a server, or a place in the line, and sends the cycle.
-func (s *session) claimNow() bool {
+func (s *session) claimNow(w *loop.Worker) bool {
 	if s.backend != nil {
+		s.beginAt(w.Now)
 		return s.forwardNow()
+	}
+	since := w.Now
+	if s.busy { // it has waited for a pool that was replaced
+		since = s.exchange.Start
 	}
 	for {
 		p, err := s.route()
+		var b *backend
+		if err == nil {
+			s.waiter.parked = true
+			s.waiter.place.Value, s.waiter.place.Since = &s.waiter, since
+			b, err = p.take(&s.waiter, w.Now)
+		}
+		switch {
+		case errors.Is(err, errRetired): // a reload has replaced the pool
+			continue
+		case err == nil && b == nil: // while it waits it needs no more than its place
+			s.at = queued
+			return s.waiter.got.Load()
+		}
+		if !s.busy {
+			s.beginAt(since)
+		}
 		if err != nil {
 			s.fail(err)
 			return false
 		}
-		s.waiter.parked = true
-		s.waiter.place.Value, s.waiter.place.Since = &s.waiter, s.exchange.Start
-		b, err := p.take(&s.waiter)
-		switch {
-		case errors.Is(err, errRetired): // a reload has replaced the pool
-		case err != nil:
-			s.fail(err)
-			return false
-		case b == nil:
-			s.at = queued
-			return s.waiter.got.Load()
-		default:
-			return s.take(b)
-		}
+		return s.take(b)
 	}
 }
 
 // granted goes on with what ends the wait for a server.
-func (s *session) granted() bool {
+func (s *session) granted(on *loop.Worker) bool {
 	w := &s.waiter
 	g, ok := w.take()
 	if !ok {
@@ -226,6 +256,9 @@ func (s *session) granted() bool {
 		return false
 	}
 	s.at = resting
+	if !s.busy {
+		s.beginAt(w.place.Since)
+	}
 	if g.backend != nil { // it has the server since then
 		s.exchange.Waited += max(0, g.backend.since.Sub(w.place.Since))
 	} else {
@@ -233,7 +266,7 @@ func (s *session) granted() bool {
 	}
 	switch {
 	case errors.Is(g.err, errRetired):
-		return s.claimNow()
+		return s.claimNow(on)
 	case g.err != nil:
 		s.fail(g.err)
 		return false
@@ -266,44 +299,44 @@ func (s *session) take(b *backend) bool {
 	return s.forwardNow()
 }
 
-// forwardNow sends the cycle, which is whole.
+// forwardNow makes the cycle, which is whole, ready for the server.
 func (s *session) forwardNow() bool {
 	b := s.backend
-	s.mu.Lock()
-	s.next.start = s.exchange.Start
-	s.mu.Unlock()
 	s.restore()
 	if s.unlearned() {
 		s.escalate(atForward)
 		return false
 	}
 	s.attempt = attempt{tries: s.attempt.tries, began: s.attempt.began}
-	size := 0
-	for ends := false; !ends; {
-		typ, n, _, err := s.in.Header()
-		if err == nil && b.replays > 0 && s.mayEnd(typ, n) {
-			s.escalate(atForward)
-			return false
-		}
-		if err == nil {
-			ends, err = s.send(typ, n)
-			size += pgwire.HeaderSize + n
-		}
-		if err != nil {
-			s.fail(err)
-			return false
-		}
+	size, err := s.sendPlain(), error(nil)
+	if size == 0 {
+		size, err = s.sendWhole()
+	}
+	switch {
+	case errors.Is(err, errHold):
+		s.escalate(atForward)
+		return false
+	case err != nil:
+		s.fail(err)
+		return false
 	}
 	if b.status == pgwire.Idle && size <= clientBuffer {
 		s.asSent = append(s.asSent[:0], s.in.Behind(size)...)
 		s.attempt.size, s.attempt.cycle = size, s.asSent
 	}
+	s.at = sending
+	return true
+}
+
+// sendNow sends it. It reports whether there may be an answer already.
+func (s *session) sendNow() bool {
+	b := s.backend
 	s.at = asking
 	n, err := loop.TryWrite(b.Conn.Conn, b.sock, b.out)
 	b.sent(n)
 	switch {
 	case err == nil:
-		return true
+		return b.carrier() != nil || !b.sock.Quiet()
 	case loop.Waits(err):
 		s.escalate(atFlush)
 	default:
@@ -312,8 +345,9 @@ func (s *session) forwardNow() bool {
 	return false
 }
 
-// answerNow passes on what the server has answered. It returns true when that was all.
-func (s *session) answerNow() bool {
+// answerNow passes on what the server has answered, but for the last of it, which it makes
+// ready for the client; then it returns true.
+func (s *session) answerNow(w *loop.Worker) bool {
 	b := s.backend
 	for {
 		if s.copying || s.sock.HungUp() || s.ending.Load() || s.overdue.Load() != nil {
@@ -328,7 +362,7 @@ func (s *session) answerNow() bool {
 			s.escalate(atAnswer)
 			return false
 		}
-		s.readAt = time.Now()
+		s.readAt = w.Now
 		if s.busy && s.exchange.FirstByte == 0 {
 			s.exchange.FirstByte = s.readAt.Sub(s.exchange.Start)
 		}
@@ -343,6 +377,10 @@ func (s *session) answerNow() bool {
 			return false
 		}
 		done, err := s.scan()
+		if done && err == nil {
+			s.at = passing
+			return true
+		}
 		n, werr := loop.TryWrite(s.conn, s.sock, b.In.Run())
 		b.In.TakenPart(n)
 		s.attempt.told = s.attempt.told || n > 0
@@ -351,20 +389,38 @@ func (s *session) answerNow() bool {
 		case err != nil:
 			s.fail(err)
 			return false
-		case werr != nil && done:
-			s.escalate(atPass)
-			return false
 		case werr != nil:
 			s.escalate(atAnswer)
 			return false
-		case done:
-			if err := s.join(false); err != nil {
-				s.fail(err)
-				return false
-			}
-			return true
 		}
 	}
+}
+
+// passNow passes on the last of the answer.
+func (s *session) passNow() bool {
+	b := s.backend
+	n, werr := loop.TryWrite(s.conn, s.sock, b.In.Run())
+	b.In.TakenPart(n)
+	s.attempt.told = s.attempt.told || n > 0
+	s.moved.Add(1)
+	if werr != nil {
+		s.escalate(atPass)
+		return false
+	}
+	s.mu.Lock()
+	alone := s.uplink == nil && s.lost == nil && !s.mute
+	if alone {
+		s.answering, s.closing = false, false
+	}
+	s.mu.Unlock()
+	if alone {
+		return true
+	}
+	if err := s.join(false); err != nil {
+		s.fail(err)
+		return false
+	}
+	return true
 }
 
 // shutDown is what an error holds whose server is being shut down.
@@ -372,7 +428,7 @@ var shutDown = []byte("C57P01\x00")
 
 // releaseNow gives the server back, if the transaction is over and nothing is left
 // there.
-func (s *session) releaseNow() bool {
+func (s *session) releaseNow(w *loop.Worker) bool {
 	b := s.backend
 	switch {
 	case s.withheld:
@@ -402,81 +458,7 @@ func (s *session) releaseNow() bool {
 	s.attempt = attempt{}
 	b.sock.Own(nil)
 	b.carrier().Rest()
-	b.pool.releaseAt(b, s.exchange.Start.Add(s.exchange.Took)) // which is now, more or less
+	b.pool.releaseAt(b, w.Now, w)
 	s.at = resting
 	return true
-}
-
-// An errand is what a session needs only while it does something: one that rests on the
-// event loops has none. A session that has a server has one.
-type errand struct {
-	exchange *telemetry.Exchange
-	whole    *telemetry.Exchange // the transaction, where spans are of those; nil: none is open
-	offered  *backend            // leased already, for the next claim
-	failure  error               // why the session is over, at atEnd
-
-	// Guarded by the session's lock.
-	debts  debts // what the server owes
-	cycles queue[cycle]
-	next   cycle // being sent
-	uplink chan struct{}
-	lost   error // why the uplink ended by itself
-
-	excess  int             // bytes from the client that go nowhere; of whoever reads the client
-	refused error           // why the message that is being sent cannot be
-	held    []byte          // a CommandComplete that has not been told to the client yet
-	synced  <-chan struct{} // closed when the hub has caught up; nil: not waited for
-	portals map[string]use  // those whose execution deallocates
-	moves   []move          // in the text of the simple query that was sent last
-	single  bool            // which is the only statement of its text
-	why     *unmade         // the server could not prepare what that executes
-	attempt attempt
-	asSent  []byte    // the cycle, as the client sent it to the event loops; reused
-	readAt  time.Time // when they read the answer last
-
-	// What the sweep knows; only it uses these, with the session's lock.
-	lastTurn     uint64
-	lastMoved    uint32
-	lastMove     time.Time
-	quietTurn    uint64
-	quietSince   time.Time // the transaction has had no query in this turn
-	overdueSince time.Time // start of the query that was canceled last
-	overdue      atomic.Pointer[overdue]
-}
-
-var errands = sync.Pool{New: func() any { return &errand{exchange: new(telemetry.Exchange)} }}
-
-// attach gives a session what it needs to do something. Only who has the session calls
-// it, as spare.
-func (s *session) attach() {
-	if s.errand != nil {
-		return
-	}
-	e := errands.Get().(*errand)
-	s.mu.Lock()
-	s.errand = e
-	s.mu.Unlock()
-}
-
-// spare gives it back, if it holds nothing.
-func (s *session) spare() {
-	e := s.errand
-	if e == nil || s.busy || s.backend != nil || e.whole != nil || e.offered != nil || len(e.held) > 0 || e.excess > 0 {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !e.debts.none() || e.cycles.len() > 0 || e.next.bytes > 0 || e.uplink != nil || e.lost != nil {
-		return
-	}
-	s.errand = nil
-	e.exchange.Err, e.failure, e.refused, e.next = nil, nil, nil, cycle{}
-	e.debts.asked, e.debts.answered = 0, 0
-	e.lastTurn, e.lastMoved, e.quietTurn = 0, 0, 0
-	e.lastMove, e.quietSince, e.overdueSince = time.Time{}, time.Time{}, time.Time{}
-	e.overdue.Store(nil)
-	e.attempt = attempt{}
-	clear(e.portals)
-	e.moves, e.why = nil, nil
-	errands.Put(e)
 }

@@ -11,6 +11,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/fair"
 	"mainstay.dev/mainstay/pooler/internal/hub"
 	"mainstay.dev/mainstay/pooler/internal/loop"
+	"mainstay.dev/mainstay/pooler/internal/memo"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
@@ -35,6 +36,7 @@ type pool struct {
 	settings   state.Table
 	sequences  atomic.Bool // some client asks for sequences' last values
 	hidden     hidden
+	texts      *memo.Table[harmless] // those that were read
 
 	opening sync.WaitGroup // dials under way, and closings
 
@@ -74,7 +76,7 @@ func (o *outage) told() bool { return o.clear || time.Since(o.began) >= o.patien
 func newPool(name string, d *Database, target *upstream.Target, deps Deps) *pool {
 	p := &pool{
 		name: name, target: target, dial: deps.Dial, loops: deps.loops, log: deps.Log, sink: deps.Sink,
-		all: map[*backend]struct{}{}, welcome: map[string][]byte{},
+		all: map[*backend]struct{}{}, welcome: map[string][]byte{}, texts: memo.New[harmless](),
 	}
 	p.hub = hub.New(hub.Deps{
 		Dial: p.dialListener, Go: p.opening.Go, Paused: p.waits, Report: p.report,
@@ -167,7 +169,7 @@ func (p *pool) opened(b *backend, err error, began time.Time) bool {
 	p.learn(b.Params)
 	p.strange.Store(b.sock == nil)
 	p.all[b] = struct{}{}
-	p.hand(b, time.Now())
+	p.hand(b, time.Now(), nil)
 	p.grow(0)
 	return true
 }

@@ -141,7 +141,7 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 			return s.rewriteNamed(typ, n)
 		case pgwire.Query:
 			b.unnamed, s.unnamed.version = ticket{}, 0 // PostgreSQL drops it
-			if whole && len(s.names) > 0 && s.queryRenamed(text) {
+			if whole && len(s.names) > 0 && !s.harmless && s.queryRenamed(text) {
 				s.in.Skip(pgwire.HeaderSize + n)
 				return 0, nil
 			}
@@ -181,16 +181,11 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 			s.in.Skip(pgwire.HeaderSize + n)
 			return 0, nil
 		}
-		u.version, u.left, u.kept = u.last, s.suspect(text, whole), whole && n <= maxUnnamedBytes
-		u.said = scan.Mentions{}
+		s.keepUnnamed(s.suspect(text, whole), s.head(n)[1:], whole)
 		if u.left&(scan.Setting|scan.AnyChange) != 0 {
 			u.said.Find(text, b.backslash())
 		}
-		if u.kept {
-			u.body = append(u.body[:0], s.head(n)[1:]...)
-		}
 		s.ownSequences(u.left)
-		b.unnamed = ticket{s.id, u.version}
 		s.owe(debt{kind: owesParse, unnamed: true, was: was})
 		b.out = pgwire.AppendHeader(b.out, pgwire.Parse, n)
 		s.in.Skip(pgwire.HeaderSize)
@@ -199,6 +194,27 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 	err := s.parseNamed(string(name), s.head(n)[len(name)+1:])
 	s.in.Skip(pgwire.HeaderSize + n)
 	return 0, err
+}
+
+// newUnnamed begins another version of the unnamed statement.
+func (s *session) newUnnamed() *unnamed {
+	u := &s.unnamed
+	u.last++
+	u.under, u.use = s.settings, use{}
+	if s.swayed() {
+		u.under = nil
+	}
+	return u
+}
+
+// keepUnnamed notes what it is, and that the server has it, or will have.
+func (s *session) keepUnnamed(left scan.Effect, body []byte, whole bool) {
+	u := &s.unnamed
+	u.version, u.left, u.said, u.kept = u.last, left, scan.Mentions{}, whole && len(body) < maxUnnamedBytes
+	if u.kept {
+		u.body = append(u.body[:0], body...)
+	}
+	s.backend.unnamed = ticket{s.id, u.version}
 }
 
 // parseNamed lets the client's name stand for the statement with this body.
@@ -389,7 +405,7 @@ func (s *session) recall(left scan.Effect, said *scan.Mentions) {
 // SQL, what the client prepared through the protocol; nil if the text does not.
 func (s *session) rename(text []byte, whole bool) (renamed []byte, _ use) {
 	switch {
-	case !whole:
+	case !whole, s.harmless:
 		return nil, use{}
 	case scan.DropsAll(text):
 		return nil, use{all: true}

@@ -3,6 +3,7 @@ package pooler
 import (
 	"bytes"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -48,7 +49,9 @@ func (s *session) recordEnd(e *ending) {
 func (s *session) finish(c *cycle, code Code) {
 	x := s.exchange
 	x.Route, x.Color, x.Caller = s.database, s.color, s.user
-	x.Code, x.Blame = string(code), meaning[code].Blame
+	if x.Code = string(code); code != OK {
+		x.Blame = meaning[code].Blame
+	}
 	x.BytesIn = c.bytes
 	if !c.start.IsZero() {
 		x.Start = c.start
@@ -81,6 +84,38 @@ func (s *session) finish(c *cycle, code Code) {
 	s.pooler.deps.Sink.Record(x)
 }
 
+// text returns the SQL text of a Query or Parse, as far as it is buffered, nil for
+// other messages. whole reports whether the message is buffered to its end.
+func (s *session) text(typ byte, n int) (text []byte, whole bool) {
+	whole = s.in.Buffered() >= pgwire.HeaderSize+n
+	s.harmless = false
+	body := s.in.Peek(min(pgwire.HeaderSize+n, s.in.Buffered()))[pgwire.HeaderSize:]
+	switch typ {
+	case pgwire.Query:
+		text = body
+	case pgwire.Parse:
+		_, text, _ = pgwire.String(body)
+	default:
+		return nil, whole
+	}
+	if end := bytes.IndexByte(text, 0); end >= 0 {
+		text = text[:end]
+	}
+	if whole && text != nil && s.remember(text) {
+		return text, whole
+	}
+	if whole && !s.next.traced {
+		s.next.trace, s.next.traced = pgwire.FindTraceparent(text)
+	}
+	if whole {
+		s.see(nil, text)
+	}
+	if text == nil {
+		text = body[:0]
+	}
+	return text, whole
+}
+
 // see notes what the cycle is about: its first statement.
 func (s *session) see(st *statement, text []byte) {
 	if s.next.shape != nil {
@@ -94,9 +129,14 @@ func (s *session) see(st *statement, text []byte) {
 		}
 	case len(text) > 0:
 		s.next.shape = s.pooler.shapes.Of(text)
-		if s.pooler.slow.plans.Load() {
-			s.next.sql = bytes.Clone(text)
-		}
+		s.keepForPlan(text)
+	}
+}
+
+// keepForPlan keeps a text whose plan may be asked for.
+func (s *session) keepForPlan(text []byte) {
+	if s.pooler.slow.plans.Load() {
+		s.next.sql = bytes.Clone(text)
 	}
 }
 
@@ -217,4 +257,79 @@ func commandName(tag []byte) string {
 		return known
 	}
 	return string(tag[:min(len(tag), maxCommand)])
+}
+
+// An errand is what a session needs only while it does something: one that rests on the
+// event loops has none. A session that has a server has one.
+type errand struct {
+	exchange *telemetry.Exchange
+	whole    *telemetry.Exchange // the transaction, where spans are of those; nil: none is open
+	offered  *backend            // leased already, for the next claim
+	failure  error               // why the session is over, at atEnd
+
+	// Guarded by the session's lock.
+	debts  debts // what the server owes
+	cycles queue[cycle]
+	next   cycle // being sent
+	uplink chan struct{}
+	lost   error // why the uplink ended by itself
+
+	harmless bool            // so is the text of the message that is being sent; of whoever sends
+	excess   int             // bytes from the client that go nowhere; of whoever reads the client
+	refused  error           // why the message that is being sent cannot be
+	held     []byte          // a CommandComplete that has not been told to the client yet
+	synced   <-chan struct{} // closed when the hub has caught up; nil: not waited for
+	portals  map[string]use  // those whose execution deallocates
+	moves    []move          // in the text of the simple query that was sent last
+	single   bool            // which is the only statement of its text
+	why      *unmade         // the server could not prepare what that executes
+	attempt  attempt
+	asSent   []byte    // the cycle, as the client sent it to the event loops; reused
+	readAt   time.Time // when they read the answer last
+
+	// What the sweep knows; only it uses these, with the session's lock.
+	lastTurn     uint64
+	lastMoved    uint32
+	lastMove     time.Time
+	quietTurn    uint64
+	quietSince   time.Time // the transaction has had no query in this turn
+	overdueSince time.Time // start of the query that was canceled last
+	overdue      atomic.Pointer[overdue]
+}
+
+var errands = sync.Pool{New: func() any { return &errand{exchange: new(telemetry.Exchange)} }}
+
+// attach gives a session what it needs to do something. Only who has the session calls
+// it, as spare.
+func (s *session) attach() {
+	if s.errand != nil {
+		return
+	}
+	e := errands.Get().(*errand)
+	s.mu.Lock()
+	s.errand = e
+	s.mu.Unlock()
+}
+
+// spare gives it back, if it holds nothing.
+func (s *session) spare() {
+	e := s.errand
+	if e == nil || s.busy || s.backend != nil || e.whole != nil || e.offered != nil || len(e.held) > 0 || e.excess > 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !e.debts.none() || e.cycles.len() > 0 || e.next.bytes > 0 || e.uplink != nil || e.lost != nil {
+		return
+	}
+	s.errand = nil
+	e.exchange.Err, e.failure, e.refused, e.next = nil, nil, nil, cycle{}
+	e.debts.asked, e.debts.answered = 0, 0
+	e.lastTurn, e.lastMoved, e.quietTurn = 0, 0, 0
+	e.lastMove, e.quietSince, e.overdueSince = time.Time{}, time.Time{}, time.Time{}
+	e.overdue.Store(nil)
+	e.attempt = attempt{}
+	clear(e.portals)
+	e.moves, e.why = nil, nil
+	errands.Put(e)
 }

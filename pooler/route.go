@@ -380,7 +380,7 @@ func (p *pool) member(user string, keys credential.Keys) *pool {
 			p.former = append(p.former, old)
 		}
 		m = newPool(p.name, ofMember(p.config.Load()), p.target.As(user, keys), Deps{Dial: p.dial, Log: p.log, Sink: p.sink, loops: p.loops})
-		m.retired, m.parent = p.retired, p
+		m.retired, m.parent, m.texts = p.retired, p, nil // it is the home that knows texts
 		if p.paused != nil {
 			m.paused = &pause{since: p.paused.since, rested: make(chan struct{})}
 			m.rested()

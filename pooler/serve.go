@@ -31,71 +31,72 @@ const clientBuffer = 10 << 10
 // reads the client (watch, pump); it has always ended before the first reads the
 // client again.
 type session struct {
-	pooler *Server
-	id     uint32
+	// What the event loops touch for every transaction comes first, in few cache lines.
+
+	lane      sync.Mutex // over a session without a goroutine; taken before all other locks
+	task      loop.Task  // runs Step
+	sock      *loop.Conn // the same as raw, if the event loops have it; or nil
+	*errand              // nil: it has nothing to do; changed under mu
+	mu        sync.Mutex // over what the uplink shares with serve, and others look at: what is marked with mu
+	backend   *backend   // mu: claimed
+	at        place
+	busy      bool  // the exchange has begun and is not recorded
+	mute      bool  // the client takes no more answers
+	stage     stage // mu
+	block     byte  // mu: as the backend's status was after the last cycle
+	answering bool  // mu: serve relays the server's answers
+	closing   bool  // mu: the uplink must end before the next message
+	open      bool  // mu: messages were sent after the last that ends a cycle
+	in        pgwire.Reader
+	copying   bool          // mu: the server takes COPY data
+	behind    bool          // mu: the message that is being sent is not its cycle's first
+	midway    bool          // mu: a message has been sent in part
+	withheld  bool          // a ReadyForQuery has not been told to the client yet; serve's own
+	fatal     bool          // the server's own last words have been passed on
+	untold    bool          // has to be told what the server reports
+	resets    bool          // may have led back a setting that was chosen at login, in an open transaction
+	varied    bool          // names stand for statements that were prepared under settings of another meaning
+	straddles bool          // asks for sequence values that an earlier transaction was given
+	ending    atomic.Bool   // told to end: it is more than running
+	moved     atomic.Uint32 // counts what was read from and written to the client
+	turn      atomic.Uint64 // counts cycles, so that a slow one is seen from outside
+	pool      *pool         // mu
+	pooler    *Server
+	routed    *policy         // that pool is of; nil: look for it each time
+	conn      net.Conn        // the same as raw without TLS
+	settings  *state.Settings // chosen, at login or since
+	prepares  *state.Settings // texts by which it made statements with SQL's PREPARE, by name
+	waiter    waiter
+	id        uint32
+	names     map[string]*statement // mu
+	unnamed   unnamed               // mu
+
 	came   int64            // Unix time in nanoseconds
 	secret []byte           // of the cancel key
 	keys   *credential.Keys // of the login, where the server is entered with them
 	raw    net.Conn         // below TLS
-	conn   net.Conn         // the same as raw without TLS
-	sock   *loop.Conn       // the same as raw, if the event loops have it; or nil
-	in     *pgwire.Reader
-	probe  socket.Prober // for those who look at the client while it waits; nil: no socket
-
-	lane   sync.Mutex  // over a session without a goroutine; taken before all other locks
-	task   loop.Task   // runs step
-	ending atomic.Bool // told to end: it is more than running
-	routed *policy     // that pool is of; nil: look for it each time
-	late   *time.Timer // ends its arrival
+	probe  socket.Prober    // for those who look at the client while it waits; nil: no socket
+	late   *time.Timer      // ends its arrival
 
 	// Known after admit.
 	user, database, application, color string
-	settings                           *state.Settings // chosen, at login or since
 	login                              *state.Settings // chosen at login
 	told                               *state.Settings // what the client believes of the server
-	prepares                           *state.Settings // texts by which it made statements with SQL's PREPARE, by name
-	missing                            *state.Settings // those that could not be made again
+	missing                            *state.Settings // those of prepares that could not be made again
 	missingAt                          uint64          // the pool's schema then
-	executes                           scan.Effect     // what those may do
-	untold                             bool            // has to be told what the server reports
-	resets                             bool            // may have led back a setting that was chosen at login, in an open transaction
-	varied                             bool            // names stand for statements that were prepared under settings of another meaning
-	straddles                          bool            // asks for sequence values that an earlier transaction was given
+	executes                           scan.Effect     // what those of prepares may do
 
-	*errand       // nil: it has nothing to do; changed under the lock
-	busy     bool // the exchange has begun and is not recorded
-	waiter   waiter
-	mute     bool // the client takes no more answers
-	fatal    bool // the server's own last words have been passed on
-	at       place
-	withheld bool // a ReadyForQuery has not been told to the client yet; serve's own
-
-	turn    atomic.Uint64          // counts cycles, so that a slow one is seen from outside
-	moved   atomic.Uint32          // counts what was read from and written to the client
 	writing atomic.Bool            // serve waits for the client to take an answer
 	wanting atomic.Bool            // the uplink waits for the rest of a message
 	dead    atomic.Bool            // killed: must not queue for a server
 	verdict atomic.Pointer[ending] // why it is killed, if not because Mainstay stops
 
-	mu        sync.Mutex // over what the uplink shares with serve, and others look at
-	pool      *pool
-	backend   *backend // claimed
-	pinned    string   // why the backend stays between transactions, for people; "": it does not
-	block     byte     // as the backend's status was after the last cycle
-	stage     stage
-	entered   bool // logged in
-	counted   bool // in the census; of the server's lock
-	resting   bool // serve waits for the client's next cycle
-	answering bool // serve relays the server's answers
-	closing   bool // the uplink must end before the next message
-	open      bool // messages were sent after the last that ends a cycle
-	copying   bool // the server takes COPY data
-	behind    bool // the message that is being sent is not its cycle's first
-	midway    bool // a message has been sent in part
-	names     map[string]*statement
-	nameBytes int // of the statements that have names
-	unnamed   unnamed
-	ear       *ear // nil until the client has listened; assigned by serve
+	pinned    string // mu: why the backend stays between transactions, for people; "": it does not
+	entered   bool   // mu: logged in
+	counted   bool   // in the census; of the server's lock
+	resting   bool   // mu: serve waits for the client's next cycle
+	nameBytes int    // mu: of the statements that have names
+	ear       *ear   // nil until the client has listened; assigned by serve
 }
 
 // A stage is how near its end a session is.
@@ -112,9 +113,9 @@ func newSession(p *Server, conn net.Conn, sock *loop.Conn) *session {
 	s := &session{
 		pooler: p, came: time.Now().UnixNano(), color: telemetry.ColorUnknown,
 		settings: state.None, prepares: state.None, missing: state.None, errand: errands.Get().(*errand),
-		raw: conn, conn: conn, sock: sock, in: pgwire.NewReader(conn, clientBuffer), probe: socket.Of(conn),
+		raw: conn, conn: conn, sock: sock, in: pgwire.MakeReader(conn, clientBuffer), probe: socket.Of(conn),
 	}
-	s.waiter.owner, s.task.Step = s, s.step
+	s.waiter.owner, s.task.Stepper = s, s
 	return s
 }
 
@@ -228,9 +229,11 @@ func (s *session) enterAt(from entry, extent pgwire.Extent) error {
 }
 
 // begin starts the next exchange.
-func (s *session) begin() {
+func (s *session) begin() { s.beginAt(time.Now()) }
+
+func (s *session) beginAt(now time.Time) {
 	s.attach()
-	s.exchange.Reset(plane)
+	s.exchange.Again(plane, now)
 	s.busy = true
 	s.turn.Add(1)
 	if !s.attempt.began.IsZero() {
