@@ -18,7 +18,7 @@ type harmless struct {
 }
 
 // remember looks whether the text is known to be harmless, and notes what else there is to
-// see in it: such a text has no comment.
+// see in it.
 func (s *session) remember(text []byte) bool {
 	home := s.backend.pool.home()
 	var buf [memo.MaxText]byte
@@ -31,6 +31,9 @@ func (s *session) remember(text []byte) bool {
 		return false
 	}
 	s.harmless = true
+	if memo.Commented(key) {
+		s.seekTraceparent(text)
+	}
 	if s.next.shape == nil {
 		s.next.shape = known.shape
 		s.keepForPlan(text)

@@ -104,16 +104,21 @@ func (s *session) text(typ byte, n int) (text []byte, whole bool) {
 	if whole && text != nil && s.remember(text) {
 		return text, whole
 	}
-	if whole && !s.next.traced {
-		s.next.trace, s.next.traced = pgwire.FindTraceparent(text)
-	}
 	if whole {
+		s.seekTraceparent(text)
 		s.see(nil, text)
 	}
 	if text == nil {
 		text = body[:0]
 	}
 	return text, whole
+}
+
+// seekTraceparent notes the trace that a text belongs to.
+func (s *session) seekTraceparent(text []byte) {
+	if !s.next.traced {
+		s.next.trace, s.next.traced = pgwire.FindTraceparent(text)
+	}
 }
 
 // see notes what the cycle is about: its first statement.

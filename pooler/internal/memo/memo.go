@@ -13,10 +13,13 @@ import (
 // MaxText bounds the texts that have a key, in bytes: longer ones are worth being read.
 const MaxText = 1 << 10
 
-// Marks of constants in a key. Texts that hold such bytes have none.
+// Marks in a key, of constants and comments. Texts that hold such bytes have none.
 const (
-	number = 1
-	text   = 2
+	number  = 1
+	text    = 2
+	comment = 3
+
+	marks = "\x01\x02\x03"
 )
 
 // What a byte is to [Key].
@@ -47,11 +50,11 @@ var class = func() (c [256]uint8) {
 	return c
 }()
 
-// Key appends to dst the text with a mark in place of each constant: texts with the same
-// key have the same tokens, but for the digits of whole numbers and what stands in strings.
-// ok is false for a text that has none, because it is long, or holds what would have to be
-// read to know that: comments, backslashes, strings with a prefix, in dollars or with quotes
-// in them.
+// Key appends to dst the text with a mark in place of each constant and comment: texts with
+// the same key have the same tokens, but for the digits of whole numbers and what stands in
+// strings. ok is false for a text that has none, because it is long, or holds what would
+// have to be read to know that: backslashes, strings with a prefix, in dollars or with
+// quotes in them, comments to the line's end or with others in them.
 func Key(dst, sql []byte) (key []byte, ok bool) {
 	if len(sql) > MaxText {
 		return dst, false
@@ -85,26 +88,40 @@ func Key(dst, sql []byte) (key []byte, ok bool) {
 			continue
 		case name:
 			n := bytes.IndexByte(sql[i:], '"')
-			if n < 0 || bytes.IndexByte(sql[i:i+n], number) >= 0 || bytes.IndexByte(sql[i:i+n], text) >= 0 {
+			if n < 0 || bytes.ContainsAny(sql[i:i+n], marks) {
 				return dst, false
 			}
 			i += n + 1
 		case unclear:
 			return dst, false
 		default:
-			if i < len(sql) && (c == '-' && sql[i] == '-' || c == '/' && sql[i] == '*') || c == '$' && (i == len(sql) || class[sql[i]] != digit) {
-				return dst, false
-			}
-			if c == '$' { // a parameter is the same only with its number
+			switch {
+			case c == '$': // a parameter is the same only with its number
+				if i == len(sql) || class[sql[i]] != digit {
+					return dst, false
+				}
 				for i < len(sql) && class[sql[i]] == digit {
 					i++
 				}
+			case c == '-' && i < len(sql) && sql[i] == '-':
+				return dst, false
+			case c == '/' && i < len(sql) && sql[i] == '*':
+				n := bytes.Index(sql[i+1:], []byte("*/"))
+				if n < 0 || bytes.Contains(sql[i+1:i+1+n], []byte("/*")) || n > 0 && sql[i+n] == '/' {
+					return dst, false
+				}
+				i += n + 3
+				dst = append(dst, comment)
+				continue
 			}
 		}
 		dst = append(dst, sql[from:i]...)
 	}
 	return dst, true
 }
+
+// Commented reports whether the text of this key has a comment.
+func Commented(key []byte) bool { return bytes.IndexByte(key, comment) >= 0 }
 
 // whole reports whether the digits there are a number, and all of it.
 func whole(sql []byte, from, to int) bool {

@@ -24,7 +24,14 @@ func TestConstantsAreTakenOut(t *testing.T) {
 		{"select 'a\\b'", ""},
 		{"select $$a$$", ""},
 		{"select 1 -- 2", ""},
-		{"select 1 /* 2 */", ""},
+		{"select 1 /* 2 */", "select \x01 \x03"},
+		{"select/**/1/*'*/", "select\x03\x01\x03"},
+		{"select 1 /* 2 /* 3 */ */", ""},
+		{"select 1 /*/* 3 */ */", ""},
+		{"select 1 /* 3 /*/ 2", ""},
+		{"select 1 /*/ 2", ""},
+		{"select 1 /* 2", ""},
+		{"select \"\x03\"", ""},
 		{"select 'open", ""},
 		{"select \"open", ""},
 		{"select \x01", ""},
@@ -80,6 +87,7 @@ func FuzzTextsWithOneKeyAreAlike(f *testing.F) {
 	f.Add("SELECT abalance FROM t1 WHERE aid = 123 AND b = 'x'", 7, "y z")
 	f.Add("insert into t values (1, 'a'), (2, 'b')", 0, "set role x")
 	f.Add("select set_config('a.b', '1', true)", 1, "work_mem")
+	f.Add("select 1 /* 2 */, 'x'/**/ + /*/ 3 */ 4", 1, "set x = 1")
 	f.Add("do 'begin end'", 1, "set x = 1")
 	f.Add("select 1e+5, interval '3 days', 5::text, (1), a[1], t1.c2", 99, "")
 	f.Fuzz(func(t *testing.T, sql string, n int, s string) {
@@ -94,6 +102,8 @@ func FuzzTextsWithOneKeyAreAlike(f *testing.F) {
 				twin = append(twin, digits(n)...)
 			case text:
 				twin = append(append(append(twin, '\''), s...), '\'')
+			case comment:
+				twin = append(append(append(twin, "/*"...), bytes.ReplaceAll(bytes.ReplaceAll([]byte(s), []byte("*"), nil), []byte("/"), nil)...), "*/"...)
 			default:
 				twin = append(twin, c)
 			}
