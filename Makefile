@@ -2,6 +2,7 @@
 GO      ?= go
 VERSION ?= 0.1.0-dev
 LDFLAGS  = -s -w -X main.release=$(VERSION)
+PGO      = -pgo=cmd/mainstay/default.pgo # as the binary is built
 GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .PHONY: build demo test check bench bench-deploy bench-pooler bench-limits bench-claude docs fuzz clean setup
@@ -21,6 +22,7 @@ test: ## everything CI runs
 	@$(MAKE) --no-print-directory check build
 	scripts/test.sh
 
+check: export GOFLAGS += -pgo=off # else all is compiled once more
 check: ## format, vet, lint, generated pages
 	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
 	$(GO) vet ./...
@@ -33,11 +35,11 @@ bench: ## ns/op, B/op and allocs/op of a whole exchange per plane, and the peers
 
 bench-deploy: ## 1,000 switches under load, beside kamal-proxy, nginx, HAProxy and Caddy where they are found (8 minutes)
 	@scripts/setup.sh postgres
-	$(GO) run ./bench/deploy
+	$(GO) run $(PGO) ./bench/deploy
 
 bench-pooler: ## the pooler beside PgBouncer and a direct connection
 	@scripts/setup.sh all
-	$(GO) run ./bench/pooler
+	$(GO) run $(PGO) ./bench/pooler
 
 bench-limits: ## limits beside redis_rate and an INCRBY pipeline
 	@scripts/setup.sh all
@@ -45,7 +47,7 @@ bench-limits: ## limits beside redis_rate and an INCRBY pipeline
 	scripts/redis.sh $(GO) -C bench/limits run . -requests
 
 bench-claude: ## the Claude plane beside a plain reverse proxy; FAULTS=1: what its callers see of faults, simulated (an hour)
-	$(GO) run ./bench/claude $(if $(FAULTS),-faults)
+	$(GO) run $(PGO) ./bench/claude $(if $(FAULTS),-faults)
 
 docs: ## write the pages that are generated from the code
 	$(GO) test ./internal/config -run Generated -update -count=1

@@ -36,7 +36,9 @@ func main() {
 	flag.IntVar(&b.rounds, "rounds", 2, "how often each is run")
 	flag.IntVar(&b.idle, "idle", 5000, "idle clients to weigh")
 	flag.StringVar(&b.only, "only", "", "one part: "+strings.Join(names(b.parts()), ", "))
+	flag.StringVar(&own.profile, "profile", "", "a folder for processor profiles of Mainstay")
 	flag.Parse()
+	b.profile = own.profile
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var err error
@@ -54,6 +56,7 @@ func main() {
 type bench struct {
 	seconds, rounds, idle int
 	only                  string
+	profile               string // a folder; "": none are made
 	pg                    *pgtest.Server
 	dir                   string // readable for whoever PgBouncer runs as
 }

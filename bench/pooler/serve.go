@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
+	"runtime/pprof"
 	"sync"
 
 	"mainstay.dev/mainstay/internal/setting"
@@ -25,6 +27,7 @@ type service struct {
 	export   string // spans go there; "": nowhere
 	tls      string // folder of server.crt and server.key; "": it is not offered
 	share    int    // servers that are kept for the user victim
+	profile  string // a folder for its processor profile; "": there is none
 }
 
 func (s *service) flags() {
@@ -37,7 +40,7 @@ func (s *service) flags() {
 
 // args are the flags that make the bench this service.
 func (s *service) args() []string {
-	return []string{"-serve", s.upstream, "-auth", s.auth, "-export", s.export, "-tls", s.tls, "-share", fmt.Sprint(s.share)}
+	return []string{"-serve", s.upstream, "-auth", s.auth, "-export", s.export, "-tls", s.tls, "-share", fmt.Sprint(s.share), "-profile", s.profile}
 }
 
 func (s *service) config() (cfg pooler.Config) {
@@ -83,6 +86,17 @@ func (s *service) run(ctx context.Context) error {
 	ln, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
 		return err
+	}
+	if s.profile != "" {
+		f, err := os.Create(filepath.Join(s.profile, fmt.Sprintf("pooler-%d.pprof", os.Getpid())))
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
 	}
 	p, err := pooler.New(cfg, pooler.Deps{Listener: ln, Sink: sink, Log: log})
 	if err != nil {

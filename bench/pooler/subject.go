@@ -31,6 +31,7 @@ func (b *bench) mainstay(s service) (*subject, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.profile = b.profile
 	s.upstream = fmt.Sprintf("postgres://bench:%s@127.0.0.1:%d/bench?sslmode=disable", secret, b.pg.Port())
 	cmd := exec.Command(self, s.args()...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

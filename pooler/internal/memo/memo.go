@@ -29,6 +29,7 @@ const (
 	digit          // begins a number, where no word goes on
 	quote          // begins a string
 	name           // begins a name in quotes
+	sign           // may begin a comment, or a parameter
 	unclear        // begins what is not worth being understood here
 )
 
@@ -43,11 +44,21 @@ var class = func() (c [256]uint8) {
 			c[i] = quote
 		case b == '"':
 			c[i] = name
+		case b == '$', b == '-', b == '/':
+			c[i] = sign
 		case b == '\\', b < ' ' && (b < '\t' || b > '\r'):
 			c[i] = unclear
 		}
 	}
 	return c
+}()
+
+// goesOn tells of each byte whether a word may go on with it.
+var goesOn = func() (is [256]bool) {
+	for i, c := range class {
+		is[i] = c == letter || c == digit || i == '$'
+	}
+	return is
 }()
 
 // Key appends to dst the text with a mark in place of each constant and comment: texts with
@@ -59,12 +70,14 @@ func Key(dst, sql []byte) (key []byte, ok bool) {
 	if len(sql) > MaxText {
 		return dst, false
 	}
+	copied := 0 // so much of the text is in the key
 	for i := 0; i < len(sql); {
 		from, c := i, sql[i]
 		i++
 		switch class[c] {
+		case plain:
 		case letter:
-			for i < len(sql) && (class[sql[i]] == letter || class[sql[i]] == digit || sql[i] == '$') {
+			for i < len(sql) && goesOn[sql[i]] {
 				i++
 			}
 			if i < len(sql) && sql[i] == '\'' {
@@ -75,8 +88,8 @@ func Key(dst, sql []byte) (key []byte, ok bool) {
 				i++
 			}
 			if whole(sql, from, i) {
-				dst = append(dst, number)
-				continue
+				dst = append(append(dst, sql[copied:from]...), number)
+				copied = i
 			}
 		case quote:
 			n := bytes.IndexByte(sql[i:], '\'')
@@ -84,8 +97,8 @@ func Key(dst, sql []byte) (key []byte, ok bool) {
 				return dst, false
 			}
 			i += n + 1
-			dst = append(dst, text)
-			continue
+			dst = append(append(dst, sql[copied:from]...), text)
+			copied = i
 		case name:
 			n := bytes.IndexByte(sql[i:], '"')
 			if n < 0 || bytes.ContainsAny(sql[i:i+n], marks) {
@@ -94,7 +107,7 @@ func Key(dst, sql []byte) (key []byte, ok bool) {
 			i += n + 1
 		case unclear:
 			return dst, false
-		default:
+		case sign:
 			switch {
 			case c == '$': // a parameter is the same only with its number
 				if i == len(sql) || class[sql[i]] != digit {
@@ -111,13 +124,12 @@ func Key(dst, sql []byte) (key []byte, ok bool) {
 					return dst, false
 				}
 				i += n + 3
-				dst = append(dst, comment)
-				continue
+				dst = append(append(dst, sql[copied:from]...), comment)
+				copied = i
 			}
 		}
-		dst = append(dst, sql[from:i]...)
 	}
-	return dst, true
+	return append(dst, sql[copied:]...), true
 }
 
 // Commented reports whether the text of this key has a comment.

@@ -135,3 +135,12 @@ func digits(n int) string {
 	}
 	return digits(n/10) + digits(n%10)
 }
+
+func BenchmarkKey(b *testing.B) {
+	sql := []byte("SELECT abalance FROM pgbench_accounts WHERE aid = 12345;")
+	var buf [MaxText]byte
+	b.ReportAllocs()
+	for b.Loop() {
+		Key(buf[:0], sql)
+	}
+}
