@@ -86,7 +86,7 @@ func plane(ctx context.Context, ln net.Listener, to string, gathering bool) erro
 		return err
 	}
 	defer null.Close()
-	log := slog.New(slog.NewJSONHandler(null, nil))
+	log := slog.New(jsonlog.NewHandler(null, slog.LevelInfo))
 	var cfg claude.Config
 	cfg.SetDefaults()
 	cfg.Upstream, cfg.Recovery.Aggregate = to, gathering

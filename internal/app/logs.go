@@ -29,10 +29,9 @@ func (c *logControl) set(cfg config.Logs, terminal bool) {
 // sink turns exchanges and events into lines.
 func newLogger(cfg config.Logs, w io.Writer, terminal bool) (*slog.Logger, *logControl) {
 	c := new(logControl)
-	o := &slog.HandlerOptions{Level: &c.level}
-	var h slog.Handler = slog.NewJSONHandler(w, o)
+	var h slog.Handler = jsonlog.NewHandler(w, &c.level)
 	if cfg.Format == "text" || cfg.Format == "auto" && terminal {
-		h = slog.NewTextHandler(w, o)
+		h = slog.NewTextHandler(w, &slog.HandlerOptions{Level: &c.level})
 	}
 	log := slog.New(h)
 	c.exchanges = jsonlog.New(log, jsonlog.All)

@@ -115,6 +115,7 @@ const (
 // Handle returns: the strings of an exchange are borrowed until then.
 type Sink struct {
 	handler slog.Handler
+	direct  *Handler // the same, or nil
 	which   atomic.Int32
 	scratch sync.Pool // *[]slog.Attr
 }
@@ -122,6 +123,7 @@ type Sink struct {
 // New makes a sink that writes to log.
 func New(log *slog.Logger, which Which) *Sink {
 	s := &Sink{handler: log.Handler()}
+	s.direct, _ = s.handler.(*Handler)
 	s.scratch.New = func() any {
 		attrs := make([]slog.Attr, 0, 40)
 		return &attrs
@@ -145,8 +147,12 @@ func (s *Sink) Record(x *telemetry.Exchange) {
 	if which == None || which == Errors && !failed || !s.handler.Enabled(ctx, level) {
 		return
 	}
+	if s.direct != nil {
+		s.direct.record(x, level)
+		return
+	}
 	scratch := s.scratch.Get().(*[]slog.Attr)
-	line := line{(*scratch)[:0]}
+	line := line{attrs: (*scratch)[:0]}
 	line.exchange(x)
 	r := slog.NewRecord(x.Start.Add(x.Took), level, message(x.Plane), 0)
 	r.AddAttrs(line.attrs...)
@@ -191,8 +197,12 @@ func message(plane string) string {
 	return "exchange"
 }
 
-// line collects the attributes of one line.
-type line struct{ attrs []slog.Attr }
+// line collects the attributes of one line, or writes them.
+type line struct {
+	attrs []slog.Attr
+	buf   []byte // its beginning, as JSON
+	json  bool   // it is written
+}
 
 func (l *line) exchange(x *telemetry.Exchange) {
 	l.text(keyPlane, x.Plane)
@@ -210,7 +220,7 @@ func (l *line) exchange(x *telemetry.Exchange) {
 	l.text(keyUser, x.User) // the pooler, whose user is the database's, has none
 	l.text(keyWorkspace, x.Workspace)
 	l.text(keyTier, x.Tier)
-	l.attrs = append(l.attrs, slog.Float64(keyTook, milliseconds(x.Took)))
+	l.duration(keyTook, x.Took)
 	l.time(keyWaited, x.Waited)
 	l.time(keyFirstByte, x.FirstByte)
 	l.number(keyBytesIn, x.BytesIn)
@@ -253,7 +263,7 @@ func (l *line) genAI(g *telemetry.GenAI) {
 	l.number(keyOutput, g.OutputTokens)
 	l.text(keyStop, g.StopReason)
 	if g.CostNanoUSD != 0 {
-		l.attrs = append(l.attrs, slog.Float64(keyCost, float64(g.CostNanoUSD)/1e9))
+		l.float(keyCost, float64(g.CostNanoUSD)/1e9)
 	}
 	l.flag(keyUnpriced, g.Unpriced)
 	l.text(keyVia, g.Via)
@@ -303,32 +313,73 @@ func (l *line) trace(t *telemetry.Trace) {
 	var b [48]byte
 	hex.Encode(b[:32], t.TraceID[:])
 	hex.Encode(b[32:], t.SpanID[:])
+	if l.json {
+		l.key(keyTraceID)
+		l.buf = append(append(append(l.buf, '"'), b[:32]...), '"')
+		l.key(keySpanID)
+		l.buf = append(append(append(l.buf, '"'), b[32:]...), '"')
+		return
+	}
 	ids := string(b[:])
 	l.attrs = append(l.attrs, slog.String(keyTraceID, ids[:32]), slog.String(keySpanID, ids[32:]))
 }
 
 func (l *line) text(key, v string) {
-	if v != "" {
+	switch {
+	case v == "":
+	case l.json:
+		l.key(key)
+		l.buf = appendString(l.buf, v)
+	default:
 		l.attrs = append(l.attrs, slog.String(key, v))
 	}
 }
 
 func (l *line) number(key string, v int64) {
-	if v != 0 {
+	switch {
+	case v == 0:
+	case l.json:
+		l.key(key)
+		l.buf = strconv.AppendInt(l.buf, v, 10)
+	default:
 		l.attrs = append(l.attrs, slog.Int64(key, v))
 	}
 }
 
 func (l *line) flag(key string, v bool) {
-	if v {
+	switch {
+	case !v:
+	case l.json:
+		l.key(key)
+		l.buf = append(l.buf, "true"...)
+	default:
 		l.attrs = append(l.attrs, slog.Bool(key, true))
 	}
 }
 
+func (l *line) float(key string, v float64) {
+	if l.json {
+		l.key(key)
+		l.buf = appendFloat(l.buf, v)
+		return
+	}
+	l.attrs = append(l.attrs, slog.Float64(key, v))
+}
+
 func (l *line) time(key string, d time.Duration) {
 	if d != 0 {
-		l.attrs = append(l.attrs, slog.Float64(key, milliseconds(d)))
+		l.duration(key, d)
 	}
+}
+
+// duration writes a time that may be zero.
+func (l *line) duration(key string, d time.Duration) {
+	if l.json {
+		l.key(key)
+		l.buf = appendMilliseconds(l.buf, d)
+		return
+	}
+	l.attrs = append(l.attrs, slog.Float64(key, milliseconds(d)))
 }
 
 // milliseconds keeps microseconds, which is as fine as anybody reads.

@@ -19,11 +19,21 @@ import (
 
 var start = time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC)
 
-// wrote runs do with a sink and returns the lines it wrote.
+// wrote runs do with a sink and returns the lines it wrote: by slog's own handler and by
+// ours they must say the same.
 func wrote(t *testing.T, which Which, do func(*Sink)) (lines []map[string]any) {
 	t.Helper()
+	lines = wroteBy(t, which, do, func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) })
+	if diff := cmp.Diff(lines, wroteBy(t, which, do, func(w io.Writer) slog.Handler { return NewHandler(w, slog.LevelInfo) })); diff != "" {
+		t.Errorf("slog's lines and ours (-slog +ours):\n%s", diff)
+	}
+	return lines
+}
+
+func wroteBy(t *testing.T, which Which, do func(*Sink), handler func(io.Writer) slog.Handler) (lines []map[string]any) {
+	t.Helper()
 	var out bytes.Buffer
-	do(New(slog.New(slog.NewJSONHandler(&out, &slog.HandlerOptions{Level: slog.LevelInfo})), which))
+	do(New(slog.New(handler(&out)), which))
 	for text := range strings.Lines(out.String()) {
 		var line map[string]any
 		if err := json.Unmarshal([]byte(text), &line); err != nil {
@@ -92,7 +102,7 @@ func TestWhichChoosesExchangesAndNeverSilencesEvents(t *testing.T) {
 			for _, b := range blames {
 				s.Record(&telemetry.Exchange{Plane: "edge", Blame: b, Start: start})
 			}
-			s.Emit(telemetry.Event{Part: "app", Name: "switched"})
+			s.Emit(telemetry.Event{Time: start, Part: "app", Name: "switched"})
 		})
 		if len(lines) != want {
 			t.Errorf("%v wrote %d lines, want %d", which, len(lines), want)
@@ -125,7 +135,16 @@ func TestAnEventIsALineWithItsAttributesAndWithoutSecrets(t *testing.T) {
 }
 
 func TestLinesOfManyGoroutinesDoNotMix(t *testing.T) {
-	lines := wrote(t, All, func(s *Sink) {
+	for name, handler := range map[string]func(io.Writer) slog.Handler{
+		"slog": func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) },
+		"ours": func(w io.Writer) slog.Handler { return NewHandler(w, slog.LevelInfo) },
+	} {
+		t.Run(name, func(t *testing.T) { mixes(t, handler) })
+	}
+}
+
+func mixes(t *testing.T, handler func(io.Writer) slog.Handler) {
+	lines := wroteBy(t, All, func(s *Sink) {
 		var wg sync.WaitGroup
 		for _, plane := range []string{"edge", "pooler", "claude", "edge"} {
 			wg.Go(func() {
@@ -137,7 +156,7 @@ func TestLinesOfManyGoroutinesDoNotMix(t *testing.T) {
 			})
 		}
 		wg.Wait()
-	})
+	}, handler)
 	if len(lines) != 800 {
 		t.Fatalf("%d lines, want 800", len(lines))
 	}
@@ -152,11 +171,15 @@ func TestALineCostsFewAllocations(t *testing.T) {
 	if raceDetector {
 		t.Skip("the race detector empties pools at random; the plain run counts")
 	}
-	s := New(slog.New(slog.NewJSONHandler(io.Discard, nil)), All)
 	x := request()
 	x.Attempts, x.Tries, x.Err = nil, 0, nil
+	s := New(slog.New(NewHandler(io.Discard, slog.LevelInfo)), All)
+	if n := allocations(func() { s.Record(x) }); n > 0 {
+		t.Errorf("%v allocations, want none", n)
+	}
+	s = New(slog.New(slog.NewJSONHandler(io.Discard, nil)), All)
 	if n := allocations(func() { s.Record(x) }); n > 5 {
-		t.Errorf("%v allocations, want at most 5", n)
+		t.Errorf("%v allocations by slog, want at most 5", n)
 	}
 	s.Choose(Errors)
 	x.Blame = telemetry.BlameNone
@@ -176,10 +199,46 @@ func allocations(do func()) float64 {
 }
 
 func BenchmarkRecord(b *testing.B) {
-	s := New(slog.New(slog.NewJSONHandler(io.Discard, nil)), All)
-	x := request()
-	b.ReportAllocs()
-	for b.Loop() {
-		s.Record(x)
+	for name, h := range map[string]slog.Handler{"slog": slog.NewJSONHandler(io.Discard, nil), "ours": NewHandler(io.Discard, slog.LevelInfo)} {
+		b.Run(name, func(b *testing.B) {
+			s := New(slog.New(h), All)
+			x := request()
+			b.ReportAllocs()
+			for b.Loop() {
+				s.Record(x)
+			}
+		})
+	}
+}
+
+// Our lines are slog's, byte for byte, whatever an exchange holds.
+func FuzzALineIsSlogs(f *testing.F) {
+	f.Add("r-1", "203.0.113.7", "read: reset", int64(1234567), int64(5), int64(120_000), true)
+	f.Add("\"\\\n\r\t\x00\x1f\x7f", "a\u2028b\u2029", "\xff\xfe \ufffd é 😀 <>&", int64(0), int64(-1), int64(1), false)
+	f.Add("", "", "", int64(-5_000_000), int64(1)<<62, int64(1e15), true)
+	f.Add("", "", "", int64(1)<<62, int64(-1)<<63, int64(999), true)
+	f.Fuzz(func(t *testing.T, a, b, c string, took, n, cost int64, stream bool) {
+		x := request()
+		x.ID, x.Caller, x.Err, x.Took, x.Waited, x.BytesIn = a, b, errors.New(c), time.Duration(took), time.Duration(n), n
+		x.HTTP.Path, x.HTTP.Stream, x.GenAI.CostNanoUSD, x.GenAI.Model, x.DB.Client = c, stream, cost, a+b, time.Duration(cost)
+		var slogs, ours bytes.Buffer
+		New(slog.New(slog.NewJSONHandler(&slogs, nil)), All).Record(x)
+		New(slog.New(NewHandler(&ours, slog.LevelInfo)), All).Record(x)
+		if slogs.String() != ours.String() {
+			t.Errorf("slog: %s\nours: %s", slogs.String(), ours.String())
+		}
+	})
+}
+
+func TestTheHandlerIsSlogsForAllElse(t *testing.T) {
+	var out bytes.Buffer
+	log := slog.New(NewHandler(&out, slog.LevelWarn))
+	log.Info("not told")
+	log.With("a", 1).WithGroup("g").Warn("told", "b", 2)
+	New(log.With("part", "x"), All).Record(&telemetry.Exchange{Plane: "edge", Blame: telemetry.BlameUpstream, Start: start})
+	want := `"level":"WARN","msg":"told","a":1,"g":{"b":2}}`
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if len(lines) != 2 || !strings.HasSuffix(lines[0], want) || !strings.Contains(lines[1], `"part":"x","plane":"edge"`) {
+		t.Errorf("%q", lines)
 	}
 }
