@@ -42,32 +42,37 @@ func (b *bench) latency(ctx context.Context) error {
 	return nil
 }
 
-// spread measures a cell for all subjects in turns and prints, for each, the percentiles
-// of the round whose p95 is the lowest.
+// percentiles are those of one run, in milliseconds.
+type percentiles struct{ p50, p95, p99 float64 }
+
+// spread measures a cell for all subjects in turns and prints, for each, the medians of the
+// rounds' percentiles, and that of the p95 as a multiple of PgBouncer's in the same round.
 func (b *bench) spread(ctx context.Context, all []*subject, c cell) error {
-	type figures struct{ p50, p95, p99 time.Duration }
-	best := make([]figures, len(all))
-	peer := 0.0
-	for range b.rounds {
-		for i, s := range all {
-			took, err := b.logged(ctx, s, c)
+	runs, ratios := make([][]percentiles, len(all)), make([][]float64, len(all))
+	for round := range b.rounds {
+		took := make([]percentiles, len(all))
+		for i := range all {
+			i := (i + round) % len(all)
+			sorted, err := b.logged(ctx, all[i], c)
 			if err != nil {
 				return err
 			}
-			f := figures{percentile(took, .50), percentile(took, .95), percentile(took, .99)}
-			if best[i].p95 == 0 || f.p95 < best[i].p95 {
-				best[i] = f
+			took[i] = percentiles{millis(percentile(sorted, .50)), millis(percentile(sorted, .95)), millis(percentile(sorted, .99))}
+			runs[i] = append(runs[i], took[i])
+		}
+		for i, s := range all {
+			if s.name != "PgBouncer" || took[i].p95 == 0 {
+				continue
+			}
+			for j := range all {
+				ratios[j] = append(ratios[j], took[j].p95/took[i].p95)
 			}
 		}
 	}
 	for i, s := range all {
-		if s.name == "PgBouncer" {
-			peer = millis(best[i].p95)
-		}
-	}
-	for i, s := range all {
-		f := best[i]
-		fmt.Printf("| %s | %s | %.2f | %.2f | %.2f | %s |\n", c.name, s.name, millis(f.p50), millis(f.p95), millis(f.p99), ratio(millis(f.p95), peer))
+		fmt.Printf("| %s | %s | %.2f | %.2f | %.2f | %s |\n", c.name, s.name,
+			middle(runs[i], func(p percentiles) float64 { return p.p50 }), middle(runs[i], func(p percentiles) float64 { return p.p95 }),
+			middle(runs[i], func(p percentiles) float64 { return p.p99 }), ratio(middle(ratios[i], func(r float64) float64 { return r }), 1))
 	}
 	return nil
 }

@@ -1,14 +1,14 @@
 // Command pooler measures Mainstay's pooler beside PgBouncer and a direct connection,
 // in turns, on one PostgreSQL that it starts itself:
 //
-//	go run ./bench/pooler               # all of it, a quarter of an hour
-//	go run ./bench/pooler -t 3 -rounds 1 -only cpu
+//	go run ./bench/pooler               # all of it, half an hour
+//	go run ./bench/pooler -t 1 -rounds 15 -only cpu
 //
 // Its parts, for -only: cpu, idle, connect, latency, spans, tls and victim
 // (docs/performance.md says what each measures).
 //
-// CPU is what the process itself used, from /proc/PID/stat, over what pgbench says
-// it did; the lowest of the rounds counts. The poolers run in sessions of their own,
+// CPU is what the process itself used, from /proc, over what pgbench says it did; the
+// figures are medians of the rounds, and of what each round gave beside PgBouncer. The poolers run in sessions of their own,
 // since the kernel's autogroup would have them share pgbench's weight otherwise. It
 // needs pgbench, pgbouncer and PostgreSQL's server programs. Nobody imports it.
 package main
@@ -32,8 +32,8 @@ const secret = "0123456789abcdefghijklmnopqrstuv"
 func main() {
 	b, own := bench{}, service{}
 	own.flags()
-	flag.IntVar(&b.seconds, "t", 6, "seconds of each run")
-	flag.IntVar(&b.rounds, "rounds", 2, "how often each is run")
+	flag.IntVar(&b.seconds, "t", 2, "seconds of each run")
+	flag.IntVar(&b.rounds, "rounds", 7, "how often each is run, in turns")
 	flag.IntVar(&b.idle, "idle", 5000, "idle clients to weigh")
 	flag.StringVar(&b.only, "only", "", "one part: "+strings.Join(names(b.parts()), ", "))
 	flag.StringVar(&own.profile, "profile", "", "a folder for processor profiles of Mainstay")

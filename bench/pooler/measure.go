@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -45,9 +46,23 @@ func number(re *regexp.Regexp, text string) float64 {
 	return n
 }
 
-// spent is the CPU time of a process so far (proc(5), fields 14 and 15, in ticks of
-// 10 ms).
-func spent(pid int) time.Duration {
+// spent is the CPU time of a process so far: of its threads, in nanoseconds
+// (/proc/PID/task/*/schedstat), or, of a kernel that does not tell that, in ticks of 10 ms
+// (proc(5), /proc/PID/stat, fields 14 and 15).
+func spent(pid int) (sum time.Duration) {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid)) // the pattern is right
+	for _, task := range tasks {
+		text, err := os.ReadFile(task)
+		if err != nil {
+			continue // it has ended
+		}
+		ran, _, _ := strings.Cut(string(text), " ")
+		n, _ := strconv.ParseInt(ran, 10, 64)
+		sum += time.Duration(n)
+	}
+	if sum > 0 {
+		return sum
+	}
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0
@@ -68,8 +83,30 @@ func resident(pid int) int {
 	return pages * os.Getpagesize()
 }
 
-// A figure is the best of a cell's rounds.
+// A figure is what a run of a cell gave.
 type figure struct{ tps, latency, micros float64 }
+
+// median is that of each value.
+func median(runs []figure) (f figure) {
+	return figure{
+		middle(runs, func(f figure) float64 { return f.tps }),
+		middle(runs, func(f figure) float64 { return f.latency }),
+		middle(runs, func(f figure) float64 { return f.micros }),
+	}
+}
+
+// middle is the median of what value says of each of all; 0 of none.
+func middle[T any](all []T, value func(T) float64) float64 {
+	if len(all) == 0 {
+		return 0
+	}
+	values := make([]float64, len(all))
+	for i, one := range all {
+		values[i] = value(one)
+	}
+	slices.Sort(values)
+	return (values[(len(values)-1)/2] + values[len(values)/2]) / 2
+}
 
 // A cell is a run of pgbench, by its arguments.
 type cell struct {
@@ -98,37 +135,37 @@ func (b *bench) measure(ctx context.Context, s *subject, c cell) (f figure, err 
 	return f, nil
 }
 
-// rows measures each cell for all subjects in turns and prints the best, and the CPU as
-// a multiple of PgBouncer's.
+// rows measures each cell for all subjects in turns and prints the medians of the rounds,
+// and that of the CPU as a multiple of what PgBouncer took in the same round.
 func (b *bench) rows(ctx context.Context, all []*subject, cells []cell) error {
 	fmt.Println("| | | tps | average ms | pooler µs/txn | ratio |\n|---|---|---|---|---|---|")
 	for _, c := range cells {
-		best := make([]figure, len(all))
-		for range b.rounds {
-			for i, s := range all {
-				if !s.carries(c) {
+		runs, ratios := make([][]figure, len(all)), make([][]float64, len(all))
+		for round := range b.rounds {
+			took := make([]figure, len(all))
+			for i := range all {
+				i := (i + round) % len(all) // so that nobody always comes behind the same one
+				if !all[i].carries(c) {
 					continue
 				}
-				f, err := b.measure(ctx, s, c)
-				if err != nil {
+				var err error
+				if took[i], err = b.measure(ctx, all[i], c); err != nil {
 					return err
 				}
-				if best[i].tps == 0 || f.micros > 0 && f.micros < best[i].micros {
-					best[i].micros = f.micros
+				runs[i] = append(runs[i], took[i])
+			}
+			for i, s := range all {
+				if s.name != "PgBouncer" || took[i].micros == 0 {
+					continue
 				}
-				if f.tps > best[i].tps {
-					best[i].tps, best[i].latency = f.tps, f.latency
+				for j := range all {
+					ratios[j] = append(ratios[j], took[j].micros/took[i].micros)
 				}
 			}
 		}
-		peer := 0.0
 		for i, s := range all {
-			if s.name == "PgBouncer" {
-				peer = best[i].micros
-			}
-		}
-		for i, s := range all {
-			fmt.Printf("| %s | %s | %.0f | %.2f | %.1f | %s |\n", c.name, s.name, best[i].tps, best[i].latency, best[i].micros, ratio(best[i].micros, peer))
+			f := median(runs[i])
+			fmt.Printf("| %s | %s | %.0f | %.2f | %.1f | %s |\n", c.name, s.name, f.tps, f.latency, f.micros, ratio(middle(ratios[i], func(r float64) float64 { return r }), 1))
 		}
 	}
 	fmt.Println()
