@@ -92,7 +92,7 @@ func (s *session) scan() (done bool, err error) {
 		}
 		if !keep {
 			s.pass()
-			in.Skip(pgwire.HeaderSize + n)
+			in.Drop(pgwire.HeaderSize + n)
 			if done {
 				return true, nil
 			}
@@ -204,8 +204,13 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 	case pgwire.EmptyQuery:
 		s.debts.answered++
 		s.exchange.DB.Queries++
-	case pgwire.BindComplete, pgwire.RowDescription, pgwire.NoData, pgwire.PortalSuspended:
+	case pgwire.BindComplete, pgwire.PortalSuspended:
 		s.debts.answered++
+	case pgwire.ParameterDesc:
+		return !s.debts.ours, false, nil
+	case pgwire.RowDescription, pgwire.NoData:
+		s.debts.answered++
+		return !s.sighted(typ), false, nil
 	case pgwire.ErrorResponse:
 		if s.mayRepeat(body) {
 			return false, false, errRepeat
@@ -257,6 +262,8 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 		// was sent before that was known. What follows it means another statement.
 		return false, false, s.confused(errMeaning)
 	case ok && d.kind == theirs:
+		next, _ := s.debts.first()
+		s.debts.ours = next.kind == owesOurDescribe
 		return true, false, nil
 	case ok && d.kind == ours:
 		return false, false, nil

@@ -22,6 +22,7 @@ type debt struct {
 	aside     bool       // a replay that may fail: see teach
 	taken     bool       // a Parse that the server has to refuse: the name is taken
 	before    *known     // what owesDropAll has made forgotten
+	cursor    *sighting  // what owesOurDescribe tells
 	at        int32      // how many messages of its cycle are answered before this one
 }
 
@@ -41,17 +42,18 @@ type known struct {
 type debtKind uint8
 
 const (
-	owesParse    debtKind = iota // ParseComplete for the client
-	owesOurParse                 // ParseComplete for us
-	owesClose                    // CloseComplete for the client
-	owesOurClose                 // CloseComplete for us
-	owesDrop                     // CommandComplete of a DEALLOCATE of the client's statement of this name
-	owesDropAll                  // CommandComplete of a DEALLOCATE ALL or DISCARD ALL
-	owesCopy                     // CopyInResponse to data that has been sent
-	owesSync                     // ReadyForQuery after a Sync
-	owesQuery                    // ReadyForQuery after a Query or FunctionCall
-	owesOurSync                  // ReadyForQuery for us
-	owesReplay                   // ReadyForQuery after settings that the client had before
+	owesParse       debtKind = iota // ParseComplete for the client
+	owesOurParse                    // ParseComplete for us
+	owesOurDescribe                 // the description, for us, of what the Parse before this has made
+	owesClose                       // CloseComplete for the client
+	owesOurClose                    // CloseComplete for us
+	owesDrop                        // CommandComplete of a DEALLOCATE of the client's statement of this name
+	owesDropAll                     // CommandComplete of a DEALLOCATE ALL or DISCARD ALL
+	owesCopy                        // CopyInResponse to data that has been sent
+	owesSync                        // ReadyForQuery after a Sync
+	owesQuery                       // ReadyForQuery after a Query or FunctionCall
+	owesOurSync                     // ReadyForQuery for us
+	owesReplay                      // ReadyForQuery after settings that the client had before
 )
 
 // ready reports whether the debt is a ReadyForQuery.
@@ -67,6 +69,7 @@ type debts struct {
 	asked     int32 // messages of the cycle that is being sent
 	answered  int32 // those of the cycle that is being answered
 	uncounted bool  // which has swallowed another
+	ours      bool  // the next description is the one that owesOurDescribe stands for; of whoever reads the answers
 }
 
 // skips reports whether the server, which has answered with an error, passes over the message
@@ -111,7 +114,7 @@ func (d *debts) takeCopy() (syncs int, ended bool) {
 // or, unless it is renewed, the unnamed statement.
 func (d *debts) uncertain(renewed bool) bool {
 	return slices.ContainsFunc(d.list[d.head:], func(one debt) bool {
-		return one.name != "" || one.statement != nil || one.kind == owesDropAll || one.unnamed && !renewed
+		return one.name != "" || one.statement != nil || one.kind == owesDropAll || one.cursor != nil || one.unnamed && !renewed
 	})
 }
 
@@ -168,6 +171,7 @@ func (s *session) owe(d debt) {
 // is undone in reverse, since a name may have changed its meaning more than once.
 func (s *session) forgive() {
 	owed := s.debts.list[s.debts.head:]
+	s.debts.ours = false
 	n := 0
 	for n < len(owed) && !owed[n].kind.ready() {
 		n++
@@ -195,7 +199,7 @@ func (s *session) undo(d debt, later []debt) {
 		b.prepared[d.statement] = 0 // it is still there
 	case d.kind == owesDropAll:
 		s.names, s.nameBytes, b.prepared = d.before.names, d.before.nameBytes, d.before.prepared
-	case d.kind.ready() || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
+	case d.kind.ready() || d.kind == owesOurDescribe || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
 	case d.unnamed:
 		s.undoUnnamed(d, later)
 	case d.kind == owesClose && renamed:

@@ -403,3 +403,84 @@ func (s *session) tellWhy(body []byte) bool {
 	s.held = pgwire.Append(s.held, pgwire.ErrorResponse, s.why.body)
 	return true
 }
+
+// What PostgreSQL says of a prepared FETCH's columns is settled when it is prepared: there are none if there
+// was no such cursor then. If there was one, and it is gone, PostgreSQL (as of 15) crashes when it is asked.
+// So a server is never asked about one that it was told to prepare at another time, maybe for another
+// client: a statement that stands in for it is described. Whether there was a cursor the server is
+// asked behind the client's Parse, unless there can't have been; such statements are not shared.
+
+// A sighting is what became known of a cursor when a FETCH was prepared.
+type sighting struct {
+	told  bool // it is known
+	there bool // the cursor was
+}
+
+// cursorless reports whether no cursor can be open when the message that is being sent is carried out.
+func (s *session) cursorless() bool {
+	b := s.backend
+	return b.status == pgwire.Idle && !s.behind && s.cycles.len() == 0 && (b.left|b.pins)&scan.Hold == 0
+}
+
+// apart is the same statement, of one client alone.
+func (r *registry) apart(st *statement) *statement {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last++
+	return &statement{
+		name: namePrefix + strconv.FormatUint(r.last, 36), body: st.body, left: st.left, said: st.said, use: st.use, under: st.under, shape: st.shape,
+		cursor: &sighting{},
+	}
+}
+
+// fetch is the statement, or the one that it executes, that is a FETCH; nil: none.
+func (st *statement) fetch() *statement {
+	for st != nil && st.left&scan.Fetches == 0 {
+		st = st.runs
+	}
+	return st
+}
+
+// sight asks the server what columns it has found for the FETCH that it has just prepared as this.
+func (s *session) sight(cursor *sighting, as string) {
+	s.owe(debt{kind: owesOurDescribe, cursor: cursor})
+	s.backend.out = pgwire.Append(s.backend.out, pgwire.Describe, []byte{'S'}, []byte(as), nul)
+}
+
+// sighted takes the answer to that. It reports whether this is it, and so not for the client.
+func (s *session) sighted(typ byte) bool {
+	if !s.debts.ours {
+		return false
+	}
+	s.debts.ours = false
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d, ok := s.debts.first(); ok && d.kind == owesOurDescribe {
+		s.debts.pop()
+		*d.cursor = sighting{told: true, there: typ == pgwire.RowDescription}
+	}
+	return true
+}
+
+// describeFetch returns the name of what is to be described in place of a FETCH.
+func (s *session) describeFetch(st *statement) string {
+	_, known := s.backend.prepared[st]
+	return s.standInForFetch(st.body, st.cursor, known, st.name)
+}
+
+// standInForFetch is describeFetch for one with this body, which the server knows as this, if it knows it.
+func (s *session) standInForFetch(body []byte, cursor *sighting, known bool, as string) string {
+	switch {
+	case cursor == nil || cursor.told && !cursor.there:
+		return s.standIn(body)
+	case !cursor.told && known: // in the cycle that prepares it
+		return as
+	}
+	const name = namePrefix + "_fetch"
+	b := s.backend
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
+	s.owe(debt{kind: owesOurClose})
+	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, body)
+	s.owe(debt{kind: owesOurParse})
+	return name
+}

@@ -84,3 +84,99 @@ func TestAStatementMeansWhatItMeantWhenItWasPrepared(t *testing.T) {
 		})
 	}
 }
+
+// A server that learns a FETCH later, or has learned it for another client, may have found a cursor then that there
+// was not when its client prepared it, or none where there was one.
+func TestAFetchIsDescribedAsItWasWhenItWasPrepared(t *testing.T) {
+	_, m := newMatch(t, func(d *Database) { d.Pool.Max, d.Pool.Statements = 1, 3 })
+	const fetch = "fetch 1 from c"
+	begin, declare, rollback := query("begin"), query("declare c cursor for select n, 'x'::text as x from fixture"), query("rollback")
+	held := query("declare c cursor with hold for select n from fixture order by n")
+	wide := query("declare c cursor for select n" + strings.Repeat(`, n as "a name that is as long as a name may be, which takes room"`, 999) + " from fixture where n = 1")
+	named, unnamed := ask(described("p")), ask(described(""))
+	gone := func(name string) string { return frame('C', "S"+name+"\x00") }
+	forget := ask(parsed("x", "select 1"), parsed("y", "select 2"), parsed("z", "select 3"), gone("x"), gone("y"), gone("z")) // the server has room for three
+	theirs := step{story: "another client has the server"}
+	use := ask(bound("p"), frame('D', "P\x00"), executed)
+	for what, steps := range map[string][]step{
+		"in a block":                       {ask(parsed("p", fetch)), forget, begin, declare, named, use, use, rollback, named, begin, declare, named, use, rollback},
+		"of a cursor that stays":           {ask(parsed("p", fetch)), forget, held, named, use, forget, named, query("close c"), named},
+		"behind another in its cycle":      {ask(parsed("", "select 1"), bound(""), executed, parsed("p", fetch)), forget, begin, declare, named, use, rollback},
+		"before the cursor in its block":   {begin, ask(parsed("p", fetch), described("p")), declare, named, use, rollback, forget, begin, declare, named, rollback},
+		"before the cursor in its cycle":   {begin, ask(parsed("p", fetch), parsed("", declare.story), bound(""), executed, described("p")), named, use, rollback, forget, begin, declare, named, rollback},
+		"behind the cursor":                {begin, declare, ask(parsed("p", fetch)), named, use, rollback, forget, begin, declare, named, use, rollback},
+		"behind the cursor in its cycle":   {begin, ask(parsed("", declare.story), bound(""), executed, parsed("p", fetch), described("p")), named, use, rollback, forget, begin, declare, named, rollback},
+		"behind one that stays":            {held, ask(parsed("p", fetch)), forget, named, use},
+		"a cursor of the protocol":         {begin, ask(parsed("", "select n from fixture"), frame('B', "c\x00\x00\x00\x00\x00\x00\x00\x00")), ask(parsed("p", fetch), described("p")), use, rollback},
+		"the unnamed one":                  {ask(parsed("", fetch)), ask(parsed("begin", "begin"), bound("begin"), executed), ask(parsed("d", declare.story), bound("d"), executed), unnamed, ask(bound(""), frame('D', "P\x00"), executed)},
+		"the unnamed one, elsewhere":       {ask(parsed("", fetch)), theirs, ask(parsed("begin", "begin"), bound("begin"), executed), ask(parsed("d", declare.story), bound("d"), executed), unnamed, ask(bound(""), executed)},
+		"the unnamed one, in a block":      {begin, ask(parsed("", fetch)), ask(parsed("d", declare.story), bound("d"), executed), unnamed, ask(bound(""), executed), unnamed},
+		"the unnamed one, with the cursor": {begin, declare, ask(parsed("", fetch)), unnamed, ask(bound(""), executed), ask(parsed("", "select 1"), described("")), unnamed},
+		"the unnamed one, twice":           {begin, declare, ask(parsed("", "fetch 1 from d"), parsed("", fetch), described("")), unnamed, ask(parsed("", fetch), parsed("", "fetch 1 from d")), unnamed},
+		"when all is lost":                 {ask(parsed("p", fetch), parsed("", fetch)), forget, begin, declare, query("select 1/0"), named, rollback, begin, declare, ask(parsed("q", fetch)), query("select 1/0"), ask(described("q")), named},
+		"with a parameter":                 {ask(frame('P', "p\x00"+fetch+"\x00\x00\x01\x00\x00\x00\x17")), forget, begin, declare, named},
+		"whose name is closed":             {begin, declare, ask(parsed("p", fetch)), ask(gone("p")), rollback, ask(parsed("p", fetch)), named, begin, declare, named},
+		"prepared behind a failure":        {begin, declare, ask(bound("none"), parsed("p", fetch), described("p")), named, rollback, named, ask(parsed("p", fetch), described("p"))},
+		"prepared twice":                   {begin, declare, ask(parsed("p", fetch)), ask(parsed("p", fetch), described("p")), rollback, begin, declare, named},
+		"a MOVE":                           {ask(parsed("p", "move 1 in c")), forget, begin, declare, named, ask(bound("p"), executed), rollback},
+		"of very many columns":             {begin, wide, ask(parsed("p", fetch), parsed("", "select 2"), bound(""), executed), named, use, rollback},
+		"all at once":                      {begin, declare, {"three cycles", parsed("p", fetch) + synced + described("p") + synced + described("p") + bound("p") + executed + synced, 3}, rollback},
+		"by SQL":                           {ask(parsed("p", fetch)), ask(parsed("q", "execute p")), forget, begin, declare, ask(described("q")), ask(parsed("", "execute p"), described("")), query("execute p"), ask(described("q"))},
+	} {
+		t.Run(what, func(t *testing.T) {
+			// Another has the same statement, from when it had such a cursor.
+			other := m.sides(nil)[0]
+			defer other.conn.Close()
+			for _, one := range []step{begin, declare, ask(parsed("p", fetch), bound("p"), executed), rollback} {
+				other.say(one)
+				other.hear(one.ready)
+			}
+			both := m.sides(nil)
+			for _, p := range both {
+				if p.err != nil {
+					t.Fatal(p.err)
+				}
+				defer p.conn.Close()
+			}
+			for i, one := range steps {
+				if one.story == theirs.story {
+					other.say(query("select 1"))
+					other.hear(1)
+					continue
+				}
+				for _, p := range both {
+					p.say(one)
+				}
+				if pooled, direct := both[0].hear(one.ready), both[1].hear(one.ready); pooled != direct {
+					t.Fatalf("%d. %q\nPOOLED\n%s\nDIRECT\n%s", i, one.story, pooled, direct)
+				}
+			}
+		})
+	}
+}
+
+// PostgreSQL (15) crashes when it is to describe a FETCH that was prepared when there was a cursor, and there is none.
+func TestAServerIsNotAskedAboutAFetchWhoseCursorIsGone(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	for what, c := range map[string]struct{ before, fetch string }{
+		"prepared now":             {"", parsed("p", "fetch 1 from c") + described("p")},
+		"prepared with the cursor": {frame('Q', "begin; declare c cursor for select 1\x00") + parsed("p", "fetch 1 from c") + synced + frame('Q', "rollback\x00"), described("p")},
+		"the unnamed one":          {parsed("begin", "begin") + bound("begin") + executed + parsed("d", "declare c cursor for select 1") + bound("d") + executed + parsed("", "fetch 1 from c") + parsed("end", "commit") + bound("end") + executed + synced, described("")},
+		"executed by another":      {frame('Q', "begin; declare c cursor for select 1\x00") + parsed("p", "fetch 1 from c") + parsed("q", "execute p") + synced + frame('Q', "rollback\x00"), described("q")},
+	} {
+		t.Run(what, func(t *testing.T) {
+			earlier, later := newFrontend(t, h), newFrontend(t, h)
+			earlier.send(frame('Q', "begin; declare c cursor for select 1\x00") + parsed("p", "fetch 1 from c") + synced + frame('Q', "rollback\x00"))
+			earlier.expect("CCZ1ZCZ")
+			later.send(c.before + c.fetch + synced)
+			var last byte
+			for typ := byte(0); typ != 't'; last = typ {
+				var err error
+				if typ, _, err = later.in.Next(); err != nil || typ == 'E' {
+					t.Fatalf("%c behind %c: %v", typ, last, err)
+				}
+			}
+			later.expect("nZ")
+		})
+	}
+}

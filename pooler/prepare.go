@@ -31,6 +31,7 @@ type statement struct {
 	under  *state.Settings // those of its client when it was prepared; nil: not known
 	shape  *fingerprint.Shape
 	hidden atomic.Pointer[hiddenIn] // what its text does by the functions that it calls
+	cursor *sighting                // of a FETCH that is one client's alone; nil: when it was prepared there was no cursor
 }
 
 // A use is what a statement does, in SQL, with another that was prepared through the
@@ -123,6 +124,7 @@ type unnamed struct {
 	kept    bool
 	left    scan.Effect
 	said    scan.Mentions
+	cursor  *sighting // as a statement's
 	use
 }
 
@@ -171,7 +173,7 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 	if len(name) == 0 {
 		u, was := &s.unnamed, s.replaces()
 		u.last++
-		u.under = s.settings
+		u.under, u.cursor = s.settings, nil
 		if s.swayed() {
 			u.under = nil
 		}
@@ -189,6 +191,13 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 		s.owe(debt{kind: owesParse, unnamed: true, was: was})
 		b.out = pgwire.AppendHeader(b.out, pgwire.Parse, n)
 		s.in.Skip(pgwire.HeaderSize)
+		if u.left&scan.Fetches != 0 && !s.cursorless() {
+			b.out = append(b.out, s.in.Peek(n)...)
+			s.in.Skip(n)
+			u.cursor = &sighting{}
+			s.sight(u.cursor, "")
+			return 0, nil
+		}
 		return n, nil
 	}
 	err := s.parseNamed(string(name), s.head(n)[len(name)+1:])
@@ -200,7 +209,7 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 func (s *session) newUnnamed() *unnamed {
 	u := &s.unnamed
 	u.last++
-	u.under, u.use = s.settings, use{}
+	u.under, u.cursor, u.use = s.settings, nil, use{}
 	if s.swayed() {
 		u.under = nil
 	}
@@ -245,6 +254,9 @@ func (s *session) parseNamed(name string, body []byte) error {
 		body = append(append(renamed, 0), types...)
 	}
 	st := b.pool.statements.intern(s.settings, !s.swayed(), body, u, s.pooler.shapes)
+	if st.left&scan.Fetches != 0 && !s.cursorless() {
+		st = b.pool.statements.apart(st)
+	}
 	if s.names == nil {
 		s.names = map[string]*statement{}
 	}
@@ -267,6 +279,9 @@ func (s *session) parseNamed(name string, body []byte) error {
 		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(st.name), nul, st.body)
 	}
 	s.owe(d)
+	if st.cursor != nil {
+		s.sight(st.cursor, st.name)
+	}
 	return nil
 }
 
@@ -347,6 +362,9 @@ func (s *session) resolve(name []byte, typ byte) string {
 		return string(name)
 	}
 	s.see(st, nil)
+	if f := st.fetch(); f != nil && typ == pgwire.Describe {
+		return s.describeFetch(f)
+	}
 	if _, known := s.backend.prepared[st]; !known && st.left&scan.Ends == 0 && s.aborted() && (typ == pgwire.Bind || describable(st.body)) {
 		return s.standIn(st.body)
 	}
@@ -357,8 +375,13 @@ func (s *session) resolve(name []byte, typ byte) string {
 
 func (s *session) resolveUnnamed(typ byte) string {
 	b, u := s.backend, &s.unnamed
+	f, there := u.runs.fetch(), u.version != 0 && b.unnamed == ticket{s.id, u.version}
 	switch {
-	case u.version != 0 && b.unnamed == ticket{s.id, u.version}:
+	case typ == pgwire.Describe && u.version != 0 && f != nil:
+		return s.describeFetch(f)
+	case typ == pgwire.Describe && u.version != 0 && u.kept && u.left&scan.Fetches != 0:
+		return s.standInForFetch(u.body, u.cursor, there, "")
+	case there:
 	case u.version != 0 && u.kept && u.left&scan.Ends == 0 && s.aborted() && (typ == pgwire.Bind || describable(u.body)):
 		return s.standIn(u.body)
 	case u.version != 0 && u.kept:

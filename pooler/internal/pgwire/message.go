@@ -40,6 +40,7 @@ const (
 	NegotiateProto  = 'v'
 	NoticeResponse  = 'N'
 	Notification    = 'A'
+	ParameterDesc   = 't'
 	ParameterStatus = 'S'
 	ParseComplete   = '1'
 	PortalSuspended = 's'

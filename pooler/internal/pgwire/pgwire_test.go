@@ -153,6 +153,40 @@ func TestASkippedMessageIsNotPassedOn(t *testing.T) {
 	}
 }
 
+func TestADroppedMessageIsNotPassedOnHoweverItComes(t *testing.T) {
+	var b []byte
+	b = Append(b, ParseComplete)
+	b = Append(b, RowDescription, make([]byte, 200)) // more than the buffer holds
+	b = AppendReady(b, Idle)
+	for what, src := range map[string]io.Reader{"byte by byte": iotest.OneByteReader(bytes.NewReader(b)), "at once": bytes.NewReader(b)} {
+		r := NewReader(src, 64)
+		var out []byte
+		for len(out) < 11 {
+			typ, n, ok, err := r.Header()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ok && !r.Partial() {
+				if typ == RowDescription {
+					r.Drop(HeaderSize + n)
+					continue
+				}
+				r.Pass(HeaderSize + n)
+			}
+			out = append(out, r.Run()...)
+			r.Taken()
+			if len(out) < 11 && (!ok || r.Partial()) {
+				if err := r.Fill(); err != nil {
+					t.Fatalf("%s: %v behind %q", what, err, out)
+				}
+			}
+		}
+		if want := string(Append(nil, ParseComplete)) + string(AppendReady(nil, Idle)); string(out) != want {
+			t.Errorf("%s: %q, want %q", what, out, want)
+		}
+	}
+}
+
 func TestWhatWasReadCanBeReadAgain(t *testing.T) {
 	r := NewReader(strings.NewReader("abcdefgh"), 10)
 	if err := r.Fill(); err != nil {

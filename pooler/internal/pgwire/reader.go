@@ -37,9 +37,10 @@ type Reader struct {
 	src             io.Reader
 	buf             []byte
 	start, pos, end int
-	rest            int  // of the passed message, bytes that are still to come
+	rest            int  // of the message that was passed or dropped, bytes that are still to come
 	size            int  // of a buffer of its own
 	lent            bool // buf is somebody else's
+	drops           bool // what is still to come is to be dropped
 }
 
 // NewReader returns a reader with a buffer of size bytes, which must hold at least
@@ -172,11 +173,14 @@ func (r *Reader) FillFrom(src io.Reader) error {
 	return err
 }
 
-// takeRest adds to the run what arrived of the message that was passed last.
+// takeRest adds to the run what arrived of the message that was passed last, or drops it.
 func (r *Reader) takeRest() {
 	n := min(r.rest, r.end-r.pos)
 	r.pos += n
 	r.rest -= n
+	if r.drops {
+		r.start = r.pos
+	}
 }
 
 // Header decodes the next message's header: its type and the length of its body. ok
@@ -231,14 +235,21 @@ func (r *Reader) Unread(p []byte) bool {
 	return true
 }
 
-// Pass adds the next message, n bytes with its header, to the run. Bytes of it that
-// are not buffered yet join the run as later Fills bring them.
-func (r *Reader) Pass(n int) {
-	r.rest = n
+// Drop is Skip for a message, n bytes with its header, that may not be buffered whole: what later
+// Fills bring of it is dropped too.
+func (r *Reader) Drop(n int) {
+	r.rest, r.drops = n, true
 	r.takeRest()
 }
 
-// Partial reports whether the message that was passed last has not come whole.
+// Pass adds the next message, n bytes with its header, to the run. Bytes of it that
+// are not buffered yet join the run as later Fills bring them.
+func (r *Reader) Pass(n int) {
+	r.rest, r.drops = n, false
+	r.takeRest()
+}
+
+// Partial reports whether the message that was passed or dropped last has not come whole.
 func (r *Reader) Partial() bool { return r.rest > 0 }
 
 // Run returns what was passed and not taken yet. The slice is valid until Fill.

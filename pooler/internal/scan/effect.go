@@ -31,6 +31,7 @@ const (
 	Begins                        // BEGIN, START TRANSACTION
 	Local                         // changes a setting until the transaction's end
 	Keeps                         // keeps something in the server's memory that nothing shows: pg_backup_start, a library's own variables
+	Fetches                       // FETCH: what it returns depends on the cursors that there are when it is prepared
 )
 
 // Lasting are the effects that outlive a transaction.
@@ -245,6 +246,8 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 		return wordClose, Hold
 	case "drop":
 		return wordDrop, Temporary
+	case "fetch":
+		return wordOther, Fetches
 	case "listen", "unlisten":
 		return wordOther, Listens
 	case "notify":

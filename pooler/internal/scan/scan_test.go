@@ -24,7 +24,7 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 		"create local temporary table x()": Temporary, "select 1 into temp x": Temporary, "create table pg_temp.x()": Temporary,
 		`create table "pg_temp".x()`: Temporary, "drop table x": Temporary, "explain analyze create temp table x as select 1": Temporary,
 		"select pg_advisory_lock(1)": Locks, `select "pg_advisory_lock"(1)`: Locks, "select pg_advisory_xact_lock(1)": 0, "select pg_try_advisory_lock(1, 2)": Locks,
-		"declare c cursor with hold for select 1": Hold, "declare c cursor for select 1": 0, "close c": Hold,
+		"declare c cursor with hold for select 1": Hold, "declare c cursor for select 1": 0, "close c": Hold, "/* x */ FETCH 1 from c": Fetches, "move 1 in c": 0,
 		"listen a": Listens, "unlisten *": Listens, "notify a, 'x'": Notifies, "select pg_notify('a', 'b')": Notifies,
 		"prepare x as select 1": Prepares, "prepare transaction 'x'": Ends, "execute x(1)": Executes | Advances, "deallocate all": Prepares,
 		"explain execute x": Executes, "create table y as execute x": Executes, "select currval('s')": Sequence, "select lastval()": Sequence,
