@@ -328,7 +328,7 @@ func (s *session) forwardNow() bool {
 	return true
 }
 
-// sendNow sends it. It reports whether there may be an answer already.
+// sendNow sends it. What has come meanwhile, an answer or the client's end, is looked at next.
 func (s *session) sendNow() bool {
 	b := s.backend
 	s.at = asking
@@ -336,7 +336,7 @@ func (s *session) sendNow() bool {
 	b.sent(n)
 	switch {
 	case err == nil:
-		return b.carrier() != nil || !b.sock.Quiet()
+		return true
 	case loop.Waits(err):
 		s.escalate(atFlush)
 	default:

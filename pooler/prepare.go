@@ -171,12 +171,7 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 		return 0, protocolError("invalid Parse message")
 	}
 	if len(name) == 0 {
-		u, was := &s.unnamed, s.replaces()
-		u.last++
-		u.under, u.cursor = s.settings, nil
-		if s.swayed() {
-			u.under = nil
-		}
+		was, u := s.replaces(), s.newUnnamed()
 		var renamed []byte
 		if renamed, u.use = s.rename(text, whole); renamed != nil {
 			s.parseRenamed(renamed, s.head(n)[len(text)+2:], was)
