@@ -2,14 +2,15 @@
 GO      ?= go
 VERSION ?= 0.1.0-dev
 LDFLAGS  = -s -w -X main.release=$(VERSION)
-PGO      = -pgo=cmd/mainstay/default.pgo # as the binary is built
+PROFILE  = cmd/mainstay/default.pgo
+PGO      = -pgo=$(PROFILE) # as the binary is built
 GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .PHONY: build demo test check bench bench-deploy bench-pooler bench-limits bench-claude docs fuzz clean setup
 
 build: ## bin/mainstay and the demo's app
 	@mkdir -p bin build
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/mainstay ./cmd/mainstay
+	$(GO) build -trimpath -pgo=$(PROFILE) -ldflags '$(LDFLAGS)' -o bin/mainstay ./cmd/mainstay
 	cd examples/unitehub && $(GO) build -trimpath -o ../../bin/unitehub .
 
 demo: ## a real app, bare and behind Mainstay, under the same load; ONCE=1 ends after the table
@@ -19,7 +20,7 @@ demo: ## a real app, bare and behind Mainstay, under the same load; ONCE=1 ends 
 
 test: ## everything CI runs
 	@scripts/setup.sh all
-	@$(MAKE) --no-print-directory check build
+	@$(MAKE) --no-print-directory check build PROFILE=off # the profile would have all compiled once more
 	scripts/test.sh
 
 check: export GOFLAGS += -pgo=off # else all is compiled once more

@@ -5,6 +5,7 @@ package loop
 import (
 	"context"
 	"net"
+	"time"
 )
 
 // A Group adopts nothing here.
