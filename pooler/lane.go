@@ -209,7 +209,7 @@ func fillNow(in *pgwire.Reader, conn net.Conn, sock *loop.Conn) error {
 	return in.FillFrom((*loop.Try)(sock))
 }
 
-// claimNow takes a server, or a place in the line, and sends the cycle.
+// claimNow takes a server, or a place in the line, and makes the cycle ready.
 func (s *session) claimNow(w *loop.Worker) bool {
 	if s.backend != nil {
 		s.beginAt(w.Now)
