@@ -57,3 +57,23 @@ func TestResetLeadsBackToWhatWasChosenAtLogin(t *testing.T) {
 		}
 	}
 }
+
+// A transaction's isolation can be set as long as it has no snapshot: what the pooler asks of
+// its own must not take one where it need not.
+func TestAResetOfWhatWasNotChosenAtLoginTakesNoSnapshot(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	c := newFrontend(t, h, "options", "-c datestyle=German")
+	for _, step := range []struct{ do, want string }{
+		{"begin", "CZ"},
+		{"reset application_name", "CZ"},
+		{"set transaction isolation level serializable", "CZ"},
+		{"select current_setting('transaction_isolation') || ' ' || current_setting('datestyle')", "TDCZ"},
+		{"commit", "CZ"},
+	} {
+		c.send(frame('Q', step.do+"\x00"))
+		c.expectFor(step.do, step.want)
+	}
+	if want := "serializable German, DMY"; c.row != want {
+		t.Errorf("got %s, want %s", c.row, want)
+	}
+}

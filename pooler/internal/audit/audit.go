@@ -199,8 +199,13 @@ func (f *Findings) Settings(q *Question, login *state.Settings, user string) (ha
 // may have been reset, and has not just stayed empty.
 func (q *Question) wentBack(name string) bool {
 	was, ok := q.Known.Get(name)
+	return !ok || was != "" || q.mentions(name)
+}
+
+// mentions reports whether this setting may have been changed, by all that the texts say.
+func (q *Question) mentions(name string) bool {
 	const anything = scan.AnyChange | scan.Unseen | scan.Discards | scan.Nameless
-	return !ok || was != "" || q.Effects&anything != 0 || slices.Contains(q.Names, name) || slices.Contains(q.Names, "all")
+	return q.Effects&anything != 0 || len(q.Names) >= scan.MaxMentions || slices.Contains(q.Names, name) || slices.Contains(q.Names, "all")
 }
 
 // resetsRole reports whether a role that is none went back there, rather than being set.
@@ -211,11 +216,16 @@ func (q *Question) resetsRole() bool {
 
 // Restore is the SQL, a statement, that gives back what the client chose at login to those
 // of its settings that a RESET has led to the server's defaults, in the transaction that is
-// open; empty if there are none.
+// open; empty if there can be none: it takes a snapshot, behind which some statements are
+// refused (SET TRANSACTION ISOLATION LEVEL).
 func (q *Question) Restore(login *state.Settings) string {
 	var rows []string
 	for _, p := range login.All() {
-		if p.Name != "role" && (!strings.Contains(p.Name, ".") || q.wentBack(p.Name)) {
+		may := q.mentions(p.Name) || q.Effects&scan.Local != 0 // whose names nobody keeps
+		if strings.Contains(p.Name, ".") {
+			may = q.wentBack(p.Name)
+		}
+		if may && p.Name != "role" {
 			rows = append(rows, "("+state.Literal(p.Name)+","+state.Literal(p.Value)+")")
 		}
 	}

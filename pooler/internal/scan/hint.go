@@ -75,7 +75,7 @@ func Reveal(routines []Routine, links []Link) Hints {
 			changed = changed || from.Effect|to.Effect != from.Effect
 			from.Effect |= to.Effect
 			for _, name := range to.Settings {
-				if len(from.Settings) < maxMentions && !slices.Contains(from.Settings, name) {
+				if len(from.Settings) < MaxMentions && !slices.Contains(from.Settings, name) {
 					from.Settings = append(from.Settings, name)
 					changed = true
 				}

@@ -10,8 +10,8 @@ type Mentions struct {
 	Settings []string // in lower case; some may be no settings at all
 }
 
-// maxMentions bounds how many names are taken from one text.
-const maxMentions = 200
+// MaxMentions bounds how many names are taken from one text.
+const MaxMentions = 200
 
 // maxNested bounds how deep strings that hold code are looked into.
 const maxNested = 3
@@ -77,7 +77,7 @@ func (m *Mentions) guess(value []byte) {
 }
 
 func (m *Mentions) add(name string) {
-	if len(m.Settings) < maxMentions && !slices.Contains(m.Settings, name) {
+	if len(m.Settings) < MaxMentions && !slices.Contains(m.Settings, name) {
 		m.Settings = append(m.Settings, name)
 	}
 }
