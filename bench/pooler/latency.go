@@ -60,19 +60,12 @@ func (b *bench) spread(ctx context.Context, all []*subject, c cell) error {
 			took[i] = percentiles{millis(percentile(sorted, .50)), millis(percentile(sorted, .95)), millis(percentile(sorted, .99))}
 			runs[i] = append(runs[i], took[i])
 		}
-		for i, s := range all {
-			if s.name != "PgBouncer" || took[i].p95 == 0 {
-				continue
-			}
-			for j := range all {
-				ratios[j] = append(ratios[j], took[j].p95/took[i].p95)
-			}
-		}
+		beside(all, ratios, func(i int) float64 { return took[i].p95 })
 	}
 	for i, s := range all {
 		fmt.Printf("| %s | %s | %.2f | %.2f | %.2f | %s |\n", c.name, s.name,
 			middle(runs[i], func(p percentiles) float64 { return p.p50 }), middle(runs[i], func(p percentiles) float64 { return p.p95 }),
-			middle(runs[i], func(p percentiles) float64 { return p.p99 }), ratio(middle(ratios[i], func(r float64) float64 { return r }), 1))
+			middle(runs[i], func(p percentiles) float64 { return p.p99 }), ratio(middle(ratios[i], same), 1))
 	}
 	return nil
 }

@@ -154,23 +154,32 @@ func (b *bench) rows(ctx context.Context, all []*subject, cells []cell) error {
 				}
 				runs[i] = append(runs[i], took[i])
 			}
-			for i, s := range all {
-				if s.name != "PgBouncer" || took[i].micros == 0 {
-					continue
-				}
-				for j := range all {
-					ratios[j] = append(ratios[j], took[j].micros/took[i].micros)
-				}
-			}
+			beside(all, ratios, func(i int) float64 { return took[i].micros })
 		}
 		for i, s := range all {
 			f := median(runs[i])
-			fmt.Printf("| %s | %s | %.0f | %.2f | %.1f | %s |\n", c.name, s.name, f.tps, f.latency, f.micros, ratio(middle(ratios[i], func(r float64) float64 { return r }), 1))
+			fmt.Printf("| %s | %s | %.0f | %.2f | %.1f | %s |\n", c.name, s.name, f.tps, f.latency, f.micros, ratio(middle(ratios[i], same), 1))
 		}
 	}
 	fmt.Println()
 	return nil
 }
+
+// beside adds to each subject's ratios what it took in a round as a multiple of what
+// PgBouncer took, if that was measured.
+func beside(all []*subject, ratios [][]float64, took func(i int) float64) {
+	for i, s := range all {
+		if s.name != "PgBouncer" || took(i) == 0 {
+			continue
+		}
+		for j := range all {
+			ratios[j] = append(ratios[j], took(j)/took(i))
+		}
+	}
+}
+
+// same is for the middle of numbers.
+func same(v float64) float64 { return v }
 
 // ratio is a multiple of the peer's figure, if both are known.
 func ratio(own, peer float64) string {
