@@ -45,7 +45,7 @@ type Config struct {
 // Slow says which queries are logged for being slow.
 type Slow struct {
 	Over time.Duration `yaml:"over" doc:"Log queries that took longer than this, with their shape (never a literal) and where the time went. 0: none."`
-	Plan bool          `yaml:"plan" doc:"Ask PostgreSQL for their plan too (EXPLAIN, not ANALYZE), on a connection of its own, one at a time; the plan may show literals. Statements with parameters need PostgreSQL 16."`
+	Plan bool          `yaml:"plan" doc:"Ask PostgreSQL for their plan too (EXPLAIN, not ANALYZE), on a connection of its own, one at a time; the plan may show literals. Of a statement with parameters it is the generic plan (PostgreSQL 12 or later)."`
 }
 
 // The words that Config.Span knows.

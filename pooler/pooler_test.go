@@ -26,7 +26,7 @@ var pg = pgtest.Shared{Options: pgtest.Options{Database: "app", TLS: true, Setti
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if err := errors.Join(pg.Stop(), methods.Stop(), plainServer.Stop()); err != nil {
+	if err := errors.Join(pg.Stop(), methods.Stop(), plainServer.Stop(), newest.Stop()); err != nil {
 		fmt.Fprintln(os.Stderr, "stop postgres:", err)
 	}
 	os.Exit(code)

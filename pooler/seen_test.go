@@ -117,3 +117,14 @@ func TestASlowQueryIsLoggedWithItsPlan(t *testing.T) {
 	await(t, "it is refused", func() bool { return strings.Contains(log.String(), "cannot insert multiple commands") })
 	do(t, conn, "drop table kept") // it is still there
 }
+
+func TestASlowStatementWithParametersIsLoggedWithItsGenericPlan(t *testing.T) {
+	var log notebook
+	h := run(t, config(database(pg.Start(t).URL()), func(c *Config) { c.Slow = Slow{Over: time.Second, Plan: true} }),
+		func(d *Deps) { d.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	do(t, h.connect(t), "select relname, pg_sleep(1.1) from pg_class where relname = $1", pgx.QueryExecModeExec, "pg_type")
+	await(t, "the plan is there", func() bool { return strings.Contains(log.String(), "plan of a slow query") })
+	if text := log.String(); !strings.Contains(text, "Index") || !strings.Contains(text, "$1") {
+		t.Error(text)
+	}
+}

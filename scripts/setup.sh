@@ -30,7 +30,11 @@ if [ "${1:-all}" = all ]; then
 	need curl have curl
 	need prometheus have promtool # checks the alerting rules; its server is not used
 fi
-[ ${#missing[@]} -eq 0 ] && exit 0
+newest() { if [ "$1" = all ]; then "$(dirname "$0")/postgres-newest.sh"; fi; }
+if [ ${#missing[@]} -eq 0 ]; then
+	newest "${1:-all}"
+	exit 0
+fi
 
 if [ "$(id -u)" != 0 ] || ! have apt-get; then
 	echo "Missing: ${missing[*]}. Install them (on Debian: sudo apt-get install ${missing[*]}) and run this again." >&2
@@ -49,3 +53,4 @@ if ! apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$log" 2>&1
 	exit 1
 fi
 rm -f "$log"
+newest "${1:-all}"

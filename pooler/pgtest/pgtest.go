@@ -38,6 +38,7 @@ type Options struct {
 	HBA      []string          // pg_hba.conf lines that come before the default ones
 	TLS      bool              // serve TLS with a certificate for localhost and 127.0.0.1; see CAFile
 	Settings map[string]string // more postgresql.conf settings, on top of a fast and unsafe set
+	Version  int               // at least this major version; 0: what the machine has
 	Dir      string            // folder for data, socket and log; default: a temporary one, removed by Stop
 }
 
@@ -74,7 +75,7 @@ type Server struct {
 // the machine lacks the programs.
 func Open(ctx context.Context, opts Options) (*Server, error) {
 	opts.setDefaults()
-	bin, err := findBinaries()
+	bin, err := findBinaries(opts.Version)
 	if err != nil {
 		return nil, err
 	}

@@ -112,7 +112,7 @@ func TestStopLeavesNothingBehind(t *testing.T) {
 }
 
 func TestAServerThatCannotStartSaysWhy(t *testing.T) {
-	if _, err := findBinaries(); err != nil {
+	if _, err := findBinaries(0); err != nil {
 		refuse(t, err)
 	}
 	_, err := Open(context.Background(), Options{Settings: map[string]string{"shared_buffers": "banana"}})

@@ -21,9 +21,16 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// findBinaries returns the folder that holds initdb and postgres, the newest
-// version where there are several.
-func findBinaries() (string, error) {
+// newest is the major version that scripts/postgres-newest.sh installs.
+const newest = 18
+
+// findBinaries returns the folder that holds initdb and postgres: the first in PATH, or
+// the newest version where there are several. For a version that is asked for it is the
+// folder of scripts/postgres-newest.sh.
+func findBinaries(version int) (string, error) {
+	if version > 0 {
+		return findNewest(version)
+	}
 	folders := filepath.SplitList(os.Getenv("PATH"))
 	for _, pattern := range []string{
 		"/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin",
@@ -35,11 +42,33 @@ func findBinaries() (string, error) {
 		}
 	}
 	for _, folder := range folders {
-		if executable(filepath.Join(folder, "initdb")) && executable(filepath.Join(folder, "postgres")) {
+		if complete(folder) {
 			return folder, nil
 		}
 	}
 	return "", fmt.Errorf("%w: initdb and postgres are neither in PATH nor in /usr/lib/postgresql; install them: apt-get install postgresql", ErrUnavailable)
+}
+
+func findNewest(version int) (string, error) {
+	if version > newest {
+		return "", fmt.Errorf("%w: PostgreSQL %d is asked for, and %d is the newest that is known", ErrUnavailable, version, newest)
+	}
+	bases := []string{"/usr/local/lib"}
+	if cache, err := os.UserCacheDir(); err == nil {
+		bases = append(bases, cache)
+	}
+	for _, base := range bases {
+		folder := filepath.Join(base, "mainstay", fmt.Sprintf("postgresql-%d", newest), "bin")
+		if complete(folder) {
+			return folder, nil
+		}
+	}
+	return "", fmt.Errorf("%w: PostgreSQL %d is not installed; scripts/postgres-newest.sh does that", ErrUnavailable, version)
+}
+
+// complete reports whether a folder holds all that a server needs.
+func complete(folder string) bool {
+	return executable(filepath.Join(folder, "initdb")) && executable(filepath.Join(folder, "postgres"))
 }
 
 func executable(path string) bool {
@@ -138,6 +167,9 @@ func (s *Server) command(ctx context.Context, program string, args ...string) (*
 	cmd := exec.CommandContext(ctx, filepath.Join(s.bin, program), args...)
 	cmd.Dir = s.dir
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "TZ=UTC")
+	if lib := filepath.Join(filepath.Dir(s.bin), "lib"); s.opts.Version > 0 {
+		cmd.Env = append(cmd.Env, "LD_LIBRARY_PATH="+lib) // it brings its own
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: who}
 	dieWithParent(cmd.SysProcAttr)
 	return cmd, nil

@@ -7,7 +7,6 @@ package explain
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"regexp"
 	"strconv"
@@ -54,46 +53,60 @@ func Plan(ctx context.Context, t *upstream.Target, dial upstream.Dial, q Query) 
 			return "", err
 		}
 	}
-	explain := "EXPLAIN "
-	if parameter.MatchString(q.SQL) {
-		if version(c) < 16 {
-			return "", errors.New("a statement with parameters needs PostgreSQL 16 for a generic plan")
-		}
-		explain = "EXPLAIN (GENERIC_PLAN) "
-	}
-	nul := []byte{0}
-	var out []byte
-	ends := 1
 	if q.Settings != "" {
-		out = pgwire.AppendQuery(out, q.Settings)
-		ends++
+		if _, err := ask(c, pgwire.AppendQuery(nil, q.Settings)); err != nil {
+			return "", err
+		}
 	}
-	out = pgwire.Append(out, pgwire.Parse, nul, []byte(explain+q.SQL), nul, []byte{0, 0})
-	out = pgwire.Append(out, pgwire.Bind, []byte{0, 0, 0, 0, 0, 0, 0, 0})
-	out = pgwire.Append(out, pgwire.Execute, []byte{0, 0, 0, 0, 0})
-	out = pgwire.Append(out, pgwire.Sync)
-	if _, err := c.Write(out); err != nil {
-		return "", err
+	if parameter.MatchString(q.SQL) {
+		return generic(c, q.SQL)
 	}
-	return lines(c, ends)
+	return ask(c, single("EXPLAIN "+q.SQL))
 }
 
-func version(c *upstream.Conn) int {
-	for _, p := range c.Params {
-		if p.Name == "server_version" {
-			major, _, _ := strings.Cut(p.Value, ".")
-			n, _ := strconv.Atoi(strings.TrimRight(major, " abcdefghijklmnopqrstuvwxyz")) // 0: as if it were old
-			return n
-		}
+// generic returns the plan for parameters that are not known (the generic plan). EXPLAIN's own
+// GENERIC_PLAN would need PostgreSQL 16; this goes from 12 on.
+func generic(c *upstream.Conn, sql string) (string, error) {
+	const name = "mainstay_explain"
+	if _, err := ask(c, single("PREPARE "+name+" AS "+sql)); err != nil {
+		return "", err
 	}
-	return 0
+	count, err := ask(c, single("SELECT cardinality(parameter_types) FROM pg_catalog.pg_prepared_statements WHERE name = '"+name+"'"))
+	if err != nil {
+		return "", err
+	}
+	execute := "EXPLAIN EXECUTE " + name
+	if n, _ := strconv.Atoi(strings.TrimSpace(count)); n > 0 { // PostgreSQL's own digits
+		execute += "(NULL" + strings.Repeat(", NULL", n-1) + ")"
+	}
+	if _, err := ask(c, single("SET plan_cache_mode = force_generic_plan")); err != nil {
+		return "", err
+	}
+	return ask(c, single(execute))
+}
+
+// single is a cycle that runs a text of one statement; PostgreSQL refuses several in one.
+func single(sql string) []byte {
+	nul := []byte{0}
+	out := pgwire.Append(nil, pgwire.Parse, nul, []byte(sql), nul, []byte{0, 0})
+	out = pgwire.Append(out, pgwire.Bind, []byte{0, 0, 0, 0, 0, 0, 0, 0})
+	out = pgwire.Append(out, pgwire.Execute, []byte{0, 0, 0, 0, 0})
+	return pgwire.Append(out, pgwire.Sync)
+}
+
+// ask sends a cycle and returns its rows.
+func ask(c *upstream.Conn, cycle []byte) (string, error) {
+	if _, err := c.Write(cycle); err != nil {
+		return "", err
+	}
+	return lines(c)
 }
 
 // maxPlan bounds a plan's text.
 const maxPlan = 16 << 10
 
-// lines reads rows of one text column until the last of so many ReadyForQuery.
-func lines(c *upstream.Conn, ends int) (string, error) {
+// lines reads rows of one text column until ReadyForQuery.
+func lines(c *upstream.Conn) (string, error) {
 	var plan strings.Builder
 	var refused error
 	for {
@@ -103,16 +116,14 @@ func lines(c *upstream.Conn, ends int) (string, error) {
 		}
 		switch typ {
 		case pgwire.DataRow:
-			if ends == 1 && len(body) > 6 && plan.Len() < maxPlan {
+			if len(body) > 6 && plan.Len() < maxPlan {
 				plan.Write(body[6:])
 				plan.WriteByte('\n')
 			}
 		case pgwire.ErrorResponse:
 			refused = fmt.Errorf("%s (%s)", pgwire.Field(body, 'M'), pgwire.Field(body, 'C'))
 		case pgwire.ReadyForQuery:
-			if ends--; ends == 0 || refused != nil {
-				return plan.String(), refused
-			}
+			return plan.String(), refused
 		}
 	}
 }
