@@ -60,7 +60,7 @@ func main() {
 }
 
 type bench struct {
-	slice          time.Duration // how long a subject is loaded at once
+	slice, pause   time.Duration // how long a subject is loaded at once, and the time to the next
 	rounds, idle   int
 	only           string
 	program, newer string
@@ -72,6 +72,7 @@ type bench struct {
 
 func (b *bench) flags() {
 	flag.DurationVar(&b.slice, "slice", 150*time.Millisecond, "how long a subject is loaded before it is the next one's turn")
+	flag.DurationVar(&b.pause, "pause", 0, "what is left between slices to others who need the machine")
 	flag.IntVar(&b.rounds, "rounds", 60, "how many slices of each subject count")
 	flag.IntVar(&b.idle, "idle", 5000, "idle clients to weigh")
 	flag.StringVar(&b.only, "only", "", "one part: "+strings.Join(names(b.parts()), ", "))
@@ -86,6 +87,9 @@ func (b *bench) check() error {
 	}
 	if b.slice < 20*time.Millisecond || b.slice > 10*time.Second {
 		return fmt.Errorf("-slice %v: write from 20ms, or the clock counts for much, to 10s", b.slice)
+	}
+	if b.pause < 0 {
+		return fmt.Errorf("-pause %v: write 0s, or how long others may have the machine between slices, such as 150ms", b.pause)
 	}
 	if b.rounds < 5 {
 		return fmt.Errorf("-rounds %d: write 5 or more, or there is no interval to tell; 60 is the default", b.rounds)
@@ -189,7 +193,7 @@ func (b *bench) heading() {
 	for _, is := range b.bouncers {
 		fmt.Printf("PgBouncer %s is %s. ", is.version, is.path)
 	}
-	fmt.Printf("%d slices of %v each, in turns.\n\n", b.rounds, b.slice)
+	fmt.Printf("%d slices of %v each, in turns, %v between them.\n\n", b.rounds, b.slice, b.pause)
 }
 
 // copyCertificate lets the poolers show the server's certificate: PgBouncer may be

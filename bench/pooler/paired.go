@@ -66,33 +66,27 @@ func perTransaction(s turns.Slice) float64 {
 }
 
 // paired measures each cell for the subjects that carry it, in slices that alternate, and
-// prints their figures and how they compare with each peer's.
-func (b *bench) paired(ctx context.Context, all []*subject, v view, cells []pairedCell) error {
-	head := "| | | " + v.title
-	for _, peer := range all {
-		for _, r := range v.ratios {
-			if peer.peer {
-				head += fmt.Sprintf(" %s, × %s |", r.title, peer.name)
-			}
-		}
-	}
-	fmt.Printf("%s\n%s|\n", head, strings.Repeat("|---", strings.Count(head, "|")-1))
+// prints for each view their figures and how they compare with each peer's: those of the
+// first as they come.
+func (b *bench) paired(ctx context.Context, all []*subject, cells []pairedCell, first view, more ...view) error {
+	fmt.Print(first.head(all))
+	later := make([]string, len(more))
 	agreed := map[string]string{}
 	for _, c := range cells {
 		outcomes, err := b.outcomes(ctx, all, c)
 		if err != nil {
 			return err
 		}
-		for _, s := range all {
-			own := outcomes[s]
-			if own == nil {
-				continue
-			}
-			if own.TLS != "" {
-				agreed[s.name] = own.TLS
-			}
-			fmt.Printf("| %s | %s | %s%s\n", c.name, s.name, v.figures(own), besidePeers(all, outcomes, s, v.ratios))
+		fmt.Print(first.rows(all, c, outcomes))
+		for i, v := range more {
+			later[i] += v.rows(all, c, outcomes)
 		}
+		for s, o := range outcomes {
+			agreed[s.name] = o.TLS
+		}
+	}
+	for i, v := range more {
+		fmt.Print("\n", v.head(all), later[i])
 	}
 	fmt.Println()
 	for _, s := range all {
@@ -101,6 +95,29 @@ func (b *bench) paired(ctx context.Context, all []*subject, v view, cells []pair
 		}
 	}
 	return nil
+}
+
+// head is the first two lines of a table.
+func (v view) head(all []*subject) string {
+	head := "| | | " + v.title
+	for _, peer := range all {
+		for _, r := range v.ratios {
+			if peer.peer {
+				head += fmt.Sprintf(" %s, × %s |", r.title, peer.name)
+			}
+		}
+	}
+	return head + "\n" + strings.Repeat("|---", strings.Count(head, "|")-1) + "|\n"
+}
+
+// rows are those of a cell.
+func (v view) rows(all []*subject, c pairedCell, outcomes map[*subject]*turns.Outcome) (text string) {
+	for _, s := range all {
+		if own := outcomes[s]; own != nil {
+			text += fmt.Sprintf("| %s | %s | %s%s\n", c.name, s.name, v.figures(own), besidePeers(all, outcomes, s, v.ratios))
+		}
+	}
+	return text
 }
 
 // besidePeers are the columns of what s gave as a multiple of what each peer gave.
@@ -131,7 +148,7 @@ func values(o *turns.Outcome, c column) (all []float64) {
 
 // outcomes carries out a cell.
 func (b *bench) outcomes(ctx context.Context, all []*subject, c pairedCell) (map[*subject]*turns.Outcome, error) {
-	c.plan.Slice, c.plan.Rounds = b.slice, b.rounds
+	c.plan.Slice, c.plan.Pause, c.plan.Rounds = b.slice, b.pause, b.rounds
 	var able []*subject
 	for _, s := range all {
 		if s.old && c.plan.Protocol == "prepared" {

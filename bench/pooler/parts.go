@@ -15,25 +15,19 @@ var protocols = []string{"simple", "extended", "prepared"}
 // quarter of what two cores carry.
 const paced = 5000
 
-// cpu measures what a transaction costs.
+// cpu measures what a transaction costs, and how long it takes, at full speed.
 func (b *bench) cpu(ctx context.Context) error {
-	all, end, err := b.start(service{auth: "trust"}, b.direct())
-	if err != nil {
-		return err
-	}
-	defer end()
-	var cells []pairedCell
-	for _, clients := range []int{50, 1000} {
-		for _, p := range protocols {
-			cells = append(cells, plain(p, clients))
-		}
-	}
-	return b.paired(ctx, all, costs, cells)
+	return b.loaded(ctx, 0, costs, latencies)
 }
 
-// latency measures how long transactions take: as many as there can be, and at a pace,
-// where those that start late count from when they should have.
+// latency measures how long transactions take at a pace, where those that start late
+// count from when they should have.
 func (b *bench) latency(ctx context.Context) error {
+	return b.loaded(ctx, paced, latencies, costs)
+}
+
+// loaded measures all subjects at a rate; 0 is full speed.
+func (b *bench) loaded(ctx context.Context, rate float64, first, second view) error {
 	all, end, err := b.start(service{auth: "trust"}, b.direct())
 	if err != nil {
 		return err
@@ -43,13 +37,13 @@ func (b *bench) latency(ctx context.Context) error {
 	for _, clients := range []int{50, 1000} {
 		for _, p := range protocols {
 			c := plain(p, clients)
-			cells = append(cells, c)
-			c.name += fmt.Sprintf(", %d/s", paced)
-			c.plan.Rate = paced
+			if c.plan.Rate = rate; rate > 0 {
+				c.name += fmt.Sprintf(", %.0f/s", rate)
+			}
 			cells = append(cells, c)
 		}
 	}
-	return b.paired(ctx, all, latencies, cells)
+	return b.paired(ctx, all, cells, first, second)
 }
 
 // tls measures what a transaction costs where clients encrypt.
@@ -75,7 +69,7 @@ func (b *bench) encrypted(ctx context.Context, s service, where string) error {
 		c.plan.TLS = s.tls != ""
 		cells = append(cells, c)
 	}
-	return b.paired(ctx, all, costs, cells)
+	return b.paired(ctx, all, cells, costs)
 }
 
 // connect measures a connection for each transaction.

@@ -43,7 +43,7 @@ func (b *bench) spans(ctx context.Context) error {
 		c.plan.Traced, c.plan.Sampled, c.plan.Rest = true, some.part, late
 		cells = append(cells, c)
 	}
-	err = b.paired(ctx, all, costs, cells)
+	err = b.paired(ctx, all, cells, costs)
 	end() // all that is left is exported
 	if err != nil {
 		return err

@@ -53,6 +53,7 @@ func carryOut(p Plan) ([]Outcome, error) {
 	}
 	for round := -warm; round < p.Rounds; round++ {
 		for _, i := range order(len(d.targets), round+warm) {
+			time.Sleep(p.Pause)
 			if err := d.turn(d.targets[i], round); err != nil {
 				return nil, fmt.Errorf("%s: %w", d.targets[i].Name, err)
 			}

@@ -37,6 +37,7 @@ type Plan struct {
 	Traced   bool          // queries have a traceparent comment, simple ones only
 	Sampled  float64       // part of those whose trace is sampled
 	Slice    time.Duration // how long a subject is loaded at once
+	Pause    time.Duration // between slices, for others who need the machine
 	Rounds   int           // slices of each subject that count
 	// Rest has a subject's CPU time counted from slice to slice and not only in them, for
 	// those who do a part of their work later. It is how long the last may take.
