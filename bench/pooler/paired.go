@@ -99,14 +99,15 @@ func (b *bench) paired(ctx context.Context, all []*subject, cells []pairedCell, 
 
 // head is the first two lines of a table.
 func (v view) head(all []*subject) string {
-	head := "| | | " + v.title
+	titles := []string{"| | | " + v.title}
 	for _, peer := range all {
 		for _, r := range v.ratios {
 			if peer.peer {
-				head += fmt.Sprintf(" %s, × %s |", r.title, peer.name)
+				titles = append(titles, fmt.Sprintf("%s, × %s |", r.title, peer.name))
 			}
 		}
 	}
+	head := strings.Join(titles, " ")
 	return head + "\n" + strings.Repeat("|---", strings.Count(head, "|")-1) + "|\n"
 }
 
@@ -213,9 +214,9 @@ func compare(own, peer []float64) (i interval) {
 // terms of its expansion in the normal one's (Abramowitz and Stegun, 26.7.5).
 func student(freedom float64) float64 {
 	const z = 1.959964
-	z3, z5, z7 := math.Pow(z, 3), math.Pow(z, 5), math.Pow(z, 7)
-	return z + (z3+z)/(4*freedom) + (5*z5+16*z3+3*z)/(96*math.Pow(freedom, 2)) +
-		(3*z7+19*z5+17*z3-15*z)/(384*math.Pow(freedom, 3))
+	const z3, z5, z7 = z * z * z, z * z * z * z * z, z * z * z * z * z * z * z
+	return z + (z3+z)/(4*freedom) + (5*z5+16*z3+3*z)/(96*freedom*freedom) +
+		(3*z7+19*z5+17*z3-15*z)/(384*freedom*freedom*freedom)
 }
 
 func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
