@@ -6,8 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-go run ./bench/pooler -only cpu -t 5 -rounds 1 -profile "$dir"
-go run ./bench/pooler -only tls -t 3 -rounds 1 -profile "$dir"
+go run ./bench/pooler -only cpu -rounds 30 -profile "$dir"
+go run ./bench/pooler -only tls -rounds 20 -profile "$dir"
 go run ./bench/claude -only stream -rounds 40 -profile "$dir"
 go run ./bench/claude -only json -rounds 20 -profile "$dir"
 go test ./edge -run '^$' -bench . -benchtime 2s -cpuprofile "$dir/edge.pprof" -o "$dir/edge.test" >/dev/null

@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
+
+	"mainstay.dev/mainstay/bench/pooler/internal/turns"
 )
 
 // command is pgbench, pointed at a subject.
@@ -44,33 +44,6 @@ func number(re *regexp.Regexp, text string) float64 {
 	}
 	n, _ := strconv.ParseFloat(m[1], 64) // digits
 	return n
-}
-
-// spent is the CPU time of a process so far: of its threads, in nanoseconds
-// (/proc/PID/task/*/schedstat), or, of a kernel that does not tell that, in ticks of 10 ms
-// (proc(5), /proc/PID/stat, fields 14 and 15).
-func spent(pid int) (sum time.Duration) {
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid)) // the pattern is right
-	for _, task := range tasks {
-		text, err := os.ReadFile(task)
-		if err != nil {
-			continue // it has ended
-		}
-		ran, _, _ := strings.Cut(string(text), " ")
-		n, _ := strconv.ParseInt(ran, 10, 64)
-		sum += time.Duration(n)
-	}
-	if sum > 0 {
-		return sum
-	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+2:]))
-	user, _ := strconv.Atoi(fields[11])
-	system, _ := strconv.Atoi(fields[12])
-	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
 // resident is a process's memory in bytes.
@@ -114,50 +87,42 @@ type cell struct {
 	args []string
 }
 
-// mode is pgbench's own SELECT in one way of the protocol.
-func mode(protocol string, clients int) cell {
-	return cell{fmt.Sprintf("%s, %d clients", protocol, clients), []string{"-S", "-M", protocol, "-c", strconv.Itoa(clients), "-j", "2"}}
-}
-
-// carries reports whether the subject can run the cell.
-func (s *subject) carries(c cell) bool { return !s.old || !slices.Contains(c.args, "prepared") }
+// What is not measured in slices is by pgbench, in runs of some seconds.
+const runs, seconds = 7, 2
 
 func (b *bench) measure(ctx context.Context, s *subject, c cell) (f figure, err error) {
-	before := spent(s.pid)
-	out, err := b.pgbench(ctx, s, append([]string{"-n", "-T", strconv.Itoa(b.seconds)}, c.args...)...)
+	before := turns.Spent(s.pid)
+	out, err := b.pgbench(ctx, s, append([]string{"-n", "-T", strconv.Itoa(seconds)}, c.args...)...)
 	if err != nil {
 		return f, fmt.Errorf("pgbench through %s: %w\n%s", s.name, err, out)
 	}
 	f.tps, f.latency = max(number(tps, out), number(tpsC, out)), number(average, out)
 	if n := number(transactions, out); n > 0 && s.pid != 0 {
-		f.micros = float64((spent(s.pid) - before).Microseconds()) / n
+		f.micros = float64((turns.Spent(s.pid) - before).Microseconds()) / n
 	}
 	return f, nil
 }
 
-// rows measures each cell for all subjects in turns and prints the medians of the rounds,
+// rows measures each cell for all subjects in turns and prints the medians of the runs,
 // and that of the CPU as a multiple of what PgBouncer took in the same round.
 func (b *bench) rows(ctx context.Context, all []*subject, cells []cell) error {
 	fmt.Println("| | | tps | average ms | pooler µs/txn | ratio |\n|---|---|---|---|---|---|")
 	for _, c := range cells {
-		runs, ratios := make([][]figure, len(all)), make([][]float64, len(all))
-		for round := range b.rounds {
+		figures, ratios := make([][]figure, len(all)), make([][]float64, len(all))
+		for round := range runs {
 			took := make([]figure, len(all))
 			for i := range all {
 				i := (i + round) % len(all) // so that nobody always comes behind the same one
-				if !all[i].carries(c) {
-					continue
-				}
 				var err error
 				if took[i], err = b.measure(ctx, all[i], c); err != nil {
 					return err
 				}
-				runs[i] = append(runs[i], took[i])
+				figures[i] = append(figures[i], took[i])
 			}
 			beside(all, ratios, func(i int) float64 { return took[i].micros })
 		}
 		for i, s := range all {
-			f := median(runs[i])
+			f := median(figures[i])
 			fmt.Printf("| %s | %s | %.0f | %.2f | %.1f | %s |\n", c.name, s.name, f.tps, f.latency, f.micros, ratio(middle(ratios[i], same), 1))
 		}
 	}
@@ -165,16 +130,17 @@ func (b *bench) rows(ctx context.Context, all []*subject, cells []cell) error {
 	return nil
 }
 
-// beside adds to each subject's ratios what it took in a round as a multiple of what
-// PgBouncer took, if that was measured.
+// beside adds to each subject's ratios what it took in a round as a multiple of what the
+// first PgBouncer took, if that was measured.
 func beside(all []*subject, ratios [][]float64, took func(i int) float64) {
 	for i, s := range all {
-		if s.name != "PgBouncer" || took(i) == 0 {
+		if !s.peer || took(i) == 0 {
 			continue
 		}
 		for j := range all {
 			ratios[j] = append(ratios[j], took(j)/took(i))
 		}
+		return
 	}
 }
 
@@ -188,13 +154,3 @@ func ratio(own, peer float64) string {
 	}
 	return fmt.Sprintf("%.2f", own/peer)
 }
-
-// percentile returns the value below which the part p (0 to 1) of the sorted values is.
-func percentile(sorted []time.Duration, p float64) time.Duration {
-	if len(sorted) == 0 {
-		return 0
-	}
-	return sorted[min(int(p*float64(len(sorted))), len(sorted)-1)]
-}
-
-func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -22,12 +22,13 @@ import (
 // A service is the process under test: the pooler with metrics on, as the binary has
 // it. The bench starts itself again as one, by these flags.
 type service struct {
-	upstream string
-	auth     string
-	export   string // spans go there; "": nowhere
-	tls      string // folder of server.crt and server.key; "": it is not offered
-	share    int    // servers that are kept for the user victim
-	profile  string // a folder for its processor profile; "": there is none
+	upstream    string
+	auth        string
+	export      string // spans go there; "": nowhere
+	tls         string // folder of server.crt and server.key; "": it is not offered
+	upstreamTLS bool   // towards PostgreSQL; its own flag is the URL's sslmode
+	share       int    // servers that are kept for the user victim
+	profile     string // a folder for its processor profile; "": there is none
 }
 
 func (s *service) flags() {

@@ -3,22 +3,19 @@ package main
 import (
 	"compress/gzip"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// traced is pgbench's own SELECT with the comment that an app with tracing adds: another
-// trace each time, sampled or not.
-const traced = `\set aid random(1, 100000 * :scale)
-\set trace random(1000000000000000, 9999999999999999)
-SELECT abalance FROM pgbench_accounts WHERE aid = :aid /*traceparent='00-4bf92f3577b34da6:trace-00f067aa0ba902b7-%s'*/;
-`
+// late is how long the exporter may take over what a slice gave it, which counts too: it
+// waits for a second until a batch is full.
+const late = 2 * time.Second
 
 // spans measures what it costs that every tenth query, or each, belongs to a sampled
 // trace and becomes a span at a collector, which is this process and is not counted. All
@@ -32,20 +29,21 @@ func (b *bench) spans(ctx context.Context) error {
 		return err
 	}
 	silent.name = "Mainstay, no spans"
-	all, end, err := b.both(service{auth: "trust", export: server.URL}, silent)
+	all, end, err := b.start(service{auth: "trust", export: server.URL}, silent)
 	if err != nil {
-		silent.end()
 		return err
 	}
-	sampled, err1 := b.write("sampled.sql", fmt.Sprintf(traced, "01"))
-	plain, err2 := b.write("plain.sql", fmt.Sprintf(traced, "00"))
-	if err = errors.Join(err1, err2); err == nil {
-		clients := []string{"-M", "simple", "-c", "50", "-j", "2", "-D", "scale=10"}
-		err = b.rows(ctx, all, []cell{
-			{"simple, 50 clients, one in ten sampled", append([]string{"-f", sampled + "@1", "-f", plain + "@9"}, clients...)},
-			{"simple, 50 clients, all sampled", append([]string{"-f", sampled}, clients...)},
-		})
+	var cells []pairedCell
+	for _, some := range []struct {
+		what string
+		part float64
+	}{{"one in ten sampled", .1}, {"all sampled", 1}} {
+		c := plain("simple", 50)
+		c.name += ", " + some.what
+		c.plan.Traced, c.plan.Sampled, c.plan.Rest = true, some.part, late
+		cells = append(cells, c)
 	}
+	err = b.paired(ctx, all, cells, costs)
 	end() // all that is left is exported
 	if err != nil {
 		return err

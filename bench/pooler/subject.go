@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -15,11 +16,12 @@ import (
 // poolSize is how many connections to PostgreSQL each pooler may have.
 const poolSize = 20
 
-// A subject is what pgbench is pointed at.
+// A subject is what is measured.
 type subject struct {
 	name string
 	port int
 	pid  int    // 0: no pooler
+	peer bool   // others are compared with it
 	old  bool   // cannot carry prepared statements
 	ssl  string // pgbench's sslmode; "": disable
 	end  func()
@@ -32,7 +34,7 @@ func (b *bench) mainstay(s service) (*subject, error) {
 		return nil, err
 	}
 	s.profile = b.profile
-	s.upstream = fmt.Sprintf("postgres://bench:%s@127.0.0.1:%d/bench?sslmode=disable", secret, b.pg.Port())
+	s.upstream = fmt.Sprintf("postgres://bench:%s@127.0.0.1:%d/bench?sslmode=%s", secret, b.pg.Port(), s.upstreamSSL())
 	cmd := exec.Command(self, s.args()...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Stderr = os.Stderr
@@ -61,15 +63,56 @@ func (s *service) ssl() string {
 	return ""
 }
 
-// pgbouncer starts Debian's with what of s it can have; it refuses to be root.
-func (b *bench) pgbouncer(s service) (*subject, error) {
+// upstreamSSL is the sslmode towards PostgreSQL, for both poolers: PgBouncer's default
+// has changed.
+func (s *service) upstreamSSL() string {
+	if s.upstreamTLS {
+		return "require"
+	}
+	return "disable"
+}
+
+// A bouncer is a PgBouncer that is measured.
+type bouncer struct {
+	path    string
+	version string
+	minor   int // of 1.x
+}
+
+// preparing is the first PgBouncer 1.x that can carry prepared statements.
+const preparing = 21
+
+// findBouncer asks the program what it is.
+func findBouncer(name string) (p bouncer, err error) {
+	if p.path, err = exec.LookPath(name); err != nil {
+		return p, err
+	}
+	if p.path, err = filepath.Abs(p.path); err != nil {
+		return p, err
+	}
+	out, err := exec.Command(p.path, "--version").Output()
+	if err != nil {
+		return p, fmt.Errorf("%s --version: %w", p.path, err)
+	}
+	first, _, _ := strings.Cut(string(out), "\n")
+	m := regexp.MustCompile(`^PgBouncer (1\.(\d+)\S*)`).FindStringSubmatch(first)
+	if m == nil {
+		return p, fmt.Errorf("%s --version says %q, where PgBouncer 1.x is needed", p.path, first)
+	}
+	p.version = m[1]
+	p.minor, _ = strconv.Atoi(m[2]) // digits
+	return p, nil
+}
+
+// pgbouncer starts one with what of s it can have; it refuses to be root.
+func (b *bench) pgbouncer(is bouncer, s service) (*subject, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
 	port := ln.Addr().(*net.TCPAddr).Port
 	ln.Close()
-	ini, err := b.bouncerConfig(s, port)
+	ini, err := b.bouncerConfig(is, s, port)
 	if err != nil {
 		return nil, err
 	}
@@ -77,16 +120,17 @@ func (b *bench) pgbouncer(s service) (*subject, error) {
 	if os.Geteuid() == 0 {
 		args = append([]string{"-u", "nobody"}, args...)
 	}
-	cmd := exec.Command("pgbouncer", args...)
+	cmd := exec.Command(is.path, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &subject{name: "PgBouncer", port: port, pid: cmd.Process.Pid, old: bouncerVersion() < 21, ssl: s.ssl(), end: func() {
+	p := &subject{name: "PgBouncer " + is.version, port: port, pid: cmd.Process.Pid, peer: true, old: is.minor < preparing, ssl: s.ssl()}
+	p.end = func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait() // its end is all that matters
-	}}
+	}
 	for range 100 {
 		if c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
 			c.Close()
@@ -95,12 +139,12 @@ func (b *bench) pgbouncer(s service) (*subject, error) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	p.end()
-	return nil, fmt.Errorf("pgbouncer does not listen on port %d", port)
+	return nil, fmt.Errorf("%s does not listen on port %d", is.path, port)
 }
 
 // bouncerConfig writes PgBouncer's files. All its clients share one pool, as
 // Mainstay's do.
-func (b *bench) bouncerConfig(s service, port int) (ini string, err error) {
+func (b *bench) bouncerConfig(is bouncer, s service, port int) (ini string, err error) {
 	users, err := b.write("users.txt", fmt.Sprintf("\"bench\" \"%[1]s\"\n\"victim\" \"%[1]s\"\n\"flood\" \"%[1]s\"\n", secret))
 	if err != nil {
 		return "", err
@@ -111,23 +155,15 @@ func (b *bench) bouncerConfig(s service, port int) (ini string, err error) {
 		"[pgbouncer]", "listen_addr = 127.0.0.1", fmt.Sprintf("listen_port = %d", port), "unix_socket_dir =",
 		"auth_type = " + method, "auth_file = " + users, "pool_mode = transaction", fmt.Sprintf("default_pool_size = %d", poolSize),
 		"max_client_conn = 20000", "log_connections = 0", "log_disconnections = 0", "logfile = /dev/null",
+		"server_tls_sslmode = " + s.upstreamSSL(),
+	}
+	if is.minor >= preparing {
+		lines = append(lines, "max_prepared_statements = 200") // the default since 1.24
 	}
 	if s.tls != "" {
 		lines = append(lines, "client_tls_sslmode = require", "client_tls_cert_file = "+s.tls+"/server.crt", "client_tls_key_file = "+s.tls+"/server.key")
 	}
-	return b.write(s.auth+".ini", strings.Join(lines, "\n")+"\n")
-}
-
-// bouncerVersion is the minor version of PgBouncer 1.x, which knows prepared
-// statements from 1.21 on.
-func bouncerVersion() int {
-	out, err := exec.Command("pgbouncer", "--version").Output()
-	m := regexp.MustCompile(`1\.(\d+)`).FindSubmatch(out)
-	if err != nil || m == nil {
-		return 0
-	}
-	n, _ := strconv.Atoi(string(m[1])) // digits
-	return n
+	return b.write(s.auth+"-"+is.version+".ini", strings.Join(lines, "\n")+"\n")
 }
 
 // direct is PostgreSQL itself.
@@ -135,21 +171,28 @@ func (b *bench) direct() *subject {
 	return &subject{name: "direct", port: b.pg.Port(), end: func() {}}
 }
 
-// both starts PgBouncer and Mainstay, and lists them behind others.
-func (b *bench) both(s service, others ...*subject) (all []*subject, end func(), err error) {
+// start starts each PgBouncer and Mainstay, and lists them behind others, which end with
+// them.
+func (b *bench) start(s service, others ...*subject) (all []*subject, end func(), err error) {
 	all = others
 	end = func() {
 		for _, s := range all {
 			s.end()
 		}
 	}
-	for _, start := range []func(service) (*subject, error){b.pgbouncer, b.mainstay} {
-		one, err := start(s)
+	for _, is := range b.bouncers {
+		one, err := b.pgbouncer(is, s)
 		if err != nil {
 			end()
 			return nil, nil, err
 		}
 		all = append(all, one)
 	}
+	one, err := b.mainstay(s)
+	if err != nil {
+		end()
+		return nil, nil, err
+	}
+	all = append(all, one)
 	return all, end, nil
 }

@@ -1,11 +1,15 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -37,9 +41,8 @@ func (b *bench) victim(ctx context.Context) error {
 		return err
 	}
 	kept.name = fmt.Sprintf("Mainstay, min: %d", victims)
-	all, end, err := b.both(service{auth: "trust"}, kept)
+	all, end, err := b.start(service{auth: "trust"}, kept)
 	if err != nil {
-		kept.end()
 		return err
 	}
 	defer end()
@@ -76,9 +79,9 @@ func (t tally) String() string {
 	return fmt.Sprintf("%.2f (%.2f to %.2f)", millis(s.middle()), millis(s[0]), millis(s[len(s)-1]))
 }
 
-// slices lets the flood come and go beside the victim, at least three times each.
+// slices lets the flood come and go beside the victim.
 func (b *bench) slices(ctx context.Context, s *subject, script string) (control, flooded tally, err error) {
-	n := max(6, b.seconds*b.rounds)
+	const n = 14
 	seconds := strconv.Itoa(n + 2)
 	prefix := b.file("victim")
 	flood := b.command(ctx, s, "flood", "-n", "-f", script, "-c", strconv.Itoa(flooders), "-T", seconds)
@@ -117,4 +120,55 @@ func (b *bench) slices(ctx context.Context, s *subject, script string) (control,
 		}
 	}
 	return control, flooded, err
+}
+
+// readLogs tells of each transaction in pgbench's logs, when it ended and how long it
+// took, and removes them.
+func readLogs(prefix string, tell func(ended time.Time, took time.Duration)) error {
+	paths, err := filepath.Glob(prefix + ".*")
+	if err != nil {
+		return err
+	}
+	for _, path := range paths {
+		if err := readLog(path, tell); err != nil {
+			return err
+		}
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readLog reads one (https://www.postgresql.org/docs/15/pgbench.html#id-1.9.4.11.9.4).
+func readLog(path string, tell func(ended time.Time, took time.Duration)) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		// client, transaction, microseconds, script, second, microsecond, …
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 6 {
+			return fmt.Errorf("%s: %q is no line of a log of pgbench", path, lines.Text())
+		}
+		took, err1 := strconv.ParseInt(fields[2], 10, 64)
+		second, err2 := strconv.ParseInt(fields[4], 10, 64)
+		micro, err3 := strconv.ParseInt(fields[5], 10, 64)
+		if err1 != nil || err2 != nil || err3 != nil {
+			continue // skipped or failed
+		}
+		tell(time.Unix(second, micro*1000), time.Duration(took)*time.Microsecond)
+	}
+	return lines.Err()
+}
+
+// percentile returns the value below which the part p (0 to 1) of the sorted values is.
+func percentile(sorted []time.Duration, p float64) time.Duration {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[min(int(p*float64(len(sorted))), len(sorted)-1)]
 }
