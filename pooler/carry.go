@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -383,18 +382,16 @@ func (s *session) queryRenamed(text []byte) bool {
 	if !slices.ContainsFunc(uses, func(u scan.Use) bool { return s.names[u.Name] != nil }) {
 		return false
 	}
-	var renamed []byte
+	renamed, all := scan.Rename(text, b.backslash()), false
 	var runs []*statement
 	var drops []string           // by each DEALLOCATE; "" is none of these
 	dropped := map[string]bool{} // from here on the name is SQL's alone
-	at := 0
 	for _, u := range uses {
 		st, as := s.names[u.Name], ""
-		if u.Drops && u.Name == "" {
-			break // ALL: all names are SQL's alone
-		}
+		all = all || u.Drops && u.Name == "" // ALL: all names are SQL's alone
 		known := st != nil && !dropped[u.Name]
 		switch {
+		case all:
 		case known && u.Drops:
 			as = decoy + strings.Repeat("_", len(drops))
 			drops = append(drops, u.Name)
@@ -406,14 +403,13 @@ func (s *session) queryRenamed(text []byte) bool {
 		case known:
 			runs, as = append(runs, st), st.name
 		}
-		if as != "" {
-			renamed = append(append(renamed, text[at:u.From]...), as...)
-			s.moves = append(s.moves, move{utf8.RuneCount(renamed) + 1, utf8.RuneCountInString(as) - utf8.RuneCount(text[u.From:u.To])})
-			at = u.To
-		}
+		renamed.Use(u, as)
+	}
+	if s.renamed = nil; renamed.Renames() {
+		s.renamed = renamed
 	}
 	var e scan.Effect
-	if _, s.single = scan.UseOf(text, b.backslash()); s.single {
+	if _, single := scan.UseOf(text, b.backslash()); single {
 		e = s.suspectRenamed(text)
 	} else {
 		e = s.suspectText(text, true)
@@ -431,7 +427,7 @@ func (s *session) queryRenamed(text []byte) bool {
 	for _, name := range drops {
 		s.owe(debt{kind: owesDrop, name: name})
 	}
-	b.out = pgwire.AppendQuery(b.out, string(renamed)+string(text[at:]))
+	b.out = pgwire.AppendQuery(b.out, renamed.Text())
 	return true
 }
 

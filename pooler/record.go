@@ -11,6 +11,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/explain"
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -285,8 +286,7 @@ type errand struct {
 	held     []byte          // a CommandComplete that has not been told to the client yet
 	synced   <-chan struct{} // closed when the hub has caught up; nil: not waited for
 	portals  map[string]use  // those whose execution deallocates
-	moves    []move          // in the text of the simple query that was sent last
-	single   bool            // which is the only statement of its text
+	renamed  *scan.Renaming  // the text of the simple query that was sent last; nil: as the client has sent it
 	why      *unmade         // the server could not prepare what that executes
 	attempt  attempt
 	asSent   []byte    // the cycle, as the client sent it to the event loops; reused
@@ -335,6 +335,6 @@ func (s *session) spare() {
 	e.overdue.Store(nil)
 	e.attempt = attempt{}
 	clear(e.portals)
-	e.moves, e.why = nil, nil
+	e.renamed, e.why = nil, nil
 	errands.Put(e)
 }

@@ -12,6 +12,11 @@ type Use struct {
 	From, To int  // of the name in the text, with its quotes
 	Drops    bool // DEALLOCATE
 	Makes    bool // PREPARE; otherwise it is an EXECUTE, or one that is explained or fills a table
+
+	// Of those that [Uses] lists:
+	Index int // of the statement among those of the text
+	Args  int // where what follows the name begins, if that is a parenthesis; the same as Until otherwise
+	Until int // where the statement ends
 }
 
 // UseOf finds the name in a text that is a single DEALLOCATE name or EXECUTE name. ok
@@ -27,20 +32,31 @@ func UseOf(sql []byte, backslash bool) (u Use, ok bool) {
 // Uses lists the uses of all statements of a text, in order. DEALLOCATE ALL has no name.
 func Uses(sql []byte, backslash bool) (list []Use) {
 	l := lexer{sql: sql, backslash: backslash}
-	for {
+	for index, last := 0, false; !last; index++ {
 		statement := l
-		if u, ok := statement.use(); ok {
-			list = append(list, u)
-		}
-		if bytes.IndexByte(sql[l.at:], ';') < 0 {
-			return list
-		}
-		for t := l.next(); !l.isMark(t, ';'); t = l.next() {
-			if t.kind == end {
-				return list
+		u, ok := statement.use()
+		until := len(sql)
+		if last = bytes.IndexByte(sql[l.at:], ';') < 0; !last {
+			l.skip()
+			from := l.at
+			t := l.next()
+			for ; t.kind != end && !l.isMark(t, ';'); t = l.next() {
+			}
+			until, last = t.from, t.kind == end
+			if t.from == from { // PostgreSQL does not count it
+				index--
 			}
 		}
+		if !ok {
+			continue
+		}
+		u.Index, u.Args, u.Until = index, until, until
+		if t := statement.next(); statement.isMark(t, '(') {
+			u.Args = t.from
+		}
+		list = append(list, u)
 	}
+	return list
 }
 
 // use reads a statement up to the name that it uses.
