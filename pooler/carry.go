@@ -1,14 +1,13 @@
 package pooler
 
 import (
-	"cmp"
-	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
@@ -350,29 +349,17 @@ func (s *session) doubtful() bool {
 	return b.status == pgwire.InFailed || s.cycles.len() > 0 || b.left&unsettling != 0
 }
 
-// standIn makes an empty statement with the same parameters as the one with this body, which cannot
-// be prepared in an aborted transaction: using it is refused for the same reason.
+// standIn makes an empty statement with the same parameters as the one with this body: using it is refused for the
+// same reason, and it can be prepared in an aborted transaction too.
 func (s *session) standIn(body []byte) string {
 	const name = namePrefix + "_stand_in"
 	b := s.backend
-	text, types, _ := pgwire.String(body)
-	oids := declaredTypes(types)
-	for n := scan.Parameters(text, b.backslash()); len(oids) < n; {
-		oids = append(oids, textType)
-	}
-	empty := binary.BigEndian.AppendUint16([]byte{0}, uint16(len(oids)))
-	for _, oid := range oids {
-		empty = binary.BigEndian.AppendUint32(empty, cmp.Or(oid, textType))
-	}
 	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
 	s.owe(debt{kind: owesOurClose})
-	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, empty)
+	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, prepared.Empty(body, b.backslash()))
 	s.owe(debt{kind: owesOurParse})
 	return name
 }
-
-// textType is the oid of PostgreSQL's type text.
-const textType = 25
 
 // queryRenamed sends a simple query that uses, in SQL, what the client prepared through the
 // protocol, under the server's names. It reports whether this is one.

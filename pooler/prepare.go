@@ -1,7 +1,6 @@
 package pooler
 
 import (
-	"encoding/binary"
 	"slices"
 	"strconv"
 	"strings"
@@ -10,6 +9,7 @@ import (
 
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 )
@@ -288,7 +288,7 @@ func (s *session) rewriteBind(n int) (int, error) {
 		return 0, protocolError("invalid Bind message: its names are missing or too long")
 	}
 	s.asks(s.leaves(name))
-	as := s.resolve(name, pgwire.Bind)
+	as := s.resolve(name, pgwire.Bind, s.head(n)[len(portal)+len(name)+2:])
 	b := s.backend
 	s.bind(portal, name)
 	if b.left&scan.AnyChange != 0 { // a value may be the name of a setting
@@ -322,7 +322,7 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 	as := ""
 	switch {
 	case typ == pgwire.Describe:
-		as = s.resolve(name, pgwire.Describe)
+		as = s.resolve(name, pgwire.Describe, nil)
 	case len(name) == 0:
 		s.owe(debt{kind: owesClose, unnamed: true, was: s.replaces()})
 		b.unnamed, s.unnamed.version = ticket{}, 0
@@ -344,10 +344,10 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 
 // resolve returns the name that the server knows the client's statement by, after
 // making sure that it does. A name that means nothing becomes one that the server
-// will refuse. typ is the message's.
-func (s *session) resolve(name []byte, typ byte) string {
+// will refuse. typ is the message's, rest what follows the names of a Bind.
+func (s *session) resolve(name []byte, typ byte, rest []byte) string {
 	if len(name) == 0 {
-		return s.resolveUnnamed(typ)
+		return s.resolveUnnamed(typ, rest)
 	}
 	st := s.names[string(name)]
 	if st == nil {
@@ -360,7 +360,7 @@ func (s *session) resolve(name []byte, typ byte) string {
 	if f := st.fetch(); f != nil && typ == pgwire.Describe {
 		return s.describeFetch(f)
 	}
-	if _, known := s.backend.prepared[st]; !known && st.left&scan.Ends == 0 && s.aborted() && (typ == pgwire.Bind || describable(st.body)) {
+	if _, known := s.backend.prepared[st]; !known && s.standsIn(st.left, st.body, typ, rest) {
 		return s.standIn(st.body)
 	}
 	s.run(st.runs)
@@ -368,7 +368,7 @@ func (s *session) resolve(name []byte, typ byte) string {
 	return st.name
 }
 
-func (s *session) resolveUnnamed(typ byte) string {
+func (s *session) resolveUnnamed(typ byte, rest []byte) string {
 	b, u := s.backend, &s.unnamed
 	f, there := u.runs.fetch(), u.version != 0 && b.unnamed == ticket{s.id, u.version}
 	switch {
@@ -377,7 +377,7 @@ func (s *session) resolveUnnamed(typ byte) string {
 	case typ == pgwire.Describe && u.version != 0 && u.kept && u.left&scan.Fetches != 0:
 		return s.standInForFetch(u.body, u.cursor, there, "")
 	case there:
-	case u.version != 0 && u.kept && u.left&scan.Ends == 0 && s.aborted() && (typ == pgwire.Bind || describable(u.body)):
+	case u.version != 0 && u.kept && s.standsIn(u.left, u.body, typ, rest):
 		return s.standIn(u.body)
 	case u.version != 0 && u.kept:
 		b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.body)
@@ -391,21 +391,13 @@ func (s *session) resolveUnnamed(typ byte) string {
 	return ""
 }
 
-// describable reports whether what PostgreSQL says of a statement is known from its text: it returns
-// no rows, and its parameters have the types that it was prepared with.
-func describable(body []byte) bool {
-	text, types, _ := pgwire.String(body)
-	declared := declaredTypes(types)
-	return scan.Rowless(text) && scan.Parameters(text, false) <= len(declared) && !slices.Contains(declared, 0)
-}
-
-// declaredTypes are the oids of the types of parameters that a Parse names, behind its text. 0 is one
-// that PostgreSQL is to find out.
-func declaredTypes(rest []byte) (oids []uint32) {
-	for rest = rest[min(2, len(rest)):]; len(rest) >= 4; rest = rest[4:] {
-		oids = append(oids, binary.BigEndian.Uint32(rest))
+// standsIn reports whether another is to stand in for a statement that the server does not know: in an aborted
+// transaction, and where its parameters do not fit.
+func (s *session) standsIn(left scan.Effect, body []byte, typ byte, rest []byte) bool {
+	if typ == pgwire.Bind && prepared.Misfits(body, rest) {
+		return true
 	}
-	return oids
+	return left&scan.Ends == 0 && s.aborted() && (typ == pgwire.Bind || prepared.Describable(body))
 }
 
 // recall notes what a statement that is used again may leave behind.

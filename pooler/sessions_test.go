@@ -184,11 +184,10 @@ const toldLate = "told with the next query of a setting that was reset"
 // the client uses it, if the server does not know it:
 //   - In a transaction that is aborted that is refused (25P02). PostgreSQL, which has the
 //     statement, still says what its parameters are if it returns no rows (and then refuses to
-//     execute it): the pooler cannot, if it has to find out their types; and behind a cycle that fails
-//     in the same write PostgreSQL looks at the number of the parameters first.
+//     execute it): the pooler cannot, if it has to find out their types.
 //   - Where search_path does not lead to its tables any more, and its client had changed it in the
 //     same transaction before it prepared the statement, that is refused (42P01). PostgreSQL
-//     looks at the parameters first.
+//     looks at the values of the parameters first.
 //
 // And of a reported setting that was chosen at login, since then set to the server's own default,
 // and now reset, the client is told with its next query.
@@ -213,10 +212,8 @@ func knownDifference(s step, said, before, pooled, direct string) string {
 			return toldLate
 		case strings.HasPrefix(line, failed+"25P02") && parameters && strings.Contains(s.story, "describe statement"):
 			return "described in an aborted transaction"
-		case strings.HasPrefix(line, failed+"25P02") && strings.HasPrefix(lines[i], failed+"08P01") && i > 0:
-			return "bound behind a failure that had not been told"
 		case strings.HasPrefix(line, failed+"42P01") && strings.Contains(said, "search_path") && strings.Contains(s.story, "bind") &&
-			(parameters || strings.HasPrefix(lines[i], failed+"08P01") || strings.HasPrefix(lines[i], failed+"22P02") || strings.HasPrefix(lines[i], failed+"25P02")):
+			(parameters || strings.HasPrefix(lines[i], failed+"22P02") || strings.HasPrefix(lines[i], failed+"25P02")):
 			return "used where search_path does not lead to its table"
 		}
 		return ""

@@ -218,3 +218,16 @@ func Parameters(sql []byte, backslash bool) (highest int) {
 	}
 	return highest
 }
+
+// Takes is how many parameters a statement has that was prepared with the types of so many declared; it is
+// certain but for a few commands, of which it depends on what they hold.
+func Takes(sql []byte, declared int) (n int, certain bool) {
+	n = max(declared, Parameters(sql, false))
+	if n == declared {
+		return n, n >= Parameters(sql, true)
+	}
+	l := lexer{sql: sql}
+	t := l.next()
+	vague := slices.ContainsFunc([]string{"explain", "create", "call"}, func(keyword string) bool { return l.is(t, keyword) })
+	return n, !vague && Parameters(sql, true) == Parameters(sql, false)
+}
