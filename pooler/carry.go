@@ -311,13 +311,15 @@ func (s *session) ownSequences(e scan.Effect) {
 // leaves is what the client's statement of this name may leave behind.
 func (s *session) leaves(name []byte) scan.Effect {
 	if len(name) == 0 {
+		s.rebindUnnamed()
 		return s.unnamed.left | s.leavesOf(s.unnamed.runs)
 	}
 	st := s.names[string(name)]
-	if st == nil {
-		return 0
+	if st != nil && st.late != nil {
+		s.rebind(string(name), 0)
+		st = s.names[string(name)]
 	}
-	return s.leavesOf(st) | s.leavesOf(st.runs)
+	return s.leavesOf(st)
 }
 
 // keepSequences pins the server, at a transaction's end, for a client that will ask for the
@@ -374,6 +376,7 @@ func (s *session) queryRenamed(text []byte) bool {
 	var drops []string           // by each DEALLOCATE; "" is none of these
 	dropped := map[string]bool{} // from here on the name is SQL's alone
 	for _, u := range uses {
+		s.rebind(u.Name, 0)
 		st, as := s.names[u.Name], ""
 		all = all || u.Drops && u.Name == "" // ALL: all names are SQL's alone
 		known := st != nil && !dropped[u.Name]
@@ -429,8 +432,7 @@ func (s *session) runAll(list []*statement) {
 	b := s.backend
 	alone, news := s.debts.len() == b.replays, false
 	for _, st := range list {
-		_, known := b.prepared[st]
-		known = known || st == occupied // which cannot fail
+		known := s.knows(st) || st == occupied // which cannot fail
 		if !known && (!alone || b.status == pgwire.InFailed && st.left&scan.Ends == 0) {
 			continue // a Parse that fails makes the server skip everything up to a Sync
 		}
@@ -466,12 +468,15 @@ func (s *session) offerDecoy(as, name string) {
 	}
 }
 
-// run prepares for a statement that another executes in SQL; st may be nil.
+// run prepares for a statement that is executed, and for what that executes in SQL.
 func (s *session) run(st *statement) {
-	if st == nil {
-		return
-	}
+	s.runFor(&st.use)
 	s.ensure(st)
+	s.recallOf(st)
+}
+
+// recallOf is recall for what a statement may leave behind.
+func (s *session) recallOf(st *statement) {
 	s.recall(st.left, &st.said)
 	if in := s.hiddenIn(st); in != nil {
 		s.recall(in.effect, &in.said)

@@ -11,6 +11,7 @@ type Use struct {
 	Name     string
 	From, To int  // of the name in the text, with its quotes
 	Drops    bool // DEALLOCATE
+	Bare     bool // EXECUTE, and no more
 	Makes    bool // PREPARE; otherwise it is an EXECUTE, or one that is explained or fills a table
 
 	// Of those that [Uses] lists:
@@ -67,6 +68,7 @@ func (l *lexer) use() (u Use, ok bool) {
 	case l.is(t, "prepare"):
 		u.Makes = true
 	case l.is(t, "execute"):
+		u.Bare = true
 	case l.is(t, "explain"), l.is(t, "create"):
 		if !l.toExecute(l.is(t, "create")) {
 			return u, false
