@@ -434,6 +434,9 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	}
 	b.status, s.block, s.copying, s.renamed, s.why = status, status, false, nil, nil
 	c, _ := s.cycles.pop()
+	if s.back.name != "" {
+		s.hearBack()
+	}
 	done = s.settled()
 	s.withheld = done && (status == pgwire.Idle && (s.mustAttend() || s.synced != nil) || status != pgwire.Idle && b.pool.statementMode())
 	if s.withheld && status != pgwire.Idle {

@@ -230,6 +230,44 @@ func (s *session) hear(body []byte) (keep bool) {
 	return keep
 }
 
+// A leadBack is the setting that the text that was sent last leads back to what was chosen at login, or "all".
+type leadBack struct {
+	name  string // until its answer has come
+	local bool   // until the transaction's end
+}
+
+// leadsBack notes that the message that is being sent, which may do e, carries out this text, and maybe no other.
+func (s *session) leadsBack(e scan.Effect, text []byte) {
+	if s.back = (leadBack{}); e&scan.Back != 0 && s.login.Len() > 0 {
+		s.back.name, s.back.local = scan.LeadsBack(text)
+	}
+}
+
+// hearBack lets the client hear of what it chose at login, and has now led back to, where the server has nothing to say:
+// what the client had set last is the server's own default. The lock is held.
+func (s *session) hearBack() {
+	b, db, back := s.backend, &s.exchange.DB, s.back.name
+	if s.cycles.len() > 0 {
+		return // it is the answer to an earlier text
+	}
+	if s.back.name = ""; s.back.local && b.status == pgwire.Idle {
+		return // it had no effect
+	}
+	done := db.Command == "RESET" || db.Command == "SET" || db.Command == "DISCARD ALL"
+	if !done || db.Queries != 1 || db.SQLState != "" {
+		return
+	}
+	for _, p := range b.reports.All() {
+		chosen, ok := s.chosen(p.Name)
+		usual, _ := b.atLogin.Get(p.Name)
+		told, _ := s.told.Get(p.Name)
+		if ok && (back == "all" || strings.EqualFold(back, p.Name)) && p.Value == usual && told == usual && chosen != usual {
+			s.held = pgwire.AppendParameter(s.held, p.Name, chosen)
+			s.told = b.pool.settings.Intern(s.told.With(p.Name, chosen))
+		}
+	}
+}
+
 // chosen is what the client was told at login of a setting that it had chosen.
 func (s *session) chosen(name string) (value string, ok bool) {
 	if value, ok = s.login.Get(strings.ToLower(name)); !ok {

@@ -73,7 +73,7 @@ func (s *session) restore() {
 	if s.backend.status != pgwire.InBlock { // behind a transaction the audit does so
 		return
 	}
-	q := audit.Question{Effects: s.backend.left, Names: s.backend.mentions.Settings, Known: s.settings}
+	q := audit.Question{Effects: s.backend.left, Names: s.backend.mentions.Settings, Known: s.settings, Locally: s.back.local}
 	if sql := q.Restore(s.login); sql != "" {
 		s.mu.Lock()
 		s.sendReplay(sql, "")
@@ -478,6 +478,10 @@ func (s *session) run(st *statement) {
 // recallOf is recall for what a statement may leave behind.
 func (s *session) recallOf(st *statement) {
 	s.recall(st.left, &st.said)
+	if st.left&scan.Back != 0 {
+		text, _, _ := pgwire.String(st.body)
+		s.leadsBack(st.left, text)
+	}
 	if in := s.hiddenIn(st); in != nil {
 		s.recall(in.effect, &in.said)
 	}

@@ -138,7 +138,9 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 				s.in.Skip(pgwire.HeaderSize + n)
 				return 0, nil
 			}
-			s.asks(s.suspect(text, whole))
+			e := s.suspect(text, whole)
+			s.leadsBack(e, text)
+			s.asks(e)
 		case pgwire.Execute:
 			s.execute(n)
 		}
@@ -278,6 +280,7 @@ func (s *session) rewriteBind(n int) (int, error) {
 	if !ok {
 		return 0, protocolError("invalid Bind message: its names are missing or too long")
 	}
+	s.back = leadBack{}
 	s.asks(s.leaves(name))
 	as := s.resolve(name, pgwire.Bind, s.head(n)[len(portal)+len(name)+2:])
 	b := s.backend
@@ -384,6 +387,10 @@ func (s *session) resolveUnnamed(typ byte, rest []byte) string {
 	}
 	s.runFor(&u.use)
 	s.recall(u.left, &u.said)
+	if u.left&scan.Back != 0 && u.kept {
+		text, _, _ := pgwire.String(u.body)
+		s.leadsBack(u.left, text)
+	}
 	return ""
 }
 

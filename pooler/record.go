@@ -289,7 +289,8 @@ type errand struct {
 	synced   <-chan struct{} // closed when the hub has caught up; nil: not waited for
 	portals  map[string]use  // those whose execution deallocates
 	renamed  *scan.Renaming  // the text of the simple query that was sent last; nil: as the client has sent it
-	why      *unmade         // the server could not prepare what that executes
+	back     leadBack
+	why      *unmade // the server could not prepare what that executes
 	attempt  attempt
 	asSent   []byte    // the cycle, as the client sent it to the event loops; reused
 	readAt   time.Time // when they read the answer last
@@ -337,7 +338,7 @@ func (s *session) spare() {
 	e.overdue.Store(nil)
 	e.attempt = attempt{}
 	clear(e.portals)
-	e.renamed, e.why = nil, nil
+	e.renamed, e.why, e.back = nil, nil, leadBack{}
 	errands.Put(e)
 }
 

@@ -151,7 +151,7 @@ func (m *match) play(seed int) {
 		return
 	}
 	said := fmt.Sprintf("logs in with %q\n", params)
-	late, before := false, ""
+	before := ""
 	for i, step := range a.script() {
 		said += fmt.Sprintf("%d. %s", i, step.story)
 		for _, p := range both {
@@ -160,19 +160,16 @@ func (m *match) play(seed int) {
 		pooled, direct := both[0].hear(step.ready), both[1].hear(step.ready)
 		if pooled != direct {
 			kind := knownDifference(step, said, before, pooled, direct)
-			if kind != "" && (kind != toldLate || !late) && os.Getenv(strictly) == "" {
+			if kind != "" && os.Getenv(strictly) == "" {
 				c, _ := m.cut.LoadOrStore(kind, new(counted))
 				c.(*counted).times.Add(1)
 				c.(*counted).last.Store(int64(seed))
-				if late = kind == toldLate; late {
-					continue
-				}
 				return
 			}
 			m.report(seed, said, pooled, direct)
 			return
 		}
-		late, before = false, direct
+		before = direct
 	}
 	if a.IntN(3) > 0 {
 		for _, p := range both {
@@ -183,8 +180,6 @@ func (m *match) play(seed int) {
 
 var executesBehind = regexp.MustCompile(`; (explain \(costs off\) )?execute p`)
 
-const toldLate = "told with the next query of a setting that was reset"
-
 // knownDifference names the differences that stay, each of them an error on both sides, or at the use of
 // a statement instead of a Describe; "" for all others. The pooler prepares a statement where
 // the client uses it, if the server does not know it:
@@ -194,9 +189,6 @@ const toldLate = "told with the next query of a setting that was reset"
 //   - Where search_path does not lead to its tables any more, and its client had changed it in the
 //     same transaction before it prepared the statement, that is refused (42P01). PostgreSQL
 //     looks at the values of the parameters first.
-//
-// And of a reported setting that was chosen at login, since then set to the server's own default,
-// and now reset, the client is told with its next query.
 //
 // Behind a ROLLBACK in the same text an EXECUTE of a statement that the server does not know is
 // refused (26000), since in front of that it could not be prepared.
@@ -214,8 +206,6 @@ func knownDifference(s step, said, before, pooled, direct string) string {
 		switch {
 		case strings.HasPrefix(line, failed+"26000") && executesBehind.MatchString(s.story) && strings.Contains(before+pooled, "ready E"):
 			return "executed in a text that ends an aborted transaction"
-		case strings.HasPrefix(line, "TimeZone=") && strings.HasPrefix(lines[i], "TimeZone=") && resets.MatchString(s.story) && !strings.HasPrefix(said, "logs in with []"):
-			return toldLate
 		case strings.HasPrefix(line, failed+"25P02") && parameters && strings.Contains(s.story, "describe statement"):
 			return "described in an aborted transaction"
 		case strings.HasPrefix(line, failed+"42P01") && strings.Contains(said, "search_path") && strings.Contains(s.story, "bind") &&
