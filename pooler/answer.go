@@ -378,7 +378,7 @@ func (s *session) relocate(typ byte, body []byte) bool {
 	if typ == pgwire.ErrorResponse {
 		done-- // counts it
 	}
-	to := s.renamed.Place(at, int(done), string(pgwire.Field(body, 'C')), string(pgwire.Field(body, 'R')))
+	to := s.renamed.Place(at, done, string(pgwire.Field(body, 'C')), string(pgwire.Field(body, 'R')))
 	if to == at {
 		return false
 	}
