@@ -254,6 +254,9 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 	s.debts.answered++
 	d, ok := s.debts.pop()
 	for ok && (d.kind == owesDrop || d.kind == owesDropAll || d.kind == owesCopy) { // not carried out, since a portal had none
+		if d.kind == owesDrop {
+			s.undo(d, s.debts.list[s.debts.head:])
+		}
 		d, ok = s.debts.pop()
 	}
 	switch {
@@ -294,7 +297,9 @@ func (s *session) completed(body []byte) {
 		s.mu.Lock()
 		if d, ok := s.debts.first(); ok && d.kind == owesDrop {
 			s.debts.pop()
-			s.unname(d.name)
+			if d.statement == nil {
+				s.unname(d.name)
+			}
 		}
 		s.mu.Unlock()
 	}
@@ -323,7 +328,7 @@ func (s *session) forget() {
 	clear(s.names)
 	s.nameBytes, s.missing = 0, state.None
 	for _, d := range s.debts.list[s.debts.head:] {
-		if d.statement == nil || d.kind == owesOurClose || d.kind == owesClose {
+		if d.statement == nil || d.kind == owesOurClose || d.kind == owesClose || d.kind == owesDrop {
 			continue
 		}
 		b.uses++

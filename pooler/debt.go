@@ -198,6 +198,9 @@ func (s *session) undo(d debt, later []debt) {
 		b.prepared[d.statement] = 0 // it is still there
 	case d.kind == owesDropAll:
 		s.names, s.nameBytes, b.prepared = d.before.names, d.before.nameBytes, d.before.prepared
+	case d.kind == owesDrop && d.statement != nil && !renamed:
+		s.names[d.name] = d.statement
+		s.nameBytes += len(d.statement.body)
 	case d.kind.ready() || d.kind == owesOurDescribe || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
 	case d.unnamed:
 		s.undoUnnamed(d, later)
@@ -396,7 +399,8 @@ func (s *session) execute(n int) {
 	b := s.backend
 	switch {
 	case u.drops != "":
-		s.owe(debt{kind: owesDrop, name: u.drops})
+		s.owe(debt{kind: owesDrop, name: u.drops, statement: s.names[u.drops]})
+		s.unname(u.drops)
 	case u.all:
 		s.owe(debt{kind: owesDropAll, before: &known{s.names, s.nameBytes, b.prepared}})
 		s.names, s.nameBytes, b.prepared = nil, 0, map[*statement]uint64{}

@@ -71,6 +71,8 @@ func (s *session) use(l *late) use {
 	u := use{late: l}
 	switch st := s.names[l.named.Name]; {
 	case st == nil: // one that SQL prepared, or none
+	case l.named.Makes: // refused, by a name that is taken
+		u.runs = occupied
 	case l.named.Drops:
 		u.drops = l.named.Name
 	default:
@@ -104,11 +106,16 @@ const maxChain = 8
 // rebind lets a name stand for what its text does now; it may have no such text.
 func (s *session) rebind(name string, depth int) {
 	st := s.names[name]
-	if st == nil || st.late == nil || depth == maxChain || st.late.named.Name == name {
+	if st == nil || st.late == nil || depth == maxChain {
 		return
 	}
-	s.rebind(st.late.named.Name, depth+1)
-	u := s.use(st.late)
+	l := st.late
+	if l.named.Name != name {
+		s.rebind(l.named.Name, depth+1)
+	} else if !l.named.Drops && !l.named.Makes {
+		return // it executes itself
+	}
+	u := s.use(l)
 	if u == st.use {
 		return
 	}

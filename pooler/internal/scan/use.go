@@ -20,11 +20,11 @@ type Use struct {
 	Until int // where the statement ends
 }
 
-// UseOf finds the name in a text that is a single DEALLOCATE name or EXECUTE name. ok
+// UseOf finds the name in a text that is a single DEALLOCATE name, EXECUTE name or PREPARE name. ok
 // is false for all others.
 func UseOf(sql []byte, backslash bool) (u Use, ok bool) {
 	l := lexer{sql: sql, backslash: backslash}
-	if u, ok = l.use(); !ok || u.Makes || u.Name == "" {
+	if u, ok = l.use(); !ok || u.Name == "" {
 		return Use{}, false
 	}
 	return u, l.last(u.Drops)

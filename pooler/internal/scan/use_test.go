@@ -7,7 +7,7 @@ func TestTheNameThatATextUsesIsFound(t *testing.T) {
 		"deallocate ps": "drops ps", " /* x */ DEALLOCATE Prepare Ps;": "drops ps", `deallocate "P""s"`: `drops P"s`,
 		"deallocate prepare": "drops prepare", "deallocate all": "", "deallocate prepare all": "", "deallocate a; select 1": "",
 		"deallocate a b": "", `deallocate U&"a"`: "", "deallocate 'a'": "", "deallocate": "", "select 1": "",
-		"execute ps": "runs ps", "execute ps(1, ';');": "runs ps", "execute a; execute b": "", "prepare a as select 1": "",
+		"execute ps": "runs ps", "execute ps(1, ';');": "runs ps", "execute a; execute b": "", "prepare a as select 1": "makes a", "prepare a as select 1; select 2": "",
 		"explain (analyze) execute ps(1)": "runs ps", "create temp table t as execute ps": "runs ps",
 		"create trigger x after insert on t execute function f()": "", "explain select 1": "",
 	} {
@@ -15,6 +15,9 @@ func TestTheNameThatATextUsesIsFound(t *testing.T) {
 		got := ""
 		if ok {
 			got = map[bool]string{true: "drops ", false: "runs "}[u.Drops] + u.Name
+			if u.Makes {
+				got = "makes " + u.Name
+			}
 		}
 		if got != want {
 			t.Errorf("%s: %q, want %q", sql, got, want)
