@@ -374,6 +374,7 @@ func (s *session) queryRenamed(text []byte) bool {
 	renamed, all := scan.Rename(text, b.backslash()), false
 	var runs []*statement
 	var drops []string           // by each DEALLOCATE; "" is none of these
+	var decoys []string          // that are dropped in their place
 	dropped := map[string]bool{} // from here on the name is SQL's alone
 	for _, u := range uses {
 		s.rebind(u.Name, 0)
@@ -383,15 +384,18 @@ func (s *session) queryRenamed(text []byte) bool {
 		switch {
 		case all:
 		case known && u.Drops:
-			as = decoy + strings.Repeat("_", len(drops))
-			drops = append(drops, u.Name)
+			as = decoy + strings.Repeat("_", len(drops)+1)
+			drops, decoys = append(drops, u.Name), append(decoys, as)
 			dropped[u.Name] = true
 		case u.Drops:
-			drops = append(drops, "")
+			drops, decoys = append(drops, ""), append(decoys, "")
 		case known && u.Makes: // refused, by a name that is taken
 			runs, as = append(runs, occupied), occupied.name
 		case known:
 			runs, as = append(runs, st), st.name
+			if name := st.dropped(); name != "" {
+				drops, decoys, dropped[name] = append(drops, name), append(decoys, decoy), true
+			}
 		}
 		renamed.Use(u, as)
 	}
@@ -411,7 +415,7 @@ func (s *session) queryRenamed(text []byte) bool {
 	s.runAll(runs)
 	for i, name := range drops {
 		if name != "" {
-			s.offerDecoy(decoy+strings.Repeat("_", i), name)
+			s.offerDecoy(decoys[i], name)
 		}
 	}
 	for _, name := range drops {

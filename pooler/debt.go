@@ -373,7 +373,7 @@ func (s *session) bind(portal, name []byte) {
 			u = st.use
 		}
 	}
-	if u.drops != "" {
+	if u.drops = u.dropped(); u.drops != "" {
 		s.offerDecoy(decoy, u.drops)
 	}
 	switch {

@@ -97,6 +97,27 @@ func (u *use) body() []byte {
 	return slices.Concat(l.body[:l.named.From], []byte(as), l.body[l.named.To:])
 }
 
+// dropped is the name that is deallocated in the end; "" if none is.
+func (u *use) dropped() string {
+	for u.runs != nil {
+		u = &u.runs.use
+	}
+	return u.drops
+}
+
+// describeLate makes a text for the server to describe, since it may have got the other before what that executes, when it
+// found no rows. It returns its name.
+func (s *session) describeLate(u *use) string {
+	const name = namePrefix + "_described"
+	b := s.backend
+	s.runFor(u)
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
+	s.owe(debt{kind: owesOurClose})
+	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, u.body())
+	s.owe(debt{kind: owesOurParse})
+	return name
+}
+
 // renames reports whether it names something of the protocol's.
 func (u *use) renames() bool { return u.drops != "" || u.runs != nil }
 

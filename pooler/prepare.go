@@ -358,6 +358,9 @@ func (s *session) resolve(name []byte, typ byte, rest []byte) string {
 	if f := st.fetch(); f != nil && typ == pgwire.Describe {
 		return s.describeFetch(f)
 	}
+	if typ == pgwire.Describe && st.runs != nil && !s.aborted() {
+		return s.describeLate(&st.use)
+	}
 	if _, known := s.backend.prepared[st]; !known && s.standsIn(st.left, st.body, typ, rest) {
 		return s.standIn(st.body)
 	}
@@ -373,6 +376,8 @@ func (s *session) resolveUnnamed(typ byte, rest []byte) string {
 		return s.standIn(u.late.body)
 	case typ == pgwire.Describe && u.version != 0 && f != nil:
 		return s.describeFetch(f)
+	case typ == pgwire.Describe && u.version != 0 && u.runs != nil && !s.aborted():
+		return s.describeLate(&u.use)
 	case typ == pgwire.Describe && u.version != 0 && u.kept && u.left&scan.Fetches != 0:
 		return s.standInForFetch(u.body, u.cursor, there, "")
 	case there:
