@@ -254,6 +254,9 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 	s.debts.answered++
 	d, ok := s.debts.pop()
 	for ok && (d.kind == owesDrop || d.kind == owesDropAll || d.kind == owesCopy) { // not carried out, since a portal had none
+		if d.kind == owesDrop {
+			s.undo(d, s.debts.list[s.debts.head:])
+		}
 		d, ok = s.debts.pop()
 	}
 	switch {
@@ -294,7 +297,9 @@ func (s *session) completed(body []byte) {
 		s.mu.Lock()
 		if d, ok := s.debts.first(); ok && d.kind == owesDrop {
 			s.debts.pop()
-			s.unname(d.name)
+			if d.statement == nil {
+				s.unname(d.name)
+			}
 		}
 		s.mu.Unlock()
 	}
@@ -323,7 +328,7 @@ func (s *session) forget() {
 	clear(s.names)
 	s.nameBytes, s.missing = 0, state.None
 	for _, d := range s.debts.list[s.debts.head:] {
-		if d.statement == nil || d.kind == owesOurClose || d.kind == owesClose {
+		if d.statement == nil || d.kind == owesOurClose || d.kind == owesClose || d.kind == owesDrop {
 			continue
 		}
 		b.uses++
@@ -365,30 +370,22 @@ func (s *session) failed(body []byte) (keep bool) {
 	return true
 }
 
-// A move is a place in a text, counted in characters from 1, from which on all is so many
-// further than in the client's text, by what the pooler has put in.
-type move struct{ from, by int }
-
-// elsewhere reports whether an error's place is in the text of the statement that is executed, as
-// far as that can be known: there alone tables are looked for.
-func (s *session) elsewhere(body []byte, at int) bool {
-	return s.single && (string(pgwire.Field(body, 'R')) == "parserOpenTable" || at < s.moves[0].from)
-}
-
 // relocate lets an error or notice point at the same place of the client's text. It reports
 // whether the client is told so instead of what the server says.
 func (s *session) relocate(typ byte, body []byte) bool {
 	s.mu.Lock() // the uplink may send the next
 	defer s.mu.Unlock()
 	at, err := strconv.Atoi(string(pgwire.Field(body, 'P')))
-	if len(s.moves) == 0 || err != nil || s.elsewhere(body, at) || !bytes.HasSuffix(body, []byte{0, 0}) { // which may be cut short
+	if s.renamed == nil || err != nil || !bytes.HasSuffix(body, []byte{0, 0}) { // which may be cut short
 		return false
 	}
-	to := at
-	for _, m := range s.moves {
-		if at >= m.from {
-			to -= m.by
-		}
+	done := s.exchange.DB.Queries
+	if typ == pgwire.ErrorResponse {
+		done-- // counts it
+	}
+	to := s.renamed.Place(at, done, string(pgwire.Field(body, 'C')), string(pgwire.Field(body, 'R')))
+	if to == at {
+		return false
 	}
 	was, is := fmt.Sprintf("\x00P%d\x00", at), fmt.Sprintf("\x00P%d\x00", to)
 	s.held = pgwire.Append(s.held, typ, bytes.Replace(body, []byte(was), []byte(is), 1))
@@ -440,8 +437,11 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	for d, ok := s.debts.first(); ok && d.kind == owesCopy; d, ok = s.debts.first() {
 		s.debts.pop() // of a COPY that was refused
 	}
-	b.status, s.block, s.copying, s.moves, s.why = status, status, false, nil, nil
+	b.status, s.block, s.copying, s.renamed, s.why = status, status, false, nil, nil
 	c, _ := s.cycles.pop()
+	if s.back.name != "" {
+		s.hearBack()
+	}
 	done = s.settled()
 	s.withheld = done && (status == pgwire.Idle && (s.mustAttend() || s.synced != nil) || status != pgwire.Idle && b.pool.statementMode())
 	if s.withheld && status != pgwire.Idle {

@@ -1,15 +1,13 @@
 package pooler
 
 import (
-	"cmp"
-	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
@@ -75,7 +73,7 @@ func (s *session) restore() {
 	if s.backend.status != pgwire.InBlock { // behind a transaction the audit does so
 		return
 	}
-	q := audit.Question{Effects: s.backend.left, Names: s.backend.mentions.Settings, Known: s.settings}
+	q := audit.Question{Effects: s.backend.left, Names: s.backend.mentions.Settings, Known: s.settings, Locally: s.back.local}
 	if sql := q.Restore(s.login); sql != "" {
 		s.mu.Lock()
 		s.sendReplay(sql, "")
@@ -313,13 +311,15 @@ func (s *session) ownSequences(e scan.Effect) {
 // leaves is what the client's statement of this name may leave behind.
 func (s *session) leaves(name []byte) scan.Effect {
 	if len(name) == 0 {
+		s.rebindUnnamed()
 		return s.unnamed.left | s.leavesOf(s.unnamed.runs)
 	}
 	st := s.names[string(name)]
-	if st == nil {
-		return 0
+	if st != nil && st.late != nil {
+		s.rebind(string(name), 0)
+		st = s.names[string(name)]
 	}
-	return s.leavesOf(st) | s.leavesOf(st.runs)
+	return s.leavesOf(st)
 }
 
 // keepSequences pins the server, at a transaction's end, for a client that will ask for the
@@ -351,29 +351,17 @@ func (s *session) doubtful() bool {
 	return b.status == pgwire.InFailed || s.cycles.len() > 0 || b.left&unsettling != 0
 }
 
-// standIn makes an empty statement with the same parameters as the one with this body, which cannot
-// be prepared in an aborted transaction: using it is refused for the same reason.
+// standIn makes an empty statement with the same parameters as the one with this body: using it is refused for the
+// same reason, and it can be prepared in an aborted transaction too.
 func (s *session) standIn(body []byte) string {
 	const name = namePrefix + "_stand_in"
 	b := s.backend
-	text, types, _ := pgwire.String(body)
-	oids := declaredTypes(types)
-	for n := scan.Parameters(text, b.backslash()); len(oids) < n; {
-		oids = append(oids, textType)
-	}
-	empty := binary.BigEndian.AppendUint16([]byte{0}, uint16(len(oids)))
-	for _, oid := range oids {
-		empty = binary.BigEndian.AppendUint32(empty, cmp.Or(oid, textType))
-	}
 	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
 	s.owe(debt{kind: owesOurClose})
-	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, empty)
+	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, prepared.Empty(body, b.backslash()))
 	s.owe(debt{kind: owesOurParse})
 	return name
 }
-
-// textType is the oid of PostgreSQL's type text.
-const textType = 25
 
 // queryRenamed sends a simple query that uses, in SQL, what the client prepared through the
 // protocol, under the server's names. It reports whether this is one.
@@ -383,37 +371,39 @@ func (s *session) queryRenamed(text []byte) bool {
 	if !slices.ContainsFunc(uses, func(u scan.Use) bool { return s.names[u.Name] != nil }) {
 		return false
 	}
-	var renamed []byte
+	renamed, all := scan.Rename(text, b.backslash()), false
 	var runs []*statement
 	var drops []string           // by each DEALLOCATE; "" is none of these
+	var decoys []string          // that are dropped in their place
 	dropped := map[string]bool{} // from here on the name is SQL's alone
-	at := 0
 	for _, u := range uses {
+		s.rebind(u.Name, 0)
 		st, as := s.names[u.Name], ""
-		if u.Drops && u.Name == "" {
-			break // ALL: all names are SQL's alone
-		}
+		all = all || u.Drops && u.Name == "" // ALL: all names are SQL's alone
 		known := st != nil && !dropped[u.Name]
 		switch {
+		case all:
 		case known && u.Drops:
-			as = decoy + strings.Repeat("_", len(drops))
-			drops = append(drops, u.Name)
+			as = decoy + strings.Repeat("_", len(drops)+1)
+			drops, decoys = append(drops, u.Name), append(decoys, as)
 			dropped[u.Name] = true
 		case u.Drops:
-			drops = append(drops, "")
+			drops, decoys = append(drops, ""), append(decoys, "")
 		case known && u.Makes: // refused, by a name that is taken
 			runs, as = append(runs, occupied), occupied.name
 		case known:
 			runs, as = append(runs, st), st.name
+			if name := st.dropped(); name != "" {
+				drops, decoys, dropped[name] = append(drops, name), append(decoys, decoy), true
+			}
 		}
-		if as != "" {
-			renamed = append(append(renamed, text[at:u.From]...), as...)
-			s.moves = append(s.moves, move{utf8.RuneCount(renamed) + 1, utf8.RuneCountInString(as) - utf8.RuneCount(text[u.From:u.To])})
-			at = u.To
-		}
+		renamed.Use(u, as)
+	}
+	if s.renamed = nil; renamed.Renames() {
+		s.renamed = renamed
 	}
 	var e scan.Effect
-	if _, s.single = scan.UseOf(text, b.backslash()); s.single {
+	if _, single := scan.UseOf(text, b.backslash()); single {
 		e = s.suspectRenamed(text)
 	} else {
 		e = s.suspectText(text, true)
@@ -425,13 +415,13 @@ func (s *session) queryRenamed(text []byte) bool {
 	s.runAll(runs)
 	for i, name := range drops {
 		if name != "" {
-			s.offerDecoy(decoy+strings.Repeat("_", i), name)
+			s.offerDecoy(decoys[i], name)
 		}
 	}
 	for _, name := range drops {
 		s.owe(debt{kind: owesDrop, name: name})
 	}
-	b.out = pgwire.AppendQuery(b.out, string(renamed)+string(text[at:]))
+	b.out = pgwire.AppendQuery(b.out, renamed.Text())
 	return true
 }
 
@@ -446,8 +436,7 @@ func (s *session) runAll(list []*statement) {
 	b := s.backend
 	alone, news := s.debts.len() == b.replays, false
 	for _, st := range list {
-		_, known := b.prepared[st]
-		known = known || st == occupied // which cannot fail
+		known := s.knows(st) || st == occupied // which cannot fail
 		if !known && (!alone || b.status == pgwire.InFailed && st.left&scan.Ends == 0) {
 			continue // a Parse that fails makes the server skip everything up to a Sync
 		}
@@ -483,13 +472,20 @@ func (s *session) offerDecoy(as, name string) {
 	}
 }
 
-// run prepares for a statement that another executes in SQL; st may be nil.
+// run prepares for a statement that is executed, and for what that executes in SQL.
 func (s *session) run(st *statement) {
-	if st == nil {
-		return
-	}
+	s.runFor(&st.use)
 	s.ensure(st)
+	s.recallOf(st)
+}
+
+// recallOf is recall for what a statement may leave behind.
+func (s *session) recallOf(st *statement) {
 	s.recall(st.left, &st.said)
+	if st.left&scan.Back != 0 {
+		text, _, _ := pgwire.String(st.body)
+		s.leadsBack(st.left, text)
+	}
 	if in := s.hiddenIn(st); in != nil {
 		s.recall(in.effect, &in.said)
 	}

@@ -3,7 +3,6 @@ package pooler
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
@@ -199,6 +198,9 @@ func (s *session) undo(d debt, later []debt) {
 		b.prepared[d.statement] = 0 // it is still there
 	case d.kind == owesDropAll:
 		s.names, s.nameBytes, b.prepared = d.before.names, d.before.nameBytes, d.before.prepared
+	case d.kind == owesDrop && d.statement != nil && !renamed:
+		s.names[d.name] = d.statement
+		s.nameBytes += len(d.statement.body)
 	case d.kind.ready() || d.kind == owesOurDescribe || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
 	case d.unnamed:
 		s.undoUnnamed(d, later)
@@ -246,80 +248,6 @@ func (s *session) replaces() *replaced {
 	return was
 }
 
-// enrol notes what the client is told at login, and what it chose.
-func (s *session) enrol(welcome []byte) {
-	s.settings = s.pool.settings.Intern(s.settings)
-	s.login = s.settings
-	s.told = s.pool.settings.OfWelcome(welcome)
-}
-
-// inform tells the client what the server reports differently from what the client
-// was told last, and what was heard while the server answered the pooler itself.
-func (s *session) inform() {
-	if !s.untold {
-		return
-	}
-	s.untold = false
-	out := s.backend.heard
-	s.backend.heard = nil
-	for _, p := range s.backend.reports.All() {
-		if value, ok := s.told.Get(p.Name); !ok || value != p.Value {
-			out = pgwire.AppendParameter(out, p.Name, p.Value)
-		}
-	}
-	s.told = s.backend.reports
-	if len(out) > 0 && !s.mute {
-		_, _ = s.conn.Write(out) // a client that is gone is noticed where it is served
-	}
-}
-
-// hear notes a setting that the server reports to the client. A client that has reset one
-// which it chose at login hears of what it chose: it will have that again. keep reports whether
-// the message is for the client.
-func (s *session) hear(body []byte) (keep bool) {
-	name, value, _, ok := pgwire.Strings(body)
-	if !ok {
-		return true
-	}
-	b := s.backend
-	s.mu.Lock() // the uplink reads what the server reports
-	defer s.mu.Unlock()
-	b.note(body)
-	tells, keep := string(value), true
-	if s.resets {
-		usual, _ := b.atLogin.Get(string(name))
-		if chosen, ok := s.chosen(string(name)); ok && tells == usual && chosen != tells {
-			tells, keep = chosen, false
-		}
-	}
-	if told, _ := s.told.Get(string(name)); !keep && told != tells {
-		s.held = pgwire.AppendParameter(s.held, string(name), tells)
-	}
-	s.told = b.pool.settings.Intern(s.told.With(string(name), tells))
-	switch string(name) {
-	case "is_superuser", "in_hot_standby", "server_version", "server_encoding":
-		return keep // these follow from others
-	}
-	b.left |= scan.Setting
-	b.mentions.Add(string(name))
-	return keep
-}
-
-// chosen is what the client was told at login of a setting that it had chosen.
-func (s *session) chosen(name string) (value string, ok bool) {
-	if value, ok = s.login.Get(strings.ToLower(name)); !ok {
-		return "", false
-	}
-	p := s.pool
-	p.mu.Lock()
-	told := p.welcome[s.login.Key()]
-	p.mu.Unlock()
-	if canonical, ok := p.settings.OfWelcome(told).Get(name); ok {
-		value = canonical
-	}
-	return value, true
-}
-
 // suspect notes what the statement that is being sent may leave behind. The lock is held.
 func (s *session) suspect(text []byte, whole bool) scan.Effect {
 	if s.harmless {
@@ -339,11 +267,7 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 	hints := known.all()
 	e := scan.Effects(text, b.backslash()) | hints.Find(text, b.backslash(), &b.mentions) | hints.Changes(text)
 	if e&scan.Executes != 0 {
-		e |= s.executes
-		for _, p := range s.prepares.All() {
-			b.mentions.Find([]byte(p.Value), false)
-			e |= hints.Find([]byte(p.Value), false, &b.mentions)
-		}
+		e |= s.executesSQL()
 	}
 	if e == 0 {
 		s.learnHarmless(text, known)
@@ -356,6 +280,17 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 		b.mentions.Find(text, b.backslash())
 	}
 	return e
+}
+
+// executesSQL is what executing something that SQL prepared may leave behind.
+func (s *session) executesSQL() (e scan.Effect) {
+	b := s.backend
+	hints := b.pool.home().hidden.hints()
+	for _, p := range s.prepares.All() {
+		b.mentions.Find([]byte(p.Value), false)
+		e |= hints.Find([]byte(p.Value), false, &b.mentions)
+	}
+	return e | s.executes
 }
 
 // settle finds out what the client has left on its server at a transaction's end. It
@@ -438,7 +373,7 @@ func (s *session) bind(portal, name []byte) {
 			u = st.use
 		}
 	}
-	if u.drops != "" {
+	if u.drops = u.dropped(); u.drops != "" {
 		s.offerDecoy(decoy, u.drops)
 	}
 	switch {
@@ -464,7 +399,8 @@ func (s *session) execute(n int) {
 	b := s.backend
 	switch {
 	case u.drops != "":
-		s.owe(debt{kind: owesDrop, name: u.drops})
+		s.owe(debt{kind: owesDrop, name: u.drops, statement: s.names[u.drops]})
+		s.unname(u.drops)
 	case u.all:
 		s.owe(debt{kind: owesDropAll, before: &known{s.names, s.nameBytes, b.prepared}})
 		s.names, s.nameBytes, b.prepared = nil, 0, map[*statement]uint64{}

@@ -170,10 +170,11 @@ func (s *session) leavesOf(st *statement) scan.Effect {
 	if st == nil {
 		return 0
 	}
+	left := st.left | s.leavesOf(st.runs)
 	if in := s.hiddenIn(st); in != nil {
-		return st.left | in.effect
+		left |= in.effect
 	}
-	return st.left
+	return left
 }
 
 // effectsOf says what may be left behind by executing statements that SQL prepared.

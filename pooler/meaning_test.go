@@ -61,23 +61,7 @@ func TestAStatementMeansWhatItMeantWhenItWasPrepared(t *testing.T) {
 		"while the table is away": {nil, []step{found, ask(parsed("p", "select n from things")), query("alter table other.things rename to away"), lost}, []step{use, query("alter table other.away rename to things"), found, use}},
 	} {
 		t.Run(what, func(t *testing.T) {
-			both := m.sides(c.login)
-			for _, p := range both {
-				if p.err != nil {
-					t.Fatal(p.err)
-				}
-				defer p.conn.Close()
-			}
-			play := func(steps []step) {
-				for _, one := range steps {
-					for _, p := range both {
-						p.say(one)
-					}
-					if pooled, direct := both[0].hear(one.ready), both[1].hear(one.ready); pooled != direct {
-						t.Fatalf("%q\nPOOLED\n%s\nDIRECT\n%s", one.story, pooled, direct)
-					}
-				}
-			}
+			play := m.inTurn(t, c.login)
 			play(c.before)
 			do(t, other, "deallocate all", simple)
 			play(c.then)
@@ -178,5 +162,28 @@ func TestAServerIsNotAskedAboutAFetchWhoseCursorIsGone(t *testing.T) {
 			}
 			later.expect("nZ")
 		})
+	}
+}
+
+// inTurn logs in to both sides and returns what plays the same steps on both, whose answers must not differ.
+func (m *match) inTurn(t *testing.T, login []string) (play func([]step)) {
+	t.Helper()
+	both := m.sides(login)
+	for _, p := range both {
+		if p.err != nil {
+			t.Fatal(p.err)
+		}
+		t.Cleanup(func() { p.conn.Close() })
+	}
+	return func(steps []step) {
+		t.Helper()
+		for _, one := range steps {
+			for _, p := range both {
+				p.say(one)
+			}
+			if pooled, direct := both[0].hear(one.ready), both[1].hear(one.ready); pooled != direct {
+				t.Fatalf("%q\nPOOLED\n%s\nDIRECT\n%s", one.story, pooled, direct)
+			}
+		}
 	}
 }

@@ -10,6 +10,7 @@ package audit
 import (
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -22,6 +23,7 @@ type Question struct {
 	Effects scan.Effect     // what the client's statements may have done
 	Names   []string        // settings that they named
 	Known   *state.Settings // those that the client had before
+	Locally bool            // what was led back is that until the transaction's end
 }
 
 // What a question's effects make worth asking.
@@ -226,13 +228,14 @@ func (q *Question) Restore(login *state.Settings) string {
 			may = q.wentBack(p.Name)
 		}
 		if may && p.Name != "role" {
-			rows = append(rows, "("+state.Literal(p.Name)+","+state.Literal(p.Value)+")")
+			local := strconv.FormatBool(q.Locally || !strings.Contains(p.Name, ".") && !q.mentions(p.Name)) // by SET LOCAL alone
+			rows = append(rows, "("+state.Literal(p.Name)+","+state.Literal(p.Value)+","+local+")")
 		}
 	}
 	if len(rows) == 0 {
 		return ""
 	}
-	return "SELECT pg_catalog.set_config(chosen.name,chosen.value,false) IS NULL FROM (VALUES " + strings.Join(rows, ",") + ") AS chosen(name,value)" +
+	return "SELECT pg_catalog.set_config(chosen.name,chosen.value,chosen.local) IS NULL FROM (VALUES " + strings.Join(rows, ",") + ") AS chosen(name,value,local)" +
 		" LEFT JOIN pg_catalog.pg_settings AS present ON pg_catalog.lower(present.name) OPERATOR(pg_catalog.=) chosen.name" +
 		" WHERE CASE WHEN present.name IS NULL THEN pg_catalog.current_setting(chosen.name,true) OPERATOR(pg_catalog.=) ''" +
 		" ELSE present.source OPERATOR(pg_catalog.<>) 'session' END"

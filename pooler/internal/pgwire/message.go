@@ -246,3 +246,15 @@ func Values(b []byte, yield func([]byte)) {
 		b = rest
 	}
 }
+
+// Bound is how many values a Bind has, given what follows its names; ok is false if that cannot be told.
+func Bound(b []byte) (n int, ok bool) {
+	if len(b) < 2 {
+		return 0, false
+	}
+	at := 2 + 2*int(binary.BigEndian.Uint16(b))
+	if len(b) < at+2 {
+		return 0, false
+	}
+	return int(binary.BigEndian.Uint16(b[at:])), true
+}
