@@ -215,7 +215,7 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 		if s.mayRepeat(body) {
 			return false, false, errRepeat
 		}
-		if !s.failed(body) {
+		if s.outdated(body) || !s.failed(body) {
 			return false, false, nil
 		}
 		s.explain()
@@ -312,6 +312,7 @@ func (s *session) unname(name string) {
 	if st := s.names[name]; st != nil {
 		s.nameBytes -= len(st.body)
 		delete(s.names, name)
+		delete(s.untried, name)
 	}
 }
 
@@ -443,12 +444,15 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	b.status, s.block, s.copying, s.moves, s.why = status, status, false, nil, nil
 	c, _ := s.cycles.pop()
 	done = s.settled()
-	s.withheld = done && (status == pgwire.Idle && (s.mustAttend() || s.synced != nil) || status != pgwire.Idle && b.pool.statementMode())
+	again := s.triedAgain(done)
+	s.withheld = again || done && (status == pgwire.Idle && (s.mustAttend() || s.synced != nil) || status != pgwire.Idle && b.pool.statementMode())
 	if s.withheld && status != pgwire.Idle {
 		s.exchange.DB.SQLState = "0A000"
 	}
 	s.mu.Unlock()
-	s.record(&c)
+	if !again {
+		s.record(&c)
+	}
 	return !s.withheld, done, nil
 }
 

@@ -374,6 +374,7 @@ type attempt struct {
 	size  int       // of the cycle, if nothing went before it in its transaction and it was sent whole
 	cycle []byte    // a copy, once the client is read besides
 	told  bool      // the client has been told something of the answer
+	anew  []byte    // the answer, if the cycle is to be sent again since a statement was out of date
 }
 
 // maxTries bounds how often one query is sent again.

@@ -316,6 +316,7 @@ func (s *session) queryRenamed(text []byte) bool {
 		case known && u.Makes: // refused, by a name that is taken
 			runs, as = append(runs, occupied), occupied.name
 		case known:
+			s.try([]byte(u.Name))
 			runs, as = append(runs, st), st.name
 		}
 		if as != "" {

@@ -205,10 +205,16 @@ func (s *session) cursorless() bool {
 func (r *registry) apart(st *statement) *statement {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	c := r.copyOf(st)
+	c.cursor = &sighting{}
+	return c
+}
+
+// copyOf is the same statement under another name. The lock is held.
+func (r *registry) copyOf(st *statement) *statement {
 	r.last++
 	return &statement{
-		name: namePrefix + strconv.FormatUint(r.last, 36), body: st.body, left: st.left, said: st.said, use: st.use, under: st.under, shape: st.shape,
-		cursor: &sighting{},
+		name: namePrefix + strconv.FormatUint(r.last, 36), key: st.key, body: st.body, left: st.left, said: st.said, use: st.use, under: st.under, shape: st.shape,
 	}
 }
 

@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"bytes"
+	"maps"
 	"slices"
 
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -227,4 +228,145 @@ func (s *session) tellWhy(body []byte) bool {
 	s.exchange.DB.SQLState = string(pgwire.Field(s.why.body, 'C'))
 	s.held = pgwire.Append(s.held, pgwire.ErrorResponse, s.why.body)
 	return true
+}
+
+// Nor does PostgreSQL let a statement return other columns than when it was prepared (0A000), or give its parameters
+// other types, which its operators may not have (42883). A statement that a server learned for one
+// client before a table was changed elsewhere would so fail for another client that has prepared the same since.
+// Such a client has been told nothing of it but that it is prepared: it is prepared anew,
+// and the cycle that used it first is carried out again, if the server has done nothing of it yet.
+
+// untry notes that a name stands for what others may have prepared before.
+func (s *session) untry(name string) {
+	if s.untried == nil {
+		s.untried = map[string]bool{}
+	}
+	s.untried[name] = false
+}
+
+// try notes that a name is used, which may be for the first time.
+func (s *session) try(name []byte) {
+	if len(s.untried) == 0 {
+		return
+	}
+	if _, ok := s.untried[string(name)]; ok {
+		s.untried[string(name)] = true
+	}
+}
+
+// triedAgain notes the end of a cycle. It reports whether the cycle is carried out again, as it
+// can be if the server owes nothing more. The lock is held.
+func (s *session) triedAgain(done bool) bool {
+	a := &s.attempt
+	if a.anew != nil && done && s.backend.status == pgwire.Idle {
+		return true
+	}
+	s.held = append(s.held, a.anew...)
+	a.anew = nil
+	for name, tried := range s.untried { // whatever it is, its client has been told
+		if tried {
+			delete(s.untried, name)
+		}
+	}
+	return false
+}
+
+// outdated reports whether the server's error is of a statement that was prepared before the
+// client prepared the same, so that the cycle is to be carried out again.
+func (s *session) outdated(body []byte) bool {
+	if len(s.untried) == 0 {
+		return false
+	}
+	a, b := &s.attempt, s.backend
+	if a.size == 0 || a.told || s.mute || len(s.held) > 0 || !bytes.HasSuffix(body, []byte{0, 0}) { // which is cut short
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.cycle == nil && s.uplink == nil {
+		a.cycle = s.in.Behind(a.size)
+	}
+	alone := s.cycles.len() == 1 && s.uplink == nil && !s.open && !s.midway && !s.copying && s.stage == running && s.lost == nil
+	if d, ok := s.debts.first(); !alone || s.exchange.DB.Queries > 0 || ok && d.kind <= owesOurParse && d.at == s.debts.answered {
+		return false // it has done something, or it is what is prepared now that is wrong
+	}
+	if !s.blames(body, a.cycle) {
+		return false
+	}
+	if string(pgwire.Field(body, 'C')) == "0A000" {
+		b.pool.statements.renew()
+	}
+	s.exchange.DB.SQLState = string(pgwire.Field(body, 'C'))
+	a.cycle, a.anew = bytes.Clone(a.cycle), pgwire.Append(bytes.Clone(b.In.Run()), pgwire.ErrorResponse, body)
+	b.In.Taken()
+	s.forgive()
+	return true
+}
+
+// blames reports whether an error is the answer to the first use of a statement that may be out of
+// date, and may be due to that. A parameter may have another type now too.
+func (s *session) blames(body, cycle []byte) bool {
+	class := string(pgwire.Field(body, 'C'))
+	class = class[:min(2, len(class))]
+	var name []byte
+	switch typ, message := pgwire.Unanswered(cycle, s.backend.In.Run()); typ {
+	case pgwire.Query: // in SQL, it is found out when nothing has been carried out yet
+		changed := string(pgwire.Field(body, 'R')) == "RevalidateCachedQuery"
+		analysed := bytes.HasPrefix(pgwire.Field(body, 'F'), []byte("parse_"))
+		return (changed || analysed) && pgwire.Field(body, 'W') == nil && slices.Contains(slices.Collect(maps.Values(s.untried)), true)
+	case pgwire.Bind:
+		_, name, _, _ = pgwire.Strings(message)
+	case pgwire.Describe:
+		name, _ = bytes.CutPrefix(bytes.TrimSuffix(message, nul), []byte{'S'}) // or a portal's, which is no such name
+	}
+	return s.untried[string(name)] && (class == "0A" || class == "22" || class == "42")
+}
+
+// prepareAnew makes the client's cycle the next that it sends, and new statements of those that it uses for the
+// first time. It reports whether it did: there may be no room.
+func (s *session) prepareAnew(a attempt) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.in.Unread(a.cycle) {
+		return false
+	}
+	for name, tried := range s.untried {
+		if st := s.names[name]; st != nil && tried {
+			fresh := s.pool.statements.anew(st)
+			for other := range s.untried {
+				if s.names[other] == st {
+					s.names[other] = fresh
+				}
+			}
+		}
+	}
+	for name, tried := range s.untried {
+		if tried {
+			delete(s.untried, name)
+		}
+	}
+	for rest := a.cycle; len(rest) > 0; {
+		typ, n, body := pgwire.Split(rest)
+		rest = rest[n:]
+		if name, _, ok := pgwire.String(body); ok && typ == pgwire.Parse {
+			s.unname(string(name)) // it is prepared again
+		}
+	}
+	s.attempt = attempt{tries: a.tries, began: s.exchange.Start}
+	return true
+}
+
+// anew returns a statement like this one that no server knows yet, for all who prepare it from now on.
+func (r *registry) anew(st *statement) *statement {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if other := r.by[st.key]; other != nil && other != st {
+		return other
+	}
+	c := r.copyOf(st)
+	if r.by == nil {
+		r.by = map[string]*statement{}
+	}
+	r.by[st.key] = c
+	return c
 }

@@ -23,6 +23,7 @@ import (
 // what it means. It is immutable, and shared by all clients that prepare the same.
 type statement struct {
 	name string // on the servers
+	key  string // in the registry
 	body []byte // of the Parse message, after the name
 	left scan.Effect
 	said scan.Mentions // if what it leaves has names
@@ -72,8 +73,9 @@ type registry struct {
 }
 
 // intern returns the statement with this body, which has this use, of a client that had these
-// settings; certain is false if it may have changed them in the transaction that is open.
-func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u use, shapes *fingerprint.Table) *statement {
+// settings; certain is false if it may have changed them in the transaction that is open. older is whether
+// it was there before.
+func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u use, shapes *fingerprint.Table) (st *statement, older bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	under, doubt := settings, ""
@@ -82,7 +84,7 @@ func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u
 	}
 	key := doubt + settings.Key() + u.drops + "\x00" + string(body)
 	if st := r.by[key]; st != nil {
-		return st
+		return st, true
 	}
 	if r.by == nil {
 		r.by = map[string]*statement{}
@@ -95,7 +97,7 @@ func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u
 	}
 	r.last++
 	text, _, _ := pgwire.String(body)
-	st := &statement{name: namePrefix + strconv.FormatUint(r.last, 36), body: append([]byte(nil), body...), left: scan.Effects(text, false), use: u, under: under, shape: shapes.Of(text)}
+	st = &statement{name: namePrefix + strconv.FormatUint(r.last, 36), key: key, body: append([]byte(nil), body...), left: scan.Effects(text, false), use: u, under: under, shape: shapes.Of(text)}
 	if u != (use{}) && !u.all {
 		st.left &^= scan.Prepares | scan.Executes // what it names is nothing that stays
 	}
@@ -103,7 +105,7 @@ func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u
 		st.said.Find(text, false)
 	}
 	r.by[key] = st
-	return st
+	return st, false
 }
 
 // renew makes every statement that is prepared from now on a new one.
@@ -248,7 +250,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 	if renamed != nil {
 		body = append(append(renamed, 0), types...)
 	}
-	st := b.pool.statements.intern(s.settings, !s.swayed(), body, u, s.pooler.shapes)
+	st, older := b.pool.statements.intern(s.settings, !s.swayed(), body, u, s.pooler.shapes)
 	if st.left&scan.Fetches != 0 && !s.cursorless() {
 		st = b.pool.statements.apart(st)
 	}
@@ -257,6 +259,9 @@ func (s *session) parseNamed(name string, body []byte) error {
 	}
 	s.names[name] = st
 	s.nameBytes += len(st.body)
+	if older {
+		s.untry(name)
+	}
 	s.ownSequences(st.left)
 	d := debt{kind: owesParse, statement: st, name: name}
 	if _, known := b.prepared[st]; known {
@@ -357,6 +362,7 @@ func (s *session) resolve(name []byte, typ byte) string {
 		return string(name)
 	}
 	s.see(st, nil)
+	s.try(name)
 	if f := st.fetch(); f != nil && typ == pgwire.Describe {
 		return s.describeFetch(f)
 	}

@@ -96,6 +96,7 @@ func (s *session) release() error {
 		}
 	}
 	s.part()
+	a := s.attempt
 	s.attempt = attempt{}
 	free, err := s.settle(b)
 	if err == nil && !free {
@@ -110,6 +111,10 @@ func (s *session) release() error {
 	s.awaitHub()
 	if err == nil && s.withheld {
 		s.withheld = false
+		if a.anew != nil && s.prepareAnew(a) {
+			return nil
+		}
+		s.held = append(s.held, a.anew...)
 		s.tellHeld()
 		s.deliver()
 		if !s.mute {

@@ -70,6 +70,7 @@ type session struct {
 	id        uint32
 	names     map[string]*statement // mu
 	unnamed   unnamed               // mu
+	untried   map[string]bool       // mu: names of statements that others may have prepared before, and whether the cycle uses it
 
 	came   int64            // Unix time in nanoseconds
 	secret []byte           // of the cancel key

@@ -3,6 +3,7 @@ package pgwire
 import (
 	"bytes"
 	"encoding/binary"
+	"strings"
 )
 
 // Types of the messages that a client sends.
@@ -190,6 +191,25 @@ func Split(b []byte) (typ byte, n int, body []byte) {
 func Holds(b []byte) bool {
 	_, n, ok, err := decodeHeader(b)
 	return ok && err == nil && len(b) >= HeaderSize+n
+}
+
+// Unanswered returns the first message of a client's cycle that is not answered by what the server has
+// said to it, whole messages all; 0 if there is none.
+func Unanswered(cycle, answer []byte) (typ byte, body []byte) {
+	ends := map[byte]string{Parse: "1", Bind: "2", Close: "3", Describe: "Tn", Execute: "CIs"}
+	for Holds(cycle) {
+		typ, n, body := Split(cycle)
+		cycle = cycle[n:]
+		for answered := false; !answered; {
+			if !Holds(answer) {
+				return typ, body
+			}
+			one, n, _ := Split(answer)
+			answer = answer[n:]
+			answered = strings.IndexByte(ends[typ], one) >= 0
+		}
+	}
+	return 0, nil
 }
 
 // Columns takes a DataRow's first columns; nil stands for null.
