@@ -1,8 +1,7 @@
 package pooler
 
 import (
-	"cmp"
-	"encoding/binary"
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -60,7 +59,7 @@ func (s *session) equip() {
 	for _, query := range queries {
 		s.sendReplay(replay(query), "")
 	}
-	s.prepares.Make(b.named, func(name, text string) { s.sendReplay(text, name) })
+	s.prepares.Make(b.named, s.makeAgain)
 	b.settings, b.named = s.settings, s.prepares
 	s.mu.Unlock()
 }
@@ -139,6 +138,10 @@ func (s *session) swallow() (wants bool, err error) {
 			}
 		case pgwire.CloseComplete:
 			s.forgotten()
+		case pgwire.DataRow:
+			if s.sensing != nil && s.sensing.Row(body) != nil {
+				s.sensing = nil
+			}
 		case pgwire.ParameterStatus:
 			b.note(body)
 		case pgwire.Notification:
@@ -162,7 +165,7 @@ func (s *session) replayFails(body []byte) error {
 	d, _ := s.debts.first()
 	s.mu.Unlock()
 	mild := string(pgwire.Field(body, 'V')) == "ERROR"
-	if d.aside && mild {
+	if d.aside && mild && d.name == "" {
 		s.untaught(d)
 		return nil
 	}
@@ -173,6 +176,10 @@ func (s *session) replayFails(body []byte) error {
 	}
 	if text, ok := s.prepares.Get(d.name); ok {
 		s.missing, s.missingAt = s.missing.With(d.name, text), b.pool.statements.schema.Load()
+		if s.vanished == nil {
+			s.vanished = map[string][]byte{}
+		}
+		s.vanished[d.name] = bytes.Clone(body)
 	}
 	b.named = b.pool.settings.Intern(b.named.Without(d.name))
 	s.prepares = b.named
@@ -190,6 +197,77 @@ func (s *session) findAgain() {
 		}
 	}
 	s.missing, s.prepares = state.None, s.backend.pool.settings.Intern(s.prepares)
+	clear(s.vanished)
+}
+
+// A made is what became of a name of SQL's PREPARE.
+type made struct {
+	dropped bool
+	under   *state.Settings // otherwise; nil: not known
+}
+
+// notes notes what a text that has PREPARE or DEALLOCATE does, before it is sent.
+func (s *session) notes(text []byte) {
+	backslash := s.backend.backslash()
+	if s.made == nil {
+		s.made = map[string]made{}
+	}
+	for _, u := range scan.Uses(text, backslash) {
+		was, noted := s.made[u.Name]
+		_, had := s.prepares.Get(u.Name)
+		switch {
+		case u.Drops && u.Name == "":
+			for _, p := range s.prepares.All() {
+				s.made[p.Name] = made{dropped: true}
+			}
+			for name := range s.made {
+				s.made[name] = made{dropped: true}
+			}
+		case u.Drops:
+			s.made[u.Name] = made{dropped: true}
+			if _, lost := s.missing.Get(u.Name); lost && !s.behind && s.uplink == nil && s.debts.len() == s.backend.replays {
+				// With a connection of its own the client has it, however little it is good for.
+				s.sendReplay(`PREPARE "`+strings.ReplaceAll(u.Name, `"`, `""`)+`" AS SELECT`, "")
+				s.missing = s.missing.Without(u.Name)
+				delete(s.vanished, u.Name)
+			}
+		case u.Makes && (noted && was.dropped || !noted && !had): // otherwise it is refused
+			s.made[u.Name] = made{under: s.present()}
+		}
+	}
+}
+
+// carried adds to what SQL's PREPARE has made, as the server shows it, under which settings.
+func (s *session) carried(found *state.Settings) *state.Settings {
+	list := slices.Clone(found.All())
+	for i, p := range list {
+		was, _ := s.prepares.Get(p.Name)
+		text, under := state.OfCarried(was)
+		if m, ok := s.made[p.Name]; ok || text != p.Value {
+			under = m.under
+		}
+		list[i].Value = state.Carried(p.Value, under)
+	}
+	clear(s.made)
+	return state.Of(list)
+}
+
+// makeAgain sends what makes a statement that SQL's PREPARE made. It stays, whatever becomes of the
+// transaction that it was made in.
+func (s *session) makeAgain(name, value string) {
+	b := s.backend
+	text, under := state.OfCarried(value)
+	if under == nil || under.MeansSame(s.settings) {
+		s.sendReplay(text, name)
+		return
+	}
+	for _, sql := range append([]string{"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE"}, under.Meaning()...) {
+		b.out = pgwire.AppendQuery(b.out, sql)
+		s.aside(debt{aside: true})
+	}
+	b.out = pgwire.AppendQuery(b.out, text)
+	s.aside(debt{aside: true, name: name})
+	s.sendReplay("ROLLBACK", "")
 }
 
 // preparedBySQL reports whether the client's statement of this name was made by SQL's
@@ -245,47 +323,6 @@ func (s *backend) backslash() bool {
 	}
 	return s.reports.Backslash()
 }
-
-// aborted reports whether the message that is being sent meets a transaction that is
-// aborted: PostgreSQL refuses everything there but what ends it.
-func (s *session) aborted() bool {
-	return s.backend.status == pgwire.InFailed && s.cycles.len() == 0 && !s.next.ends
-}
-
-// unsettling are effects in an open transaction behind which a text that PostgreSQL has taken
-// once may mean something else, or nothing.
-const unsettling = scan.Setting | scan.AnyChange | scan.Back | scan.Discards | scan.Nameless | scan.Unseen | scan.Local | scan.Catalog | scan.Temporary
-
-// doubtful reports whether PostgreSQL might now refuse a statement that the server knows, were
-// it prepared again.
-func (s *session) doubtful() bool {
-	b := s.backend
-	return b.status == pgwire.InFailed || s.cycles.len() > 0 || b.left&unsettling != 0
-}
-
-// standIn makes an empty statement with the same parameters as the one with this body, which cannot
-// be prepared in an aborted transaction: using it is refused for the same reason.
-func (s *session) standIn(body []byte) string {
-	const name = namePrefix + "_stand_in"
-	b := s.backend
-	text, types, _ := pgwire.String(body)
-	oids := declaredTypes(types)
-	for n := scan.Parameters(text, b.backslash()); len(oids) < n; {
-		oids = append(oids, textType)
-	}
-	empty := binary.BigEndian.AppendUint16([]byte{0}, uint16(len(oids)))
-	for _, oid := range oids {
-		empty = binary.BigEndian.AppendUint32(empty, cmp.Or(oid, textType))
-	}
-	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
-	s.owe(debt{kind: owesOurClose})
-	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, empty)
-	s.owe(debt{kind: owesOurParse})
-	return name
-}
-
-// textType is the oid of PostgreSQL's type text.
-const textType = 25
 
 // queryRenamed sends a simple query that uses, in SQL, what the client prepared through the
 // protocol, under the server's names. It reports whether this is one.

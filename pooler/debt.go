@@ -9,6 +9,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/state"
 )
 
 // A debt is an answer that the server owes. Only those are kept that are needed to
@@ -301,6 +302,7 @@ func (s *session) hear(body []byte) (keep bool) {
 		return keep // these follow from others
 	}
 	b.left |= scan.Setting
+	s.sensed = nil
 	b.mentions.Add(string(name))
 	return keep
 }
@@ -333,6 +335,7 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 	b := s.backend
 	if !whole {
 		b.left |= scan.Unseen
+		s.sensed = nil
 		return scan.Unseen
 	}
 	known := b.pool.home().hidden.known.Load()
@@ -341,13 +344,20 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 	if e&scan.Executes != 0 {
 		e |= s.executes
 		for _, p := range s.prepares.All() {
-			b.mentions.Find([]byte(p.Value), false)
-			e |= hints.Find([]byte(p.Value), false, &b.mentions)
+			text, _ := state.OfCarried(p.Value)
+			b.mentions.Find([]byte(text), false)
+			e |= hints.Find([]byte(text), false, &b.mentions)
 		}
 	}
 	if e == 0 {
 		s.learnHarmless(text, known)
 		return 0
+	}
+	if e&scan.Prepares != 0 {
+		s.notes(text)
+	}
+	if e&(sways|scan.Ends) != 0 {
+		s.sensed = nil
 	}
 	b.left |= e
 	s.resets = s.resets || e&scan.Back != 0
@@ -402,11 +412,11 @@ func (s *session) look(b *backend) (err error) {
 	if s.settings != before {
 		s.varied = s.varies()
 	}
-	if named := b.pool.settings.Intern(found.Statements(&q, b.named)); named != b.named {
-		b.named, s.prepares = named, named
-		s.executes = effectsOf(named)
-	}
 	if q.Asked()&scan.Prepares != 0 {
+		if named := b.pool.settings.Intern(s.carried(found.Statements())); named != b.named {
+			b.named, s.prepares = named, named
+			s.executes = effectsOf(named)
+		}
 		b.stuck = found.Stuck
 	}
 	if found.Pins&scan.Prepares != 0 {

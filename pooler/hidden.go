@@ -2,6 +2,8 @@ package pooler
 
 import (
 	"bytes"
+	"cmp"
+	"encoding/binary"
 	"errors"
 	"strconv"
 	"strings"
@@ -178,7 +180,8 @@ func (s *session) leavesOf(st *statement) scan.Effect {
 // effectsOf says what may be left behind by executing statements that SQL prepared.
 func effectsOf(named *state.Settings) (e scan.Effect) {
 	for _, p := range named.All() {
-		e |= scan.Effects([]byte(p.Value), false)
+		text, _ := state.OfCarried(p.Value)
+		e |= scan.Effects([]byte(text), false)
 	}
 	return e &^ scan.Prepares
 }
@@ -269,6 +272,47 @@ func (s *session) standInForFetch(body []byte, cursor *sighting, known bool, as 
 	s.owe(debt{kind: owesOurParse})
 	return name
 }
+
+// aborted reports whether the message that is being sent meets a transaction that is
+// aborted: PostgreSQL refuses everything there but what ends it.
+func (s *session) aborted() bool {
+	return s.backend.status == pgwire.InFailed && s.cycles.len() == 0 && !s.next.ends
+}
+
+// unsettling are effects in an open transaction behind which a text that PostgreSQL has taken
+// once may mean something else, or nothing.
+const unsettling = scan.Setting | scan.AnyChange | scan.Back | scan.Discards | scan.Nameless | scan.Unseen | scan.Local | scan.Catalog | scan.Temporary
+
+// doubtful reports whether PostgreSQL might now refuse a statement that the server knows, were
+// it prepared again.
+func (s *session) doubtful() bool {
+	b := s.backend
+	return b.status == pgwire.InFailed || s.cycles.len() > 0 || b.left&unsettling != 0
+}
+
+// standIn makes an empty statement with the same parameters as the one with this body, which cannot
+// be prepared in an aborted transaction: using it is refused for the same reason.
+func (s *session) standIn(body []byte) string {
+	const name = namePrefix + "_stand_in"
+	b := s.backend
+	text, types, _ := pgwire.String(body)
+	oids := pgwire.ParameterTypes(types)
+	for n := scan.Parameters(text, b.backslash()); len(oids) < n; {
+		oids = append(oids, textType)
+	}
+	empty := binary.BigEndian.AppendUint16([]byte{0}, uint16(len(oids)))
+	for _, oid := range oids {
+		empty = binary.BigEndian.AppendUint32(empty, cmp.Or(oid, textType))
+	}
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
+	s.owe(debt{kind: owesOurClose})
+	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, empty)
+	s.owe(debt{kind: owesOurParse})
+	return name
+}
+
+// textType is the oid of PostgreSQL's type text.
+const textType = 25
 
 // currval and lastval answer with what the server's session was given last, whoever its
 // client was. They must never answer with another client's value.

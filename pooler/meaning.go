@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 
+	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
@@ -22,6 +23,67 @@ const sways = scan.Setting | scan.AnyChange | scan.Back | scan.Discards | scan.N
 
 // swayed reports whether the client may have changed its settings in the transaction that is open.
 func (s *session) swayed() bool { return s.backend.left&sways != 0 }
+
+// present are the settings under which a text that is being sent is prepared, as far as they decide what it means; nil:
+// they are not known.
+func (s *session) present() *state.Settings {
+	if s.swayed() {
+		return s.sensed
+	}
+	return s.settings
+}
+
+// senses reports whether those have to be asked for: the cycle that is buffered prepares what is kept, behind a
+// change in the same transaction, before it does anything else.
+func (s *session) senses() bool {
+	b := s.backend
+	if !s.swayed() || s.sensed != nil || b.status == pgwire.InFailed || b.pool.sessions() || s.open {
+		return false
+	}
+	for rest := s.in.Peek(s.in.Buffered()); pgwire.Holds(rest); {
+		typ, n, body := pgwire.Split(rest)
+		rest = rest[n:]
+		switch typ {
+		case pgwire.Parse:
+			if name, text, _, ok := pgwire.Strings(body); ok && len(name) > 0 && scan.Analysed(text) {
+				return true
+			}
+		case pgwire.Query:
+			_, ok := scan.PreparedBy(bytes.TrimSuffix(body, nul))
+			return ok
+		case pgwire.Bind, pgwire.Describe, pgwire.Close:
+		default:
+			return false
+		}
+	}
+	return false
+}
+
+// sense asks for them.
+func (s *session) sense() error {
+	s.mu.Lock()
+	s.sensing = &audit.Findings{}
+	s.runAside(state.Present(), true)
+	s.mu.Unlock()
+	if err := s.replayed(); err != nil || s.sensing == nil {
+		return err
+	}
+	b, all := s.backend, audit.Question{Effects: scan.AnyChange, Known: state.None}
+	user, _ := b.atLogin.Get("session_authorization")
+	has, _ := s.sensing.Settings(&all, state.None, user)
+	s.sensing = nil
+	for _, p := range s.login.All() { // which the client may have written in another way
+		if value, _ := s.chosen(p.Name); value != "" {
+			if is, ok := has.Get(p.Name); ok && is == value {
+				has = has.With(p.Name, p.Value)
+			}
+		}
+	}
+	if s.sensed = has.Sense(); s.sensed.MeansSame(s.settings) {
+		s.sensed = s.settings
+	}
+	return nil
+}
 
 // varies reports whether a name stands for what was prepared under settings of another meaning.
 func (s *session) varies() bool {
@@ -46,7 +108,7 @@ func (s *session) strange(under *state.Settings) bool {
 // unlearned reports whether the cycle that is buffered uses statements that are to be taught.
 func (s *session) unlearned() bool {
 	named, unnamed := s.toLearn()
-	return unnamed || len(named) > 0
+	return unnamed || len(named) > 0 || s.senses()
 }
 
 // toLearn lists them; unnamed is whether the unnamed one is to be as well.
@@ -142,6 +204,11 @@ func (s *session) unmet() (found bool) {
 // teach makes the server learn what the cycle uses and was prepared under other settings.
 // What it refuses then is prepared where it is used, and refused there.
 func (s *session) teach() error {
+	if s.senses() {
+		if err := s.sense(); err != nil {
+			return err
+		}
+	}
 	named, unnamed := s.toLearn()
 	if len(named) == 0 && !unnamed {
 		return nil
@@ -165,14 +232,9 @@ func (s *session) teachOne(under *state.Settings, st *statement, name string, bo
 	if b.status == pgwire.InBlock {
 		begin, undo = "SAVEPOINT _ms", []string{"ROLLBACK TO SAVEPOINT _ms", "RELEASE SAVEPOINT _ms"}
 	}
-	aside := func(d debt) {
-		d.kind = owesReplay
-		s.owe(d)
-		b.replays++
-	}
 	for _, sql := range append([]string{begin}, under.Meaning()...) {
 		b.out = pgwire.AppendQuery(b.out, sql)
-		aside(debt{aside: true})
+		s.aside(debt{aside: true})
 	}
 	b.unnamed = ticket{}
 	if st != nil {
@@ -180,16 +242,29 @@ func (s *session) teachOne(under *state.Settings, st *statement, name string, bo
 	}
 	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, body)
 	b.out = pgwire.Append(b.out, pgwire.Sync)
-	aside(debt{aside: true, statement: st, unnamed: st == nil})
-	for i, sql := range undo { // by names, which leave the unnamed ones alone
-		b.out = pgwire.Append(b.out, pgwire.Parse, []byte("_ms_undo"), nul, []byte(sql), nul, nul, nul)
-		b.out = pgwire.Append(b.out, pgwire.Bind, []byte("_ms_undo"), nul, []byte("_ms_undo"), make([]byte, 7))
-		b.out = pgwire.Append(b.out, pgwire.Execute, []byte("_ms_undo"), make([]byte, 5))
-		b.out = pgwire.Append(b.out, pgwire.Close, []byte("S_ms_undo"), nul)
-		b.out = pgwire.Append(b.out, pgwire.Close, []byte("P_ms_undo"), nul) // which would last as long as the transaction
-		b.out = pgwire.Append(b.out, pgwire.Sync)
-		aside(debt{aside: i < len(undo)-1})
+	s.aside(debt{aside: true, statement: st, unnamed: st == nil})
+	for i, sql := range undo {
+		s.runAside(sql, i < len(undo)-1)
 	}
+}
+
+// aside notes that what is ready for the server is answered for us.
+func (s *session) aside(d debt) {
+	d.kind = owesReplay
+	s.owe(d)
+	s.backend.replays++
+}
+
+// runAside sends a statement of ours by names, which leaves the client's unnamed ones alone.
+func (s *session) runAside(sql string, mayFail bool) {
+	b := s.backend
+	b.out = pgwire.Append(b.out, pgwire.Parse, []byte("_ms_undo"), nul, []byte(sql), nul, nul, nul)
+	b.out = pgwire.Append(b.out, pgwire.Bind, []byte("_ms_undo"), nul, []byte("_ms_undo"), make([]byte, 7))
+	b.out = pgwire.Append(b.out, pgwire.Execute, []byte("_ms_undo"), make([]byte, 5))
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte("S_ms_undo"), nul)
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte("P_ms_undo"), nul) // which would last as long as the transaction
+	b.out = pgwire.Append(b.out, pgwire.Sync)
+	s.aside(debt{aside: mayFail})
 }
 
 // untaught notes that the server has refused what it was to learn.
@@ -220,13 +295,27 @@ type unmade struct {
 // tellWhy tells the client that, in place of an error that says that there is no such statement: with
 // a connection of its own it has it, and PostgreSQL finds the same fault with it then.
 func (s *session) tellWhy(body []byte) bool {
-	if s.why == nil || string(pgwire.Field(body, 'C')) != "26000" || !bytes.Contains(pgwire.Field(body, 'M'), []byte(`"`+s.why.name+`"`)) {
+	if s.why == nil && len(s.vanished) == 0 || string(pgwire.Field(body, 'C')) != "26000" {
 		return false
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.exchange.DB.SQLState = string(pgwire.Field(s.why.body, 'C'))
-	s.held = pgwire.Append(s.held, pgwire.ErrorResponse, s.why.body)
+	message := pgwire.Field(body, 'M')
+	names := func(name string) bool { return bytes.Contains(message, []byte(`"`+name+`"`)) }
+	var why []byte
+	if s.why != nil && names(s.why.name) {
+		why = s.why.body
+	}
+	for name, body := range s.vanished {
+		if names(name) {
+			why = body
+		}
+	}
+	if why == nil {
+		return false
+	}
+	s.exchange.DB.SQLState = string(pgwire.Field(why, 'C'))
+	s.held = pgwire.Append(s.held, pgwire.ErrorResponse, why)
 	return true
 }
 

@@ -1,7 +1,7 @@
 package pooler
 
 import (
-	"encoding/binary"
+	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -206,10 +206,7 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 func (s *session) newUnnamed() *unnamed {
 	u := &s.unnamed
 	u.last++
-	u.under, u.cursor, u.use = s.settings, nil, use{}
-	if s.swayed() {
-		u.under = nil
-	}
+	u.under, u.cursor, u.use = s.present(), nil, use{}
 	return u
 }
 
@@ -250,7 +247,8 @@ func (s *session) parseNamed(name string, body []byte) error {
 	if renamed != nil {
 		body = append(append(renamed, 0), types...)
 	}
-	st, older := b.pool.statements.intern(s.settings, !s.swayed(), body, u, s.pooler.shapes)
+	under := s.present()
+	st, older := b.pool.statements.intern(cmp.Or(under, s.settings), under != nil, body, u, s.pooler.shapes)
 	if st.left&scan.Fetches != 0 && !s.cursorless() {
 		st = b.pool.statements.apart(st)
 	}
@@ -401,23 +399,17 @@ func (s *session) resolveUnnamed(typ byte) string {
 // no rows, and its parameters have the types that it was prepared with.
 func describable(body []byte) bool {
 	text, types, _ := pgwire.String(body)
-	declared := declaredTypes(types)
+	declared := pgwire.ParameterTypes(types)
 	return scan.Rowless(text) && scan.Parameters(text, false) <= len(declared) && !slices.Contains(declared, 0)
-}
-
-// declaredTypes are the oids of the types of parameters that a Parse names, behind its text. 0 is one
-// that PostgreSQL is to find out.
-func declaredTypes(rest []byte) (oids []uint32) {
-	for rest = rest[min(2, len(rest)):]; len(rest) >= 4; rest = rest[4:] {
-		oids = append(oids, binary.BigEndian.Uint32(rest))
-	}
-	return oids
 }
 
 // recall notes what a statement that is used again may leave behind.
 func (s *session) recall(left scan.Effect, said *scan.Mentions) {
 	b := s.backend
 	b.left |= left
+	if left&(sways|scan.Ends) != 0 {
+		s.sensed = nil
+	}
 	s.resets = s.resets || left&scan.Back != 0
 	s.next.ends = s.next.ends || left&scan.Ends != 0
 	for _, name := range said.Settings {

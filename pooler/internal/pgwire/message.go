@@ -193,6 +193,15 @@ func Holds(b []byte) bool {
 	return ok && err == nil && len(b) >= HeaderSize+n
 }
 
+// ParameterTypes are the oids of the types of parameters that a Parse names, behind its text. 0 is one
+// that PostgreSQL is to find out.
+func ParameterTypes(rest []byte) (oids []uint32) {
+	for rest = rest[min(2, len(rest)):]; len(rest) >= 4; rest = rest[4:] {
+		oids = append(oids, binary.BigEndian.Uint32(rest))
+	}
+	return oids
+}
+
 // Unanswered returns the first message of a client's cycle that is not answered by what the server has
 // said to it, whole messages all; 0 if there is none.
 func Unanswered(cycle, answer []byte) (typ byte, body []byte) {
