@@ -7,6 +7,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"mainstay.dev/mainstay/pooler/internal/again"
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
@@ -80,6 +81,79 @@ func (s *session) restore() {
 		s.sendReplay(sql, "")
 		s.mu.Unlock()
 	}
+}
+
+// Nor must it see the server's own default behind a RESET in the same text, or in the same cycle. So what it chose is given
+// again by statements of ours right behind it, whose answers are swallowed.
+
+// leadsBack reports whether the next message, a simple query, has such a RESET.
+func (s *session) leadsBack(n int) bool {
+	if s.login == state.None {
+		return false
+	}
+	resets, _ := scan.Resets(bytes.TrimSuffix(s.head(n), nul), s.backend.backslash())
+	return len(resets) > 0
+}
+
+// queryReset sends a simple query with what gives again what its RESETs lead back. It reports whether there
+// are any.
+func (s *session) queryReset(text []byte) bool {
+	b := s.backend
+	longer, ours := again.Text(text, b.backslash(), s.login, func(from, by int) { s.moves = append(s.moves, move{from, by}) })
+	if longer == nil {
+		return false
+	}
+	s.single, s.added = false, ours
+	b.out = pgwire.AppendQuery(b.out, string(longer))
+	return true
+}
+
+// again is what gives again what the client's statement of this name leads back.
+func (s *session) again(name []byte) *again.Statements {
+	if s.login == state.None || s.leaves(name)&scan.Back == 0 {
+		return nil
+	}
+	body := s.unnamed.body
+	if st := s.names[string(name)]; st != nil {
+		body = st.body
+	} else if len(name) > 0 || !s.unnamed.kept {
+		return nil
+	}
+	text, _, _ := pgwire.String(body)
+	return again.Behind(text, s.backend.backslash(), s.login)
+}
+
+// executeReset sends the next message, an Execute, with what is carried out behind it.
+func (s *session) executeReset(n int, statements *again.Statements) {
+	b := s.backend
+	b.out = append(b.out, s.in.Peek(pgwire.HeaderSize+n)...)
+	s.in.Skip(pgwire.HeaderSize + n)
+	s.debts.asked++
+	for _, sql := range statements.SQL {
+		b.out = again.Append(b.out, namePrefix+"_again", sql)
+		for _, kind := range []debtKind{owesOurClose, owesOurParse, owesOurRun, owesOurClose} {
+			if kind == owesOurRun {
+				s.debts.asked++ // for two answers
+			}
+			s.owe(debt{kind: kind})
+		}
+	}
+	s.debts.asked-- // the Execute is counted when it has been sent
+}
+
+// ran reports whether what the server says is of a statement of ours among the client's. ends is whether it
+// ends it.
+func (s *session) ran(ends bool) bool {
+	if !s.debts.ours {
+		return s.added.Ours(ends)
+	}
+	if ends {
+		s.mu.Lock()
+		s.debts.pop()
+		s.mu.Unlock()
+		s.debts.ours = false
+	}
+	return true
 }
 
 // sendReplay sends a simple query whose answer is swallowed: settings, or what makes the
@@ -391,25 +465,6 @@ func (s *session) usesNames(n int) bool {
 	return len(s.names) > 0 && len(scan.Uses(s.head(n), s.backend.backslash())) > 0
 }
 
-// runAll prepares for what a simple query executes.
-func (s *session) runAll(list []*statement) {
-	b := s.backend
-	alone, news := s.debts.len() == b.replays, false
-	for _, st := range list {
-		_, known := b.prepared[st]
-		known = known || st == occupied // which cannot fail
-		if !known && (!alone || b.status == pgwire.InFailed && st.left&scan.Ends == 0) {
-			continue // a Parse that fails makes the server skip everything up to a Sync
-		}
-		news = news || !known
-		s.run(st)
-	}
-	if news {
-		b.out = pgwire.Append(b.out, pgwire.Sync)
-		s.owe(debt{kind: owesOurSync})
-	}
-}
-
 // suspectRenamed notes what a renamed statement may leave behind: what it names is
 // nothing that stays.
 func (s *session) suspectRenamed(text []byte) scan.Effect {
@@ -430,17 +485,5 @@ func (s *session) offerDecoy(as, name string) {
 	if s.names[name] != nil {
 		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(as), nul, nul, nul, nul)
 		s.owe(debt{kind: owesOurParse})
-	}
-}
-
-// run prepares for a statement that another executes in SQL; st may be nil.
-func (s *session) run(st *statement) {
-	if st == nil {
-		return
-	}
-	s.ensure(st)
-	s.recall(st.left, &st.said)
-	if in := s.hiddenIn(st); in != nil {
-		s.recall(in.effect, &in.said)
 	}
 }

@@ -135,3 +135,21 @@ func (e *ending) because(err error) *ending {
 	e.cause = err
 	return e
 }
+
+// serverLost ends a session whose server has gone: nobody knows how far it came, so
+// that the client has to find out on a new connection.
+func (s *session) serverLost(err error) error {
+	s.backend.broken.Store(true)
+	return end(Lost, "the server closed the connection unexpectedly",
+		"connect again; look into PostgreSQL's log for the reason").because(err)
+}
+
+// confused ends a session whose server did not answer as the protocol says.
+func (s *session) confused(err error) error {
+	s.backend.broken.Store(true)
+	return end(Internal, "lost track of the server's answers", "connect again").because(err)
+}
+
+var errMeaning = errors.New("a statement's name was pipelined behind an error with two meanings")
+
+var errOutOfStep = errors.New("an answer that nobody asked for")

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/again"
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
@@ -46,6 +47,7 @@ const (
 	owesParse       debtKind = iota // ParseComplete for the client
 	owesOurParse                    // ParseComplete for us
 	owesOurDescribe                 // the description, for us, of what the Parse before this has made
+	owesOurRun                      // BindComplete and CommandComplete for us
 	owesClose                       // CloseComplete for the client
 	owesOurClose                    // CloseComplete for us
 	owesDrop                        // CommandComplete of a DEALLOCATE of the client's statement of this name
@@ -70,7 +72,7 @@ type debts struct {
 	asked     int32 // messages of the cycle that is being sent
 	answered  int32 // those of the cycle that is being answered
 	uncounted bool  // which has swallowed another
-	ours      bool  // the next description is the one that owesOurDescribe stands for; of whoever reads the answers
+	ours      bool  // what comes next is what owesOurDescribe or owesOurRun stands for; of whoever reads the answers
 }
 
 // skips reports whether the server, which has answered with an error, passes over the message
@@ -200,7 +202,7 @@ func (s *session) undo(d debt, later []debt) {
 		b.prepared[d.statement] = 0 // it is still there
 	case d.kind == owesDropAll:
 		s.names, s.nameBytes, b.prepared = d.before.names, d.before.nameBytes, d.before.prepared
-	case d.kind.ready() || d.kind == owesOurDescribe || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
+	case d.kind.ready() || d.kind == owesOurDescribe || d.kind == owesOurRun || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
 	case d.unnamed:
 		s.undoUnnamed(d, later)
 	case d.kind == owesClose && renamed:
@@ -451,8 +453,9 @@ func (s *session) bind(portal, name []byte) {
 	if u.drops != "" {
 		s.offerDecoy(decoy, u.drops)
 	}
+	u.again = s.again(name)
 	switch {
-	case u.drops != "" || u.all:
+	case u.drops != "" || u.all || u.again != nil:
 		if s.portals == nil {
 			s.portals = map[string]use{}
 		}
@@ -463,10 +466,10 @@ func (s *session) bind(portal, name []byte) {
 }
 
 // execute notes what an Execute does to names. If it fails, what follows in its cycle
-// does too: so it may be taken for granted here.
-func (s *session) execute(n int) {
+// does too: so it may be taken for granted here. It returns what is to be carried out behind it.
+func (s *session) execute(n int) *again.Statements {
 	if len(s.portals) == 0 {
-		return
+		return nil
 	}
 	portal, _, _ := pgwire.String(s.head(n))
 	u := s.portals[string(portal)]
@@ -479,4 +482,5 @@ func (s *session) execute(n int) {
 		s.owe(debt{kind: owesDropAll, before: &known{s.names, s.nameBytes, b.prepared}})
 		s.names, s.nameBytes, b.prepared = nil, 0, map[*statement]uint64{}
 	}
+	return u.again
 }

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -309,6 +310,14 @@ func (s *session) standIn(body []byte) string {
 	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, empty)
 	s.owe(debt{kind: owesOurParse})
 	return name
+}
+
+// describable reports whether what PostgreSQL says of a statement is known from its text: it returns
+// no rows, and its parameters have the types that it was prepared with.
+func describable(body []byte) bool {
+	text, types, _ := pgwire.String(body)
+	declared := pgwire.ParameterTypes(types)
+	return scan.Rowless(text) && scan.Parameters(text, false) <= len(declared) && !slices.Contains(declared, 0)
 }
 
 // textType is the oid of PostgreSQL's type text.

@@ -201,6 +201,37 @@ func (s *session) unmet() (found bool) {
 	return found
 }
 
+// runAll prepares for what a simple query executes.
+func (s *session) runAll(list []*statement) {
+	b := s.backend
+	alone, news := s.debts.len() == b.replays, false
+	for _, st := range list {
+		_, known := b.prepared[st]
+		known = known || st == occupied // which cannot fail
+		if !known && (!alone || b.status == pgwire.InFailed && st.left&scan.Ends == 0) {
+			continue // a Parse that fails makes the server skip everything up to a Sync
+		}
+		news = news || !known
+		s.run(st)
+	}
+	if news {
+		b.out = pgwire.Append(b.out, pgwire.Sync)
+		s.owe(debt{kind: owesOurSync})
+	}
+}
+
+// run prepares for a statement that another executes in SQL; st may be nil.
+func (s *session) run(st *statement) {
+	if st == nil {
+		return
+	}
+	s.ensure(st)
+	s.recall(st.left, &st.said)
+	if in := s.hiddenIn(st); in != nil {
+		s.recall(in.effect, &in.said)
+	}
+}
+
 // teach makes the server learn what the cycle uses and was prepared under other settings.
 // What it refuses then is prepared where it is used, and refused there.
 func (s *session) teach() error {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"mainstay.dev/mainstay/pooler/internal/again"
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
@@ -38,9 +39,10 @@ type statement struct {
 // A use is what a statement does, in SQL, with another that was prepared through the
 // protocol: its text has the server's name in place of the client's.
 type use struct {
-	drops string     // DEALLOCATE: of the client's statement of this name
-	all   bool       // DEALLOCATE ALL or DISCARD ALL
-	runs  *statement // EXECUTE
+	drops string            // DEALLOCATE: of the client's statement of this name
+	all   bool              // DEALLOCATE ALL or DISCARD ALL
+	runs  *statement        // EXECUTE
+	again *again.Statements // RESET: what is to be carried out behind it
 }
 
 // Names on the servers begin with namePrefix; the bare prefix never exists.
@@ -149,9 +151,19 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 				s.in.Skip(pgwire.HeaderSize + n)
 				return 0, nil
 			}
-			s.asks(s.suspect(text, whole))
+			before := s.resets
+			e := s.suspect(text, whole)
+			s.asks(e)
+			if whole && e&scan.Back != 0 && s.login != state.None && s.queryReset(text) {
+				s.resets = before || e&(scan.AnyChange|scan.Unseen) != 0 // all others are led back at once
+				s.in.Skip(pgwire.HeaderSize + n)
+				return 0, nil
+			}
 		case pgwire.Execute:
-			s.execute(n)
+			if again := s.execute(n); again != nil {
+				s.executeReset(n, again)
+				return 0, nil
+			}
 		}
 	} else if text != nil && whole {
 		b.left |= scan.Effects(text, false) & (scan.Terminates | scan.Cancels)
@@ -393,14 +405,6 @@ func (s *session) resolveUnnamed(typ byte) string {
 	s.run(u.runs)
 	s.recall(u.left, &u.said)
 	return ""
-}
-
-// describable reports whether what PostgreSQL says of a statement is known from its text: it returns
-// no rows, and its parameters have the types that it was prepared with.
-func describable(body []byte) bool {
-	text, types, _ := pgwire.String(body)
-	declared := pgwire.ParameterTypes(types)
-	return scan.Rowless(text) && scan.Parameters(text, false) <= len(declared) && !slices.Contains(declared, 0)
 }
 
 // recall notes what a statement that is used again may leave behind.

@@ -8,6 +8,7 @@ import (
 	"time"
 	"unsafe"
 
+	"mainstay.dev/mainstay/pooler/internal/again"
 	"mainstay.dev/mainstay/pooler/internal/explain"
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -288,6 +289,7 @@ type errand struct {
 	moves    []move          // in the text of the simple query that was sent last
 	single   bool            // which is the only statement of its text
 	why      *unmade         // the server could not prepare what that executes
+	added    *again.Added    // statements of ours in that text
 	attempt  attempt
 	asSent   []byte    // the cycle, as the client sent it to the event loops; reused
 	readAt   time.Time // when they read the answer last
@@ -335,6 +337,6 @@ func (s *session) spare() {
 	e.overdue.Store(nil)
 	e.attempt = attempt{}
 	clear(e.portals)
-	e.moves, e.why = nil, nil
+	e.moves, e.why, e.added = nil, nil, nil
 	errands.Put(e)
 }

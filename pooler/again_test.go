@@ -1,0 +1,77 @@
+package pooler
+
+import "testing"
+
+// Behind a RESET the client sees what it chose at login, at once.
+func TestBehindAResetThereIsWhatWasChosenAtLogin(t *testing.T) {
+	_, m := newMatch(t, func(d *Database) { d.Pool.Max = 2 })
+	login := []string{"options", "-c datestyle=German -c work_mem=9MB -c my.x=1 -c search_path=other", "TimeZone", "Asia/Tokyo", "application_name", "chooser"}
+	const look = "select current_setting('datestyle'), current_setting('work_mem'), current_setting('my.x'), current_setting('search_path'), current_setting('timezone'), current_setting('role')"
+	change := query("set datestyle = 'SQL, MDY'; set work_mem = '5MB'; set my.x = 2; set search_path = public; set timezone = 'Europe/Paris'")
+	named := func(text string) step { return ask(parsed("p", text)) }
+	do := func(text string) string { return parsed("", text) + bound("") + executed }
+	use := ask(bound("p"), executed, do(look))
+	begin, commit, rollback, see := query("begin"), query("commit"), query("rollback"), query(look)
+	for what, c := range map[string]struct {
+		login []string
+		steps []step
+	}{
+		"in a text":                      {login, []step{change, query("reset datestyle; " + look + "; select n from things"), see}},
+		"all, in a text":                 {login, []step{change, query("reset all; " + look + "; select n from things"), see}},
+		"one after the other":            {login, []step{change, query("reset datestyle;reset work_mem;" + look + ";reset my.x;" + look + ";reset search_path; select n from things;reset time zone;" + look), see}},
+		"to default":                     {login, []step{change, query("set datestyle to default; set search_path = default; set time zone default;" + look), see}},
+		"to local":                       {login, []step{change, query("set time zone local;" + look), see}},
+		"locally":                        {login, []step{change, begin, query("set local work_mem to default; set local search_path to default;" + look), see, commit, see}},
+		"locally, in a text":             {login, []step{change, query("set local work_mem to default; " + look), see, query("set local work_mem to default"), see, query("select 1; set local work_mem = default"), see}},
+		"alone":                          {login, []step{change, query("reset timezone"), query("reset datestyle"), see, query("reset all"), see}},
+		"alone, to the server's default": {login, []step{query("set timezone = 'UTC'"), query("reset timezone"), query("set datestyle = 'ISO, MDY'"), query("reset datestyle"), see}},
+		"in a transaction":               {login, []step{change, begin, query("reset datestyle"), query("reset all; " + look), see, rollback, see}},
+		"behind a savepoint":             {login, []step{change, begin, query("savepoint a; reset all; " + look + "; rollback to a; " + look), commit, see}},
+		"that is undone":                 {login, []step{change, query("reset all; select 1/0"), see, query("begin; reset all; rollback; " + look), see}},
+		"when all is lost":               {login, []step{change, query("begin; select 1/0"), query("reset all; " + look), rollback, see}},
+		"behind the end of what is lost": {login, []step{change, query("begin; select 1/0"), query("rollback; reset all; " + look), see}},
+		"and then something else":        {login, []step{change, query("reset datestyle; set datestyle = 'ISO, MDY'; " + look), see}},
+		"with errors behind it":          {login, []step{query("select 'ä'; reset all; select nothing"), query("reset all; select 1; selec"), query("reset work_mem; select n from nowhere; reset all"), query("reset all; select 1/0, 'x'::int")}},
+		"with an error in front of it":   {login, []step{query("select nothing; reset all"), query("select n, nothing from things; reset all; select 1")}},
+		"of what is no setting":          {login, []step{query("reset nothing; " + look), query("reset my.y; " + look)}},
+		"of what was not chosen":         {login, []step{query("set work_mem = '1MB'; set enable_sort = off; reset enable_sort; show enable_sort; show work_mem")}},
+		"the role":                       {[]string{"options", "-c role=lesser"}, []step{query("set role none; select current_setting('role'); reset role; select current_setting('role')"), query("set role none; reset all; select current_setting('role')"), query("reset session authorization; select current_setting('role')")}},
+		"beside COPY":                    {login, []step{change, {"copy", query("copy notes from stdin; reset all; "+look+"; copy notes to stdout").bytes + frame('d', "1\t2\n") + frame('c', ""), 1}, see}},
+		"with rows in front":             {login, []step{change, query("select generate_series(1, 3); reset all; select generate_series(4, 6); " + look)}},
+		"with empty statements":          {login, []step{change, query(";; reset all ;;; " + look + ";;")}},
+		"beside a function's body":       {login, []step{query("create or replace function two() returns int begin atomic select 1; select 2; end; select two(); show work_mem")}},
+		"discard all":                    {login, []step{change, query("discard all"), see, query("discard all; select 1"), see}},
+		"in a cycle":                     {login, []step{change, ask(do("reset datestyle"), do(look)), ask(do("reset all"), do(look), do("select n from things")), see}},
+		"in a cycle, described":          {login, []step{change, ask(parsed("", "reset all"), bound(""), frame('D', "P\x00"), executed, executed, do(look)), see}},
+		"in a cycle, prepared":           {login, []step{change, named("reset all"), use, change, use, see}},
+		"in a cycle, to default":         {login, []step{change, ask(do("set search_path to default"), do("set my.x to default"), do(look))}},
+		"in a cycle, locally":            {login, []step{change, ask(do("set local work_mem to default"), do(look)), begin, ask(do("set local work_mem to default"), do(look)), commit, see}},
+		"in a cycle, discard all":        {login, []step{change, ask(do("discard all"), do(look)), see}},
+		"in a cycle that fails":          {login, []step{change, ask(do("reset all"), do("select 1/0"), do(look)), see, ask(do("select 1/0"), do("reset all")), see}},
+		"in a cycle in a transaction":    {login, []step{change, begin, ask(do("reset all"), do(look)), rollback, see}},
+		"in a cycle, names":              {login, []step{change, ask(parsed("a", "select 1"), do("reset all"), parsed("b", "select n from things"), bound("a"), executed, bound("b"), executed), ask(bound("b"), executed, bound("a"), executed)}},
+		"in cycles at once":              {login, []step{change, {"three cycles", do("reset datestyle") + synced + do(look) + synced + do("reset all") + do(look) + synced, 3}, see}},
+		"in texts at once":               {login, []step{change, {"three texts", query("reset datestyle; "+look).bytes + query(look).bytes + query("reset all;"+look).bytes, 3}, see}},
+		"bound twice":                    {login, []step{change, ask(parsed("", "reset all"), bound(""), bound(""), executed, do(look)), ask(parsed("", "reset all"), bound(""), parsed("", look), bound(""), executed), see}},
+		"the unnamed one stays":          {login, []step{change, ask(parsed("", "select 'here'"), parsed("p", "reset all"), bound("p"), executed, bound(""), executed), ask(bound(""), executed)}},
+		"by a client that listens":       {login, []step{query("listen a"), change, query("reset all; " + look), ask(do("reset all"), do(look)), see}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			both := m.sides(c.login)
+			for _, p := range both {
+				if p.err != nil {
+					t.Fatal(p.err)
+				}
+				defer p.conn.Close()
+			}
+			for i, one := range c.steps {
+				for _, p := range both {
+					p.say(one)
+				}
+				if pooled, direct := both[0].hear(one.ready), both[1].hear(one.ready); pooled != direct {
+					t.Fatalf("%d. %q\nPOOLED\n%s\nDIRECT\n%s", i, one.story, pooled, direct)
+				}
+			}
+		})
+	}
+}

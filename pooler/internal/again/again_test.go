@@ -1,0 +1,89 @@
+package again
+
+import (
+	"testing"
+
+	"mainstay.dev/mainstay/pooler/internal/state"
+)
+
+var login = state.None.With("datestyle", "German").With("search_path", "a, b").With("role", "r").With("my.x", "it's")
+
+const (
+	date = `SET "datestyle" TO E'German'`
+	path = `SELECT WHERE pg_catalog.set_config(E'search_path',E'a, b',false) IS NULL`
+	mine = `SET "my"."x" TO E'it\'s'`
+	role = `SET "role" TO E'r'`
+	all  = date + ";" + mine + ";" + path
+)
+
+func TestWhatWasChosenFollowsWhatLeadsItBack(t *testing.T) {
+	for text, want := range map[string]string{
+		"reset datestyle":                     "reset datestyle;" + date,
+		"reset datestyle; show datestyle":     "reset datestyle;" + date + "; show datestyle",
+		"select 1; RESET DateStyle ;select 2": "select 1; RESET DateStyle;" + date + " ;select 2",
+		"reset /* a */ datestyle -- b;":       "reset /* a */ datestyle;" + date + " -- b;",
+		`reset "datestyle"`:                   `reset "datestyle";` + date,
+		"set datestyle to default; x":         "set datestyle to default;" + date + "; x",
+		"set session datestyle = default; x":  "set session datestyle = default;" + date + "; x",
+		"set local datestyle = default; x":    `set local datestyle = default;SET LOCAL "datestyle" TO E'German'; x`,
+		"set local search_path to default; x": "set local search_path to default;SELECT WHERE pg_catalog.set_config(E'search_path',E'a, b',true) IS NULL; x",
+		"reset my.x;reset role":               "reset my.x;" + mine + ";reset role;" + role,
+		"reset all; x":                        "reset all;" + all + "; x",
+		"discard all; x":                      "discard all;" + date + ";" + mine + ";" + role + ";" + path + "; x",
+		"reset session authorization; x":      "reset session authorization;" + role + "; x",
+		"set session authorization default":   "set session authorization default;" + role,
+		"discard all":                         "",
+		"set local datestyle = default":       "",
+		"x; set local datestyle = default ;":  "",
+		"reset work_mem; x":                   "",
+		"reset time zone; x":                  "",
+		"set datestyle = 'reset datestyle'":   "",
+		"select 'x' as reset; x":              "",
+		"create function f() returns int begin atomic select 1; end; reset datestyle; x":                      "",
+		"create rule r as on insert to t do (notify a; notify b); reset datestyle; show datestyle":            "",
+		"set xml option content; reset client_encoding; set names default; reset transaction isolation level": "",
+	} {
+		longer, _ := Text([]byte(text), false, login, func(int, int) {})
+		if string(longer) != want {
+			t.Errorf("%s\ngot  %s\nwant %s", text, longer, want)
+		}
+	}
+	if longer, _ := Text([]byte("reset datestyle"), false, login.With("my.y", "ä"), func(int, int) {}); longer != nil {
+		t.Errorf("not in every encoding: %s", longer)
+	}
+}
+
+func TestThePlacesThatHaveMovedAreTold(t *testing.T) {
+	const text = "select 'ä'; reset datestyle; select 1; reset my.x; select a"
+	type move struct{ from, by int }
+	var moves []move
+	longer, ours := Text([]byte(text), false, login, func(from, by int) { moves = append(moves, move{from, by}) })
+	was, is := []rune(text), []rune(string(longer))
+	for i := range is {
+		to := i + 1
+		inside := false
+		for _, m := range moves {
+			if i+1 >= m.from {
+				to -= m.by
+			}
+			inside = inside || i+1 >= m.from-m.by && i+1 < m.from
+		}
+		if !inside && was[to-1] != is[i] {
+			t.Fatalf("%d, %q, was at %d, %q", i+1, is[i], to, was[to-1])
+		}
+	}
+	for i, want := range []bool{false, false, true, false, false, true, false} {
+		if got := ours.Ours(false); got != want || ours.Ours(true) != want {
+			t.Errorf("statement %d: %v", i, got)
+		}
+	}
+}
+
+func TestWhatFollowsOneStatement(t *testing.T) {
+	if s := Behind([]byte("discard all"), false, login); s == nil || len(s.SQL) != 4 {
+		t.Error(s)
+	}
+	if s := Behind([]byte("reset work_mem"), false, login); s != nil {
+		t.Error(s)
+	}
+}
