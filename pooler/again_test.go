@@ -75,3 +75,58 @@ func TestBehindAResetThereIsWhatWasChosenAtLogin(t *testing.T) {
 		})
 	}
 }
+
+// In session mode it is so in a function too.
+func TestInSessionModeAServerIsEnteredAsItsClientEnters(t *testing.T) {
+	h, m := newMatch(t, func(d *Database) { d.Pool.Max, d.Mode = 2, modeSession })
+	const look = "select current_setting('datestyle'), current_setting('work_mem'), nullif(current_setting('my.x', true), ''), current_setting('search_path'), current_setting('timezone'), current_setting('role')"
+	change := query("set datestyle = 'SQL, MDY'; set work_mem = '5MB'; set my.x = 2; set search_path = public; set timezone = 'UTC'")
+	see := query(look)
+	steps := []step{
+		see, change, query("reset datestyle; " + look), query("do $$ begin reset all; end $$; " + look), change, query("select set_config('work_mem', null, false); " + look),
+		change, ask(parsed("", "reset all"), bound(""), executed, parsed("", look), bound(""), executed), change, query("discard all"), see, query("begin; reset all; rollback; " + look), query("set role none; reset role; " + look),
+	}
+	for _, login := range [][]string{
+		{"options", "-c datestyle=German -c work_mem=9MB -c my.x=1 -c search_path=other", "TimeZone", "Asia/Tokyo", "application_name", "chooser"},
+		{}, {"DateStyle", "German"}, {"options", "-c role=lesser -c my.x=1"}, {"work_mem", "no number"}, {"DateStyle", "German"}, {"client_encoding", "LATIN1"},
+	} {
+		both := m.sides(login)
+		if pooled, direct := both[0].err, both[1].err; (pooled == nil) != (direct == nil) || pooled != nil && pooled.Error() != direct.Error() {
+			t.Fatalf("%q: %v, %v", login, pooled, direct)
+		} else if pooled != nil {
+			continue
+		}
+		for i, one := range steps {
+			for _, p := range both {
+				p.say(one)
+			}
+			if pooled, direct := both[0].hear(one.ready), both[1].hear(one.ready); pooled != direct {
+				t.Fatalf("%q, %d. %q\nPOOLED\n%s\nDIRECT\n%s", login, i, one.story, pooled, direct)
+			}
+		}
+		for _, p := range both {
+			_, _ = p.conn.Write([]byte(frame('X', "")))
+			p.conn.Close()
+		}
+	}
+	await(t, "no lease is left", func() bool { st := h.Stats().Databases[0]; return st.Active == 0 && st.Waiting == 0 })
+	if open := h.Stats().Databases[0]; open.Idle > 2 {
+		t.Errorf("%d servers are open", open.Idle)
+	}
+}
+
+// One that has been entered in the same way is not entered again.
+func TestInSessionModeAServerThatWasEnteredAlikeIsUsedAgain(t *testing.T) {
+	_, m := newMatch(t, func(d *Database) { d.Pool.Max, d.Mode = 1, modeSession })
+	var pids []string
+	for range 3 {
+		p := m.sides([]string{"DateStyle", "German"})[0]
+		p.say(query("select pg_backend_pid()"))
+		pids = append(pids, p.hear(1))
+		_, _ = p.conn.Write([]byte(frame('X', "")))
+		p.conn.Close()
+	}
+	if pids[0] != pids[1] || pids[1] != pids[2] {
+		t.Errorf("%q", pids)
+	}
+}

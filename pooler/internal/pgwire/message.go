@@ -3,6 +3,7 @@ package pgwire
 import (
 	"bytes"
 	"encoding/binary"
+	"strconv"
 	"strings"
 )
 
@@ -191,6 +192,23 @@ func Split(b []byte) (typ byte, n int, body []byte) {
 func Holds(b []byte) bool {
 	_, n, ok, err := decodeHeader(b)
 	return ok && err == nil && len(b) >= HeaderSize+n
+}
+
+// FirstNumber is the first number in a text, in whatever language; 0 if there is none.
+func FirstNumber(text []byte) uint32 {
+	from := bytes.IndexAny(text, "0123456789")
+	if from < 0 {
+		return 0
+	}
+	to := from
+	for to < len(text) && '0' <= text[to] && text[to] <= '9' {
+		to++
+	}
+	n, err := strconv.ParseUint(string(text[from:to]), 10, 32)
+	if err != nil {
+		return 0
+	}
+	return uint32(n)
 }
 
 // ParameterTypes are the oids of the types of parameters that a Parse names, behind its text. 0 is one
