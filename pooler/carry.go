@@ -99,7 +99,7 @@ func (s *session) leadsBack(n int) bool {
 // are any.
 func (s *session) queryReset(text []byte) bool {
 	b := s.backend
-	longer, ours := again.Text(text, b.backslash(), s.login, func(from, by int) { s.moves = append(s.moves, move{from, by}) })
+	longer, ours := again.Text(text, b.backslash(), b.status == pgwire.InBlock, s.login, func(from, by int) { s.moves = append(s.moves, move{from, by}) })
 	if longer == nil {
 		return false
 	}

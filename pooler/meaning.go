@@ -72,6 +72,9 @@ func (s *session) sense() error {
 	user, _ := b.atLogin.Get("session_authorization")
 	has, _ := s.sensing.Settings(&all, state.None, user)
 	s.sensing = nil
+	if slices.ContainsFunc(has.All(), func(p pgwire.Param) bool { return len(p.Value) >= 1000 }) {
+		return nil // one may have been cut short
+	}
 	for _, p := range s.login.All() { // which the client may have written in another way
 		if value, _ := s.chosen(p.Name); value != "" {
 			if is, ok := has.Get(p.Name); ok && is == value {
@@ -300,6 +303,7 @@ func (s *session) runAside(sql string, mayFail bool) {
 
 // untaught notes that the server has refused what it was to learn.
 func (s *session) untaught(d debt) {
+	s.sensing = nil
 	if d.statement != nil {
 		delete(s.backend.prepared, d.statement)
 	}

@@ -36,14 +36,14 @@ func (a *Added) Ours(ends bool) bool {
 }
 
 // Text is the text with statements of ours behind those that lead back; nil if there are none. moved is told each
-// place, in characters from 1, from which on all is so many further than it was.
-func Text(text []byte, backslash bool, login *state.Settings, moved func(from, by int)) (longer []byte, ours *Added) {
+// place, in characters from 1, from which on all is so many further than it was. block is whether a transaction is open.
+func Text(text []byte, backslash, block bool, login *state.Settings, moved func(from, by int)) (longer []byte, ours *Added) {
 	resets, _ := scan.Resets(text, backslash)
 	ours = &Added{}
 	at := 0
 	for _, r := range resets {
-		if r.Last && (r.Local || r.Name == "discard") {
-			break // which mean something else beside others; nothing of the text sees what they lead back
+		if r.Last && (r.Local && !block || r.Name == "discard") {
+			break // which mean something else beside others; nothing sees what they lead back
 		}
 		for _, sql := range login.Again(r.Name, r.Local) {
 			longer = slices.Concat(longer, text[at:r.End], []byte{';'}, []byte(sql))

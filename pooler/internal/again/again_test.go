@@ -6,7 +6,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/state"
 )
 
-var login = state.None.With("datestyle", "German").With("search_path", "a, b").With("role", "r").With("my.x", "it's")
+var login = state.None.With("datestyle", "German").With("search_path", "a, b").With("role", "r").With("my.x", "it's").With("log_statement", "all")
 
 const (
 	date = `SET "datestyle" TO E'German'`
@@ -37,19 +37,24 @@ func TestWhatWasChosenFollowsWhatLeadsItBack(t *testing.T) {
 		"x; set local datestyle = default ;":  "",
 		"reset work_mem; x":                   "",
 		"reset time zone; x":                  "",
+		"reset log_statement; x":              "",
 		"set datestyle = 'reset datestyle'":   "",
 		"select 'x' as reset; x":              "",
 		"create function f() returns int begin atomic select 1; end; reset datestyle; x":                      "",
 		"create rule r as on insert to t do (notify a; notify b); reset datestyle; show datestyle":            "",
 		"set xml option content; reset client_encoding; set names default; reset transaction isolation level": "",
 	} {
-		longer, _ := Text([]byte(text), false, login, func(int, int) {})
+		longer, _ := Text([]byte(text), false, false, login, func(int, int) {})
 		if string(longer) != want {
 			t.Errorf("%s\ngot  %s\nwant %s", text, longer, want)
 		}
 	}
-	if longer, _ := Text([]byte("reset datestyle"), false, login.With("my.y", "ä"), func(int, int) {}); longer != nil {
+	if longer, _ := Text([]byte("reset datestyle"), false, false, login.With("my.y", "ä"), func(int, int) {}); longer != nil {
 		t.Errorf("not in every encoding: %s", longer)
+	}
+	const local = "set local datestyle = default"
+	if longer, _ := Text([]byte(local), false, true, login, func(int, int) {}); string(longer) != local+`;SET LOCAL "datestyle" TO E'German'` {
+		t.Errorf("in a transaction: %s", longer)
 	}
 }
 
@@ -57,7 +62,7 @@ func TestThePlacesThatHaveMovedAreTold(t *testing.T) {
 	const text = "select 'ä'; reset datestyle; select 1; reset my.x; select a"
 	type move struct{ from, by int }
 	var moves []move
-	longer, ours := Text([]byte(text), false, login, func(from, by int) { moves = append(moves, move{from, by}) })
+	longer, ours := Text([]byte(text), false, false, login, func(from, by int) { moves = append(moves, move{from, by}) })
 	was, is := []rune(text), []rune(string(longer))
 	for i := range is {
 		to := i + 1
