@@ -38,6 +38,7 @@ func TestBehindAResetThereIsWhatWasChosenAtLogin(t *testing.T) {
 		"of what was not chosen":         {login, []step{query("set work_mem = '1MB'; set enable_sort = off; reset enable_sort; show enable_sort; show work_mem")}},
 		"the role":                       {[]string{"options", "-c role=lesser"}, []step{query("set role none; select current_setting('role'); reset role; select current_setting('role')"), query("set role none; reset all; select current_setting('role')"), query("reset session authorization; select current_setting('role')")}},
 		"what superusers alone may set":  {[]string{"options", "-c log_statement=none -c work_mem=9MB"}, []step{query("set role lesser; reset all; show work_mem"), query("show log_statement")}},
+		"by set_config":                  {login, []step{change, query("select set_config('work_mem', null, false) is null"), see, begin, query("select set_config('datestyle', null, false) is null"), see, commit, see}},
 		"beside COPY":                    {login, []step{change, {"copy", query("copy notes from stdin; reset all; "+look+"; copy notes to stdout").bytes + frame('d', "1\t2\n") + frame('c', ""), 1}, see}},
 		"with rows in front":             {login, []step{change, query("select generate_series(1, 3); reset all; select generate_series(4, 6); " + look)}},
 		"with empty statements":          {login, []step{change, query(";; reset all ;;; " + look + ";;")}},
