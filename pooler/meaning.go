@@ -477,6 +477,7 @@ func (s *session) prepareAnew(a attempt) bool {
 		}
 	}
 	s.attempt = attempt{tries: a.tries, began: s.exchange.Start}
+	s.exchange.DB.SQLState, s.exchange.FirstByte = "", 0
 	return true
 }
 

@@ -8,7 +8,8 @@ import (
 // What is prepared behind a change of a table that was made past the pooler is as it is since then, whoever prepared the
 // same before.
 func TestAStatementThatAnotherPreparedBeforeATableWasChangedIsPreparedAnew(t *testing.T) {
-	_, m := newMatch(t, one)
+	h, m := newMatch(t, one)
+	faults := 0
 	begin, rollback := query("begin"), query("rollback")
 	const star, where = "select * from changing", "select n from changing where n = $1"
 	use := ask(bound("p"), executed)
@@ -69,10 +70,13 @@ func TestAStatementThatAnotherPreparedBeforeATableWasChangedIsPreparedAnew(t *te
 				for _, p := range both {
 					p.say(one)
 				}
-				if pooled, direct := both[0].hear(one.ready), both[1].hear(one.ready); pooled != direct {
+				pooled, direct := both[0].hear(one.ready), both[1].hear(one.ready)
+				if pooled != direct {
 					t.Fatalf("%d. %q\nPOOLED\n%s\nDIRECT\n%s", i, one.story, pooled, direct)
 				}
+				faults += strings.Count(pooled, "ERROR")
 			}
 		})
 	}
+	await(t, "what the clients have not been told of is not recorded", func() bool { return h.ledger.codes()[string(SQLError)] == faults })
 }

@@ -187,7 +187,7 @@ const toldLate = "told with the next query of a setting that was reset"
 //     execute it): the pooler cannot, if it has to find out their types; and behind a cycle that fails
 //     in the same write PostgreSQL looks at the number of the parameters first.
 //   - Where search_path does not lead to its tables any more, and its client had changed it in the
-//     same transaction before it prepared the statement, that is refused (42P01). PostgreSQL
+//     same cycle before it prepared the statement, that is refused (42P01). PostgreSQL
 //     looks at the parameters first.
 //
 // And of a reported setting that was chosen at login, since then set to the server's own default,
