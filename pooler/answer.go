@@ -171,24 +171,6 @@ func (s *session) settled() bool {
 	return true
 }
 
-// serverLost ends a session whose server has gone: nobody knows how far it came, so
-// that the client has to find out on a new connection.
-func (s *session) serverLost(err error) error {
-	s.backend.broken.Store(true)
-	return end(Lost, "the server closed the connection unexpectedly",
-		"connect again; look into PostgreSQL's log for the reason").because(err)
-}
-
-// confused ends a session whose server did not answer as the protocol says.
-func (s *session) confused(err error) error {
-	s.backend.broken.Store(true)
-	return end(Internal, "lost track of the server's answers", "connect again").because(err)
-}
-
-var errMeaning = errors.New("a statement's name was pipelined behind an error with two meanings")
-
-var errOutOfStep = errors.New("an answer that nobody asked for")
-
 // observe notes what a message from the server means. keep reports whether it is for
 // the client, done that the server owes nothing more. body may be cut short.
 func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
@@ -199,6 +181,9 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 		return s.acknowledge(owesClose, owesOurClose)
 	case pgwire.CommandComplete:
 		s.debts.answered++
+		if s.ran(true) {
+			return false, false, nil
+		}
 		s.completed(body)
 		return !s.holdBack(body), false, nil
 	case pgwire.EmptyQuery:
@@ -206,16 +191,17 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 		s.exchange.DB.Queries++
 	case pgwire.BindComplete, pgwire.PortalSuspended:
 		s.debts.answered++
+		return !s.debts.ours, false, nil
 	case pgwire.ParameterDesc:
 		return !s.debts.ours, false, nil
 	case pgwire.RowDescription, pgwire.NoData:
 		s.debts.answered++
-		return !s.sighted(typ), false, nil
+		return !s.sighted(typ) && !s.ran(false), false, nil
 	case pgwire.ErrorResponse:
 		if s.mayRepeat(body) {
 			return false, false, errRepeat
 		}
-		if !s.failed(body) {
+		if s.outdated(body) || !s.failed(body) {
 			return false, false, nil
 		}
 		s.explain()
@@ -223,7 +209,7 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 	case pgwire.ParameterStatus:
 		return s.hear(body), false, nil
 	case pgwire.NoticeResponse:
-		return !s.signal(body) && !s.relocate(typ, body), false, nil
+		return !s.debts.ours && !s.signal(body) && !s.relocate(typ, body), false, nil
 	case pgwire.Notification:
 		if s.backend.pool.sessions() {
 			return true, false, nil
@@ -269,6 +255,8 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 		s.debts.ours = next.kind == owesOurDescribe
 		return true, false, nil
 	case ok && d.kind == ours:
+		next, _ := s.debts.first()
+		s.debts.ours = next.kind == owesOurRun
 		return false, false, nil
 	}
 	return false, false, s.confused(errOutOfStep)
@@ -317,6 +305,7 @@ func (s *session) unname(name string) {
 	if st := s.names[name]; st != nil {
 		s.nameBytes -= len(st.body)
 		delete(s.names, name)
+		delete(s.untried, name)
 	}
 }
 
@@ -437,18 +426,21 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	for d, ok := s.debts.first(); ok && d.kind == owesCopy; d, ok = s.debts.first() {
 		s.debts.pop() // of a COPY that was refused
 	}
-	b.status, s.block, s.copying, s.renamed, s.why = status, status, false, nil, nil
+	b.status, s.block, s.copying, s.renamed, s.why, s.added = status, status, false, nil, nil, nil
 	c, _ := s.cycles.pop()
 	if s.back.name != "" {
 		s.hearBack()
 	}
 	done = s.settled()
-	s.withheld = done && (status == pgwire.Idle && (s.mustAttend() || s.synced != nil) || status != pgwire.Idle && b.pool.statementMode())
+	again := s.triedAgain(done)
+	s.withheld = again || done && (status == pgwire.Idle && (s.mustAttend() || s.synced != nil) || status != pgwire.Idle && b.pool.statementMode())
 	if s.withheld && status != pgwire.Idle {
 		s.exchange.DB.SQLState = "0A000"
 	}
 	s.mu.Unlock()
-	s.record(&c)
+	if !again {
+		s.record(&c)
+	}
 	return !s.withheld, done, nil
 }
 

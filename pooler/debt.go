@@ -3,11 +3,14 @@ package pooler
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/again"
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/state"
 )
 
 // A debt is an answer that the server owes. Only those are kept that are needed to
@@ -44,6 +47,7 @@ const (
 	owesParse       debtKind = iota // ParseComplete for the client
 	owesOurParse                    // ParseComplete for us
 	owesOurDescribe                 // the description, for us, of what the Parse before this has made
+	owesOurRun                      // BindComplete and CommandComplete for us
 	owesClose                       // CloseComplete for the client
 	owesOurClose                    // CloseComplete for us
 	owesDrop                        // CommandComplete of a DEALLOCATE of the client's statement of this name
@@ -68,7 +72,7 @@ type debts struct {
 	asked     int32 // messages of the cycle that is being sent
 	answered  int32 // those of the cycle that is being answered
 	uncounted bool  // which has swallowed another
-	ours      bool  // the next description is the one that owesOurDescribe stands for; of whoever reads the answers
+	ours      bool  // what comes next is what owesOurDescribe or owesOurRun stands for; of whoever reads the answers
 }
 
 // skips reports whether the server, which has answered with an error, passes over the message
@@ -201,7 +205,7 @@ func (s *session) undo(d debt, later []debt) {
 	case d.kind == owesDrop && d.statement != nil && !renamed:
 		s.names[d.name] = d.statement
 		s.nameBytes += len(d.statement.body)
-	case d.kind.ready() || d.kind == owesOurDescribe || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
+	case d.kind.ready() || d.kind == owesOurDescribe || d.kind == owesOurRun || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
 	case d.unnamed:
 		s.undoUnnamed(d, later)
 	case d.kind == owesClose && renamed:
@@ -248,6 +252,74 @@ func (s *session) replaces() *replaced {
 	return was
 }
 
+// inform tells the client what the server reports differently from what the client
+// was told last, and what was heard while the server answered the pooler itself.
+func (s *session) inform() {
+	if !s.untold {
+		return
+	}
+	s.untold = false
+	out := s.backend.heard
+	s.backend.heard = nil
+	for _, p := range s.backend.reports.All() {
+		if value, ok := s.told.Get(p.Name); !ok || value != p.Value {
+			out = pgwire.AppendParameter(out, p.Name, p.Value)
+		}
+	}
+	s.told = s.backend.reports
+	if len(out) > 0 && !s.mute {
+		_, _ = s.conn.Write(out) // a client that is gone is noticed where it is served
+	}
+}
+
+// hear notes a setting that the server reports to the client. A client that has reset one
+// which it chose at login hears of what it chose: it will have that again. keep reports whether
+// the message is for the client.
+func (s *session) hear(body []byte) (keep bool) {
+	name, value, _, ok := pgwire.Strings(body)
+	if !ok {
+		return true
+	}
+	b := s.backend
+	s.mu.Lock() // the uplink reads what the server reports
+	defer s.mu.Unlock()
+	b.note(body)
+	tells, keep := string(value), true
+	if s.resets {
+		usual, _ := b.atLogin.Get(string(name))
+		if chosen, ok := s.chosen(string(name)); ok && tells == usual && chosen != tells {
+			tells, keep = chosen, false
+		}
+	}
+	if told, _ := s.told.Get(string(name)); !keep && told != tells {
+		s.held = pgwire.AppendParameter(s.held, string(name), tells)
+	}
+	s.told = b.pool.settings.Intern(s.told.With(string(name), tells))
+	switch string(name) {
+	case "is_superuser", "in_hot_standby", "server_version", "server_encoding":
+		return keep // these follow from others
+	}
+	b.left |= scan.Setting
+	s.sensed = nil
+	b.mentions.Add(string(name))
+	return keep
+}
+
+// chosen is what the client was told at login of a setting that it had chosen.
+func (s *session) chosen(name string) (value string, ok bool) {
+	if value, ok = s.login.Get(strings.ToLower(name)); !ok {
+		return "", false
+	}
+	p := s.pool
+	p.mu.Lock()
+	told := p.welcome[s.login.Key()]
+	p.mu.Unlock()
+	if canonical, ok := p.settings.OfWelcome(told).Get(name); ok {
+		value = canonical
+	}
+	return value, true
+}
+
 // suspect notes what the statement that is being sent may leave behind. The lock is held.
 func (s *session) suspect(text []byte, whole bool) scan.Effect {
 	if s.harmless {
@@ -261,6 +333,7 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 	b := s.backend
 	if !whole {
 		b.left |= scan.Unseen
+		s.sensed = nil
 		return scan.Unseen
 	}
 	known := b.pool.home().hidden.known.Load()
@@ -272,6 +345,12 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 	if e == 0 {
 		s.learnHarmless(text, known)
 		return 0
+	}
+	if e&scan.Prepares != 0 {
+		s.notes(text)
+	}
+	if e&(sways|scan.Ends) != 0 {
+		s.sensed = nil
 	}
 	b.left |= e
 	s.resets = s.resets || e&scan.Back != 0
@@ -287,8 +366,9 @@ func (s *session) executesSQL() (e scan.Effect) {
 	b := s.backend
 	hints := b.pool.home().hidden.hints()
 	for _, p := range s.prepares.All() {
-		b.mentions.Find([]byte(p.Value), false)
-		e |= hints.Find([]byte(p.Value), false, &b.mentions)
+		text, _ := state.OfCarried(p.Value)
+		b.mentions.Find([]byte(text), false)
+		e |= hints.Find([]byte(text), false, &b.mentions)
 	}
 	return e | s.executes
 }
@@ -337,11 +417,11 @@ func (s *session) look(b *backend) (err error) {
 	if s.settings != before {
 		s.varied = s.varies()
 	}
-	if named := b.pool.settings.Intern(found.Statements(&q, b.named)); named != b.named {
-		b.named, s.prepares = named, named
-		s.executes = effectsOf(named)
-	}
 	if q.Asked()&scan.Prepares != 0 {
+		if named := b.pool.settings.Intern(s.carried(found.Statements())); named != b.named {
+			b.named, s.prepares = named, named
+			s.executes = effectsOf(named)
+		}
 		b.stuck = found.Stuck
 	}
 	if found.Pins&scan.Prepares != 0 {
@@ -376,8 +456,9 @@ func (s *session) bind(portal, name []byte) {
 	if u.drops = u.dropped(); u.drops != "" {
 		s.offerDecoy(decoy, u.drops)
 	}
+	u.again = s.again(name)
 	switch {
-	case u.drops != "" || u.all:
+	case u.drops != "" || u.all || u.again != nil:
 		if s.portals == nil {
 			s.portals = map[string]use{}
 		}
@@ -388,10 +469,10 @@ func (s *session) bind(portal, name []byte) {
 }
 
 // execute notes what an Execute does to names. If it fails, what follows in its cycle
-// does too: so it may be taken for granted here.
-func (s *session) execute(n int) {
+// does too: so it may be taken for granted here. It returns what is to be carried out behind it.
+func (s *session) execute(n int) *again.Statements {
 	if len(s.portals) == 0 {
-		return
+		return nil
 	}
 	portal, _, _ := pgwire.String(s.head(n))
 	u := s.portals[string(portal)]
@@ -405,4 +486,5 @@ func (s *session) execute(n int) {
 		s.owe(debt{kind: owesDropAll, before: &known{s.names, s.nameBytes, b.prepared}})
 		s.names, s.nameBytes, b.prepared = nil, 0, map[*statement]uint64{}
 	}
+	return u.again
 }

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"slices"
 	"strconv"
+	"strings"
 
+	"mainstay.dev/mainstay/pooler/internal/again"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 )
@@ -16,11 +18,12 @@ import (
 // A use is what a statement does, in SQL, with another that was prepared through the
 // protocol: its text has the server's name in place of the client's.
 type use struct {
-	drops string     // DEALLOCATE: of the client's statement of this name
-	all   bool       // DEALLOCATE ALL or DISCARD ALL
-	runs  *statement // EXECUTE
-	blind bool       // as if that returned no rows
-	late  *late      // the text, if it names another
+	drops string            // DEALLOCATE: of the client's statement of this name
+	all   bool              // DEALLOCATE ALL or DISCARD ALL
+	runs  *statement        // EXECUTE
+	blind bool              // as if that returned no rows
+	late  *late             // the text, if it names another
+	again *again.Statements // RESET: what is to be carried out behind it, once it is bound
 }
 
 // key tells statements apart whose texts are the same on the servers.
@@ -41,6 +44,9 @@ type late struct {
 	named  scan.Use
 	silent bool // PostgreSQL found no rows when it was prepared
 }
+
+// executes reports whether it executes that; there may be no such text.
+func (l *late) executes() bool { return l != nil && !l.named.Drops && !l.named.Makes }
 
 // key tells late texts apart.
 func (l *late) key() string { return strconv.FormatBool(l.silent) + " " + string(l.body) }
@@ -133,14 +139,14 @@ func (s *session) rebind(name string, depth int) {
 	l := st.late
 	if l.named.Name != name {
 		s.rebind(l.named.Name, depth+1)
-	} else if !l.named.Drops && !l.named.Makes {
+	} else if l.executes() {
 		return // it executes itself
 	}
 	u := s.use(l)
 	if u == st.use {
 		return
 	}
-	now := s.backend.pool.statements.intern(s.settings, !s.swayed(), u.body(), u, s.pooler.shapes)
+	now, _ := s.intern(u.body(), u)
 	s.names[name] = now
 	s.nameBytes += len(now.body) - len(st.body)
 }
@@ -239,4 +245,133 @@ func (s *session) parseRenamed(body []byte, was *replaced) {
 	b.unnamed = ticket{s.id, u.version}
 	s.owe(debt{kind: owesParse, unnamed: true, was: was})
 	b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.body)
+}
+
+// queryRenamed sends a simple query that uses, in SQL, what the client prepared through the
+// protocol, under the server's names. It reports whether this is one.
+func (s *session) queryRenamed(text []byte) bool {
+	b := s.backend
+	uses := scan.Uses(text, b.backslash())
+	if !slices.ContainsFunc(uses, func(u scan.Use) bool { return s.names[u.Name] != nil }) {
+		return false
+	}
+	renamed, all := scan.Rename(text, b.backslash()), false
+	var runs []*statement
+	var drops []string           // by each DEALLOCATE; "" is none of these
+	var decoys []string          // that are dropped in their place
+	dropped := map[string]bool{} // from here on the name is SQL's alone
+	for _, u := range uses {
+		s.rebind(u.Name, 0)
+		st, as := s.names[u.Name], ""
+		all = all || u.Drops && u.Name == "" // ALL: all names are SQL's alone
+		known := st != nil && !dropped[u.Name]
+		switch {
+		case all:
+		case known && u.Drops:
+			as = decoy + strings.Repeat("_", len(drops)+1)
+			drops, decoys = append(drops, u.Name), append(decoys, as)
+			dropped[u.Name] = true
+		case u.Drops:
+			drops, decoys = append(drops, ""), append(decoys, "")
+		case known && u.Makes: // refused, by a name that is taken
+			runs, as = append(runs, occupied), occupied.name
+		case known:
+			s.try([]byte(u.Name))
+			runs, as = append(runs, st), st.name
+			if name := st.dropped(); name != "" {
+				drops, decoys, dropped[name] = append(drops, name), append(decoys, decoy), true
+			}
+		}
+		renamed.Use(u, as)
+	}
+	if s.renamed = nil; renamed.Renames() {
+		s.renamed = renamed
+	}
+	var e scan.Effect
+	if _, single := scan.UseOf(text, b.backslash()); single {
+		e = s.suspectRenamed(text)
+	} else {
+		e = s.suspectText(text, true)
+	}
+	for _, st := range runs {
+		e |= st.left
+	}
+	s.asks(e)
+	s.runAll(runs)
+	for i, name := range drops {
+		if name != "" {
+			s.offerDecoy(decoys[i], name)
+		}
+	}
+	for _, name := range drops {
+		s.owe(debt{kind: owesDrop, name: name})
+	}
+	b.out = pgwire.AppendQuery(b.out, renamed.Text())
+	return true
+}
+
+// usesNames reports whether the next message, a simple query, may use what the client prepared
+// through the protocol.
+func (s *session) usesNames(n int) bool {
+	return len(s.names) > 0 && len(scan.Uses(s.head(n), s.backend.backslash())) > 0
+}
+
+// suspectRenamed notes what a renamed statement may leave behind: what it names is
+// nothing that stays.
+func (s *session) suspectRenamed(text []byte) scan.Effect {
+	b := s.backend
+	const names = scan.Prepares | scan.Executes
+	before := b.left & names
+	e := s.suspectText(text, true) &^ names
+	b.left = b.left&^names | before
+	return e
+}
+
+// offerDecoy makes a statement that the client's DEALLOCATE of a name can drop as this, if
+// there is such a name.
+func (s *session) offerDecoy(as, name string) {
+	b := s.backend
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(as), nul)
+	s.owe(debt{kind: owesOurClose})
+	if s.names[name] != nil {
+		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(as), nul, nul, nul, nul)
+		s.owe(debt{kind: owesOurParse})
+	}
+}
+
+// runAll prepares for what a simple query executes.
+func (s *session) runAll(list []*statement) {
+	b := s.backend
+	alone, news := s.debts.len() == b.replays, false
+	for _, st := range list {
+		known := s.knows(st) || st == occupied // which cannot fail
+		if !known && (!alone || b.status == pgwire.InFailed && st.left&scan.Ends == 0) {
+			continue // a Parse that fails makes the server skip everything up to a Sync
+		}
+		news = news || !known
+		s.run(st)
+	}
+	if news {
+		b.out = pgwire.Append(b.out, pgwire.Sync)
+		s.owe(debt{kind: owesOurSync})
+	}
+}
+
+// run prepares for a statement that is executed, and for what that executes in SQL.
+func (s *session) run(st *statement) {
+	s.runFor(&st.use)
+	s.ensure(st)
+	s.recallOf(st)
+}
+
+// recallOf is recall for what a statement may leave behind.
+func (s *session) recallOf(st *statement) {
+	s.recall(st.left, &st.said)
+	if st.left&scan.Back != 0 {
+		text, _, _ := pgwire.String(st.body)
+		s.leadsBack(st.left, text)
+	}
+	if in := s.hiddenIn(st); in != nil {
+		s.recall(in.effect, &in.said)
+	}
 }

@@ -41,6 +41,8 @@ func TestAStatementMeansWhatItMeantWhenItWasPrepared(t *testing.T) {
 		"too few parameters":           {nil, []step{found, ask(parsed("p", "select $1::int from things")), lost}, []step{use, query("execute p"), query("execute p (1)"), query("execute p ('x')")}},
 		"wrong parameters":             {nil, []step{found, ask(parsed("p", "select $1::int from things")), lost}, []step{ask(bindTexts("", "p", []string{"word"}), executed)}},
 		"executed by another":          {nil, []step{german, ask(parsed("p", date)), ask(parsed("q", "execute p")), iso}, []step{ask(bound("q"), executed)}},
+		"executed by, made anew":       {nil, []step{ask(parsed("p", "select 1")), ask(parsed("q", "execute p")), query("deallocate p"), german, ask(parsed("p", date)), iso}, []step{ask(bound("q"), executed), ask(bound("q"), executed)}},
+		"executed by the unnamed one":  {nil, []step{german, ask(parsed("p", date)), iso, ask(parsed("", "execute p"))}, []step{ask(bound(""), executed)}},
 		"a cursor by SQL":              {nil, []step{ask(parsed("p", "declare held cursor with hold for select n from fixture")), lost}, []step{query("execute p ('1')"), query("execute p")}},
 		"behind a commit in its cycle": {nil, []step{german, ask(parsed("p", date), parsed("end", "commit")), iso}, []step{ask(parsed("p", "select 'taken'"), bound("end"), executed, bound("p"), executed), ask(bound("end"), executed, bound("p"), executed), use}},
 		"a table that is gone":         {nil, []step{query("create table gone (n int)"), ask(parsed("p", "select n from gone")), query("drop table gone")}, []step{query("execute p"), use, query("select 1; execute p"), query("execute nowhere")}},

@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"cmp"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,6 +23,7 @@ import (
 // what it means. It is immutable, and shared by all clients that prepare the same.
 type statement struct {
 	name string // on the servers
+	key  string // in the registry
 	body []byte // of the Parse message, after the name
 	left scan.Effect
 	said scan.Mentions // if what it leaves has names
@@ -63,8 +65,9 @@ type registry struct {
 }
 
 // intern returns the statement with this body, which has this use, of a client that had these
-// settings; certain is false if it may have changed them in the transaction that is open.
-func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u use, shapes *fingerprint.Table) *statement {
+// settings; certain is false if it may have changed them in the transaction that is open. older is whether
+// it was there before.
+func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u use, shapes *fingerprint.Table) (st *statement, older bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	under, doubt := settings, ""
@@ -73,7 +76,7 @@ func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u
 	}
 	key := doubt + settings.Key() + u.key() + "\x00" + string(body)
 	if st := r.by[key]; st != nil {
-		return st
+		return st, true
 	}
 	if r.by == nil {
 		r.by = map[string]*statement{}
@@ -86,7 +89,7 @@ func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u
 	}
 	r.last++
 	text, _, _ := pgwire.String(body)
-	st := &statement{name: namePrefix + strconv.FormatUint(r.last, 36), body: append([]byte(nil), body...), left: scan.Effects(text, false), use: u, under: under, shape: shapes.Of(text)}
+	st = &statement{name: namePrefix + strconv.FormatUint(r.last, 36), key: key, body: append([]byte(nil), body...), left: scan.Effects(text, false), use: u, under: under, shape: shapes.Of(text)}
 	if u.renames() {
 		st.left &^= scan.Prepares | scan.Executes // what it names is nothing that stays
 	}
@@ -94,7 +97,13 @@ func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u
 		st.said.Find(text, false)
 	}
 	r.by[key] = st
-	return st
+	return st, false
+}
+
+// intern is that for what this client prepares now.
+func (s *session) intern(body []byte, u use) (st *statement, older bool) {
+	under := s.present()
+	return s.backend.pool.statements.intern(cmp.Or(under, s.settings), under != nil, body, u, s.pooler.shapes)
 }
 
 // renew makes every statement that is prepared from now on a new one.
@@ -138,11 +147,20 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 				s.in.Skip(pgwire.HeaderSize + n)
 				return 0, nil
 			}
+			before := s.resets
 			e := s.suspect(text, whole)
 			s.leadsBack(e, text)
 			s.asks(e)
+			if whole && e&scan.Back != 0 && s.login != state.None && s.queryReset(text) {
+				s.resets = before || e&(scan.AnyChange|scan.Unseen) != 0 // all others are led back at once
+				s.in.Skip(pgwire.HeaderSize + n)
+				return 0, nil
+			}
 		case pgwire.Execute:
-			s.execute(n)
+			if again := s.execute(n); again != nil {
+				s.executeReset(n, again)
+				return 0, nil
+			}
 		}
 	} else if text != nil && whole {
 		b.left |= scan.Effects(text, false) & (scan.Terminates | scan.Cancels)
@@ -197,10 +215,7 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 func (s *session) newUnnamed() *unnamed {
 	u := &s.unnamed
 	u.last++
-	u.under, u.cursor, u.use = s.settings, nil, use{}
-	if s.swayed() {
-		u.under = nil
-	}
+	u.under, u.cursor, u.use = s.present(), nil, use{}
 	return u
 }
 
@@ -241,7 +256,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 	if renamed != nil {
 		body = renamed
 	}
-	st := b.pool.statements.intern(s.settings, !s.swayed(), body, u, s.pooler.shapes)
+	st, older := s.intern(body, u)
 	if st.left&scan.Fetches != 0 && !s.cursorless() {
 		st = b.pool.statements.apart(st)
 	}
@@ -250,6 +265,9 @@ func (s *session) parseNamed(name string, body []byte) error {
 	}
 	s.names[name] = st
 	s.nameBytes += len(st.body)
+	if older {
+		s.untry(name)
+	}
 	s.ownSequences(st.left)
 	d := debt{kind: owesParse, statement: st, name: name}
 	if _, known := b.prepared[st]; known {
@@ -352,6 +370,7 @@ func (s *session) resolve(name []byte, typ byte, rest []byte) string {
 		return string(name)
 	}
 	s.see(st, nil)
+	s.try(name)
 	if typ == pgwire.Describe && st.late != nil && st.late.silent {
 		return s.standIn(st.late.body)
 	}
@@ -415,6 +434,9 @@ func (s *session) recall(left scan.Effect, said *scan.Mentions) {
 		left |= s.executesSQL()
 	}
 	b.left |= left
+	if left&(sways|scan.Ends) != 0 {
+		s.sensed = nil
+	}
 	s.resets = s.resets || left&scan.Back != 0
 	s.next.ends = s.next.ends || left&scan.Ends != 0
 	for _, name := range said.Settings {

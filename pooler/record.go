@@ -10,6 +10,7 @@ import (
 	"time"
 	"unsafe"
 
+	"mainstay.dev/mainstay/pooler/internal/again"
 	"mainstay.dev/mainstay/pooler/internal/explain"
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -290,7 +291,8 @@ type errand struct {
 	portals  map[string]use  // those whose execution deallocates
 	renamed  *scan.Renaming  // the text of the simple query that was sent last; nil: as the client has sent it
 	back     leadBack
-	why      *unmade // the server could not prepare what that executes
+	why      *unmade      // the server could not prepare what that executes
+	added    *again.Added // statements of ours in that text
 	attempt  attempt
 	asSent   []byte    // the cycle, as the client sent it to the event loops; reused
 	readAt   time.Time // when they read the answer last
@@ -338,7 +340,7 @@ func (s *session) spare() {
 	e.overdue.Store(nil)
 	e.attempt = attempt{}
 	clear(e.portals)
-	e.renamed, e.why, e.back = nil, nil, leadBack{}
+	e.renamed, e.why, e.added, e.back = nil, nil, nil, leadBack{}
 	errands.Put(e)
 }
 
@@ -469,3 +471,21 @@ func (e *ending) because(err error) *ending {
 	e.cause = err
 	return e
 }
+
+// serverLost ends a session whose server has gone: nobody knows how far it came, so
+// that the client has to find out on a new connection.
+func (s *session) serverLost(err error) error {
+	s.backend.broken.Store(true)
+	return end(Lost, "the server closed the connection unexpectedly",
+		"connect again; look into PostgreSQL's log for the reason").because(err)
+}
+
+// confused ends a session whose server did not answer as the protocol says.
+func (s *session) confused(err error) error {
+	s.backend.broken.Store(true)
+	return end(Internal, "lost track of the server's answers", "connect again").because(err)
+}
+
+var errMeaning = errors.New("a statement's name was pipelined behind an error with two meanings")
+
+var errOutOfStep = errors.New("an answer that nobody asked for")

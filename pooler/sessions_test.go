@@ -187,7 +187,7 @@ var executesBehind = regexp.MustCompile(`; (explain \(costs off\) )?execute p`)
 //     statement, still says what its parameters are if it returns no rows (and then refuses to
 //     execute it): the pooler cannot, if it has to find out their types.
 //   - Where search_path does not lead to its tables any more, and its client had changed it in the
-//     same transaction before it prepared the statement, that is refused (42P01). PostgreSQL
+//     same cycle before it prepared the statement, that is refused (42P01). PostgreSQL
 //     looks at the values of the parameters first.
 //
 // Behind a ROLLBACK in the same text an EXECUTE of a statement that the server does not know is

@@ -246,12 +246,7 @@ const maxStatements = 100
 
 // Statements are the texts by which SQL's PREPARE made what there is, by its name. If
 // Pins has Prepares, there are others, which cannot be carried elsewhere by a text.
-func (f *Findings) Statements(q *Question, known *state.Settings) *state.Settings {
-	if q.Effects&asksPrepared == 0 {
-		return known
-	}
-	return state.Of(f.statements)
-}
+func (f *Findings) Statements() *state.Settings { return state.Of(f.statements) }
 
 // Unset is the SQL that leads every setting back to the server's own.
 const Unset = "SET SESSION AUTHORIZATION DEFAULT;RESET ALL"

@@ -16,10 +16,7 @@ import (
 // split splits a body: its text, and the oids of the types that it names; 0 is one that PostgreSQL is to find out.
 func split(body []byte) (text []byte, oids []uint32) {
 	text, rest, _ := pgwire.String(body)
-	for rest = rest[min(2, len(rest)):]; len(rest) >= 4; rest = rest[4:] {
-		oids = append(oids, binary.BigEndian.Uint32(rest))
-	}
-	return text, oids
+	return text, pgwire.ParameterTypes(rest)
 }
 
 // Describable reports whether what PostgreSQL says of a statement is known from its body: it returns

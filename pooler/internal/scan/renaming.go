@@ -2,7 +2,8 @@ package scan
 
 import "unicode/utf8"
 
-// A Renaming is a client's text with other names for prepared statements, and knows what of it stands where.
+// A Renaming is a client's text with other names for prepared statements, or with statements of ours among its own, and knows
+// what of it stands where.
 type Renaming struct {
 	sql   []byte // the client's
 	taken int    // how much of it is in text
@@ -35,7 +36,15 @@ func (r *Renaming) Use(u Use, as string) {
 	}
 }
 
-// Renames reports whether there is another name in the text.
+// Insert puts something in at this place of the client's text, in bytes, behind all that has been taken before. It is no
+// statement that [Renaming.Place] is to count.
+func (r *Renaming) Insert(at int, sql string) {
+	r.text = append(append(r.text, r.sql[r.taken:at]...), sql...)
+	r.taken = at
+	r.moves = append(r.moves, move{utf8.RuneCount(r.text) + 1, utf8.RuneCountInString(sql)})
+}
+
+// Renames reports whether there is anything in the text that is not the client's.
 func (r *Renaming) Renames() bool { return len(r.moves) > 0 }
 
 // Text ends the text and returns it.
