@@ -62,7 +62,7 @@ func TestResetLeadsBackToWhatWasChosenAtLogin(t *testing.T) {
 // its own must not take one where it need not.
 func TestAResetOfWhatWasNotChosenAtLoginTakesNoSnapshot(t *testing.T) {
 	h := run(t, config(database(pg.Start(t).URL(), one)))
-	c := newFrontend(t, h, "options", "-c datestyle=German")
+	c := newFrontend(t, h, "options", "-c datestyle=German -c my.word=a")
 	for _, step := range []struct{ do, want string }{
 		{"begin", "CZ"},
 		{"reset application_name", "CZ"},

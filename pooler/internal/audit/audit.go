@@ -225,7 +225,7 @@ func (q *Question) Restore(login *state.Settings) string {
 	for _, p := range login.All() {
 		may := q.mentions(p.Name) || q.Effects&scan.Local != 0 // whose names nobody keeps
 		if strings.Contains(p.Name, ".") {
-			may = q.wentBack(p.Name)
+			may = may && q.wentBack(p.Name)
 		}
 		if may && p.Name != "role" {
 			local := strconv.FormatBool(q.Locally || !strings.Contains(p.Name, ".") && !q.mentions(p.Name)) // by SET LOCAL alone
