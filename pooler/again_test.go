@@ -52,6 +52,8 @@ func TestBehindAResetThereIsWhatWasChosenAtLogin(t *testing.T) {
 		"in a cycle, discard all":        {login, []step{change, ask(do("discard all"), do(look)), see}},
 		"in a cycle that fails":          {login, []step{change, ask(do("reset all"), do("select 1/0"), do(look)), see, ask(do("select 1/0"), do("reset all")), see}},
 		"in a cycle in a transaction":    {login, []step{change, begin, ask(do("reset all"), do(look)), rollback, see}},
+		"in a cycle, and then another":   {login, []step{change, ask(do("reset timezone"), do("set timezone = 'UTC'")), see, change, begin, ask(do("reset timezone"), do("set timezone = 'UTC'"), do(look)), see, rollback, see}},
+		"in a cycle, and its isolation":  {[]string{"TimeZone", "Asia/Tokyo"}, []step{begin, ask(do("reset timezone")), query("set transaction isolation level serializable"), commit}},
 		"in a cycle, names":              {login, []step{change, ask(parsed("a", "select 1"), do("reset all"), parsed("b", "select n from things"), bound("a"), executed, bound("b"), executed), ask(bound("b"), executed, bound("a"), executed)}},
 		"in cycles at once":              {login, []step{change, {"three cycles", do("reset datestyle") + synced + do(look) + synced + do("reset all") + do(look) + synced, 3}, see}},
 		"in texts at once":               {login, []step{change, {"three texts", query("reset datestyle; "+look).bytes + query(look).bytes + query("reset all;"+look).bytes, 3}, see}},

@@ -444,8 +444,8 @@ func (s *session) unread(err error) error {
 	return end(Lost, "the session's settings could not be read back from the server", "connect again").because(fmt.Errorf("audit: %w", err))
 }
 
-// bind notes what executing a portal will do to names.
-func (s *session) bind(portal, name []byte) {
+// bind notes what executing a portal will do to names. It reports whether something is carried out behind it.
+func (s *session) bind(portal, name []byte) (behind bool) {
 	u := s.unnamed.use
 	if len(name) > 0 {
 		u = use{}
@@ -466,6 +466,7 @@ func (s *session) bind(portal, name []byte) {
 	case len(s.portals) > 0:
 		delete(s.portals, string(portal))
 	}
+	return u.again != nil
 }
 
 // execute notes what an Execute does to names. If it fails, what follows in its cycle

@@ -189,7 +189,9 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 			s.in.Skip(pgwire.HeaderSize + n)
 			return 0, nil
 		}
+		before := s.resets
 		s.keepUnnamed(s.suspect(text, whole), s.head(n)[1:], whole)
+		s.resets = before // it leads back when it is bound
 		if u.left&(scan.Setting|scan.AnyChange) != 0 {
 			u.said.Find(text, b.backslash())
 		}
@@ -298,11 +300,14 @@ func (s *session) rewriteBind(n int) (int, error) {
 	if !ok {
 		return 0, protocolError("invalid Bind message: its names are missing or too long")
 	}
+	before := s.resets
 	s.back = leadBack{}
 	s.asks(s.leaves(name))
 	as := s.resolve(name, pgwire.Bind, s.head(n)[len(portal)+len(name)+2:])
 	b := s.backend
-	s.bind(portal, name)
+	if s.bind(portal, name) {
+		s.resets = before // what it leads back is given again right behind it
+	}
 	if b.left&scan.AnyChange != 0 { // a value may be the name of a setting
 		pgwire.Values(s.head(n)[len(portal)+len(name)+2:], b.mentions.Guess)
 	}
