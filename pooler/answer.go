@@ -171,24 +171,6 @@ func (s *session) settled() bool {
 	return true
 }
 
-// serverLost ends a session whose server has gone: nobody knows how far it came, so
-// that the client has to find out on a new connection.
-func (s *session) serverLost(err error) error {
-	s.backend.broken.Store(true)
-	return end(Lost, "the server closed the connection unexpectedly",
-		"connect again; look into PostgreSQL's log for the reason").because(err)
-}
-
-// confused ends a session whose server did not answer as the protocol says.
-func (s *session) confused(err error) error {
-	s.backend.broken.Store(true)
-	return end(Internal, "lost track of the server's answers", "connect again").because(err)
-}
-
-var errMeaning = errors.New("a statement's name was pipelined behind an error with two meanings")
-
-var errOutOfStep = errors.New("an answer that nobody asked for")
-
 // observe notes what a message from the server means. keep reports whether it is for
 // the client, done that the server owes nothing more. body may be cut short.
 func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
@@ -199,6 +181,9 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 		return s.acknowledge(owesClose, owesOurClose)
 	case pgwire.CommandComplete:
 		s.debts.answered++
+		if s.ran(true) {
+			return false, false, nil
+		}
 		s.completed(body)
 		return !s.holdBack(body), false, nil
 	case pgwire.EmptyQuery:
@@ -206,16 +191,17 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 		s.exchange.DB.Queries++
 	case pgwire.BindComplete, pgwire.PortalSuspended:
 		s.debts.answered++
+		return !s.debts.ours, false, nil
 	case pgwire.ParameterDesc:
 		return !s.debts.ours, false, nil
 	case pgwire.RowDescription, pgwire.NoData:
 		s.debts.answered++
-		return !s.sighted(typ), false, nil
+		return !s.sighted(typ) && !s.ran(false), false, nil
 	case pgwire.ErrorResponse:
 		if s.mayRepeat(body) {
 			return false, false, errRepeat
 		}
-		if !s.failed(body) {
+		if s.outdated(body) || !s.failed(body) {
 			return false, false, nil
 		}
 		s.explain()
@@ -223,7 +209,7 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 	case pgwire.ParameterStatus:
 		return s.hear(body), false, nil
 	case pgwire.NoticeResponse:
-		return !s.signal(body) && !s.relocate(typ, body), false, nil
+		return !s.debts.ours && !s.signal(body) && !s.relocate(typ, body), false, nil
 	case pgwire.Notification:
 		if s.backend.pool.sessions() {
 			return true, false, nil
@@ -254,6 +240,9 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 	s.debts.answered++
 	d, ok := s.debts.pop()
 	for ok && (d.kind == owesDrop || d.kind == owesDropAll || d.kind == owesCopy) { // not carried out, since a portal had none
+		if d.kind == owesDrop {
+			s.undo(d, s.debts.list[s.debts.head:])
+		}
 		d, ok = s.debts.pop()
 	}
 	switch {
@@ -266,6 +255,8 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 		s.debts.ours = next.kind == owesOurDescribe
 		return true, false, nil
 	case ok && d.kind == ours:
+		next, _ := s.debts.first()
+		s.debts.ours = next.kind == owesOurRun
 		return false, false, nil
 	}
 	return false, false, s.confused(errOutOfStep)
@@ -294,7 +285,9 @@ func (s *session) completed(body []byte) {
 		s.mu.Lock()
 		if d, ok := s.debts.first(); ok && d.kind == owesDrop {
 			s.debts.pop()
-			s.unname(d.name)
+			if d.statement == nil {
+				s.unname(d.name)
+			}
 		}
 		s.mu.Unlock()
 	}
@@ -312,6 +305,7 @@ func (s *session) unname(name string) {
 	if st := s.names[name]; st != nil {
 		s.nameBytes -= len(st.body)
 		delete(s.names, name)
+		delete(s.untried, name)
 	}
 }
 
@@ -323,7 +317,7 @@ func (s *session) forget() {
 	clear(s.names)
 	s.nameBytes, s.missing = 0, state.None
 	for _, d := range s.debts.list[s.debts.head:] {
-		if d.statement == nil || d.kind == owesOurClose || d.kind == owesClose {
+		if d.statement == nil || d.kind == owesOurClose || d.kind == owesClose || d.kind == owesDrop {
 			continue
 		}
 		b.uses++
@@ -365,30 +359,22 @@ func (s *session) failed(body []byte) (keep bool) {
 	return true
 }
 
-// A move is a place in a text, counted in characters from 1, from which on all is so many
-// further than in the client's text, by what the pooler has put in.
-type move struct{ from, by int }
-
-// elsewhere reports whether an error's place is in the text of the statement that is executed, as
-// far as that can be known: there alone tables are looked for.
-func (s *session) elsewhere(body []byte, at int) bool {
-	return s.single && (string(pgwire.Field(body, 'R')) == "parserOpenTable" || at < s.moves[0].from)
-}
-
 // relocate lets an error or notice point at the same place of the client's text. It reports
 // whether the client is told so instead of what the server says.
 func (s *session) relocate(typ byte, body []byte) bool {
 	s.mu.Lock() // the uplink may send the next
 	defer s.mu.Unlock()
 	at, err := strconv.Atoi(string(pgwire.Field(body, 'P')))
-	if len(s.moves) == 0 || err != nil || s.elsewhere(body, at) || !bytes.HasSuffix(body, []byte{0, 0}) { // which may be cut short
+	if s.renamed == nil || err != nil || !bytes.HasSuffix(body, []byte{0, 0}) { // which may be cut short
 		return false
 	}
-	to := at
-	for _, m := range s.moves {
-		if at >= m.from {
-			to -= m.by
-		}
+	done := s.exchange.DB.Queries
+	if typ == pgwire.ErrorResponse {
+		done-- // counts it
+	}
+	to := s.renamed.Place(at, done, string(pgwire.Field(body, 'C')), string(pgwire.Field(body, 'R')))
+	if to == at {
+		return false
 	}
 	was, is := fmt.Sprintf("\x00P%d\x00", at), fmt.Sprintf("\x00P%d\x00", to)
 	s.held = pgwire.Append(s.held, typ, bytes.Replace(body, []byte(was), []byte(is), 1))
@@ -440,15 +426,21 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	for d, ok := s.debts.first(); ok && d.kind == owesCopy; d, ok = s.debts.first() {
 		s.debts.pop() // of a COPY that was refused
 	}
-	b.status, s.block, s.copying, s.moves, s.why = status, status, false, nil, nil
+	b.status, s.block, s.copying, s.renamed, s.why, s.added = status, status, false, nil, nil, nil
 	c, _ := s.cycles.pop()
+	if s.back.name != "" {
+		s.hearBack()
+	}
 	done = s.settled()
-	s.withheld = done && (status == pgwire.Idle && (s.mustAttend() || s.synced != nil) || status != pgwire.Idle && b.pool.statementMode())
+	again := s.triedAgain(done)
+	s.withheld = again || done && (status == pgwire.Idle && (s.mustAttend() || s.synced != nil) || status != pgwire.Idle && b.pool.statementMode())
 	if s.withheld && status != pgwire.Idle {
 		s.exchange.DB.SQLState = "0A000"
 	}
 	s.mu.Unlock()
-	s.record(&c)
+	if !again {
+		s.record(&c)
+	}
 	return !s.withheld, done, nil
 }
 

@@ -56,6 +56,7 @@ type backend struct {
 	spread   float64         // of its lifetime: 0 to 1
 	reports  *state.Settings // what it reported last (ParameterStatus)
 	atLogin  *state.Settings // what it reported when it was new
+	entered  *state.Settings // what the startup packet chose for its client, in session mode
 	mentions scan.Mentions   // names that the client's statements gave
 	stuck    []string        // names of what SQL prepared, and only this server has
 	heard    []byte          // notifications of this lease, in transaction mode
@@ -74,7 +75,7 @@ func newBackend(p *pool, c *upstream.Conn) *backend {
 	}
 	s := &backend{
 		Conn: c, pool: p, sock: sock, probe: socket.Of(c.Raw), born: time.Now(), spread: rand.Float64(), status: pgwire.Idle,
-		settings: state.None, named: state.None, reports: p.settings.Intern(state.Of(c.Params)), prepared: map[*statement]uint64{},
+		settings: state.None, named: state.None, entered: state.None, reports: p.settings.Intern(state.Of(c.Params)), prepared: map[*statement]uint64{},
 	}
 	s.atLogin = s.reports
 	return s
@@ -333,7 +334,7 @@ func (s *backend) discard() error {
 		s.broken.Store(true)
 		return err
 	}
-	s.settings, s.named, s.sequences = state.None, state.None, nobodys
+	s.settings, s.named, s.sequences = s.entered, state.None, nobodys
 	clear(s.prepared)
 	s.forgive()
 	return nil
@@ -374,6 +375,8 @@ type attempt struct {
 	size  int       // of the cycle, if nothing went before it in its transaction and it was sent whole
 	cycle []byte    // a copy, once the client is read besides
 	told  bool      // the client has been told something of the answer
+	anew  []byte    // the answer, if the cycle is to be sent again since a statement was out of date
+	last  bool      // it has been, and is not again
 }
 
 // maxTries bounds how often one query is sent again.
@@ -480,7 +483,7 @@ func (s *session) takeBack() error {
 	b.broken.Store(true)
 	s.part()
 	b.pool.drop(b)
-	s.attempt = attempt{tries: a.tries + 1, began: first.start}
+	s.attempt = attempt{tries: a.tries + 1, began: first.start, last: a.last}
 	if !s.in.Unread(a.cycle) {
 		return end(Lost, "the server was shut down before it answered", "try again")
 	}

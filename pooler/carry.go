@@ -1,13 +1,12 @@
 package pooler
 
 import (
-	"cmp"
-	"encoding/binary"
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
+	"mainstay.dev/mainstay/pooler/internal/again"
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
@@ -60,7 +59,7 @@ func (s *session) equip() {
 	for _, query := range queries {
 		s.sendReplay(replay(query), "")
 	}
-	s.prepares.Make(b.named, func(name, text string) { s.sendReplay(text, name) })
+	s.prepares.Make(b.named, s.makeAgain)
 	b.settings, b.named = s.settings, s.prepares
 	s.mu.Unlock()
 }
@@ -75,11 +74,128 @@ func (s *session) restore() {
 	if s.backend.status != pgwire.InBlock { // behind a transaction the audit does so
 		return
 	}
-	q := audit.Question{Effects: s.backend.left, Names: s.backend.mentions.Settings, Known: s.settings}
+	q := audit.Question{Effects: s.backend.left, Names: s.backend.mentions.Settings, Known: s.settings, Locally: s.back.local}
 	if sql := q.Restore(s.login); sql != "" {
 		s.mu.Lock()
 		s.sendReplay(sql, "")
 		s.mu.Unlock()
+	}
+}
+
+// Nor must it see the server's own default behind a RESET in the same text, or in the same cycle. So what it chose is given
+// again by statements of ours right behind it, whose answers are swallowed.
+
+// resetsNext reports whether the next message, a simple query, has such a RESET.
+func (s *session) resetsNext(n int) bool {
+	if s.login == state.None {
+		return false
+	}
+	resets, _ := scan.Resets(bytes.TrimSuffix(s.head(n), nul), s.backend.backslash())
+	return len(resets) > 0
+}
+
+// queryReset sends a simple query with what gives again what its RESETs lead back. It reports whether there
+// are any.
+func (s *session) queryReset(text []byte) bool {
+	b := s.backend
+	longer, ours := again.Text(text, b.backslash(), b.status == pgwire.InBlock, s.login)
+	if longer == nil {
+		return false
+	}
+	s.renamed, s.added, s.back = longer, ours, leadBack{} // the server reports what it has been given
+	b.out = pgwire.AppendQuery(b.out, longer.Text())
+	return true
+}
+
+// again is what gives again what the client's statement of this name leads back.
+func (s *session) again(name []byte) *again.Statements {
+	if s.login == state.None || s.leaves(name)&scan.Back == 0 {
+		return nil
+	}
+	body, runs := s.unnamed.body, s.unnamed.runs
+	if st := s.names[string(name)]; st != nil {
+		body, runs = st.body, st.runs
+	} else if len(name) > 0 || !s.unnamed.kept {
+		return nil
+	}
+	for ; runs != nil; runs = runs.runs { // what is executed in the end
+		body = runs.body
+	}
+	text, _, _ := pgwire.String(body)
+	return again.Behind(text, s.backend.backslash(), s.login)
+}
+
+// executeReset sends the next message, an Execute, with what is carried out behind it.
+func (s *session) executeReset(n int, statements *again.Statements) {
+	b := s.backend
+	b.out = append(b.out, s.in.Peek(pgwire.HeaderSize+n)...)
+	s.in.Skip(pgwire.HeaderSize + n)
+	s.debts.asked++
+	for _, sql := range statements.SQL {
+		b.out = again.Append(b.out, namePrefix+"_again", sql)
+		for _, kind := range []debtKind{owesOurClose, owesOurParse, owesOurRun, owesOurClose} {
+			if kind == owesOurRun {
+				s.debts.asked++ // for two answers
+			}
+			s.owe(debt{kind: kind})
+		}
+	}
+	s.debts.asked-- // the Execute is counted when it has been sent
+}
+
+// ran reports whether what the server says is of a statement of ours among the client's. ends is whether it
+// ends it.
+func (s *session) ran(ends bool) bool {
+	if !s.debts.ours {
+		return s.added.Ours(ends)
+	}
+	if ends {
+		s.mu.Lock()
+		s.debts.pop()
+		s.mu.Unlock()
+		s.debts.ours = false
+	}
+	return true
+}
+
+// Where that cannot be done, since the login chose something that is not ASCII, or a DISCARD ALL bears nothing beside it, the client
+// is told at least what it has from its next message on.
+
+// A leadBack is the setting that the text that was sent last leads back to what was chosen at login, or "all".
+type leadBack struct {
+	name  string // until its answer has come
+	local bool   // until the transaction's end
+}
+
+// leadsBack notes that the message that is being sent, which may do e, carries out this text, and maybe no other.
+func (s *session) leadsBack(e scan.Effect, text []byte) {
+	if s.back = (leadBack{}); e&scan.Back != 0 && s.login.Len() > 0 {
+		s.back.name, s.back.local = scan.LeadsBack(text)
+	}
+}
+
+// hearBack lets the client hear of what it chose at login, and has now led back to, where the server has nothing to say:
+// what the client had set last is the server's own default. The lock is held.
+func (s *session) hearBack() {
+	b, db, back := s.backend, &s.exchange.DB, s.back.name
+	if s.cycles.len() > 0 {
+		return // it is the answer to an earlier text
+	}
+	if s.back.name = ""; s.back.local && b.status == pgwire.Idle {
+		return // it had no effect
+	}
+	done := db.Command == "RESET" || db.Command == "SET" || db.Command == "DISCARD ALL"
+	if !done || db.Queries != 1 || db.SQLState != "" {
+		return
+	}
+	for _, p := range b.reports.All() {
+		chosen, ok := s.chosen(p.Name)
+		usual, _ := b.atLogin.Get(p.Name)
+		told, _ := s.told.Get(p.Name)
+		if ok && (back == "all" || strings.EqualFold(back, p.Name)) && p.Value == usual && told == usual && chosen != usual {
+			s.held = pgwire.AppendParameter(s.held, p.Name, chosen)
+			s.told = b.pool.settings.Intern(s.told.With(p.Name, chosen))
+		}
 	}
 }
 
@@ -139,6 +255,10 @@ func (s *session) swallow() (wants bool, err error) {
 			}
 		case pgwire.CloseComplete:
 			s.forgotten()
+		case pgwire.DataRow:
+			if s.sensing != nil && s.sensing.Row(body) != nil {
+				s.sensing = nil
+			}
 		case pgwire.ParameterStatus:
 			b.note(body)
 		case pgwire.Notification:
@@ -162,7 +282,7 @@ func (s *session) replayFails(body []byte) error {
 	d, _ := s.debts.first()
 	s.mu.Unlock()
 	mild := string(pgwire.Field(body, 'V')) == "ERROR"
-	if d.aside && mild {
+	if d.aside && mild && d.name == "" {
 		s.untaught(d)
 		return nil
 	}
@@ -173,6 +293,10 @@ func (s *session) replayFails(body []byte) error {
 	}
 	if text, ok := s.prepares.Get(d.name); ok {
 		s.missing, s.missingAt = s.missing.With(d.name, text), b.pool.statements.schema.Load()
+		if s.vanished == nil {
+			s.vanished = map[string][]byte{}
+		}
+		s.vanished[d.name] = bytes.Clone(body)
 	}
 	b.named = b.pool.settings.Intern(b.named.Without(d.name))
 	s.prepares = b.named
@@ -190,6 +314,77 @@ func (s *session) findAgain() {
 		}
 	}
 	s.missing, s.prepares = state.None, s.backend.pool.settings.Intern(s.prepares)
+	clear(s.vanished)
+}
+
+// A made is what became of a name of SQL's PREPARE.
+type made struct {
+	dropped bool
+	under   *state.Settings // otherwise; nil: not known
+}
+
+// notes notes what a text that has PREPARE or DEALLOCATE does, before it is sent.
+func (s *session) notes(text []byte) {
+	backslash := s.backend.backslash()
+	if s.made == nil {
+		s.made = map[string]made{}
+	}
+	for _, u := range scan.Uses(text, backslash) {
+		was, noted := s.made[u.Name]
+		_, had := s.prepares.Get(u.Name)
+		switch {
+		case u.Drops && u.Name == "":
+			for _, p := range s.prepares.All() {
+				s.made[p.Name] = made{dropped: true}
+			}
+			for name := range s.made {
+				s.made[name] = made{dropped: true}
+			}
+		case u.Drops:
+			s.made[u.Name] = made{dropped: true}
+			if _, lost := s.missing.Get(u.Name); lost && !s.behind && s.uplink == nil && s.debts.len() == s.backend.replays {
+				// With a connection of its own the client has it, however little it is good for.
+				s.sendReplay(`PREPARE "`+strings.ReplaceAll(u.Name, `"`, `""`)+`" AS SELECT`, "")
+				s.missing = s.missing.Without(u.Name)
+				delete(s.vanished, u.Name)
+			}
+		case u.Makes && (noted && was.dropped || !noted && !had): // otherwise it is refused
+			s.made[u.Name] = made{under: s.present()}
+		}
+	}
+}
+
+// carried adds to what SQL's PREPARE has made, as the server shows it, under which settings.
+func (s *session) carried(found *state.Settings) *state.Settings {
+	list := slices.Clone(found.All())
+	for i, p := range list {
+		was, _ := s.prepares.Get(p.Name)
+		text, under := state.OfCarried(was)
+		if m, ok := s.made[p.Name]; ok || text != p.Value {
+			under = m.under
+		}
+		list[i].Value = state.Carried(p.Value, under)
+	}
+	clear(s.made)
+	return state.Of(list)
+}
+
+// makeAgain sends what makes a statement that SQL's PREPARE made. It stays, whatever becomes of the
+// transaction that it was made in.
+func (s *session) makeAgain(name, value string) {
+	b := s.backend
+	text, under := state.OfCarried(value)
+	if under == nil || under.MeansSame(s.settings) {
+		s.sendReplay(text, name)
+		return
+	}
+	for _, sql := range append([]string{"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE"}, under.Meaning()...) {
+		b.out = pgwire.AppendQuery(b.out, sql)
+		s.aside(debt{aside: true})
+	}
+	b.out = pgwire.AppendQuery(b.out, text)
+	s.aside(debt{aside: true, name: name})
+	s.sendReplay("ROLLBACK", "")
 }
 
 // preparedBySQL reports whether the client's statement of this name was made by SQL's
@@ -244,253 +439,4 @@ func (s *backend) backslash() bool {
 		return s.atLogin.Backslash()
 	}
 	return s.reports.Backslash()
-}
-
-// currval and lastval answer with what the server's session was given last, whoever its
-// client was. They must never answer with another client's value.
-//
-// Nothing is done for databases whose clients never ask for them. Once one has, each
-// server forgets such values (DISCARD SEQUENCES, in front of the client's first message)
-// when it changes hands. So a value that was given in the same transaction is right, and
-// one that is not there is PostgreSQL's own error (55000). A client that asks for what an
-// earlier transaction was given keeps its server from its next such transaction on;
-// until then it gets the server that it had last, if nobody has had it since.
-
-// Whose values a server's session knows, besides the id of a session.
-const (
-	nobodys  = 0
-	severals = ^uint32(0)
-)
-
-// takeSequences makes the values that the server knows the client's own, if it matters. It
-// reports whether the server has to forget those that it has.
-func (s *session) takeSequences() (forget bool) {
-	b := s.backend
-	switch {
-	case b.sequences == s.id:
-	case b.sequences == nobodys:
-		b.sequences = s.id
-	case b.pool.sequences.Load():
-		b.sequences = s.id
-		return true
-	default:
-		b.sequences = severals
-	}
-	return false
-}
-
-const forgetSequences = "DISCARD SEQUENCES"
-
-// asks notes that the next message, which may do e, is carried out now.
-func (s *session) asks(e scan.Effect) {
-	if e&scan.Sequence != 0 && (s.backend.left|e)&scan.Advances == 0 {
-		s.straddles = true
-	}
-	s.ownSequences(e)
-}
-
-// ownSequences sees to it, before a message is sent that asks for a sequence's last value,
-// that the server knows none of another client's. The lock is held.
-func (s *session) ownSequences(e scan.Effect) {
-	b := s.backend
-	if e&scan.Sequence == 0 {
-		return
-	}
-	if !b.pool.sequences.Load() {
-		b.pool.sequences.Store(true)
-	}
-	switch {
-	case b.sequences == s.id || b.status == pgwire.InFailed:
-	case s.behind || s.uplink != nil || s.debts.len() > b.replays:
-		s.refused = end(Unsupported, "currval or lastval is asked for in the middle of a pipeline, and the server may know another client's values",
-			"use INSERT … RETURNING, or connect again: from now on servers forget them in time")
-	default: // the database's first to ask
-		b.sequences = s.id
-		s.sendReplay(forgetSequences, "")
-	}
-}
-
-// leaves is what the client's statement of this name may leave behind.
-func (s *session) leaves(name []byte) scan.Effect {
-	if len(name) == 0 {
-		return s.unnamed.left | s.leavesOf(s.unnamed.runs)
-	}
-	st := s.names[string(name)]
-	if st == nil {
-		return 0
-	}
-	return s.leavesOf(st) | s.leavesOf(st.runs)
-}
-
-// keepSequences pins the server, at a transaction's end, for a client that will ask for the
-// values that it was given. What is over with the transaction is forgotten.
-func (s *session) keepSequences(b *backend) {
-	if s.straddles && b.left&scan.Advances != 0 {
-		b.pins |= scan.Sequence
-		s.mu.Lock()
-		s.pinned = audit.Reasons(b.pins)
-		s.mu.Unlock()
-	}
-	b.left &= scan.Lasting
-}
-
-// aborted reports whether the message that is being sent meets a transaction that is
-// aborted: PostgreSQL refuses everything there but what ends it.
-func (s *session) aborted() bool {
-	return s.backend.status == pgwire.InFailed && s.cycles.len() == 0 && !s.next.ends
-}
-
-// unsettling are effects in an open transaction behind which a text that PostgreSQL has taken
-// once may mean something else, or nothing.
-const unsettling = scan.Setting | scan.AnyChange | scan.Back | scan.Discards | scan.Nameless | scan.Unseen | scan.Local | scan.Catalog | scan.Temporary
-
-// doubtful reports whether PostgreSQL might now refuse a statement that the server knows, were
-// it prepared again.
-func (s *session) doubtful() bool {
-	b := s.backend
-	return b.status == pgwire.InFailed || s.cycles.len() > 0 || b.left&unsettling != 0
-}
-
-// standIn makes an empty statement with the same parameters as the one with this body, which cannot
-// be prepared in an aborted transaction: using it is refused for the same reason.
-func (s *session) standIn(body []byte) string {
-	const name = namePrefix + "_stand_in"
-	b := s.backend
-	text, types, _ := pgwire.String(body)
-	oids := declaredTypes(types)
-	for n := scan.Parameters(text, b.backslash()); len(oids) < n; {
-		oids = append(oids, textType)
-	}
-	empty := binary.BigEndian.AppendUint16([]byte{0}, uint16(len(oids)))
-	for _, oid := range oids {
-		empty = binary.BigEndian.AppendUint32(empty, cmp.Or(oid, textType))
-	}
-	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
-	s.owe(debt{kind: owesOurClose})
-	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, empty)
-	s.owe(debt{kind: owesOurParse})
-	return name
-}
-
-// textType is the oid of PostgreSQL's type text.
-const textType = 25
-
-// queryRenamed sends a simple query that uses, in SQL, what the client prepared through the
-// protocol, under the server's names. It reports whether this is one.
-func (s *session) queryRenamed(text []byte) bool {
-	b := s.backend
-	uses := scan.Uses(text, b.backslash())
-	if !slices.ContainsFunc(uses, func(u scan.Use) bool { return s.names[u.Name] != nil }) {
-		return false
-	}
-	var renamed []byte
-	var runs []*statement
-	var drops []string           // by each DEALLOCATE; "" is none of these
-	dropped := map[string]bool{} // from here on the name is SQL's alone
-	at := 0
-	for _, u := range uses {
-		st, as := s.names[u.Name], ""
-		if u.Drops && u.Name == "" {
-			break // ALL: all names are SQL's alone
-		}
-		known := st != nil && !dropped[u.Name]
-		switch {
-		case known && u.Drops:
-			as = decoy + strings.Repeat("_", len(drops))
-			drops = append(drops, u.Name)
-			dropped[u.Name] = true
-		case u.Drops:
-			drops = append(drops, "")
-		case known && u.Makes: // refused, by a name that is taken
-			runs, as = append(runs, occupied), occupied.name
-		case known:
-			runs, as = append(runs, st), st.name
-		}
-		if as != "" {
-			renamed = append(append(renamed, text[at:u.From]...), as...)
-			s.moves = append(s.moves, move{utf8.RuneCount(renamed) + 1, utf8.RuneCountInString(as) - utf8.RuneCount(text[u.From:u.To])})
-			at = u.To
-		}
-	}
-	var e scan.Effect
-	if _, s.single = scan.UseOf(text, b.backslash()); s.single {
-		e = s.suspectRenamed(text)
-	} else {
-		e = s.suspectText(text, true)
-	}
-	for _, st := range runs {
-		e |= st.left
-	}
-	s.asks(e)
-	s.runAll(runs)
-	for i, name := range drops {
-		if name != "" {
-			s.offerDecoy(decoy+strings.Repeat("_", i), name)
-		}
-	}
-	for _, name := range drops {
-		s.owe(debt{kind: owesDrop, name: name})
-	}
-	b.out = pgwire.AppendQuery(b.out, string(renamed)+string(text[at:]))
-	return true
-}
-
-// usesNames reports whether the next message, a simple query, may use what the client prepared
-// through the protocol.
-func (s *session) usesNames(n int) bool {
-	return len(s.names) > 0 && len(scan.Uses(s.head(n), s.backend.backslash())) > 0
-}
-
-// runAll prepares for what a simple query executes.
-func (s *session) runAll(list []*statement) {
-	b := s.backend
-	alone, news := s.debts.len() == b.replays, false
-	for _, st := range list {
-		_, known := b.prepared[st]
-		known = known || st == occupied // which cannot fail
-		if !known && (!alone || b.status == pgwire.InFailed && st.left&scan.Ends == 0) {
-			continue // a Parse that fails makes the server skip everything up to a Sync
-		}
-		news = news || !known
-		s.run(st)
-	}
-	if news {
-		b.out = pgwire.Append(b.out, pgwire.Sync)
-		s.owe(debt{kind: owesOurSync})
-	}
-}
-
-// suspectRenamed notes what a renamed statement may leave behind: what it names is
-// nothing that stays.
-func (s *session) suspectRenamed(text []byte) scan.Effect {
-	b := s.backend
-	const names = scan.Prepares | scan.Executes
-	before := b.left & names
-	e := s.suspectText(text, true) &^ names
-	b.left = b.left&^names | before
-	return e
-}
-
-// offerDecoy makes a statement that the client's DEALLOCATE of a name can drop as this, if
-// there is such a name.
-func (s *session) offerDecoy(as, name string) {
-	b := s.backend
-	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(as), nul)
-	s.owe(debt{kind: owesOurClose})
-	if s.names[name] != nil {
-		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(as), nul, nul, nul, nul)
-		s.owe(debt{kind: owesOurParse})
-	}
-}
-
-// run prepares for a statement that another executes in SQL; st may be nil.
-func (s *session) run(st *statement) {
-	if st == nil {
-		return
-	}
-	s.ensure(st)
-	s.recall(st.left, &st.said)
-	if in := s.hiddenIn(st); in != nil {
-		s.recall(in.effect, &in.said)
-	}
 }

@@ -67,6 +67,59 @@ type grant struct {
 // served; among users it is fair (see package fair). What it returns is an ending,
 // or errRetired.
 func (p *pool) claim(s *session) (*backend, error) {
+	b, err := p.claimAny(s)
+	if err != nil || !p.sessions() {
+		return b, err
+	}
+	return p.enterAs(b, s)
+}
+
+// enterAs returns a server that was entered with the settings that the client chose at login, in the place of the one that it
+// has claimed: so RESET leads back to them, wherever it stands. If that one was, it stays.
+func (p *pool) enterAs(b *backend, s *session) (*backend, error) {
+	login := s.login
+	if login == nil { // it is logging in
+		login = s.settings
+	}
+	if b.entered.Equal(login) {
+		return b, nil
+	}
+	target, limit := p.target.Choosing(login.All()), p.limits().ConnectTimeout
+	if own := p.target.ConnectTimeout; own > 0 {
+		limit = own
+	}
+	ctx, cancel := context.WithTimeout(p.context(), limit)
+	defer cancel()
+	conn, err := target.Connect(ctx, p.dialLoop)
+	refused, ok := errors.AsType[*upstream.Refused](err)
+	if ok && refused.Passing() { // there may be no room beside it
+		b.broken.Store(true)
+		b.close()
+		conn, err = target.Connect(ctx, p.dialLoop)
+		refused, ok = errors.AsType[*upstream.Refused](err)
+	}
+	switch {
+	case err != nil && ok && !refused.Passing():
+		p.release(b)
+		return nil, unsuited(err)
+	case err != nil:
+		p.release(b)
+		return nil, p.unreachable(err)
+	}
+	other := newBackend(p, conn)
+	other.entered = p.settings.Intern(login)
+	other.settings = other.entered
+	p.mu.Lock()
+	delete(p.all, b)
+	p.all[other] = struct{}{}
+	p.lend(other, s, time.Now())
+	b.holder = nil
+	p.mu.Unlock()
+	b.close()
+	return other, nil
+}
+
+func (p *pool) claimAny(s *session) (*backend, error) {
 	w := &s.waiter
 	w.place.Value, w.place.Since, w.parked = w, s.exchange.Start, false
 	for {

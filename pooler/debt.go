@@ -6,9 +6,11 @@ import (
 	"strings"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/again"
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/state"
 )
 
 // A debt is an answer that the server owes. Only those are kept that are needed to
@@ -45,6 +47,7 @@ const (
 	owesParse       debtKind = iota // ParseComplete for the client
 	owesOurParse                    // ParseComplete for us
 	owesOurDescribe                 // the description, for us, of what the Parse before this has made
+	owesOurRun                      // BindComplete and CommandComplete for us
 	owesClose                       // CloseComplete for the client
 	owesOurClose                    // CloseComplete for us
 	owesDrop                        // CommandComplete of a DEALLOCATE of the client's statement of this name
@@ -69,7 +72,7 @@ type debts struct {
 	asked     int32 // messages of the cycle that is being sent
 	answered  int32 // those of the cycle that is being answered
 	uncounted bool  // which has swallowed another
-	ours      bool  // the next description is the one that owesOurDescribe stands for; of whoever reads the answers
+	ours      bool  // what comes next is what owesOurDescribe or owesOurRun stands for; of whoever reads the answers
 }
 
 // skips reports whether the server, which has answered with an error, passes over the message
@@ -199,7 +202,10 @@ func (s *session) undo(d debt, later []debt) {
 		b.prepared[d.statement] = 0 // it is still there
 	case d.kind == owesDropAll:
 		s.names, s.nameBytes, b.prepared = d.before.names, d.before.nameBytes, d.before.prepared
-	case d.kind.ready() || d.kind == owesOurDescribe || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
+	case d.kind == owesDrop && d.statement != nil && !renamed:
+		s.names[d.name] = d.statement
+		s.nameBytes += len(d.statement.body)
+	case d.kind.ready() || d.kind == owesOurDescribe || d.kind == owesOurRun || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
 	case d.unnamed:
 		s.undoUnnamed(d, later)
 	case d.kind == owesClose && renamed:
@@ -244,13 +250,6 @@ func (s *session) replaces() *replaced {
 	was := &replaced{s.unnamed, s.backend.unnamed}
 	s.unnamed.body = nil // it is the other's
 	return was
-}
-
-// enrol notes what the client is told at login, and what it chose.
-func (s *session) enrol(welcome []byte) {
-	s.settings = s.pool.settings.Intern(s.settings)
-	s.login = s.settings
-	s.told = s.pool.settings.OfWelcome(welcome)
 }
 
 // inform tells the client what the server reports differently from what the client
@@ -301,6 +300,7 @@ func (s *session) hear(body []byte) (keep bool) {
 		return keep // these follow from others
 	}
 	b.left |= scan.Setting
+	s.sensed = nil
 	b.mentions.Add(string(name))
 	return keep
 }
@@ -333,21 +333,24 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 	b := s.backend
 	if !whole {
 		b.left |= scan.Unseen
+		s.sensed = nil
 		return scan.Unseen
 	}
 	known := b.pool.home().hidden.known.Load()
 	hints := known.all()
 	e := scan.Effects(text, b.backslash()) | hints.Find(text, b.backslash(), &b.mentions) | hints.Changes(text)
 	if e&scan.Executes != 0 {
-		e |= s.executes
-		for _, p := range s.prepares.All() {
-			b.mentions.Find([]byte(p.Value), false)
-			e |= hints.Find([]byte(p.Value), false, &b.mentions)
-		}
+		e |= s.executesSQL()
 	}
 	if e == 0 {
 		s.learnHarmless(text, known)
 		return 0
+	}
+	if e&scan.Prepares != 0 {
+		s.notes(text)
+	}
+	if e&(sways|scan.Ends) != 0 {
+		s.sensed = nil
 	}
 	b.left |= e
 	s.resets = s.resets || e&scan.Back != 0
@@ -356,6 +359,18 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 		b.mentions.Find(text, b.backslash())
 	}
 	return e
+}
+
+// executesSQL is what executing something that SQL prepared may leave behind.
+func (s *session) executesSQL() (e scan.Effect) {
+	b := s.backend
+	hints := b.pool.home().hidden.hints()
+	for _, p := range s.prepares.All() {
+		text, _ := state.OfCarried(p.Value)
+		b.mentions.Find([]byte(text), false)
+		e |= hints.Find([]byte(text), false, &b.mentions)
+	}
+	return e | s.executes
 }
 
 // settle finds out what the client has left on its server at a transaction's end. It
@@ -402,11 +417,11 @@ func (s *session) look(b *backend) (err error) {
 	if s.settings != before {
 		s.varied = s.varies()
 	}
-	if named := b.pool.settings.Intern(found.Statements(&q, b.named)); named != b.named {
-		b.named, s.prepares = named, named
-		s.executes = effectsOf(named)
-	}
 	if q.Asked()&scan.Prepares != 0 {
+		if named := b.pool.settings.Intern(s.carried(found.Statements())); named != b.named {
+			b.named, s.prepares = named, named
+			s.executes = effectsOf(named)
+		}
 		b.stuck = found.Stuck
 	}
 	if found.Pins&scan.Prepares != 0 {
@@ -429,8 +444,8 @@ func (s *session) unread(err error) error {
 	return end(Lost, "the session's settings could not be read back from the server", "connect again").because(fmt.Errorf("audit: %w", err))
 }
 
-// bind notes what executing a portal will do to names.
-func (s *session) bind(portal, name []byte) {
+// bind notes what executing a portal will do to names. It reports whether something is carried out behind it.
+func (s *session) bind(portal, name []byte) (behind bool) {
 	u := s.unnamed.use
 	if len(name) > 0 {
 		u = use{}
@@ -438,11 +453,12 @@ func (s *session) bind(portal, name []byte) {
 			u = st.use
 		}
 	}
-	if u.drops != "" {
+	if u.drops = u.dropped(); u.drops != "" {
 		s.offerDecoy(decoy, u.drops)
 	}
+	u.again = s.again(name)
 	switch {
-	case u.drops != "" || u.all:
+	case u.drops != "" || u.all || u.again != nil:
 		if s.portals == nil {
 			s.portals = map[string]use{}
 		}
@@ -450,13 +466,14 @@ func (s *session) bind(portal, name []byte) {
 	case len(s.portals) > 0:
 		delete(s.portals, string(portal))
 	}
+	return u.again != nil
 }
 
 // execute notes what an Execute does to names. If it fails, what follows in its cycle
-// does too: so it may be taken for granted here.
-func (s *session) execute(n int) {
+// does too: so it may be taken for granted here. It returns what is to be carried out behind it.
+func (s *session) execute(n int) *again.Statements {
 	if len(s.portals) == 0 {
-		return
+		return nil
 	}
 	portal, _, _ := pgwire.String(s.head(n))
 	u := s.portals[string(portal)]
@@ -464,9 +481,11 @@ func (s *session) execute(n int) {
 	b := s.backend
 	switch {
 	case u.drops != "":
-		s.owe(debt{kind: owesDrop, name: u.drops})
+		s.owe(debt{kind: owesDrop, name: u.drops, statement: s.names[u.drops]})
+		s.unname(u.drops)
 	case u.all:
 		s.owe(debt{kind: owesDropAll, before: &known{s.names, s.nameBytes, b.prepared}})
 		s.names, s.nameBytes, b.prepared = nil, 0, map[*statement]uint64{}
 	}
+	return u.again
 }

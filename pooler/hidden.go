@@ -3,7 +3,6 @@ package pooler
 import (
 	"bytes"
 	"errors"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -12,6 +11,7 @@ import (
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/pooler/internal/upstream"
@@ -170,238 +170,20 @@ func (s *session) leavesOf(st *statement) scan.Effect {
 	if st == nil {
 		return 0
 	}
+	left := st.left | s.leavesOf(st.runs)
 	if in := s.hiddenIn(st); in != nil {
-		return st.left | in.effect
+		left |= in.effect
 	}
-	return st.left
+	return left
 }
 
 // effectsOf says what may be left behind by executing statements that SQL prepared.
 func effectsOf(named *state.Settings) (e scan.Effect) {
 	for _, p := range named.All() {
-		e |= scan.Effects([]byte(p.Value), false)
+		text, _ := state.OfCarried(p.Value)
+		e |= scan.Effects([]byte(text), false)
 	}
 	return e &^ scan.Prepares
-}
-
-// Nor does a text show the settings that it was prepared under: which tables search_path led
-// to, what a date was. PostgreSQL keeps what it made of them. So a server that is to learn a
-// statement later than its client prepared it learns it under those settings, in front of the
-// cycle that uses it: in a transaction, or behind a savepoint, of which nothing stays but the
-// statement. That costs a round trip, and is done only where the client's settings may give
-// the text another meaning by now.
-
-// sways are the effects in an open transaction behind which the client's settings are not known.
-const sways = scan.Setting | scan.AnyChange | scan.Back | scan.Discards | scan.Nameless | scan.Unseen | scan.Local
-
-// swayed reports whether the client may have changed its settings in the transaction that is open.
-func (s *session) swayed() bool { return s.backend.left&sways != 0 }
-
-// varies reports whether a name stands for what was prepared under settings of another meaning.
-func (s *session) varies() bool {
-	same := s.settings
-	for _, st := range s.names {
-		if st.under == same || st.under == nil {
-			continue
-		}
-		if !st.under.MeansSame(s.settings) {
-			return true
-		}
-		same = st.under
-	}
-	return false
-}
-
-// strange reports whether what was prepared under these settings may now mean something else.
-func (s *session) strange(under *state.Settings) bool {
-	return under != nil && (s.swayed() || !under.MeansSame(s.settings))
-}
-
-// unlearned reports whether the cycle that is buffered uses statements that are to be taught.
-func (s *session) unlearned() bool {
-	named, unnamed := s.toLearn()
-	return unnamed || len(named) > 0
-}
-
-// toLearn lists them; unnamed is whether the unnamed one is to be as well.
-func (s *session) toLearn() (named []*statement, unnamed bool) {
-	b, u := s.backend, &s.unnamed
-	open := b.status == pgwire.InBlock && s.swayed() && (len(s.names) > 0 || u.version != 0)
-	if !s.varied && !open && (u.version == 0 || u.under == s.settings || u.under == nil) {
-		return nil, false
-	}
-	if b.status == pgwire.InFailed || b.pool.sessions() || s.open { // open: the cycle has been sent in part
-		return nil, false
-	}
-	wants := func(st *statement) {
-		for ; st != nil; st = st.runs {
-			text, _, _ := pgwire.String(st.body)
-			_, known := b.prepared[st]
-			if !known && s.strange(st.under) && (b.status == pgwire.Idle || scan.Analysed(text)) && !slices.Contains(named, st) {
-				named = append(named, st)
-			}
-		}
-	}
-	s.eachUse(func(name []byte) {
-		switch {
-		case len(name) > 0:
-			wants(s.names[string(name)])
-		case u.version != 0 && u.kept:
-			wants(u.runs)
-			text, _, _ := pgwire.String(u.body)
-			unnamed = s.strange(u.under) && (b.status == pgwire.Idle || scan.Analysed(text)) && (b.unnamed != ticket{s.id, u.version} || len(named) > 0)
-		}
-	})
-	return named, unnamed
-}
-
-// eachUse yields the names of the statements that the cycle that is buffered uses, in SQL too, as far
-// as it does not give them a meaning itself.
-func (s *session) eachUse(yield func(name []byte)) {
-	own := map[string]bool{}
-	for rest := s.in.Peek(s.in.Buffered()); pgwire.Holds(rest); {
-		typ, n, body := pgwire.Split(rest)
-		rest = rest[n:]
-		var name, text []byte
-		switch typ {
-		case pgwire.Sync, pgwire.FunctionCall:
-			return
-		case pgwire.Query:
-			text, rest = bytes.TrimSuffix(body, nul), nil
-		case pgwire.Parse:
-			name, text, _, _ = pgwire.Strings(body)
-		case pgwire.Bind:
-			_, name, _, _ = pgwire.Strings(body)
-		case pgwire.Describe, pgwire.Close:
-			if len(body) < 2 || body[0] != 'S' {
-				continue
-			}
-			name = body[1 : len(body)-1]
-		default:
-			continue
-		}
-		if len(s.names) > 0 && len(text) > 0 {
-			for _, use := range scan.Uses(text, s.backend.backslash()) {
-				if !own[use.Name] && !use.Drops && !use.Makes {
-					yield([]byte(use.Name))
-				}
-			}
-		}
-		switch typ {
-		case pgwire.Parse, pgwire.Close:
-			own[string(name)] = true
-		case pgwire.Bind, pgwire.Describe:
-			if !own[string(name)] {
-				yield(name)
-			}
-		}
-	}
-}
-
-// unmet reports whether the cycle that is buffered uses statements that the server does not know, in a
-// transaction that may be aborted by then: that has to be known when they are prepared. The lock is held.
-func (s *session) unmet() (found bool) {
-	b, u := s.backend, &s.unnamed
-	if b.status == pgwire.Idle && b.left&scan.Begins == 0 {
-		return false
-	}
-	s.eachUse(func(name []byte) {
-		st := s.names[string(name)]
-		_, known := b.prepared[st]
-		found = found || st != nil && !known || len(name) == 0 && u.version != 0 && u.kept && b.unnamed != ticket{s.id, u.version}
-	})
-	return found
-}
-
-// teach makes the server learn what the cycle uses and was prepared under other settings.
-// What it refuses then is prepared where it is used, and refused there.
-func (s *session) teach() error {
-	named, unnamed := s.toLearn()
-	if len(named) == 0 && !unnamed {
-		return nil
-	}
-	s.mu.Lock()
-	for _, st := range named {
-		s.teachOne(st.under, st, st.name, st.body)
-	}
-	if u := &s.unnamed; unnamed { // last: each of our own queries drops it
-		s.teachOne(u.under, nil, "", u.body)
-		s.backend.unnamed = ticket{s.id, u.version}
-	}
-	s.mu.Unlock()
-	return s.replayed()
-}
-
-// teachOne sends what makes the server learn one statement; st is nil for the unnamed one.
-func (s *session) teachOne(under *state.Settings, st *statement, name string, body []byte) {
-	b := s.backend
-	begin, undo := "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE", []string{"ROLLBACK"}
-	if b.status == pgwire.InBlock {
-		begin, undo = "SAVEPOINT _ms", []string{"ROLLBACK TO SAVEPOINT _ms", "RELEASE SAVEPOINT _ms"}
-	}
-	aside := func(d debt) {
-		d.kind = owesReplay
-		s.owe(d)
-		b.replays++
-	}
-	for _, sql := range append([]string{begin}, under.Meaning()...) {
-		b.out = pgwire.AppendQuery(b.out, sql)
-		aside(debt{aside: true})
-	}
-	b.unnamed = ticket{}
-	if st != nil {
-		s.learn(st)
-	}
-	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, body)
-	b.out = pgwire.Append(b.out, pgwire.Sync)
-	aside(debt{aside: true, statement: st, unnamed: st == nil})
-	for i, sql := range undo { // by names, which leave the unnamed ones alone
-		b.out = pgwire.Append(b.out, pgwire.Parse, []byte("_ms_undo"), nul, []byte(sql), nul, nul, nul)
-		b.out = pgwire.Append(b.out, pgwire.Bind, []byte("_ms_undo"), nul, []byte("_ms_undo"), make([]byte, 7))
-		b.out = pgwire.Append(b.out, pgwire.Execute, []byte("_ms_undo"), make([]byte, 5))
-		b.out = pgwire.Append(b.out, pgwire.Close, []byte("S_ms_undo"), nul)
-		b.out = pgwire.Append(b.out, pgwire.Close, []byte("P_ms_undo"), nul) // which would last as long as the transaction
-		b.out = pgwire.Append(b.out, pgwire.Sync)
-		aside(debt{aside: i < len(undo)-1})
-	}
-}
-
-// untaught notes that the server has refused what it was to learn.
-func (s *session) untaught(d debt) {
-	if d.statement != nil {
-		delete(s.backend.prepared, d.statement)
-	}
-	if d.unnamed {
-		s.backend.unnamed = ticket{}
-	}
-}
-
-// forgotten notes that the server has closed a statement to make room for one that it learns.
-func (s *session) forgotten() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if d, ok := s.debts.first(); ok && d.kind == owesOurClose {
-		s.debts.pop()
-	}
-}
-
-// unmade is why the server did not prepare a statement that SQL is about to execute.
-type unmade struct {
-	name string
-	body []byte // of the ErrorResponse
-}
-
-// tellWhy tells the client that, in place of an error that says that there is no such statement: with
-// a connection of its own it has it, and PostgreSQL finds the same fault with it then.
-func (s *session) tellWhy(body []byte) bool {
-	if s.why == nil || string(pgwire.Field(body, 'C')) != "26000" || !bytes.Contains(pgwire.Field(body, 'M'), []byte(`"`+s.why.name+`"`)) {
-		return false
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.exchange.DB.SQLState = string(pgwire.Field(s.why.body, 'C'))
-	s.held = pgwire.Append(s.held, pgwire.ErrorResponse, s.why.body)
-	return true
 }
 
 // What PostgreSQL says of a prepared FETCH's columns is settled when it is prepared: there are none if there
@@ -426,10 +208,16 @@ func (s *session) cursorless() bool {
 func (r *registry) apart(st *statement) *statement {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	c := r.copyOf(st)
+	c.cursor = &sighting{}
+	return c
+}
+
+// copyOf is the same statement under another name. The lock is held.
+func (r *registry) copyOf(st *statement) *statement {
 	r.last++
 	return &statement{
-		name: namePrefix + strconv.FormatUint(r.last, 36), body: st.body, left: st.left, said: st.said, use: st.use, under: st.under, shape: st.shape,
-		cursor: &sighting{},
+		name: namePrefix + strconv.FormatUint(r.last, 36), key: st.key, body: st.body, left: st.left, said: st.said, use: st.use, under: st.under, shape: st.shape,
 	}
 }
 
@@ -483,4 +271,123 @@ func (s *session) standInForFetch(body []byte, cursor *sighting, known bool, as 
 	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, body)
 	s.owe(debt{kind: owesOurParse})
 	return name
+}
+
+// aborted reports whether the message that is being sent meets a transaction that is
+// aborted: PostgreSQL refuses everything there but what ends it.
+func (s *session) aborted() bool {
+	return s.backend.status == pgwire.InFailed && s.cycles.len() == 0 && !s.next.ends
+}
+
+// unsettling are effects in an open transaction behind which a text that PostgreSQL has taken
+// once may mean something else, or nothing.
+const unsettling = scan.Setting | scan.AnyChange | scan.Back | scan.Discards | scan.Nameless | scan.Unseen | scan.Local | scan.Catalog | scan.Temporary
+
+// doubtful reports whether PostgreSQL might now refuse a statement that the server knows, were
+// it prepared again.
+func (s *session) doubtful() bool {
+	b := s.backend
+	return b.status == pgwire.InFailed || s.cycles.len() > 0 || b.left&unsettling != 0
+}
+
+// currval and lastval answer with what the server's session was given last, whoever its
+// client was. They must never answer with another client's value.
+//
+// Nothing is done for databases whose clients never ask for them. Once one has, each
+// server forgets such values (DISCARD SEQUENCES, in front of the client's first message)
+// when it changes hands. So a value that was given in the same transaction is right, and
+// one that is not there is PostgreSQL's own error (55000). A client that asks for what an
+// earlier transaction was given keeps its server from its next such transaction on;
+// until then it gets the server that it had last, if nobody has had it since.
+
+// Whose values a server's session knows, besides the id of a session.
+const (
+	nobodys  = 0
+	severals = ^uint32(0)
+)
+
+// takeSequences makes the values that the server knows the client's own, if it matters. It
+// reports whether the server has to forget those that it has.
+func (s *session) takeSequences() (forget bool) {
+	b := s.backend
+	switch {
+	case b.sequences == s.id:
+	case b.sequences == nobodys:
+		b.sequences = s.id
+	case b.pool.sequences.Load():
+		b.sequences = s.id
+		return true
+	default:
+		b.sequences = severals
+	}
+	return false
+}
+
+const forgetSequences = "DISCARD SEQUENCES"
+
+// asks notes that the next message, which may do e, is carried out now.
+func (s *session) asks(e scan.Effect) {
+	if e&scan.Sequence != 0 && (s.backend.left|e)&scan.Advances == 0 {
+		s.straddles = true
+	}
+	s.ownSequences(e)
+}
+
+// ownSequences sees to it, before a message is sent that asks for a sequence's last value,
+// that the server knows none of another client's. The lock is held.
+func (s *session) ownSequences(e scan.Effect) {
+	b := s.backend
+	if e&scan.Sequence == 0 {
+		return
+	}
+	if !b.pool.sequences.Load() {
+		b.pool.sequences.Store(true)
+	}
+	switch {
+	case b.sequences == s.id || b.status == pgwire.InFailed:
+	case s.behind || s.uplink != nil || s.debts.len() > b.replays:
+		s.refused = end(Unsupported, "currval or lastval is asked for in the middle of a pipeline, and the server may know another client's values",
+			"use INSERT … RETURNING, or connect again: from now on servers forget them in time")
+	default: // the database's first to ask
+		b.sequences = s.id
+		s.sendReplay(forgetSequences, "")
+	}
+}
+
+// keepSequences pins the server, at a transaction's end, for a client that will ask for the
+// values that it was given. What is over with the transaction is forgotten.
+func (s *session) keepSequences(b *backend) {
+	if s.straddles && b.left&scan.Advances != 0 {
+		b.pins |= scan.Sequence
+		s.mu.Lock()
+		s.pinned = audit.Reasons(b.pins)
+		s.mu.Unlock()
+	}
+	b.left &= scan.Lasting
+}
+
+// standIn makes an empty statement with the same parameters as the one with this body: using it is refused for the
+// same reason, and it can be prepared in an aborted transaction too.
+func (s *session) standIn(body []byte) string {
+	const name = namePrefix + "_stand_in"
+	b := s.backend
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
+	s.owe(debt{kind: owesOurClose})
+	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, prepared.Empty(body, b.backslash()))
+	s.owe(debt{kind: owesOurParse})
+	return name
+}
+
+// leaves is what the client's statement of this name may leave behind.
+func (s *session) leaves(name []byte) scan.Effect {
+	if len(name) == 0 {
+		s.rebindUnnamed()
+		return s.unnamed.left | s.leavesOf(s.unnamed.runs)
+	}
+	st := s.names[string(name)]
+	if st != nil && st.late != nil {
+		s.rebind(string(name), 0)
+		st = s.names[string(name)]
+	}
+	return s.leavesOf(st)
 }

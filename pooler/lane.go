@@ -307,7 +307,7 @@ func (s *session) forwardNow() bool {
 		s.escalate(atForward)
 		return false
 	}
-	s.attempt = attempt{tries: s.attempt.tries, began: s.attempt.began}
+	s.attempt = attempt{tries: s.attempt.tries, began: s.attempt.began, last: s.attempt.last}
 	size, err := s.sendPlain(), error(nil)
 	if size == 0 {
 		size, err = s.sendWhole()

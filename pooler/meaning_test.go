@@ -41,6 +41,8 @@ func TestAStatementMeansWhatItMeantWhenItWasPrepared(t *testing.T) {
 		"too few parameters":           {nil, []step{found, ask(parsed("p", "select $1::int from things")), lost}, []step{use, query("execute p"), query("execute p (1)"), query("execute p ('x')")}},
 		"wrong parameters":             {nil, []step{found, ask(parsed("p", "select $1::int from things")), lost}, []step{ask(bindTexts("", "p", []string{"word"}), executed)}},
 		"executed by another":          {nil, []step{german, ask(parsed("p", date)), ask(parsed("q", "execute p")), iso}, []step{ask(bound("q"), executed)}},
+		"executed by, made anew":       {nil, []step{ask(parsed("p", "select 1")), ask(parsed("q", "execute p")), query("deallocate p"), german, ask(parsed("p", date)), iso}, []step{ask(bound("q"), executed), ask(bound("q"), executed)}},
+		"executed by the unnamed one":  {nil, []step{german, ask(parsed("p", date)), iso, ask(parsed("", "execute p"))}, []step{ask(bound(""), executed)}},
 		"a cursor by SQL":              {nil, []step{ask(parsed("p", "declare held cursor with hold for select n from fixture")), lost}, []step{query("execute p ('1')"), query("execute p")}},
 		"behind a commit in its cycle": {nil, []step{german, ask(parsed("p", date), parsed("end", "commit")), iso}, []step{ask(parsed("p", "select 'taken'"), bound("end"), executed, bound("p"), executed), ask(bound("end"), executed, bound("p"), executed), use}},
 		"a table that is gone":         {nil, []step{query("create table gone (n int)"), ask(parsed("p", "select n from gone")), query("drop table gone")}, []step{query("execute p"), use, query("select 1; execute p"), query("execute nowhere")}},
@@ -61,23 +63,7 @@ func TestAStatementMeansWhatItMeantWhenItWasPrepared(t *testing.T) {
 		"while the table is away": {nil, []step{found, ask(parsed("p", "select n from things")), query("alter table other.things rename to away"), lost}, []step{use, query("alter table other.away rename to things"), found, use}},
 	} {
 		t.Run(what, func(t *testing.T) {
-			both := m.sides(c.login)
-			for _, p := range both {
-				if p.err != nil {
-					t.Fatal(p.err)
-				}
-				defer p.conn.Close()
-			}
-			play := func(steps []step) {
-				for _, one := range steps {
-					for _, p := range both {
-						p.say(one)
-					}
-					if pooled, direct := both[0].hear(one.ready), both[1].hear(one.ready); pooled != direct {
-						t.Fatalf("%q\nPOOLED\n%s\nDIRECT\n%s", one.story, pooled, direct)
-					}
-				}
-			}
+			play := m.inTurn(t, c.login)
 			play(c.before)
 			do(t, other, "deallocate all", simple)
 			play(c.then)
@@ -178,5 +164,28 @@ func TestAServerIsNotAskedAboutAFetchWhoseCursorIsGone(t *testing.T) {
 			}
 			later.expect("nZ")
 		})
+	}
+}
+
+// inTurn logs in to both sides and returns what plays the same steps on both, whose answers must not differ.
+func (m *match) inTurn(t *testing.T, login []string) (play func([]step)) {
+	t.Helper()
+	both := m.sides(login)
+	for _, p := range both {
+		if p.err != nil {
+			t.Fatal(p.err)
+		}
+		t.Cleanup(func() { p.conn.Close() })
+	}
+	return func(steps []step) {
+		t.Helper()
+		for _, one := range steps {
+			for _, p := range both {
+				p.say(one)
+			}
+			if pooled, direct := both[0].hear(one.ready), both[1].hear(one.ready); pooled != direct {
+				t.Fatalf("%q\nPOOLED\n%s\nDIRECT\n%s", one.story, pooled, direct)
+			}
+		}
 	}
 }

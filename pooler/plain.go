@@ -1,7 +1,13 @@
 package pooler
 
 import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"time"
+
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
+	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/memo"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
@@ -107,4 +113,170 @@ func (s *session) sendPlain() (size int) {
 	s.in.Skip(size)
 	s.noteSent(pgwire.Sync)
 	return size
+}
+
+// A login that asks the client for nothing is served by the event loops as soon as its
+// first packet is there. All others get a goroutine.
+
+// arrivesFor is how long a client has no goroutine that has sent nothing yet. Its login's
+// own limit counts from its connection on.
+const arrivesFor = time.Second
+
+// arrive lets the event loops wait for the client's first packet. It reports whether
+// they can.
+func (s *session) arrive() bool {
+	s.lane.Lock()
+	defer s.lane.Unlock()
+	s.sock.Own(&s.task)
+	s.in.Shrink()
+	s.late = time.AfterFunc(arrivesFor, func() {
+		s.lane.Lock()
+		defer s.lane.Unlock()
+		if s.at == arriving {
+			s.escalate(atLogin)
+		}
+	})
+	if s.sock.Watch() {
+		return true
+	}
+	s.late.Stop()
+	s.at = aside
+	s.sock.Own(nil)
+	s.in.Own()
+	return false
+}
+
+// admitNow serves the client's first packet, if that can be done without waiting.
+func (s *session) admitNow(w *loop.Worker) bool {
+	s.in.Borrow(w.Scratch)
+	policy := s.pooler.policy.Load()
+	for {
+		start, size, ok := s.in.PeekStartup()
+		switch {
+		case ok && start.Kind == pgwire.StartTLS && policy.tls == nil && s.in.Buffered() == size:
+			s.in.Skip(size)
+			if _, err := s.sock.TryWrite([]byte{'N'}); err != nil {
+				s.escalate(atLogin) // it meets that again
+				return false
+			}
+			continue
+		case ok && start.Kind == pgwire.StartSession && s.entersFreely(&start, policy):
+			s.late.Stop()
+			s.late = nil
+			s.in.Skip(size)
+			return s.enterNow(&start, policy)
+		case s.in.Buffered() > 0:
+			s.late.Stop()
+			s.escalate(atLogin)
+			return false
+		}
+		switch err := s.in.FillFrom((*loop.Try)(s.sock)); {
+		case err == nil:
+		case loop.Waits(err):
+			return false
+		default:
+			s.escalate(atLogin)
+			return false
+		}
+	}
+}
+
+// entersFreely reports whether the client is let in, or refused, by its name alone.
+func (s *session) entersFreely(start *pgwire.Startup, policy *policy) bool {
+	_, known := policy.accounts[start.Get("user")]
+	return !known && len(policy.config.HBA) == 0 && policy.trusts() && !policy.config.TLS.Require && len(policy.tenants) == 0
+}
+
+// enterNow lets the client in.
+func (s *session) enterNow(start *pgwire.Startup, policy *policy) bool {
+	s.begin()
+	if err := s.identify(start, policy); err != nil {
+		s.fail(s.loginError(err, policy))
+		return false
+	}
+	if !s.greetable() {
+		s.escalate(atWelcome)
+		return false
+	}
+	if err := s.welcome(); err != nil {
+		s.fail(err)
+		return false
+	}
+	s.at = resting
+	if !s.pool.laned() {
+		s.escalate(atRest)
+		return false
+	}
+	return true
+}
+
+// greetable reports whether what the client is to be told at login is known.
+func (s *session) greetable() bool {
+	p, err := s.route()
+	if err != nil {
+		return true // which is all that it is to be told
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.retired && p.welcome[s.settings.Key()] != nil
+}
+
+// quit ends a session that has said goodbye between two transactions.
+func (s *session) quit() {
+	s.at = aside
+	s.sock.Own(nil)
+	s.spare()
+	s.raw.Close()
+	s.pooler.leave(s)
+	s.pooler.ended.Done()
+}
+
+// welcome tells the client that it is in, and what the server is like.
+func (s *session) welcome() error {
+	params, err := s.greeting()
+	if err != nil {
+		return err
+	}
+	s.enrol(params)
+	_, _ = rand.Read(s.secret) // never fails
+	out := pgwire.Append(nil, pgwire.Authentication, make([]byte, 4))
+	out = append(out, params...)
+	out = pgwire.Append(out, pgwire.BackendKeyData, binary.BigEndian.AppendUint32(nil, s.id), s.secret)
+	out = pgwire.AppendReady(out, pgwire.Idle)
+	s.mu.Lock()
+	s.entered = true
+	s.mu.Unlock()
+	if _, err := s.conn.Write(out); err != nil {
+		return errGone
+	}
+	s.busy = false // a login that goes well is no exchange
+	return nil
+}
+
+// greeting asks the pool what the client is to be told.
+func (s *session) greeting() ([]byte, error) {
+	for {
+		p, err := s.route()
+		if err != nil {
+			return nil, err
+		}
+		params, err := p.greet(s)
+		if !errors.Is(err, errRetired) {
+			return params, err
+		}
+	}
+}
+
+// admitted reports whether the client has been let in.
+func (s *session) admitted() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.entered
+}
+
+// enrol notes what the client is told at login, and what it chose.
+func (s *session) enrol(welcome []byte) {
+	s.settings = s.pool.settings.Intern(s.settings)
+	s.login = s.settings
+	s.told = s.pool.settings.OfWelcome(welcome)
 }

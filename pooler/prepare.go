@@ -1,8 +1,7 @@
 package pooler
 
 import (
-	"encoding/binary"
-	"slices"
+	"cmp"
 	"strconv"
 	"strings"
 	"sync"
@@ -10,6 +9,7 @@ import (
 
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 )
@@ -23,6 +23,7 @@ import (
 // what it means. It is immutable, and shared by all clients that prepare the same.
 type statement struct {
 	name string // on the servers
+	key  string // in the registry
 	body []byte // of the Parse message, after the name
 	left scan.Effect
 	said scan.Mentions // if what it leaves has names
@@ -32,14 +33,6 @@ type statement struct {
 	shape  *fingerprint.Shape
 	hidden atomic.Pointer[hiddenIn] // what its text does by the functions that it calls
 	cursor *sighting                // of a FETCH that is one client's alone; nil: when it was prepared there was no cursor
-}
-
-// A use is what a statement does, in SQL, with another that was prepared through the
-// protocol: its text has the server's name in place of the client's.
-type use struct {
-	drops string     // DEALLOCATE: of the client's statement of this name
-	all   bool       // DEALLOCATE ALL or DISCARD ALL
-	runs  *statement // EXECUTE
 }
 
 // Names on the servers begin with namePrefix; the bare prefix never exists.
@@ -72,17 +65,18 @@ type registry struct {
 }
 
 // intern returns the statement with this body, which has this use, of a client that had these
-// settings; certain is false if it may have changed them in the transaction that is open.
-func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u use, shapes *fingerprint.Table) *statement {
+// settings; certain is false if it may have changed them in the transaction that is open. older is whether
+// it was there before.
+func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u use, shapes *fingerprint.Table) (st *statement, older bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	under, doubt := settings, ""
 	if !certain {
 		under, doubt = nil, "?"
 	}
-	key := doubt + settings.Key() + u.drops + "\x00" + string(body)
+	key := doubt + settings.Key() + u.key() + "\x00" + string(body)
 	if st := r.by[key]; st != nil {
-		return st
+		return st, true
 	}
 	if r.by == nil {
 		r.by = map[string]*statement{}
@@ -95,15 +89,21 @@ func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u
 	}
 	r.last++
 	text, _, _ := pgwire.String(body)
-	st := &statement{name: namePrefix + strconv.FormatUint(r.last, 36), body: append([]byte(nil), body...), left: scan.Effects(text, false), use: u, under: under, shape: shapes.Of(text)}
-	if u != (use{}) && !u.all {
+	st = &statement{name: namePrefix + strconv.FormatUint(r.last, 36), key: key, body: append([]byte(nil), body...), left: scan.Effects(text, false), use: u, under: under, shape: shapes.Of(text)}
+	if u.renames() {
 		st.left &^= scan.Prepares | scan.Executes // what it names is nothing that stays
 	}
 	if st.left&(scan.Setting|scan.AnyChange) != 0 {
 		st.said.Find(text, false)
 	}
 	r.by[key] = st
-	return st
+	return st, false
+}
+
+// intern is that for what this client prepares now.
+func (s *session) intern(body []byte, u use) (st *statement, older bool) {
+	under := s.present()
+	return s.backend.pool.statements.intern(cmp.Or(under, s.settings), under != nil, body, u, s.pooler.shapes)
 }
 
 // renew makes every statement that is prepared from now on a new one.
@@ -147,9 +147,20 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 				s.in.Skip(pgwire.HeaderSize + n)
 				return 0, nil
 			}
-			s.asks(s.suspect(text, whole))
+			before := s.resets
+			e := s.suspect(text, whole)
+			s.leadsBack(e, text)
+			s.asks(e)
+			if whole && e&scan.Back != 0 && s.login != state.None && s.queryReset(text) {
+				s.resets = before || e&(scan.AnyChange|scan.Unseen) != 0 // all others are led back at once
+				s.in.Skip(pgwire.HeaderSize + n)
+				return 0, nil
+			}
 		case pgwire.Execute:
-			s.execute(n)
+			if again := s.execute(n); again != nil {
+				s.executeReset(n, again)
+				return 0, nil
+			}
 		}
 	} else if text != nil && whole {
 		b.left |= scan.Effects(text, false) & (scan.Terminates | scan.Cancels)
@@ -173,12 +184,14 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 	if len(name) == 0 {
 		was, u := s.replaces(), s.newUnnamed()
 		var renamed []byte
-		if renamed, u.use = s.rename(text, whole); renamed != nil {
-			s.parseRenamed(renamed, s.head(n)[len(text)+2:], was)
+		if renamed, u.use = s.rename(text, s.head(n)[1:], whole); renamed != nil {
+			s.parseRenamed(renamed, was)
 			s.in.Skip(pgwire.HeaderSize + n)
 			return 0, nil
 		}
+		before := s.resets
 		s.keepUnnamed(s.suspect(text, whole), s.head(n)[1:], whole)
+		s.resets = before // it leads back when it is bound
 		if u.left&(scan.Setting|scan.AnyChange) != 0 {
 			u.said.Find(text, b.backslash())
 		}
@@ -204,10 +217,7 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 func (s *session) newUnnamed() *unnamed {
 	u := &s.unnamed
 	u.last++
-	u.under, u.cursor, u.use = s.settings, nil, use{}
-	if s.swayed() {
-		u.under = nil
-	}
+	u.under, u.cursor, u.use = s.present(), nil, use{}
 	return u
 }
 
@@ -243,12 +253,12 @@ func (s *session) parseNamed(name string, body []byte) error {
 	if len(s.names) >= maxNames || s.nameBytes+len(body) > maxNameBytes {
 		return end(Unsupported, "too many prepared statements in one session", "close those that are not needed")
 	}
-	text, types, _ := pgwire.String(body)
-	renamed, u := s.rename(text, true)
+	text, _, _ := pgwire.String(body)
+	renamed, u := s.rename(text, body, true)
 	if renamed != nil {
-		body = append(append(renamed, 0), types...)
+		body = renamed
 	}
-	st := b.pool.statements.intern(s.settings, !s.swayed(), body, u, s.pooler.shapes)
+	st, older := s.intern(body, u)
 	if st.left&scan.Fetches != 0 && !s.cursorless() {
 		st = b.pool.statements.apart(st)
 	}
@@ -257,6 +267,9 @@ func (s *session) parseNamed(name string, body []byte) error {
 	}
 	s.names[name] = st
 	s.nameBytes += len(st.body)
+	if older {
+		s.untry(name)
+	}
 	s.ownSequences(st.left)
 	d := debt{kind: owesParse, statement: st, name: name}
 	if _, known := b.prepared[st]; known {
@@ -287,10 +300,14 @@ func (s *session) rewriteBind(n int) (int, error) {
 	if !ok {
 		return 0, protocolError("invalid Bind message: its names are missing or too long")
 	}
+	before := s.resets
+	s.back = leadBack{}
 	s.asks(s.leaves(name))
-	as := s.resolve(name, pgwire.Bind)
+	as := s.resolve(name, pgwire.Bind, s.head(n)[len(portal)+len(name)+2:])
 	b := s.backend
-	s.bind(portal, name)
+	if s.bind(portal, name) {
+		s.resets = before // what it leads back is given again right behind it
+	}
 	if b.left&scan.AnyChange != 0 { // a value may be the name of a setting
 		pgwire.Values(s.head(n)[len(portal)+len(name)+2:], b.mentions.Guess)
 	}
@@ -322,7 +339,8 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 	as := ""
 	switch {
 	case typ == pgwire.Describe:
-		as = s.resolve(name, pgwire.Describe)
+		s.leaves(name) // which finds out what it is now
+		as = s.resolve(name, pgwire.Describe, nil)
 	case len(name) == 0:
 		s.owe(debt{kind: owesClose, unnamed: true, was: s.replaces()})
 		b.unnamed, s.unnamed.version = ticket{}, 0
@@ -344,10 +362,10 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 
 // resolve returns the name that the server knows the client's statement by, after
 // making sure that it does. A name that means nothing becomes one that the server
-// will refuse. typ is the message's.
-func (s *session) resolve(name []byte, typ byte) string {
+// will refuse. typ is the message's, rest what follows the names of a Bind.
+func (s *session) resolve(name []byte, typ byte, rest []byte) string {
 	if len(name) == 0 {
-		return s.resolveUnnamed(typ)
+		return s.resolveUnnamed(typ, rest)
 	}
 	st := s.names[string(name)]
 	if st == nil {
@@ -357,27 +375,37 @@ func (s *session) resolve(name []byte, typ byte) string {
 		return string(name)
 	}
 	s.see(st, nil)
+	s.try(name)
+	if typ == pgwire.Describe && st.late != nil && st.late.silent {
+		return s.standIn(st.late.body)
+	}
 	if f := st.fetch(); f != nil && typ == pgwire.Describe {
 		return s.describeFetch(f)
 	}
-	if _, known := s.backend.prepared[st]; !known && st.left&scan.Ends == 0 && s.aborted() && (typ == pgwire.Bind || describable(st.body)) {
+	if typ == pgwire.Describe && st.runs != nil && !s.aborted() {
+		return s.describeLate(&st.use)
+	}
+	if _, known := s.backend.prepared[st]; !known && s.standsIn(st.left, st.body, typ, rest) {
 		return s.standIn(st.body)
 	}
-	s.run(st.runs)
 	s.run(st)
 	return st.name
 }
 
-func (s *session) resolveUnnamed(typ byte) string {
+func (s *session) resolveUnnamed(typ byte, rest []byte) string {
 	b, u := s.backend, &s.unnamed
 	f, there := u.runs.fetch(), u.version != 0 && b.unnamed == ticket{s.id, u.version}
 	switch {
+	case typ == pgwire.Describe && u.version != 0 && u.late != nil && u.late.silent:
+		return s.standIn(u.late.body)
 	case typ == pgwire.Describe && u.version != 0 && f != nil:
 		return s.describeFetch(f)
+	case typ == pgwire.Describe && u.version != 0 && u.runs != nil && !s.aborted():
+		return s.describeLate(&u.use)
 	case typ == pgwire.Describe && u.version != 0 && u.kept && u.left&scan.Fetches != 0:
 		return s.standInForFetch(u.body, u.cursor, there, "")
 	case there:
-	case u.version != 0 && u.kept && u.left&scan.Ends == 0 && s.aborted() && (typ == pgwire.Bind || describable(u.body)):
+	case u.version != 0 && u.kept && s.standsIn(u.left, u.body, typ, rest):
 		return s.standIn(u.body)
 	case u.version != 0 && u.kept:
 		b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.body)
@@ -386,77 +414,39 @@ func (s *session) resolveUnnamed(typ byte) string {
 	default:
 		return namePrefix // never somebody else's
 	}
-	s.run(u.runs)
+	s.runFor(&u.use)
 	s.recall(u.left, &u.said)
+	if u.left&scan.Back != 0 && u.kept {
+		text, _, _ := pgwire.String(u.body)
+		s.leadsBack(u.left, text)
+	}
 	return ""
 }
 
-// describable reports whether what PostgreSQL says of a statement is known from its text: it returns
-// no rows, and its parameters have the types that it was prepared with.
-func describable(body []byte) bool {
-	text, types, _ := pgwire.String(body)
-	declared := declaredTypes(types)
-	return scan.Rowless(text) && scan.Parameters(text, false) <= len(declared) && !slices.Contains(declared, 0)
-}
-
-// declaredTypes are the oids of the types of parameters that a Parse names, behind its text. 0 is one
-// that PostgreSQL is to find out.
-func declaredTypes(rest []byte) (oids []uint32) {
-	for rest = rest[min(2, len(rest)):]; len(rest) >= 4; rest = rest[4:] {
-		oids = append(oids, binary.BigEndian.Uint32(rest))
+// standsIn reports whether another is to stand in for a statement that the server does not know: in an aborted
+// transaction, and where its parameters do not fit.
+func (s *session) standsIn(left scan.Effect, body []byte, typ byte, rest []byte) bool {
+	if typ == pgwire.Bind && prepared.Misfits(body, rest) {
+		return true
 	}
-	return oids
+	return left&scan.Ends == 0 && s.aborted() && (typ == pgwire.Bind || prepared.Describable(body))
 }
 
 // recall notes what a statement that is used again may leave behind.
 func (s *session) recall(left scan.Effect, said *scan.Mentions) {
 	b := s.backend
+	if left&scan.Executes != 0 {
+		left |= s.executesSQL()
+	}
 	b.left |= left
+	if left&(sways|scan.Ends) != 0 {
+		s.sensed = nil
+	}
 	s.resets = s.resets || left&scan.Back != 0
 	s.next.ends = s.next.ends || left&scan.Ends != 0
 	for _, name := range said.Settings {
 		b.mentions.Add(name)
 	}
-}
-
-// rename puts the server's name into a text that deallocates or executes by name, in
-// SQL, what the client prepared through the protocol; nil if the text does not.
-func (s *session) rename(text []byte, whole bool) (renamed []byte, _ use) {
-	switch {
-	case !whole, s.harmless:
-		return nil, use{}
-	case scan.DropsAll(text):
-		return nil, use{all: true}
-	case len(s.names) == 0:
-		return nil, use{}
-	}
-	found, ok := scan.UseOf(text, s.backend.backslash())
-	if !ok {
-		return nil, use{}
-	}
-	st := s.names[found.Name]
-	if st == nil {
-		return nil, use{} // one that SQL prepared
-	}
-	u, as := use{runs: st}, st.name
-	if found.Drops {
-		u, as = use{drops: found.Name}, decoy
-	}
-	return slices.Concat(text[:found.From], []byte(as), text[found.To:]), u
-}
-
-// parseRenamed sends the unnamed statement, whose text was renamed.
-func (s *session) parseRenamed(text, types []byte, was *replaced) {
-	b, u := s.backend, &s.unnamed
-	u.version, u.left, u.kept = u.last, s.suspectRenamed(text), true
-	u.said = scan.Mentions{}
-	if u.left&(scan.Setting|scan.AnyChange) != 0 {
-		u.said.Find(text, b.backslash())
-	}
-	u.body = append(append(append(u.body[:0], text...), 0), types...)
-	b.unnamed = ticket{s.id, u.version}
-	s.owe(debt{kind: owesParse, unnamed: true, was: was})
-	b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.body)
 }
 
 // ensure makes sure that the server knows a statement, or will by the time it gets
@@ -484,10 +474,19 @@ func (s *session) learn(st *statement) {
 				oldest = other
 			}
 		}
-		delete(b.prepared, oldest)
-		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(oldest.name), nul)
-		s.owe(debt{kind: owesOurClose, statement: oldest})
+		s.unlearn(oldest)
 	}
 	b.uses++
 	b.prepared[st] = b.uses
+}
+
+// unlearn lets the server forget a statement, if it knows it.
+func (s *session) unlearn(st *statement) {
+	b := s.backend
+	if _, known := b.prepared[st]; !known {
+		return
+	}
+	delete(b.prepared, st)
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(st.name), nul)
+	s.owe(debt{kind: owesOurClose, statement: st})
 }

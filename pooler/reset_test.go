@@ -62,7 +62,7 @@ func TestResetLeadsBackToWhatWasChosenAtLogin(t *testing.T) {
 // its own must not take one where it need not.
 func TestAResetOfWhatWasNotChosenAtLoginTakesNoSnapshot(t *testing.T) {
 	h := run(t, config(database(pg.Start(t).URL(), one)))
-	c := newFrontend(t, h, "options", "-c datestyle=German")
+	c := newFrontend(t, h, "options", "-c datestyle=German -c my.word=a")
 	for _, step := range []struct{ do, want string }{
 		{"begin", "CZ"},
 		{"reset application_name", "CZ"},
@@ -75,5 +75,56 @@ func TestAResetOfWhatWasNotChosenAtLoginTakesNoSnapshot(t *testing.T) {
 	}
 	if want := "serializable German, DMY"; c.row != want {
 		t.Errorf("got %s, want %s", c.row, want)
+	}
+}
+
+// What a client had set last may be the server's own default: then PostgreSQL has nothing to report when it is led back to
+// that, and the client is to hear all the same of what it chose at login.
+func TestAResetIsReportedAsByAServerOfItsOwn(t *testing.T) {
+	_, m := newMatch(t, one)
+	utc, show, begin, commit, rollback := query("set timezone = 'UTC'"), query("show timezone"), query("begin"), query("commit"), query("rollback")
+	reset, local := query("reset timezone"), query("set local timezone to default")
+	both := func(a, b step) step { return step{a.story + " and " + b.story, a.bytes + b.bytes, 2} }
+	for what, c := range map[string][]step{
+		"reset":                      {utc, reset, show},
+		"from another value":         {query("set timezone = 'Asia/Kolkata'"), reset, show},
+		"set to the default":         {utc, query("set timezone to default"), show},
+		"set local to the default":   {utc, local, show},
+		"time zone local":            {utc, query("set time zone local"), show},
+		"all":                        {utc, query("reset all"), show},
+		"all discarded":              {utc, query("discard all"), show},
+		"all discarded behind":       {utc, both(query("set local work_mem = '6MB'"), query("discard all")), show},
+		"another setting":            {utc, query("reset datestyle"), show},
+		"another setting in a block": {begin, utc, query("reset datestyle"), show, commit, show},
+		"in a block":                 {utc, begin, reset, show, commit, show},
+		"in a block, undone":         {utc, begin, reset, show, rollback, show},
+		"in a block, and committed":  {utc, begin, reset, commit, show},
+		"in a block, undone at once": {utc, begin, reset, rollback, show},
+		"for a block":                {utc, begin, local, commit, show},
+		"for a block, and shown":     {utc, begin, local, show, commit, show},
+		"set in the block":           {begin, utc, reset, show, commit, show},
+		"set and led back for it":    {begin, utc, local, show, commit, show},
+		"extended":                   {utc, ask(parsed("", "reset timezone"), bound(""), executed), show},
+		"extended, prepared":         {ask(parsed("r", "reset timezone")), utc, ask(bound("r"), executed), show},
+		"extended, and failed":       {utc, ask(parsed("", "reset timezone"), bound(""), executed, bound("nowhere")), show},
+		"bound, and not executed":    {ask(parsed("utc", "set timezone = 'UTC'")), utc, ask(parsed("", "reset timezone"), bound("utc"), executed), show},
+	} {
+		t.Run(what, func(t *testing.T) { m.inTurn(t, []string{"timezone", "Asia/Tokyo"})(c) })
+	}
+}
+
+func TestSetLocalToDefaultIsOverWithItsTransaction(t *testing.T) {
+	_, m := newMatch(t, one)
+	set, begin, commit, local, show := query("set work_mem = '5MB'"), query("begin"), query("commit"), query("set local work_mem to default"), query("show work_mem")
+	for what, c := range map[string][]step{
+		"set before":         {set, begin, local, show, commit, show},
+		"not set":            {begin, local, show, commit, show},
+		"set in it":          {begin, set, local, show, commit, show},
+		"reset in it":        {set, begin, query("reset work_mem"), show, commit, show},
+		"reset in it before": {set, begin, query("reset work_mem"), local, show, commit, show},
+		"reset behind":       {set, begin, query("set local work_mem = '6MB'"), query("reset work_mem"), show, commit, show},
+		"a word of its own":  {query("set my.word = 'b'"), begin, query("set local my.word to default"), query("show my.word"), commit, query("show my.word")},
+	} {
+		t.Run(what, func(t *testing.T) { m.inTurn(t, []string{"options", "-c work_mem=9MB -c my.word=a"})(c) })
 	}
 }

@@ -1,13 +1,11 @@
 package pooler
 
 import (
-	"bytes"
 	"context"
 	"crypto/subtle"
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/credential"
@@ -96,6 +94,7 @@ func (s *session) release() error {
 		}
 	}
 	s.part()
+	a := s.attempt
 	s.attempt = attempt{}
 	free, err := s.settle(b)
 	if err == nil && !free {
@@ -110,6 +109,10 @@ func (s *session) release() error {
 	s.awaitHub()
 	if err == nil && s.withheld {
 		s.withheld = false
+		if a.anew != nil && s.prepareAnew(a) {
+			return nil
+		}
+		s.held = append(s.held, a.anew...)
 		s.tellHeld()
 		s.deliver()
 		if !s.mute {
@@ -241,7 +244,7 @@ func (s *session) signal(notice []byte) bool {
 	if asked == 0 || string(pgwire.Field(notice, 'C')) != "01000" {
 		return false
 	}
-	id := firstNumber(pgwire.Field(notice, 'M'))
+	id := pgwire.FirstNumber(pgwire.Field(notice, 'M'))
 	s.pooler.mu.Lock()
 	other := s.pooler.sessions[id]
 	s.pooler.mu.Unlock()
@@ -254,23 +257,6 @@ func (s *session) signal(notice []byte) bool {
 	}
 	other.expel(end(Killed, "terminating connection due to administrator command", ""))
 	return true
-}
-
-// firstNumber is the first number in a text, in whatever language; 0 if there is none.
-func firstNumber(text []byte) uint32 {
-	from := bytes.IndexAny(text, "0123456789")
-	if from < 0 {
-		return 0
-	}
-	to := from
-	for to < len(text) && '0' <= text[to] && text[to] <= '9' {
-		to++
-	}
-	n, err := strconv.ParseUint(string(text[from:to]), 10, 32)
-	if err != nil {
-		return 0
-	}
-	return uint32(n)
 }
 
 // enforce ends what takes longer than the database allows. The sweep calls it, and what it

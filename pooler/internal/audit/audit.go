@@ -10,6 +10,7 @@ package audit
 import (
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -22,6 +23,7 @@ type Question struct {
 	Effects scan.Effect     // what the client's statements may have done
 	Names   []string        // settings that they named
 	Known   *state.Settings // those that the client had before
+	Locally bool            // what was led back is that until the transaction's end
 }
 
 // What a question's effects make worth asking.
@@ -223,16 +225,17 @@ func (q *Question) Restore(login *state.Settings) string {
 	for _, p := range login.All() {
 		may := q.mentions(p.Name) || q.Effects&scan.Local != 0 // whose names nobody keeps
 		if strings.Contains(p.Name, ".") {
-			may = q.wentBack(p.Name)
+			may = may && q.wentBack(p.Name)
 		}
 		if may && p.Name != "role" {
-			rows = append(rows, "("+state.Literal(p.Name)+","+state.Literal(p.Value)+")")
+			local := strconv.FormatBool(q.Locally || !strings.Contains(p.Name, ".") && !q.mentions(p.Name)) // by SET LOCAL alone
+			rows = append(rows, "("+state.Literal(p.Name)+","+state.Literal(p.Value)+","+local+")")
 		}
 	}
 	if len(rows) == 0 {
 		return ""
 	}
-	return "SELECT pg_catalog.set_config(chosen.name,chosen.value,false) IS NULL FROM (VALUES " + strings.Join(rows, ",") + ") AS chosen(name,value)" +
+	return "SELECT pg_catalog.set_config(chosen.name,chosen.value,chosen.local) IS NULL FROM (VALUES " + strings.Join(rows, ",") + ") AS chosen(name,value,local)" +
 		" LEFT JOIN pg_catalog.pg_settings AS present ON pg_catalog.lower(present.name) OPERATOR(pg_catalog.=) chosen.name" +
 		" WHERE CASE WHEN present.name IS NULL THEN pg_catalog.current_setting(chosen.name,true) OPERATOR(pg_catalog.=) ''" +
 		" ELSE present.source OPERATOR(pg_catalog.<>) 'session' END"
@@ -243,12 +246,7 @@ const maxStatements = 100
 
 // Statements are the texts by which SQL's PREPARE made what there is, by its name. If
 // Pins has Prepares, there are others, which cannot be carried elsewhere by a text.
-func (f *Findings) Statements(q *Question, known *state.Settings) *state.Settings {
-	if q.Effects&asksPrepared == 0 {
-		return known
-	}
-	return state.Of(f.statements)
-}
+func (f *Findings) Statements() *state.Settings { return state.Of(f.statements) }
 
 // Unset is the SQL that leads every setting back to the server's own.
 const Unset = "SET SESSION AUTHORIZATION DEFAULT;RESET ALL"

@@ -3,6 +3,8 @@ package pgwire
 import (
 	"bytes"
 	"encoding/binary"
+	"strconv"
+	"strings"
 )
 
 // Types of the messages that a client sends.
@@ -192,6 +194,51 @@ func Holds(b []byte) bool {
 	return ok && err == nil && len(b) >= HeaderSize+n
 }
 
+// FirstNumber is the first number in a text, in whatever language; 0 if there is none.
+func FirstNumber(text []byte) uint32 {
+	from := bytes.IndexAny(text, "0123456789")
+	if from < 0 {
+		return 0
+	}
+	to := from
+	for to < len(text) && '0' <= text[to] && text[to] <= '9' {
+		to++
+	}
+	n, err := strconv.ParseUint(string(text[from:to]), 10, 32)
+	if err != nil {
+		return 0
+	}
+	return uint32(n)
+}
+
+// ParameterTypes are the oids of the types of parameters that a Parse names, behind its text. 0 is one
+// that PostgreSQL is to find out.
+func ParameterTypes(rest []byte) (oids []uint32) {
+	for rest = rest[min(2, len(rest)):]; len(rest) >= 4; rest = rest[4:] {
+		oids = append(oids, binary.BigEndian.Uint32(rest))
+	}
+	return oids
+}
+
+// Unanswered returns the first message of a client's cycle that is not answered by what the server has
+// said to it, whole messages all; 0 if there is none.
+func Unanswered(cycle, answer []byte) (typ byte, body []byte) {
+	ends := map[byte]string{Parse: "1", Bind: "2", Close: "3", Describe: "Tn", Execute: "CIs"}
+	for Holds(cycle) {
+		typ, n, body := Split(cycle)
+		cycle = cycle[n:]
+		for answered := false; !answered; {
+			if !Holds(answer) {
+				return typ, body
+			}
+			one, n, _ := Split(answer)
+			answer = answer[n:]
+			answered = strings.IndexByte(ends[typ], one) >= 0
+		}
+	}
+	return 0, nil
+}
+
 // Columns takes a DataRow's first columns; nil stands for null.
 func Columns(body []byte, columns [][]byte) bool {
 	if len(body) < 2 || int(binary.BigEndian.Uint16(body)) < len(columns) {
@@ -245,4 +292,16 @@ func Values(b []byte, yield func([]byte)) {
 		}
 		b = rest
 	}
+}
+
+// Bound is how many values a Bind has, given what follows its names; ok is false if that cannot be told.
+func Bound(b []byte) (n int, ok bool) {
+	if len(b) < 2 {
+		return 0, false
+	}
+	at := 2 + 2*int(binary.BigEndian.Uint16(b))
+	if len(b) < at+2 {
+		return 0, false
+	}
+	return int(binary.BigEndian.Uint16(b[at:])), true
 }

@@ -313,7 +313,7 @@ func (w *walk) setConfig() Effect {
 	if !l.constant() {
 		name.kind = number // an expression that begins with a constant
 	}
-	depth, commas := 0, 0
+	depth, commas, back := 0, 0, Effect(0)
 	for t := name; t.kind != end; t = l.next() {
 		switch {
 		case l.isMark(t, '(') || l.isMark(t, '['):
@@ -323,8 +323,16 @@ func (w *walk) setConfig() Effect {
 		case l.isMark(t, ')'):
 			return AnyChange | Nameless
 		case l.isMark(t, ',') && depth == 0:
-			if commas++; commas == 2 {
-				return w.scope(l, name)
+			switch commas++; commas {
+			case 1:
+				if value := l; value.is(value.next(), "null") { // PostgreSQL leads it back then
+					back = Back
+				}
+			case 2:
+				if e := w.scope(l, name); e&Local == 0 {
+					return e | back
+				}
+				return Local
 			}
 		}
 	}

@@ -11,14 +11,20 @@ type Use struct {
 	Name     string
 	From, To int  // of the name in the text, with its quotes
 	Drops    bool // DEALLOCATE
+	Bare     bool // EXECUTE, and no more
 	Makes    bool // PREPARE; otherwise it is an EXECUTE, or one that is explained or fills a table
+
+	// Of those that [Uses] lists:
+	Index int // of the statement among those of the text
+	Args  int // where what follows the name begins, if that is a parenthesis; the same as Until otherwise
+	Until int // where the statement ends
 }
 
-// UseOf finds the name in a text that is a single DEALLOCATE name or EXECUTE name. ok
+// UseOf finds the name in a text that is a single DEALLOCATE name, EXECUTE name or PREPARE name. ok
 // is false for all others.
 func UseOf(sql []byte, backslash bool) (u Use, ok bool) {
 	l := lexer{sql: sql, backslash: backslash}
-	if u, ok = l.use(); !ok || u.Makes || u.Name == "" {
+	if u, ok = l.use(); !ok || u.Name == "" {
 		return Use{}, false
 	}
 	return u, l.last(u.Drops)
@@ -27,20 +33,31 @@ func UseOf(sql []byte, backslash bool) (u Use, ok bool) {
 // Uses lists the uses of all statements of a text, in order. DEALLOCATE ALL has no name.
 func Uses(sql []byte, backslash bool) (list []Use) {
 	l := lexer{sql: sql, backslash: backslash}
-	for {
+	for index, last := 0, false; !last; index++ {
 		statement := l
-		if u, ok := statement.use(); ok {
-			list = append(list, u)
-		}
-		if bytes.IndexByte(sql[l.at:], ';') < 0 {
-			return list
-		}
-		for t := l.next(); !l.isMark(t, ';'); t = l.next() {
-			if t.kind == end {
-				return list
+		u, ok := statement.use()
+		until := len(sql)
+		if last = bytes.IndexByte(sql[l.at:], ';') < 0; !last {
+			l.skip()
+			from := l.at
+			t := l.next()
+			for ; t.kind != end && !l.isMark(t, ';'); t = l.next() {
+			}
+			until, last = t.from, t.kind == end
+			if t.from == from { // PostgreSQL does not count it
+				index--
 			}
 		}
+		if !ok {
+			continue
+		}
+		u.Index, u.Args, u.Until = index, until, until
+		if t := statement.next(); statement.isMark(t, '(') {
+			u.Args = t.from
+		}
+		list = append(list, u)
 	}
+	return list
 }
 
 // use reads a statement up to the name that it uses.
@@ -51,6 +68,7 @@ func (l *lexer) use() (u Use, ok bool) {
 	case l.is(t, "prepare"):
 		u.Makes = true
 	case l.is(t, "execute"):
+		u.Bare = true
 	case l.is(t, "explain"), l.is(t, "create"):
 		if !l.toExecute(l.is(t, "create")) {
 			return u, false
@@ -201,4 +219,17 @@ func Parameters(sql []byte, backslash bool) (highest int) {
 		}
 	}
 	return highest
+}
+
+// Takes is how many parameters a statement has that was prepared with the types of so many declared; it is
+// certain but for a few commands, of which it depends on what they hold.
+func Takes(sql []byte, declared int) (n int, certain bool) {
+	n = max(declared, Parameters(sql, false))
+	if n == declared {
+		return n, n >= Parameters(sql, true)
+	}
+	l := lexer{sql: sql}
+	t := l.next()
+	vague := slices.ContainsFunc([]string{"explain", "create", "call"}, func(keyword string) bool { return l.is(t, keyword) })
+	return n, !vague && Parameters(sql, true) == Parameters(sql, false)
 }

@@ -7,7 +7,7 @@ func TestTheNameThatATextUsesIsFound(t *testing.T) {
 		"deallocate ps": "drops ps", " /* x */ DEALLOCATE Prepare Ps;": "drops ps", `deallocate "P""s"`: `drops P"s`,
 		"deallocate prepare": "drops prepare", "deallocate all": "", "deallocate prepare all": "", "deallocate a; select 1": "",
 		"deallocate a b": "", `deallocate U&"a"`: "", "deallocate 'a'": "", "deallocate": "", "select 1": "",
-		"execute ps": "runs ps", "execute ps(1, ';');": "runs ps", "execute a; execute b": "", "prepare a as select 1": "",
+		"execute ps": "runs ps", "execute ps(1, ';');": "runs ps", "execute a; execute b": "", "prepare a as select 1": "makes a", "prepare a as select 1; select 2": "",
 		"explain (analyze) execute ps(1)": "runs ps", "create temp table t as execute ps": "runs ps",
 		"create trigger x after insert on t execute function f()": "", "explain select 1": "",
 	} {
@@ -15,6 +15,9 @@ func TestTheNameThatATextUsesIsFound(t *testing.T) {
 		got := ""
 		if ok {
 			got = map[bool]string{true: "drops ", false: "runs "}[u.Drops] + u.Name
+			if u.Makes {
+				got = "makes " + u.Name
+			}
 		}
 		if got != want {
 			t.Errorf("%s: %q, want %q", sql, got, want)
@@ -75,6 +78,55 @@ func TestParametersAreCounted(t *testing.T) {
 	} {
 		if got := Parameters([]byte(sql), false); got != want {
 			t.Errorf("%s: %d, want %d", sql, got, want)
+		}
+	}
+}
+
+func TestHowManyParametersAStatementTakesIsKnown(t *testing.T) {
+	for sql, want := range map[string]int{
+		"select $1, $3::int": 3, "insert into t values (1)": 0, "declare c cursor for select $2": 2, "set x = 1": 0, "execute q ($1)": 0, "create table t (n int)": 0, "": 0,
+		"create view v as select $1": -1, "explain execute q ($1)": -1, "call f($1)": -1, `select 'a\' || $1`: -1, `select '\', '$1'`: -1,
+	} {
+		if got, certain := Takes([]byte(sql), 0); certain != (want >= 0) || certain && got != want {
+			t.Errorf("%s: %d, %v, want %d", sql, got, certain, want)
+		}
+	}
+	if got, certain := Takes([]byte("call f($1, $2)"), 2); got != 2 || !certain {
+		t.Errorf("got %d, %v of types that are declared", got, certain)
+	}
+}
+
+func TestAPlaceIsFoundInTheClientsText(t *testing.T) {
+	const long = "a_longer_name"
+	sql := "select 'é'; ; execute p ('x', y); execute q"
+	r := Rename([]byte(sql), false)
+	for i, u := range Uses([]byte(sql), false) {
+		if u.Index != i+1 {
+			t.Errorf("the use of %s is in statement %d", u.Name, u.Index)
+		}
+		r.Use(u, long)
+	}
+	if got, want := r.Text(), "select 'é'; ; execute a_longer_name ('x', y); execute a_longer_name"; got != want {
+		t.Fatal(got)
+	}
+	for what, c := range map[string]struct {
+		at, done          int
+		sqlstate, routine string
+		want              int
+	}{
+		"in front of all":           {8, 0, "42883", "", 8},
+		"an argument":               {38, 1, "22P02", "", 26},
+		"the second":                {43, 1, "42703", "", 31},
+		"between two":               {39, 1, "42703", "", 39},
+		"what is executed":          {38, 1, "42P01", "parserOpenTable", 38},
+		"in its end":                {60, 1, "42703", "", 60},
+		"syntax":                    {47, 0, "42601", "scanner_yyerror", 35},
+		"what is executed without":  {47, 2, "42703", "", 47},
+		"syntax behind arguments":   {47, 1, "42601", "", 35},
+		"behind all that was there": {47, 3, "42703", "", 35},
+	} {
+		if got := r.Place(c.at, c.done, c.sqlstate, c.routine); got != c.want {
+			t.Errorf("%s: %d, want %d", what, got, c.want)
 		}
 	}
 }

@@ -1,6 +1,11 @@
 package state
 
-import "strings"
+import (
+	"slices"
+	"strings"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+)
 
 // meaning are the settings that decide what a statement's text means when it is prepared: how it
 // is read, which tables its names lead to, and what its constants are. Who may use those is
@@ -23,6 +28,58 @@ func (s *Settings) MeansSame(o *Settings) bool {
 		}
 	}
 	return true
+}
+
+// Sense are those of the settings that decide what a text means.
+func (s *Settings) Sense() *Settings {
+	var list []pgwire.Param
+	for _, p := range s.list {
+		if decides(p.Name) {
+			list = append(list, p)
+		}
+	}
+	return seal(list)
+}
+
+func decides(name string) bool {
+	return slices.Contains(meaning[:], name) || name == encoding || name == authorization || name == role
+}
+
+// Present is the SQL, a statement that leaves nothing, that shows which settings that decide what a text means are
+// not the server's own: as an audit's rows.
+func Present() string {
+	var names strings.Builder
+	for _, name := range append(meaning[:], encoding) {
+		names.WriteString(",'" + name + "'")
+	}
+	shown := func(name string) string {
+		return " UNION ALL SELECT 's','" + name + "',pg_catalog.current_setting('" + name + "')"
+	}
+	return "SELECT 'a',name,pg_catalog.left(pg_catalog.current_setting(name),1000) FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'" +
+		" AND pg_catalog.lower(name) OPERATOR(pg_catalog.=) ANY (ARRAY[" + names.String()[1:] + "])" + shown(role) + shown(authorization)
+}
+
+// Carried is the value that stands for a statement that SQL's PREPARE made by this text, under settings that mean the same
+// as these; nil: they are not known.
+func Carried(text string, under *Settings) string {
+	key := "?"
+	if under != nil && !strings.Contains(under.key, "\x01") {
+		key = strings.ReplaceAll(under.Sense().key, "\x00", "\x01")
+	}
+	return text + "\x00" + key
+}
+
+// OfCarried takes such a value apart.
+func OfCarried(value string) (text string, under *Settings) {
+	text, key, _ := strings.Cut(value, "\x00")
+	if key == "?" {
+		return text, nil
+	}
+	var list []pgwire.Param
+	for fields := strings.Split(key, "\x01"); len(fields) > 2; fields = fields[2:] {
+		list = append(list, pgwire.Param{Name: fields[0], Value: fields[1]})
+	}
+	return text, seal(list)
 }
 
 // Meaning is the SQL, simple queries in a transaction, that gives a server those of the settings that

@@ -29,3 +29,27 @@ func TestMeaningGivesEachSettingAValueOrItsDefault(t *testing.T) {
 		t.Error(others)
 	}
 }
+
+func TestWhatIsCarriedIsTakenApart(t *testing.T) {
+	under := None.With("search_path", "a, b").With("my.x", "1").With("datestyle", "").With("role", "r")
+	for _, c := range []struct{ under, want *Settings }{
+		{under, None.With("search_path", "a, b").With("datestyle", "").With("role", "r")}, {None, None}, {None.With("work_mem", "1MB"), None}, {None.With("search_path", "a\x01b"), nil}, {nil, nil},
+	} {
+		text, got := OfCarried(Carried("prepare q as select 1", c.under))
+		if text != "prepare q as select 1" || (got == nil) != (c.want == nil) || got != nil && !got.Equal(c.want) {
+			t.Errorf("%v: %q, %v", c.under, text, got)
+		}
+	}
+}
+
+func TestTheQuestionForWhatDecidesAMeaningLeavesNothing(t *testing.T) {
+	sql := Present()
+	for _, name := range append(meaning[:], "role", "session_authorization", "client_encoding") {
+		if !strings.Contains(sql, "'"+name+"'") {
+			t.Errorf("%s is not asked for", name)
+		}
+	}
+	if strings.ContainsAny(sql, ";\"") {
+		t.Error(sql)
+	}
+}

@@ -178,6 +178,52 @@ func (s *Settings) Change(to *Settings) (queries []string) {
 	return queries
 }
 
+// listed are the settings whose values are lists of names, which SET would take for one name.
+var listed = []string{"search_path", "temp_tablespaces", "session_preload_libraries", "local_preload_libraries"}
+
+// privileged reports whether only a superuser may set a setting (as of PostgreSQL 17), which a client may be no more that
+// RESET ALL leads it back for.
+func privileged(name string) bool {
+	switch name {
+	case "allow_system_table_mods", "allow_in_place_tablespaces", "backtrace_functions", "commit_delay", "compute_query_id", "deadlock_timeout", "dynamic_library_path",
+		"ignore_checksum_failure", "jit_dump_bitcode", "lc_messages", "lo_compat_privileges", "max_stack_depth", "session_preload_libraries",
+		"session_replication_role", "temp_file_limit", "update_process_title", "zero_damaged_pages":
+		return true
+	}
+	return slices.ContainsFunc([]string{"log_", "track_", "wal_", "debug_", "auto_explain.", "pg_stat_statements."}, func(prefix string) bool {
+		return strings.HasPrefix(name, prefix)
+	})
+}
+
+// Again is the SQL, statements of which each says no more than that it is done, or returns no rows, that gives again what these say
+// of a setting that was led back to the server's own: of "all" those that RESET ALL leads back, of "discard" those
+// that DISCARD ALL does; local is whether until the transaction's end.
+func (s *Settings) Again(name string, local bool) (sql []string) {
+	if !s.plain() {
+		return nil // they may not be in the encoding that there is then
+	}
+	scope, flag := "SET ", ",false"
+	if local {
+		scope, flag = "SET LOCAL ", ",true"
+	}
+	for _, p := range s.list {
+		switch {
+		case p.Name == name, name == "discard", name == "all" && p.Name != role, name == authorization && p.Name == role:
+		default:
+			continue
+		}
+		if privileged(p.Name) {
+			continue // that might be refused
+		}
+		if slices.Contains(listed, p.Name) {
+			sql = append(sql, "SELECT WHERE pg_catalog.set_config("+Literal(p.Name)+","+Literal(p.Value)+flag+") IS NULL")
+			continue
+		}
+		sql = append(sql, scope+identifier(p.Name)+" TO "+Literal(p.Value))
+	}
+	return sql
+}
+
 // Forget is the SQL that drops the prepared statements that others do not have by the
 // same name and text, where settings stand for statements; a ";" ends each.
 func (s *Settings) Forget(others *Settings) string {

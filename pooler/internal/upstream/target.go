@@ -96,6 +96,16 @@ func (t *Target) With(name, value string) *Target {
 	return &c
 }
 
+// Choosing returns the target with these run-time settings, which go before those that it has.
+func (t *Target) Choosing(settings []pgwire.Param) *Target {
+	c := *t
+	c.Settings = slices.DeleteFunc(slices.Clone(t.Settings), func(p pgwire.Param) bool {
+		return slices.ContainsFunc(settings, func(o pgwire.Param) bool { return o.Name == p.Name })
+	})
+	c.Settings = append(c.Settings, settings...)
+	return &c
+}
+
 // Only returns the target with these run-time settings (name=value) and no others.
 func (t *Target) Only(settings ...string) *Target {
 	c := *t

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -233,5 +234,18 @@ func TestOfSeveralHostsTheFirstThatSuitsIsTaken(t *testing.T) {
 	_, err = target.Connect(t.Context(), dial)
 	if err == nil || !strings.Contains(err.Error(), "dial a:5432: connection refused") || !strings.Contains(err.Error(), "c:5432 is not standby") || !Passing(err) {
 		t.Errorf("none suits: %v", err)
+	}
+}
+
+func TestAClientsChoicesGoBeforeTheURLs(t *testing.T) {
+	target, err := Parse("postgres://u@h/d?application_name=url&statement_timeout=5s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := slices.Clone(target.Settings)
+	got := target.Choosing([]pgwire.Param{{Name: "application_name", Value: "client"}, {Name: "datestyle", Value: "German"}})
+	want := []pgwire.Param{{Name: "statement_timeout", Value: "5s"}, {Name: "application_name", Value: "client"}, {Name: "datestyle", Value: "German"}}
+	if !slices.Equal(got.Settings, want) || !slices.Equal(target.Settings, before) {
+		t.Errorf("%v; %v", got.Settings, target.Settings)
 	}
 }

@@ -1,0 +1,52 @@
+// Package prepared knows what a Parse message says of the statement that it prepares: what stands behind its
+// name is called its body here, the text and the types of its parameters.
+//
+// Only the pooler imports it. It is pure.
+package prepared
+
+import (
+	"cmp"
+	"encoding/binary"
+	"slices"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/scan"
+)
+
+// split splits a body: its text, and the oids of the types that it names; 0 is one that PostgreSQL is to find out.
+func split(body []byte) (text []byte, oids []uint32) {
+	text, rest, _ := pgwire.String(body)
+	return text, pgwire.ParameterTypes(rest)
+}
+
+// Describable reports whether what PostgreSQL says of a statement is known from its body: it returns
+// no rows, and its parameters have the types that it was prepared with.
+func Describable(body []byte) bool {
+	text, declared := split(body)
+	return scan.Rowless(text) && scan.Parameters(text, false) <= len(declared) && !slices.Contains(declared, 0)
+}
+
+// Misfits reports whether a Bind, what follows its names being rest, certainly has another number of values than the
+// statement with this body has parameters. PostgreSQL finds that before anything else: before a table that is gone.
+func Misfits(body, rest []byte) bool {
+	text, declared := split(body)
+	takes, certain := scan.Takes(text, len(declared))
+	n, ok := pgwire.Bound(rest)
+	return certain && ok && n != takes
+}
+
+// textType is the oid of PostgreSQL's type text.
+const textType = 25
+
+// Empty is the body of an empty statement with the same parameters.
+func Empty(body []byte, backslash bool) []byte {
+	text, oids := split(body)
+	for n := scan.Parameters(text, backslash); len(oids) < n; {
+		oids = append(oids, textType)
+	}
+	empty := binary.BigEndian.AppendUint16([]byte{0}, uint16(len(oids)))
+	for _, oid := range oids {
+		empty = binary.BigEndian.AppendUint32(empty, cmp.Or(oid, textType))
+	}
+	return empty
+}

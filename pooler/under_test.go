@@ -1,0 +1,86 @@
+package pooler
+
+import "testing"
+
+// What was prepared is made again on another server as it was made, whether by the protocol or by SQL, and behind a
+// change of settings in the same transaction too.
+func TestWhatIsMadeAgainIsMadeUnderTheSettingsOfThen(t *testing.T) {
+	h, m := newMatch(t, one)
+	other := h.connect(t)
+	const date = "select to_char('01.02.2026'::date, 'DD Mon')"
+	german, iso, lost, found := query("set datestyle = german"), query("set datestyle = 'ISO, MDY'"), query("set search_path = ''"), query("set search_path = other")
+	begin, commit, rollback := query("begin"), query("commit"), query("rollback")
+	locally, pinned := query("set local search_path = other"), query("set local datestyle = german")
+	parse, use := ask(parsed("p", "select n from things")), ask(bound("p"), executed)
+	given := ask(bindTexts("", "p", []string{"1"}), executed)
+	prepare, execute := query("prepare q as select n from things"), query("execute q")
+	drop := query("deallocate q")
+	for what, c := range map[string]struct {
+		login  []string
+		before []step
+		then   []step // another has had the server
+	}{
+		"by SQL, a table":                      {nil, []step{found, prepare, query("set search_path = public")}, []step{execute, query("explain (costs off) execute q"), found, execute}},
+		"by SQL, a table that is not found":    {nil, []step{found, prepare, lost}, []step{execute, query("execute q (1)"), ask(bound("q"), executed), ask(described("q")), found, execute}},
+		"by SQL, too few parameters":           {nil, []step{found, query("prepare q (int) as select $1 from things"), lost}, []step{execute, query("execute q (1)"), query("execute q ('x')"), drop, execute}},
+		"by SQL, too few parameters, unnamed":  {nil, []step{found, query("prepare q as select $1 + 1 from things"), lost}, []step{execute, query("execute q (1)")}},
+		"by SQL, dropped where it is lost":     {nil, []step{found, prepare, lost}, []step{drop, prepare, found, prepare, execute}},
+		"by SQL, a date":                       {nil, []step{german, query("prepare q as " + date), iso}, []step{execute}},
+		"by SQL, a date of the login":          {[]string{"datestyle", "German"}, []step{query("prepare q as " + date), iso}, []step{execute}},
+		"by SQL, as another role":              {nil, []step{query("set role lesser"), query("prepare q as select n from fixture where n = 1"), query("reset role")}, []step{execute}},
+		"by SQL, for another role":             {nil, []step{query("prepare q as select n from fixture where n = 1"), query("set role lesser")}, []step{execute, query("reset role")}},
+		"by SQL, behind a change":              {nil, []step{begin, locally, prepare, commit}, []step{execute, query("execute q (1)"), found, execute}},
+		"by SQL, a date behind a change":       {nil, []step{begin, pinned, query("prepare q as " + date), commit}, []step{execute}},
+		"by SQL, behind one that is undone":    {nil, []step{begin, query("set search_path = other"), prepare, rollback}, []step{execute}},
+		"by SQL, made twice":                   {nil, []step{german, query("prepare q as " + date), query("deallocate q"), iso, query("prepare q as " + date), german}, []step{execute}},
+		"by SQL, made twice at once":           {nil, []step{begin, german, query("prepare q as " + date), query("deallocate all"), iso, query("prepare q as " + date), german, commit}, []step{execute}},
+		"by SQL, refused the second time":      {nil, []step{german, query("prepare q as " + date), iso, query("prepare q as " + date)}, []step{execute}},
+		"by SQL, by a function":                {nil, []step{found, query("do $$ begin execute 'prepare q as select n from things'; end $$")}, []step{execute}},
+		"by SQL, a table that is gone":         {nil, []step{query("create table gone (n int)"), query("prepare q as select n from gone"), query("drop table gone")}, []step{execute, ask(bound("q"), executed), drop}},
+		"by SQL, in the extended protocol":     {nil, []step{found, ask(parsed("", "prepare q as select n from things"), bound(""), executed), lost}, []step{execute, found, execute}},
+		"by SQL, two":                          {nil, []step{found, prepare, german, query("prepare r as " + date), iso, lost}, []step{query("execute r"), execute, query("execute r"), found, execute}},
+		"behind a change":                      {nil, []step{begin, locally, parse, commit}, []step{use, ask(described("p")), query("execute p"), found, use}},
+		"behind a change, a date":              {nil, []step{begin, pinned, ask(parsed("p", date)), use, commit}, []step{use, query("execute p")}},
+		"behind a change, in a transaction":    {nil, []step{begin, pinned, ask(parsed("p", date)), use, commit}, []step{begin, query("set local datestyle = 'SQL, MDY'"), use, query("show datestyle"), rollback}},
+		"behind a change, parameters":          {nil, []step{begin, locally, ask(parsed("p", "select $1::int from things")), commit}, []step{use, given, ask(bindTexts("", "p", []string{"word"}), executed)}},
+		"behind a change that is undone":       {nil, []step{begin, query("savepoint a"), locally, parse, query("rollback to a"), ask(parsed("r", "select n from things")), rollback}, []step{use, ask(bound("r"), executed)}},
+		"behind two changes":                   {nil, []step{begin, locally, parse, pinned, ask(parsed("d", date)), lost, ask(parsed("e", "select 'x'::text as x"), bound("e"), executed), rollback}, []step{ask(bound("d"), executed), use, ask(bound("e"), executed)}},
+		"behind a change by a function":        {nil, []step{begin, query("select set_config('search_path', 'other', true)"), parse, commit}, []step{use, found, use}},
+		"behind a change of its own name":      {nil, []step{begin, query("set local my.x = 1"), parse, use, commit}, []step{use, lost, use}},
+		"behind a change of the login's":       {[]string{"datestyle", "German", "search_path", "other"}, []step{begin, query("set local my.x = 1"), parse, ask(parsed("d", date)), commit}, []step{use, ask(bound("d"), executed), iso, ask(bound("d"), executed)}},
+		"behind a change of the role":          {nil, []step{begin, query("set local role lesser"), ask(parsed("p", "select n from fixture where n = 1")), commit}, []step{use}},
+		"behind a change, all at once":         {nil, []step{{"four cycles", begin.bytes + locally.bytes + parse.bytes + commit.bytes, 4}}, []step{use, found, use}},
+		"behind a change, all at once, by SQL": {nil, []step{{"four cycles", begin.bytes + locally.bytes + prepare.bytes + commit.bytes, 4}}, []step{execute, found, execute}},
+		"behind a change, known already":       {nil, []step{begin, pinned, ask(parsed("p", date)), commit, begin, ask(parsed("r", date)), pinned, ask(parsed("s", date)), commit}, []step{use, ask(bound("r"), executed), ask(bound("s"), executed)}},
+		"behind a change, with its isolation":  {nil, []step{begin, pinned, ask(parsed("i", "set transaction isolation level serializable"), bound("i"), executed, parsed("p", "select 1"), bound("p"), executed), query("show transaction_isolation"), commit}, []step{use}},
+		"behind a change, before its isolation": {nil, []step{begin, pinned, ask(parsed("p", "set transaction isolation level serializable")), use, query("show transaction_isolation"), commit},
+			[]step{begin, use, query("show transaction_isolation"), commit}},
+		"behind a change, with the unnamed one": {nil, []step{begin, locally, ask(parsed("", "select n from things")), parse, ask(bound(""), executed), commit}, []step{use}},
+		"behind a change, when all is lost":     {nil, []step{begin, locally, query("select 1/0"), parse, prepare, rollback}, []step{use, execute}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			both := m.sides(c.login)
+			for _, p := range both {
+				if p.err != nil {
+					t.Fatal(p.err)
+				}
+				defer p.conn.Close()
+			}
+			play := func(when string, steps []step) {
+				for i, one := range steps {
+					for _, p := range both {
+						p.say(one)
+					}
+					if pooled, direct := both[0].hear(one.ready), both[1].hear(one.ready); pooled != direct {
+						t.Fatalf("%s %d. %q\nPOOLED\n%s\nDIRECT\n%s", when, i, one.story, pooled, direct)
+					}
+					if b := both[0]; h.Stats().Databases[0].Active == 0 && b != nil {
+						do(t, other, "deallocate all", simple) // the server forgets
+					}
+				}
+			}
+			play("before", c.before)
+			play("then", c.then)
+		})
+	}
+}
