@@ -166,7 +166,9 @@ func TestAServerOfWhichSingleBackendsAreKilledLosesNoAcknowledgedRow(t *testing.
 	var mu sync.Mutex
 	acknowledged := map[string]bool{}
 	conns := make([]*pgx.Conn, 3)
+	var heard atomic.Int64 // answers
 	insert := func(client, turn int) (err error) {
+		defer heard.Add(1)
 		ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
 		defer cancel()
 		if conns[client] == nil || conns[client].IsClosed() {
@@ -191,6 +193,10 @@ func TestAServerOfWhichSingleBackendsAreKilledLosesNoAcknowledgedRow(t *testing.
 	crowd(t, number(t, stormWanted, 60), insert, func(random *rand.Rand) {
 		one.Lock()
 		defer one.Unlock()
+		// Killed again and again before it has let anybody in, it would serve nobody.
+		for before, i := heard.Load(), 0; heard.Load() == before && i < 1000; i++ {
+			time.Sleep(5 * time.Millisecond)
+		}
 		if kills++; kills%4 == 0 { // the whole server
 			if err := s.Kill(); err != nil {
 				t.Error(err)
@@ -213,6 +219,7 @@ func TestAServerOfWhichSingleBackendsAreKilledLosesNoAcknowledgedRow(t *testing.
 			conn.Close(context.Background())
 		}
 	}
+	await(t, "it serves again", func() bool { _, err := s.Value(context.Background(), "select 1"); return err == nil })
 	rows, err := s.Value(t.Context(), "select coalesce(string_agg(client || '/' || turn, ' '), '') from kept")
 	if err != nil {
 		t.Fatal(err)

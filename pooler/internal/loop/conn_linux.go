@@ -20,6 +20,7 @@ import (
 type Conn struct {
 	group   *Group
 	fd      int
+	turn    int32        // of those that had this descriptor; an event tells for which it is
 	refs    atomic.Int32 // calls that use fd; closing below zero
 	seen    atomic.Uint32
 	task    atomic.Pointer[Task]
@@ -83,8 +84,9 @@ func (c *Conn) register() bool {
 		return false
 	}
 	c.seen.Store(readable | writable) // as far as anybody knows
+	c.turn = c.group.turns.Add(1)
 	c.group.conns.set(c.fd, c)
-	err := unix.EpollCtl(c.group.ep, unix.EPOLL_CTL_ADD, c.fd, &unix.EpollEvent{Events: interests, Fd: int32(c.fd)})
+	err := unix.EpollCtl(c.group.ep, unix.EPOLL_CTL_ADD, c.fd, &unix.EpollEvent{Events: interests, Fd: int32(c.fd), Pad: c.turn})
 	if err != nil {
 		c.group.conns.set(c.fd, nil)
 	}

@@ -18,6 +18,7 @@ type Group struct {
 	ep    int // the epoll instance
 	watch watch
 	conns table
+	turns atomic.Int32 // connections that were adopted
 	help  chan struct{} // a worker is called
 	ended atomic.Bool
 
@@ -104,7 +105,9 @@ func (g *Group) poll(w *Worker) int {
 }
 
 // serve runs the tasks of n events. All events are noted before the first is served:
-// what is claimed for it may be what another one tells the end of.
+// what is claimed for it may be what another one tells the end of. An event may be of a
+// connection that has been closed since, whose descriptor another one has now: that must
+// not hear of its predecessor's end.
 func (g *Group) serve(w *Worker, n int) {
 	if n == batch {
 		select {
@@ -114,8 +117,9 @@ func (g *Group) serve(w *Worker, n int) {
 	}
 	for i := range n {
 		e := &w.events[i]
-		if w.ready[i] = g.conns.at(int(e.Fd)); w.ready[i] != nil {
-			w.ready[i].note(e.Events)
+		if c := g.conns.at(int(e.Fd)); c != nil && c.turn == e.Pad {
+			w.ready[i] = c
+			c.note(e.Events)
 		}
 	}
 	for i := range n {
@@ -183,9 +187,7 @@ func (g *Group) clear(w *Worker) {
 	}
 }
 
-// A table finds connections by their file descriptors, without a lock. A number that
-// is used anew may be told of an event that was its predecessor's: that is a look in
-// vain, no more.
+// A table finds connections by their file descriptors, without a lock.
 type table struct {
 	mu    sync.Mutex
 	parts [1 << 10]atomic.Pointer[[1 << 10]atomic.Pointer[Conn]]

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/net/nettest"
+	"golang.org/x/sys/unix"
 )
 
 // start runs a group until the test ends.
@@ -383,3 +384,20 @@ type stepFunc func(*Worker)
 func (f stepFunc) Step(w *Worker) { f(w) }
 
 func taskOf(f stepFunc) *Task { return &Task{f} }
+
+func TestAConnectionDoesNotHearOfItsPredecessorsEnd(t *testing.T) {
+	g := start(t)
+	ours, theirs := pair(t, g, "tcp", "127.0.0.1:0")
+	w := &Worker{Scratch: make([]byte, ScratchSize)}
+	w.events[0] = unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLHUP, Fd: int32(ours.fd), Pad: ours.turn - 1}
+	g.serve(w, 1)
+	if ours.HungUp() {
+		t.Error("it counts as hung up")
+	}
+	theirs.Close()
+	for deadline := time.Now().Add(10 * time.Second); !ours.HungUp(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not hear of its own end")
+		}
+	}
+}
