@@ -18,7 +18,7 @@ type Group struct {
 	ep    int // the epoll instance
 	watch watch
 	conns table
-	turns atomic.Int32 // connections that were adopted
+	turns atomic.Int32  // connections that were adopted
 	help  chan struct{} // a worker is called
 	ended atomic.Bool
 
