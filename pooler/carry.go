@@ -21,7 +21,7 @@ import (
 // Should settings be refused, what is behind them must not run: it would under the
 // settings of somebody else. So each change of settings is a transaction block of its own. One
 // that fails is left aborted, and PostgreSQL refuses everything that follows, but for
-// what ends a transaction; that waits for the replay's answer (mayEnd). Then the
+// what ends a transaction; that waits for the replay's answer (mustKnow). Then the
 // session ends with PostgreSQL's reason, and the server is closed.
 
 // replay is the text that carries out one of [state.Settings.Change]'s queries.
@@ -409,9 +409,10 @@ func (s *session) replayEnds(body []byte) error {
 	return nil
 }
 
-// mayEnd reports whether the client's next message, which is buffered whole, may end a
-// transaction: such a one must not follow settings that the server may yet refuse.
-func (s *session) mayEnd(typ byte, n int) bool {
+// mustKnow reports whether the client's next message, which is buffered whole, may end a
+// transaction, which must not follow settings that the server may yet refuse, or drop what a
+// replay makes, if it can.
+func (s *session) mustKnow(typ byte, n int) bool {
 	body := s.head(n)
 	switch typ {
 	case pgwire.Query, pgwire.Parse:
@@ -419,7 +420,8 @@ func (s *session) mayEnd(typ byte, n int) bool {
 			_, body, _ = pgwire.String(body)
 		}
 		text, _, _ := pgwire.String(body)
-		return scan.Effects(text, s.backend.backslash())&scan.Ends != 0
+		e := scan.Effects(text, s.backend.backslash())
+		return e&scan.Ends != 0 || e&scan.Prepares != 0 && s.prepares.Len() > 0
 	case pgwire.Bind:
 		_, name, _, _ := pgwire.Strings(body)
 		return s.leaves(name)&scan.Ends != 0

@@ -47,7 +47,7 @@ func (s *session) forward(extent pgwire.Extent) error {
 		if err != nil {
 			return protocolError(err.Error())
 		}
-		if b.replays > 0 && s.mayEnd(typ, n) {
+		if b.replays > 0 && s.mustKnow(typ, n) {
 			if err := s.replayed(); err != nil {
 				return err
 			}

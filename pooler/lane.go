@@ -362,7 +362,9 @@ func (s *session) answerNow(w *loop.Worker) bool {
 			s.escalate(atAnswer)
 			return false
 		}
-		s.readAt = w.Now
+		if s.readAt = w.Now; !s.readAt.After(s.exchange.Start) { // the server was faster than we have been since then
+			s.readAt = time.Now()
+		}
 		if s.busy && s.exchange.FirstByte == 0 {
 			s.exchange.FirstByte = s.readAt.Sub(s.exchange.Start)
 		}

@@ -68,7 +68,7 @@ func (s *session) sendWhole() (size int, err error) {
 		if err != nil {
 			return size, err
 		}
-		if b.replays > 0 && s.mayEnd(typ, n) {
+		if b.replays > 0 && s.mustKnow(typ, n) {
 			return size, errHold
 		}
 		size += pgwire.HeaderSize + n
