@@ -410,7 +410,7 @@ func (s *session) blames(body, cycle []byte) bool {
 	class := string(pgwire.Field(body, 'C'))
 	class = class[:min(2, len(class))]
 	var name []byte
-	switch typ, message := pgwire.Unanswered(cycle, s.backend.In.Run()); typ {
+	switch typ, message, _ := pgwire.Unanswered(cycle, s.backend.In.Run()); typ {
 	case pgwire.Query: // in SQL, it is found out when nothing has been carried out yet
 		changed := string(pgwire.Field(body, 'R')) == "RevalidateCachedQuery"
 		analysed := bytes.HasPrefix(pgwire.Field(body, 'F'), []byte("parse_"))
@@ -446,7 +446,8 @@ func (s *session) prepareAnew(a attempt) bool {
 			delete(s.untried, name)
 		}
 	}
-	for rest := a.cycle; len(rest) > 0; {
+	_, _, carried := pgwire.Unanswered(a.cycle, a.anew)
+	for rest := a.cycle[:carried]; len(rest) > 0; {
 		typ, n, body := pgwire.Split(rest)
 		rest = rest[n:]
 		if name, _, ok := pgwire.String(body); ok && typ == pgwire.Parse {

@@ -35,6 +35,7 @@ func TestAStatementThatAnotherPreparedBeforeATableWasChangedIsPreparedAnew(t *te
 		"which names its type, bound":  {where, typed, []step{ask(parsed("p", where)), given}},
 		"a fault of its own":           {"select 1 / n from changing", wider, []step{ask(parsed("p", "select 1 / n from changing")), use, use}},
 		"a value that does not fit":    {where, wider, []step{ask(parsed("p", where), bindTexts("", "p", []string{"word"}), executed), ask(bindTexts("", "p", []string{"word"}), executed)}},
+		"a name that is taken":         {where, wider, []step{ask(parsed("r", "select 'r'")), ask(parsed("p", where), bindTexts("", "p", []string{"word"}), executed, parsed("r", "select 'another'")), ask(parsed("r", star)), ask(bound("r"), executed)}},
 		"whose table is gone":          {star, "drop table changing", []step{ask(parsed("p", star), described("p")), use}},
 		"whose table is gone, another": {star, "alter table changing rename to another; create table changing as select 'x'::text as x", []step{ask(parsed("p", star), described("p")), use}},
 		"by a client that listens":     {star, wider, []step{query("listen changes"), ask(parsed("p", star)), ask(described("p")), use}},

@@ -221,22 +221,22 @@ func ParameterTypes(rest []byte) (oids []uint32) {
 }
 
 // Unanswered returns the first message of a client's cycle that is not answered by what the server has
-// said to it, whole messages all; 0 if there is none.
-func Unanswered(cycle, answer []byte) (typ byte, body []byte) {
+// said to it, whole messages all, and how many bytes come before it; 0 if there is none.
+func Unanswered(cycle, answer []byte) (typ byte, body []byte, before int) {
 	ends := map[byte]string{Parse: "1", Bind: "2", Close: "3", Describe: "Tn", Execute: "CIs"}
-	for Holds(cycle) {
-		typ, n, body := Split(cycle)
-		cycle = cycle[n:]
+	for Holds(cycle[before:]) {
+		typ, size, body := Split(cycle[before:])
 		for answered := false; !answered; {
 			if !Holds(answer) {
-				return typ, body
+				return typ, body, before
 			}
 			one, n, _ := Split(answer)
 			answer = answer[n:]
 			answered = strings.IndexByte(ends[typ], one) >= 0
 		}
+		before += size
 	}
-	return 0, nil
+	return 0, nil, before
 }
 
 // Columns takes a DataRow's first columns; nil stands for null.

@@ -444,7 +444,7 @@ func TestTheMessageThatIsNotAnsweredIsFound(t *testing.T) {
 		{"PBDES", "", 'P'}, {"PBDES", "1", 'B'}, {"PBDES", "N1N2", 'D'}, {"PBDES", "12tT", 'E'}, {"PBDES", "12tTDDD", 'E'}, {"PBDES", "12nC", 'S'},
 		{"CPDS", "31t", 'D'}, {"Q", "", 'Q'}, {"", "", 0}, {"BEBES", "2I2", 'E'}, {"BEBES", "2s", 'B'},
 	} {
-		if typ, body := Unanswered(message(c.cycle), message(c.answer)); typ != c.want || typ != 0 && (len(body) != 1 || body[0] != typ) {
+		if typ, body, before := Unanswered(message(c.cycle), message(c.answer)); typ != c.want || typ != 0 && (len(body) != 1 || body[0] != typ || before%6 != 0 || c.cycle[before/6] != typ) {
 			t.Errorf("%s, answered with %s: %q %q", c.cycle, c.answer, typ, body)
 		}
 	}
