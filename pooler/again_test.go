@@ -1,6 +1,10 @@
 package pooler
 
-import "testing"
+import (
+	"fmt"
+	"slices"
+	"testing"
+)
 
 // Behind a RESET the client sees what it chose at login, at once.
 func TestBehindAResetThereIsWhatWasChosenAtLogin(t *testing.T) {
@@ -72,14 +76,7 @@ func TestBehindAResetThereIsWhatWasChosenAtLogin(t *testing.T) {
 				}
 				defer p.conn.Close()
 			}
-			for i, one := range c.steps {
-				for _, p := range both {
-					p.say(one)
-				}
-				if pooled, direct := both[0].hear(one.ready), both[1].hear(one.ready); pooled != direct {
-					t.Fatalf("%d. %q\nPOOLED\n%s\nDIRECT\n%s", i, one.story, pooled, direct)
-				}
-			}
+			m.same(t, what, both, c.steps, nil)
 		})
 	}
 }
@@ -104,14 +101,7 @@ func TestInSessionModeAServerIsEnteredAsItsClientEnters(t *testing.T) {
 		} else if pooled != nil {
 			continue
 		}
-		for i, one := range steps {
-			for _, p := range both {
-				p.say(one)
-			}
-			if pooled, direct := both[0].hear(one.ready), both[1].hear(one.ready); pooled != direct {
-				t.Fatalf("%q, %d. %q\nPOOLED\n%s\nDIRECT\n%s", login, i, one.story, pooled, direct)
-			}
-		}
+		m.same(t, fmt.Sprintf("%q", login), both, steps, nil)
 		for _, p := range both {
 			_, _ = p.conn.Write([]byte(frame('X', "")))
 			p.conn.Close()
@@ -123,18 +113,23 @@ func TestInSessionModeAServerIsEnteredAsItsClientEnters(t *testing.T) {
 	}
 }
 
-// One that has been entered in the same way is not entered again.
+// One that has been entered in the same way is not entered again, and stays while there is room for others.
 func TestInSessionModeAServerThatWasEnteredAlikeIsUsedAgain(t *testing.T) {
-	_, m := newMatch(t, func(d *Database) { d.Pool.Max, d.Mode = 1, modeSession })
-	var pids []string
+	h, m := newMatch(t, func(d *Database) { d.Pool.Max, d.Mode = 2, modeSession })
+	pids := map[string][]string{}
 	for range 3 {
-		p := m.sides([]string{"DateStyle", "German"})[0]
-		p.say(query("select pg_backend_pid()"))
-		pids = append(pids, p.hear(1))
-		_, _ = p.conn.Write([]byte(frame('X', "")))
-		p.conn.Close()
+		for _, style := range []string{"German", "SQL"} {
+			p := m.sides([]string{"DateStyle", style})[0]
+			p.say(query("select pg_backend_pid()"))
+			pids[style] = append(pids[style], p.hear(1))
+			_, _ = p.conn.Write([]byte(frame('X', "")))
+			p.conn.Close()
+			await(t, "the server is free", func() bool { return h.Stats().Databases[0].Active == 0 })
+		}
 	}
-	if pids[0] != pids[1] || pids[1] != pids[2] {
-		t.Errorf("%q", pids)
+	for style, all := range pids {
+		if len(slices.Compact(all)) != 1 {
+			t.Errorf("%s: %q", style, all)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -74,13 +75,10 @@ func (p *pool) claim(s *session) (*backend, error) {
 	return p.enterAs(b, s)
 }
 
-// enterAs returns a server that was entered with the settings that the client chose at login, in the place of the one that it
-// has claimed: so RESET leads back to them, wherever it stands. If that one was, it stays.
+// enterAs returns a server that was entered with the settings that the client chose at login, instead of the one that it
+// has claimed: so RESET leads back to them, wherever it stands. That one is for others, if the pool has room for both.
 func (p *pool) enterAs(b *backend, s *session) (*backend, error) {
-	login := s.login
-	if login == nil { // it is logging in
-		login = s.settings
-	}
+	login := cmp.Or(s.login, s.settings) // there is no login before it is over
 	if b.entered.Equal(login) {
 		return b, nil
 	}
@@ -110,12 +108,20 @@ func (p *pool) enterAs(b *backend, s *session) (*backend, error) {
 	other.entered = p.settings.Intern(login)
 	other.settings = other.entered
 	p.mu.Lock()
-	delete(p.all, b)
+	stays := !b.broken.Load() && !p.retired && len(p.all)+p.dialing < p.room() && p.occupy()
+	now := time.Now()
 	p.all[other] = struct{}{}
-	p.lend(other, s, time.Now())
+	p.lend(other, s, now)
 	b.holder = nil
+	if stays {
+		p.hand(b, now, nil)
+	} else {
+		delete(p.all, b)
+	}
 	p.mu.Unlock()
-	b.close()
+	if !stays {
+		b.close()
+	}
 	return other, nil
 }
 
@@ -166,9 +172,8 @@ func (p *pool) take(w *waiter, now time.Time) (*backend, error) {
 	return nil, nil
 }
 
-// popIdle takes the idle server that was used last, so that the others can grow
-// old; one that has what the client carries before others, and before all the one that
-// knows the sequence values that it was given, where somebody asks for such.
+// popIdle takes the idle server that was used last, so that the others can grow old; before
+// others one that has what the client carries, and before all the one that has its sequences' values.
 func (p *pool) popIdle(s *session) *backend {
 	at := -1
 	if p.sequences.Load() {
@@ -181,6 +186,9 @@ func (p *pool) popIdle(s *session) *backend {
 	}
 	if at < 0 {
 		at = len(p.idle) - 1
+		if p.sessions() {
+			at = 0 // which is entered anew, and used least
+		}
 	}
 	b := p.idle[at]
 	p.idle = append(p.idle[:at], p.idle[at+1:]...)

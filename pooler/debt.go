@@ -252,26 +252,6 @@ func (s *session) replaces() *replaced {
 	return was
 }
 
-// inform tells the client what the server reports differently from what the client
-// was told last, and what was heard while the server answered the pooler itself.
-func (s *session) inform() {
-	if !s.untold {
-		return
-	}
-	s.untold = false
-	out := s.backend.heard
-	s.backend.heard = nil
-	for _, p := range s.backend.reports.All() {
-		if value, ok := s.told.Get(p.Name); !ok || value != p.Value {
-			out = pgwire.AppendParameter(out, p.Name, p.Value)
-		}
-	}
-	s.told = s.backend.reports
-	if len(out) > 0 && !s.mute {
-		_, _ = s.conn.Write(out) // a client that is gone is noticed where it is served
-	}
-}
-
 // hear notes a setting that the server reports to the client. A client that has reset one
 // which it chose at login hears of what it chose: it will have that again. keep reports whether
 // the message is for the client.

@@ -33,8 +33,12 @@ type cycle struct {
 // at once; what is more than that is left to the uplink.
 func (s *session) forward(extent pgwire.Extent) error {
 	b := s.backend
+	var begun []byte
 	s.mu.Lock()
 	s.next.start = s.exchange.Start
+	if s.open { // by an event loop
+		begun = s.attempt.cycle
+	}
 	s.mu.Unlock()
 	s.restore()
 	s.attempt = attempt{tries: s.attempt.tries, began: s.attempt.began, last: s.attempt.last}
@@ -65,7 +69,10 @@ func (s *session) forward(extent pgwire.Extent) error {
 	}
 	s.mu.Lock()
 	if b.status == pgwire.Idle && !b.tuned {
-		s.attempt.size = size
+		s.attempt.size = len(begun) + size
+		if begun != nil {
+			s.attempt.cycle = append(begun, s.in.Behind(size)...)
+		}
 	}
 	s.answering = true
 	s.mu.Unlock()
@@ -470,7 +477,7 @@ func (s *session) mustHold(typ byte, n int) bool {
 	// What a name stands for is not certain before the server has answered, and neither is
 	// the unnamed statement.
 	renewed := typ == pgwire.Query || typ == pgwire.Parse && n > 0 && s.head(1)[0] == 0
-	if b.left&(scan.Prepares|scan.Discards) != 0 || typ == pgwire.Query && (s.usesNames(n) || s.resetsNext(n)) || s.debts.uncertain(renewed) || s.varied || s.resets && s.login.Len() > 0 || s.unmet() || s.senses() {
+	if b.left&(scan.Prepares|scan.Discards) != 0 || typ == pgwire.Query && (s.usesNames(n) || s.resetsNext(n)) || s.debts.uncertain(renewed) || s.varied || s.resets && s.login.Len() > 0 || s.unmet() || s.senses() || s.attempt.anew != nil {
 		return true
 	}
 	return s.ear != nil && len(s.ear.channels) > 0 || b.left&scan.Listens != 0 || b.left&(scan.Begins|scan.Unseen) != 0 && b.pool.statementMode()

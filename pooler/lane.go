@@ -314,6 +314,7 @@ func (s *session) forwardNow() bool {
 	}
 	switch {
 	case errors.Is(err, errHold):
+		s.attempt.cycle = bytes.Clone(s.in.Behind(size))
 		s.escalate(atForward)
 		return false
 	case err != nil:
@@ -374,7 +375,7 @@ func (s *session) answerNow(w *loop.Worker) bool {
 		} else if wants {
 			continue
 		}
-		if s.untold || !s.attempt.told && bytes.Contains(b.In.Peek(b.In.Buffered()), shutDown) {
+		if !s.informed() || !s.attempt.told && bytes.Contains(b.In.Peek(b.In.Buffered()), shutDown) {
 			s.escalate(atAnswer)
 			return false
 		}

@@ -387,7 +387,7 @@ func (s *session) outdated(body []byte) bool {
 	if a.cycle == nil && s.uplink == nil {
 		a.cycle = s.in.Behind(a.size)
 	}
-	alone := s.cycles.len() == 1 && s.uplink == nil && !s.open && !s.midway && !s.copying && s.stage == running && s.lost == nil
+	alone := a.cycle != nil && s.cycles.len() == 1 && !s.open && !s.midway && !s.copying && s.stage == running && s.lost == nil
 	if d, ok := s.debts.first(); !alone || s.exchange.DB.Queries > 0 || ok && d.kind <= owesOurParse && d.at == s.debts.answered {
 		return false // it has done something, or it is what is prepared now that is wrong
 	}

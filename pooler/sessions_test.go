@@ -133,6 +133,26 @@ func (m *match) sides(params []string) [2]*player {
 	}
 }
 
+// same lets both sides say the same, step by step, and compares what they hear. It returns the errors among that; between, if
+// not nil, is called behind each step that ends outside of a transaction.
+func (m *match) same(t *testing.T, when string, both [2]*player, steps []step, between func()) (faults int) {
+	t.Helper()
+	for i, one := range steps {
+		for _, p := range both {
+			p.say(one)
+		}
+		pooled, direct := both[0].hear(one.ready), both[1].hear(one.ready)
+		if pooled != direct {
+			t.Fatalf("%s %d. %q\nPOOLED\n%s\nDIRECT\n%s", when, i, one.story, pooled, direct)
+		}
+		faults += strings.Count(pooled, "ERROR")
+		if between != nil && strings.LastIndex(pooled, "ready I") > max(strings.LastIndex(pooled, "ready T"), strings.LastIndex(pooled, "ready E")) {
+			between()
+		}
+	}
+	return faults
+}
+
 // play runs one session on both sides, step by step, until the answers differ.
 func (m *match) play(seed int) {
 	a := &author{Rand: rand.New(rand.NewPCG(uint64(seed), 1)), session: seed % 100_000_000}

@@ -67,21 +67,9 @@ func TestWhatIsMadeAgainIsMadeUnderTheSettingsOfThen(t *testing.T) {
 				}
 				defer p.conn.Close()
 			}
-			play := func(when string, steps []step) {
-				for i, one := range steps {
-					for _, p := range both {
-						p.say(one)
-					}
-					if pooled, direct := both[0].hear(one.ready), both[1].hear(one.ready); pooled != direct {
-						t.Fatalf("%s %d. %q\nPOOLED\n%s\nDIRECT\n%s", when, i, one.story, pooled, direct)
-					}
-					if b := both[0]; h.Stats().Databases[0].Active == 0 && b != nil {
-						do(t, other, "deallocate all", simple) // the server forgets
-					}
-				}
-			}
-			play("before", c.before)
-			play("then", c.then)
+			forget := func() { do(t, other, "deallocate all", simple) } // the server does
+			m.same(t, "before", both, c.before, forget)
+			m.same(t, "then", both, c.then, forget)
 		})
 	}
 }
