@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"strconv"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
+	"mainstay.dev/mainstay/pooler/internal/explain"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
@@ -376,6 +378,82 @@ func (s *session) standIn(body []byte) string {
 	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, prepared.Empty(body, b.backslash()))
 	s.owe(debt{kind: owesOurParse})
 	return name
+}
+
+// PostgreSQL tells what such a statement's parameters are, if it returns no rows. The types of those that a server does not
+// know by then, and that the client has not named, are found out on a connection of its own.
+
+// A nameless is a statement with parameters whose types are to be found out.
+type nameless struct {
+	body  []byte
+	under *state.Settings
+	found func(body []byte)
+}
+
+// untyped yields those that the cycle that is buffered describes.
+func (s *session) untyped(yield func(nameless) bool) {
+	b, u := s.backend, &s.unnamed
+	if b.status != pgwire.InFailed || b.pool.sessions() || s.open {
+		return
+	}
+	for rest := s.in.Peek(s.in.Buffered()); pgwire.Holds(rest); {
+		typ, n, body := pgwire.Split(rest)
+		rest = rest[n:]
+		if typ != pgwire.Describe || len(body) < 2 || body[0] != 'S' {
+			continue
+		}
+		st := s.names[string(body[1:len(body)-1])]
+		_, known := b.prepared[st]
+		switch {
+		case st != nil && !known && st.typed.Load() == nil && prepared.Nameless(st.body):
+			if !yield(nameless{st.body, st.under, func(body []byte) { st.typed.Store(&body) }}) {
+				return
+			}
+		case len(body) == 2 && u.version != 0 && u.kept && b.unnamed != ticket{s.id, u.version} && u.typed == nil && prepared.Nameless(u.body):
+			if !yield(nameless{u.body, u.under, func(body []byte) { u.typed = body }}) {
+				return
+			}
+		}
+	}
+}
+
+// toType reports whether there are any.
+func (s *session) toType() (any bool) {
+	for range s.untyped {
+		return true
+	}
+	return false
+}
+
+// findTypes finds them out. Those that PostgreSQL does not tell are not asked for again.
+func (s *session) findTypes() {
+	p := s.backend.pool
+	for one := range s.untyped {
+		settings := strings.Join(state.None.Change(cmp.Or(one.under, s.settings)), ";")
+		typed := one.body
+		if oids, err := explain.Types(p.context(), p.target, p.dial, settings, one.body); err == nil {
+			typed = prepared.Typed(one.body, oids)
+		} else {
+			s.pooler.deps.Log.Debug("the types of a statement's parameters cannot be had", "database", p.name, "err", err)
+		}
+		s.mu.Lock()
+		one.found(typed)
+		s.mu.Unlock()
+	}
+}
+
+func (st *statement) asTyped() []byte {
+	if typed := st.typed.Load(); typed != nil {
+		return *typed
+	}
+	return st.body
+}
+
+func (u *unnamed) asTyped() []byte {
+	if u.typed != nil {
+		return u.typed
+	}
+	return u.body
 }
 
 // leaves is what the client's statement of this name may leave behind.

@@ -111,7 +111,7 @@ func (s *session) strange(under *state.Settings) bool {
 // unlearned reports whether the cycle that is buffered uses statements that are to be taught.
 func (s *session) unlearned() bool {
 	named, unnamed := s.toLearn()
-	return unnamed || len(named) > 0 || s.senses()
+	return unnamed || len(named) > 0 || s.senses() || s.toType()
 }
 
 // toLearn lists them; unnamed is whether the unnamed one is to be as well.
@@ -215,6 +215,7 @@ func (s *session) unmet() (found bool) {
 // teach makes the server learn what the cycle uses and was prepared under other settings.
 // What it refuses then is prepared where it is used, and refused there.
 func (s *session) teach() error {
+	s.findTypes()
 	if s.senses() {
 		if err := s.sense(); err != nil {
 			return err

@@ -31,6 +31,7 @@ type statement struct {
 
 	under  *state.Settings // those of its client when it was prepared; nil: not known
 	shape  *fingerprint.Shape
+	typed  atomic.Pointer[[]byte]   // its body with the types of all its parameters, if they had to be found out
 	hidden atomic.Pointer[hiddenIn] // what its text does by the functions that it calls
 	cursor *sighting                // of a FETCH that is one client's alone; nil: when it was prepared there was no cursor
 }
@@ -125,6 +126,7 @@ type unnamed struct {
 	left    scan.Effect
 	said    scan.Mentions
 	cursor  *sighting // as a statement's
+	typed   []byte    // as a statement's
 	use
 }
 
@@ -217,7 +219,7 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 func (s *session) newUnnamed() *unnamed {
 	u := &s.unnamed
 	u.last++
-	u.under, u.cursor, u.use = s.present(), nil, use{}
+	u.under, u.cursor, u.typed, u.use = s.present(), nil, nil, use{}
 	return u
 }
 
@@ -385,8 +387,8 @@ func (s *session) resolve(name []byte, typ byte, rest []byte) string {
 	if typ == pgwire.Describe && st.runs != nil && !s.aborted() {
 		return s.describeLate(&st.use)
 	}
-	if _, known := s.backend.prepared[st]; !known && s.standsIn(st.left, st.body, typ, rest) {
-		return s.standIn(st.body)
+	if _, known := s.backend.prepared[st]; !known && s.standsIn(st.left, st.asTyped(), typ, rest) {
+		return s.standIn(st.asTyped())
 	}
 	s.run(st)
 	return st.name
@@ -405,8 +407,8 @@ func (s *session) resolveUnnamed(typ byte, rest []byte) string {
 	case typ == pgwire.Describe && u.version != 0 && u.kept && u.left&scan.Fetches != 0:
 		return s.standInForFetch(u.body, u.cursor, there, "")
 	case there:
-	case u.version != 0 && u.kept && s.standsIn(u.left, u.body, typ, rest):
-		return s.standIn(u.body)
+	case u.version != 0 && u.kept && s.standsIn(u.left, u.asTyped(), typ, rest):
+		return s.standIn(u.asTyped())
 	case u.version != 0 && u.kept:
 		b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.body)
 		b.unnamed = ticket{s.id, u.version}

@@ -11,6 +11,7 @@ import (
 	"unsafe"
 
 	"mainstay.dev/mainstay/pooler/internal/again"
+	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/explain"
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -231,43 +232,6 @@ func (s *session) tellSlow(c *cycle, plan bool) {
 	}
 }
 
-// commands are further tags that need no memory of their own.
-var commands = func() map[string]string {
-	m := map[string]string{}
-	for _, c := range []string{
-		"MERGE", "COPY", "FETCH", "MOVE", "ROLLBACK", "START TRANSACTION", "SAVEPOINT", "RELEASE", "SET", "RESET", "SHOW",
-		"DECLARE CURSOR", "CLOSE CURSOR", "LISTEN", "UNLISTEN", "NOTIFY", "PREPARE", "DEALLOCATE", "DEALLOCATE ALL", "DISCARD ALL",
-		"DO", "CALL", "EXPLAIN", "LOCK TABLE", "TRUNCATE TABLE", "REFRESH MATERIALIZED VIEW", "VACUUM", "ANALYZE",
-	} {
-		m[c] = c
-	}
-	return m
-}()
-
-// maxCommand bounds a command's name; PostgreSQL's longest has 32 bytes.
-const maxCommand = 64
-
-func commandName(tag []byte) string {
-	switch string(tag) { // these, which nearly all are, need no memory of their own
-	case "SELECT":
-		return "SELECT"
-	case "INSERT":
-		return "INSERT"
-	case "UPDATE":
-		return "UPDATE"
-	case "DELETE":
-		return "DELETE"
-	case "BEGIN":
-		return "BEGIN"
-	case "COMMIT":
-		return "COMMIT"
-	}
-	if known, ok := commands[string(tag)]; ok {
-		return known
-	}
-	return string(tag[:min(len(tag), maxCommand)])
-}
-
 // An errand is what a session needs only while it does something: one that rests on the
 // event loops has none. A session that has a server has one.
 type errand struct {
@@ -297,6 +261,15 @@ type errand struct {
 	asSent   []byte    // the cycle, as the client sent it to the event loops; reused
 	readAt   time.Time // when they read the answer last
 
+	// What few sessions have, and keep their errand for while they rest.
+	sensed    *state.Settings   // in an open transaction, those that decide what a text means; nil: not known, if it may have changed them
+	sensing   *audit.Findings   // what the server says to the question for those
+	untried   map[string]bool   // names of statements that others may have prepared before, and whether the cycle uses it
+	made      map[string]made   // what the open transaction has done to what SQL prepared
+	missing   *state.Settings   // what of that could not be made again
+	missingAt uint64            // the pool's schema then
+	vanished  map[string][]byte // why, by name: an ErrorResponse's body
+
 	// What the sweep knows; only it uses these, with the session's lock.
 	lastTurn     uint64
 	lastMoved    uint32
@@ -307,7 +280,7 @@ type errand struct {
 	overdue      atomic.Pointer[overdue]
 }
 
-var errands = sync.Pool{New: func() any { return &errand{exchange: new(telemetry.Exchange)} }}
+var errands = sync.Pool{New: func() any { return &errand{exchange: new(telemetry.Exchange), missing: state.None} }}
 
 // attach gives a session what it needs to do something. Only who has the session calls
 // it, as spare.
@@ -329,7 +302,7 @@ func (s *session) spare() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !e.debts.none() || e.cycles.len() > 0 || e.next.bytes > 0 || e.uplink != nil || e.lost != nil {
+	if len(e.untried) > 0 || len(e.made) > 0 || e.missing != state.None || !e.debts.none() || e.cycles.len() > 0 || e.next.bytes > 0 || e.uplink != nil || e.lost != nil {
 		return
 	}
 	s.errand = nil
@@ -339,6 +312,8 @@ func (s *session) spare() {
 	e.lastMove, e.quietSince, e.overdueSince = time.Time{}, time.Time{}, time.Time{}
 	e.overdue.Store(nil)
 	e.attempt = attempt{}
+	e.sensed, e.sensing, e.missingAt = nil, nil, 0
+	clear(e.vanished)
 	clear(e.portals)
 	e.renamed, e.why, e.added, e.back = nil, nil, nil, leadBack{}
 	errands.Put(e)

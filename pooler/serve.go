@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -67,12 +66,10 @@ type session struct {
 	conn      net.Conn        // the same as raw without TLS
 	settings  *state.Settings // chosen, at login or since
 	prepares  *state.Settings // what it made with SQL's PREPARE, by name: see state.Carried
-	sensed    *state.Settings // in an open transaction, those that decide what a text means; nil: not known, if it may have changed them
 	waiter    waiter
 	id        uint32
 	names     map[string]*statement // mu
 	unnamed   unnamed               // mu
-	untried   map[string]bool       // mu: names of statements that others may have prepared before, and whether the cycle uses it
 
 	came   int64            // Unix time in nanoseconds
 	secret []byte           // of the cancel key
@@ -83,14 +80,9 @@ type session struct {
 
 	// Known after admit.
 	user, database, application, color string
-	login                              *state.Settings   // chosen at login
-	told                               *state.Settings   // what the client believes of the server
-	missing                            *state.Settings   // those of prepares that could not be made again
-	missingAt                          uint64            // the pool's schema then
-	vanished                           map[string][]byte // why, by name: an ErrorResponse's body
-	made                               map[string]made   // what the open transaction has done to those of prepares
-	sensing                            *audit.Findings   // what the server says to the question for sensed
-	executes                           scan.Effect       // what those of prepares may do
+	login                              *state.Settings // chosen at login
+	told                               *state.Settings // what the client believes of the server
+	executes                           scan.Effect     // what those of prepares may do
 
 	writing atomic.Bool            // serve waits for the client to take an answer
 	wanting atomic.Bool            // the uplink waits for the rest of a message
@@ -118,7 +110,7 @@ const (
 func newSession(p *Server, conn net.Conn, sock *loop.Conn) *session {
 	s := &session{
 		pooler: p, came: time.Now().UnixNano(), color: telemetry.ColorUnknown,
-		settings: state.None, prepares: state.None, missing: state.None, errand: errands.Get().(*errand),
+		settings: state.None, prepares: state.None, errand: errands.Get().(*errand),
 		raw: conn, conn: conn, sock: sock, in: pgwire.MakeReader(conn, clientBuffer), probe: socket.Of(conn),
 	}
 	s.waiter.owner, s.task.Stepper = s, s

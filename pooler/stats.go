@@ -399,3 +399,40 @@ func bit(b bool) float64 {
 	}
 	return 0
 }
+
+// commands are further tags that need no memory of their own.
+var commands = func() map[string]string {
+	m := map[string]string{}
+	for _, c := range []string{
+		"MERGE", "COPY", "FETCH", "MOVE", "ROLLBACK", "START TRANSACTION", "SAVEPOINT", "RELEASE", "SET", "RESET", "SHOW",
+		"DECLARE CURSOR", "CLOSE CURSOR", "LISTEN", "UNLISTEN", "NOTIFY", "PREPARE", "DEALLOCATE", "DEALLOCATE ALL", "DISCARD ALL",
+		"DO", "CALL", "EXPLAIN", "LOCK TABLE", "TRUNCATE TABLE", "REFRESH MATERIALIZED VIEW", "VACUUM", "ANALYZE",
+	} {
+		m[c] = c
+	}
+	return m
+}()
+
+// maxCommand bounds a command's name; PostgreSQL's longest has 32 bytes.
+const maxCommand = 64
+
+func commandName(tag []byte) string {
+	switch string(tag) { // these, which nearly all are, need no memory of their own
+	case "SELECT":
+		return "SELECT"
+	case "INSERT":
+		return "INSERT"
+	case "UPDATE":
+		return "UPDATE"
+	case "DELETE":
+		return "DELETE"
+	case "BEGIN":
+		return "BEGIN"
+	case "COMMIT":
+		return "COMMIT"
+	}
+	if known, ok := commands[string(tag)]; ok {
+		return known
+	}
+	return string(tag[:min(len(tag), maxCommand)])
+}

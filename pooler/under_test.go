@@ -58,6 +58,9 @@ func TestWhatIsMadeAgainIsMadeUnderTheSettingsOfThen(t *testing.T) {
 			[]step{begin, use, query("show transaction_isolation"), commit}},
 		"behind a change, with the unnamed one": {nil, []step{begin, locally, ask(parsed("", "select n from things")), parse, ask(bound(""), executed), commit}, []step{use}},
 		"behind a change, when all is lost":     {nil, []step{begin, locally, query("select 1/0"), parse, prepare, rollback}, []step{use, execute}},
+		"described when all is lost":            {nil, []step{ask(parsed("p", "insert into notes values ($1, $2 + 1)")), ask(parsed("r", "select n from notes where n = $1"))}, []step{begin, query("select 1/0"), ask(described("p")), ask(described("p")), ask(described("r")), use, rollback, ask(described("p"))}},
+		"described when all is lost, unnamed":   {nil, []step{ask(parsed("b", "begin"), parsed("z", "select 1/0"), parsed("", "insert into notes values ($1, $2 + 1)"))}, []step{ask(bound("b"), executed), ask(bound("z"), executed), ask(described("")), ask(described("")), rollback}},
+		"described when all is lost, a table":   {nil, []step{found, ask(parsed("p", "update things set n = $1")), lost}, []step{begin, query("select 1/0"), ask(described("p")), rollback, ask(described("p"))}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			both := m.sides(c.login)

@@ -1,5 +1,5 @@
-// Package explain asks PostgreSQL for the plan of a statement that was slow, on a
-// connection of its own, without running it.
+// Package explain asks PostgreSQL about a statement, on a connection of its own, without running it: for the
+// plan of one that was slow, and for the types of parameters.
 //
 // Only the pooler imports it. It keeps neither a connection nor a goroutine.
 package explain
@@ -41,27 +41,55 @@ var parameter = regexp.MustCompile(`\$[0-9]`)
 // Plan returns the plan's lines. The statement is only planned, in a transaction that
 // can only read; several statements in one text are refused by PostgreSQL.
 func Plan(ctx context.Context, t *upstream.Target, dial upstream.Dial, q Query) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	c, err := t.Only("default_transaction_read_only=on", "statement_timeout=2000", "application_name=mainstay explain").Connect(ctx, dial)
+	c, err := connect(ctx, t, dial, q.Settings)
 	if err != nil {
 		return "", err
 	}
 	defer c.Close()
-	if until, ok := ctx.Deadline(); ok {
-		if err := c.SetDeadline(until); err != nil {
-			return "", err
-		}
-	}
-	if q.Settings != "" {
-		if _, err := ask(c, pgwire.AppendQuery(nil, q.Settings)); err != nil {
-			return "", err
-		}
-	}
 	if parameter.MatchString(q.SQL) {
 		return generic(c, q.SQL)
 	}
 	return ask(c, single("EXPLAIN "+q.SQL))
+}
+
+// connect connects, for at most limit, to ask with these settings.
+func connect(ctx context.Context, t *upstream.Target, dial upstream.Dial, settings string) (*upstream.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	c, err := t.Only("default_transaction_read_only=on", "statement_timeout=2000", "application_name=mainstay explain").Connect(ctx, dial)
+	if err != nil {
+		return nil, err
+	}
+	until, _ := ctx.Deadline()
+	if err = c.SetDeadline(until); err == nil && settings != "" {
+		_, err = ask(c, pgwire.AppendQuery(nil, settings))
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Types returns the oids of the types of a statement's parameters. body is what stands behind the name in its Parse message.
+func Types(ctx context.Context, t *upstream.Target, dial upstream.Dial, settings string, body []byte) ([]uint32, error) {
+	c, err := connect(ctx, t, dial, settings)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	out := pgwire.Append(nil, pgwire.Parse, []byte{0}, body)
+	out = pgwire.Append(out, pgwire.Describe, []byte{'S', 0})
+	if _, err := c.Write(pgwire.Append(out, pgwire.Sync)); err != nil {
+		return nil, err
+	}
+	var oids []uint32
+	_, err = read(c, func(typ byte, body []byte) {
+		if typ == pgwire.ParameterDesc {
+			oids = pgwire.ParameterTypes(body)
+		}
+	})
+	return oids, err
 }
 
 // generic returns the plan for parameters that are not known (the generic plan). EXPLAIN's own
@@ -99,14 +127,14 @@ func ask(c *upstream.Conn, cycle []byte) (string, error) {
 	if _, err := c.Write(cycle); err != nil {
 		return "", err
 	}
-	return lines(c)
+	return read(c, func(byte, []byte) {})
 }
 
 // maxPlan bounds a plan's text.
 const maxPlan = 16 << 10
 
-// lines reads rows of one text column until ReadyForQuery.
-func lines(c *upstream.Conn) (string, error) {
+// read reads rows of one text column until ReadyForQuery. It shows all other messages to see.
+func read(c *upstream.Conn, see func(typ byte, body []byte)) (string, error) {
 	var plan strings.Builder
 	var refused error
 	for {
@@ -124,6 +152,8 @@ func lines(c *upstream.Conn) (string, error) {
 			refused = fmt.Errorf("%s (%s)", pgwire.Field(body, 'M'), pgwire.Field(body, 'C'))
 		case pgwire.ReadyForQuery:
 			return plan.String(), refused
+		default:
+			see(typ, body)
 		}
 	}
 }

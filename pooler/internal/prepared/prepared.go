@@ -26,6 +26,22 @@ func Describable(body []byte) bool {
 	return scan.Rowless(text) && scan.Parameters(text, false) <= len(declared) && !slices.Contains(declared, 0)
 }
 
+// Nameless reports whether it lacks only the types.
+func Nameless(body []byte) bool {
+	text, _ := split(body)
+	return scan.Rowless(text) && !Describable(body)
+}
+
+// Typed is the body with these types of its parameters.
+func Typed(body []byte, oids []uint32) []byte {
+	text, _ := split(body)
+	typed := binary.BigEndian.AppendUint16(append(slices.Clone(text), 0), uint16(len(oids)))
+	for _, oid := range oids {
+		typed = binary.BigEndian.AppendUint32(typed, oid)
+	}
+	return typed
+}
+
 // Misfits reports whether a Bind, what follows its names being rest, certainly has another number of values than the
 // statement with this body has parameters. PostgreSQL finds that before anything else: before a table that is gone.
 func Misfits(body, rest []byte) bool {
