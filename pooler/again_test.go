@@ -133,3 +133,20 @@ func TestInSessionModeAServerThatWasEnteredAlikeIsUsedAgain(t *testing.T) {
 		}
 	}
 }
+
+// However many others have logged in since, and chosen otherwise.
+func TestAClientIsToldAgainWhatItWasToldAtLogin(t *testing.T) {
+	h, m := newMatch(t)
+	both := m.sides([]string{"DateStyle", "German"})
+	for _, p := range both {
+		if p.err != nil {
+			t.Fatal(p.err)
+		}
+		defer p.conn.Close()
+	}
+	p := h.policy.Load().pools["app"]
+	p.mu.Lock()
+	clear(p.welcome) // as others have, when they are maxWelcomes
+	p.mu.Unlock()
+	m.same(t, "told", both, []step{query("discard all"), query("set datestyle = iso"), query("discard all")}, nil)
+}

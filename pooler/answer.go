@@ -433,6 +433,8 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	}
 	done = s.settled()
 	again := s.triedAgain(done)
+	s.mum = false
+	s.severedEnds()
 	s.withheld = again || done && (status == pgwire.Idle && (s.mustAttend() || s.synced != nil) || status != pgwire.Idle && b.pool.statementMode())
 	if s.withheld && status != pgwire.Idle {
 		s.exchange.DB.SQLState = "0A000"
@@ -441,7 +443,7 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	if !again {
 		s.record(&c)
 	}
-	return !s.withheld, done, nil
+	return !s.withheld && !s.mum, done, nil
 }
 
 // join ends the uplink and takes the client over from it. After a failure the server

@@ -324,7 +324,7 @@ func (s *session) replayFails(body []byte) error {
 	s.mu.Unlock()
 	mild := string(pgwire.Field(body, 'V')) == "ERROR"
 	if d.aside && mild && d.name == "" {
-		s.untaught(d)
+		s.untaught(d, body)
 		return nil
 	}
 	if d.name == "" || !mild {

@@ -290,11 +290,7 @@ func (s *session) chosen(name string) (value string, ok bool) {
 	if value, ok = s.login.Get(strings.ToLower(name)); !ok {
 		return "", false
 	}
-	p := s.pool
-	p.mu.Lock()
-	told := p.welcome[s.login.Key()]
-	p.mu.Unlock()
-	if canonical, ok := p.settings.OfWelcome(told).Get(name); ok {
+	if canonical, ok := s.login.Told().Get(name); ok {
 		value = canonical
 	}
 	return value, true

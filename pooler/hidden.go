@@ -3,6 +3,7 @@ package pooler
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"strconv"
 	"strings"
@@ -431,7 +432,7 @@ func (s *session) findTypes() {
 	for one := range s.untyped {
 		settings := strings.Join(state.None.Change(cmp.Or(one.under, s.settings)), ";")
 		typed := one.body
-		if oids, err := explain.Types(p.context(), p.target, p.dial, settings, one.body); err == nil {
+		if oids, err := p.typesOf(settings, one.body); err == nil {
 			typed = prepared.Typed(one.body, oids)
 		} else {
 			s.pooler.deps.Log.Debug("the types of a statement's parameters cannot be had", "database", p.name, "err", err)
@@ -440,6 +441,19 @@ func (s *session) findTypes() {
 		one.found(typed)
 		s.mu.Unlock()
 	}
+}
+
+// typesOf asks for them, one at a time: a database's limit is passed by one connection at most.
+func (p *pool) typesOf(settings string, body []byte) ([]uint32, error) {
+	ctx, cancel := context.WithTimeout(p.context(), p.limits().ConnectTimeout)
+	defer cancel()
+	select {
+	case p.asking <- struct{}{}:
+		defer func() { <-p.asking }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	return explain.Types(ctx, p.target, p.dial, settings, body)
 }
 
 func (st *statement) asTyped() []byte {

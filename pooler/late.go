@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"mainstay.dev/mainstay/pooler/internal/again"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -373,5 +374,71 @@ func (s *session) recallOf(st *statement) {
 	}
 	if in := s.hiddenIn(st); in != nil {
 		s.recall(in.effect, &in.said)
+	}
+}
+
+// In an aborted transaction PostgreSQL prepares nothing. So a text that ends one, and then executes what its server does not know,
+// is sent in two: behind the first statement that can be made. The second is as long as the whole, so that
+// errors point into the client's text.
+
+// severs returns the first statement of a text that has to be sent so. The cycle is buffered.
+func (s *session) severs() (first, text []byte) {
+	b, cycle := s.backend, s.in.Peek(s.in.Buffered())
+	if b.status != pgwire.InFailed || b.pool.sessions() || s.open || len(s.names) == 0 || !pgwire.Holds(cycle) {
+		return nil, nil
+	}
+	typ, _, body := pgwire.Split(cycle)
+	text = bytes.TrimSuffix(body, nul)
+	if first = scan.First(text, b.backslash()); typ != pgwire.Query || scan.Effects(first, b.backslash())&scan.Ends == 0 {
+		return nil, nil
+	}
+	unknown := slices.ContainsFunc(scan.Uses(text, b.backslash()), func(u scan.Use) bool {
+		st := s.names[u.Name]
+		return st != nil && !u.Drops && !u.Makes && !s.knows(st)
+	})
+	if !unknown {
+		return nil, nil
+	}
+	return first, text
+}
+
+// sever makes two of it, if it has no fault for which PostgreSQL would carry out nothing of it.
+func (s *session) sever() error {
+	first, text := s.severs()
+	if first == nil {
+		return nil
+	}
+	b := s.backend
+	s.mu.Lock()
+	s.sound = false
+	b.out = pgwire.Append(b.out, pgwire.Parse, []byte("_ms_whole"), nul, text, nul, nul, nul) // which is refused, as several statements or before that
+	b.out = pgwire.Append(b.out, pgwire.Sync)
+	s.aside(debt{aside: true})
+	s.mu.Unlock()
+	if err := s.replayed(); err != nil || !s.sound {
+		return err
+	}
+	blank := bytes.Repeat([]byte{' '}, utf8.RuneCount(first))
+	two := pgwire.AppendQuery(pgwire.AppendQuery(nil, string(first)), string(blank)+string(text[len(first):]))
+	whole := bytes.Clone(s.in.Peek(pgwire.HeaderSize + len(text) + 1))
+	s.in.Skip(len(whole))
+	if !s.in.Unread(two) {
+		s.in.Unread(whole)
+		return nil
+	}
+	s.mu.Lock()
+	s.severed = len(two) - pgwire.HeaderSize - len(first) - 1
+	s.mu.Unlock()
+	return nil
+}
+
+// severedEnds notes the end of the first of the two. The client is not told of it, unless it failed: then
+// there is no second. The lock is held.
+func (s *session) severedEnds() {
+	if s.severed == 0 {
+		return
+	}
+	if s.mum = s.exchange.DB.SQLState == ""; s.mum {
+		s.severed = 0
 	}
 }

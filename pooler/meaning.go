@@ -111,7 +111,8 @@ func (s *session) strange(under *state.Settings) bool {
 // unlearned reports whether the cycle that is buffered uses statements that are to be taught.
 func (s *session) unlearned() bool {
 	named, unnamed := s.toLearn()
-	return unnamed || len(named) > 0 || s.senses() || s.toType()
+	first, _ := s.severs()
+	return unnamed || len(named) > 0 || s.senses() || s.toType() || first != nil
 }
 
 // toLearn lists them; unnamed is whether the unnamed one is to be as well.
@@ -216,6 +217,9 @@ func (s *session) unmet() (found bool) {
 // What it refuses then is prepared where it is used, and refused there.
 func (s *session) teach() error {
 	s.findTypes()
+	if err := s.sever(); err != nil {
+		return err
+	}
 	if s.senses() {
 		if err := s.sense(); err != nil {
 			return err
@@ -280,7 +284,8 @@ func (s *session) runAside(sql string, mayFail bool) {
 }
 
 // untaught notes that the server has refused what it was to learn.
-func (s *session) untaught(d debt) {
+func (s *session) untaught(d debt, body []byte) {
+	s.sound = string(pgwire.Field(body, 'R')) == "exec_parse_message"
 	s.sensing = nil
 	if d.statement != nil {
 		delete(s.backend.prepared, d.statement)

@@ -279,4 +279,5 @@ func (s *session) enrol(welcome []byte) {
 	s.settings = s.pool.settings.Intern(s.settings)
 	s.login = s.settings
 	s.told = s.pool.settings.OfWelcome(welcome)
+	s.login.Tell(s.told)
 }

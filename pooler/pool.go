@@ -39,6 +39,7 @@ type pool struct {
 	texts      *memo.Table[harmless] // those that were read
 
 	opening sync.WaitGroup // dials under way, and closings
+	asking  chan struct{}  // who is in there asks PostgreSQL on a connection beside the pool's
 
 	mu        sync.Mutex
 	ctx       context.Context // nil before Run: nothing is opened yet; its end interrupts dials
@@ -76,7 +77,7 @@ func (o *outage) told() bool { return o.clear || time.Since(o.began) >= o.patien
 func newPool(name string, d *Database, target *upstream.Target, deps Deps) *pool {
 	p := &pool{
 		name: name, target: target, dial: deps.Dial, loops: deps.loops, log: deps.Log, sink: deps.Sink,
-		all: map[*backend]struct{}{}, welcome: map[string][]byte{}, texts: memo.New[harmless](),
+		all: map[*backend]struct{}{}, welcome: map[string][]byte{}, texts: memo.New[harmless](), asking: make(chan struct{}, 1),
 	}
 	p.hub = hub.New(hub.Deps{
 		Dial: p.dialListener, Go: p.opening.Go, Paused: p.waits, Report: p.report,

@@ -260,6 +260,9 @@ type errand struct {
 	attempt  attempt
 	asSent   []byte    // the cycle, as the client sent it to the event loops; reused
 	readAt   time.Time // when they read the answer last
+	sound    bool      // PostgreSQL has found no fault with a text that is to be sent in two
+	severed  int       // bytes of the second, until the first has been answered; mu
+	mum      bool      // it has been, and the ReadyForQuery is not for the client
 
 	// What few sessions have, and keep their errand for while they rest.
 	sensed    *state.Settings   // in an open transaction, those that decide what a text means; nil: not known, if it may have changed them

@@ -115,7 +115,7 @@ func (s *session) release() error {
 		s.held = append(s.held, a.anew...)
 		s.tellHeld()
 		s.deliver()
-		if !s.mute {
+		if !s.mute && !s.mum {
 			_, _ = s.conn.Write(pgwire.AppendReady(nil, pgwire.Idle)) // a client that is gone is noticed where it is served
 		}
 	}

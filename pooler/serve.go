@@ -223,7 +223,11 @@ func (s *session) enterAt(from entry, extent pgwire.Extent) error {
 	if err := s.forward(extent); err != nil {
 		return err
 	}
-	return s.answer()
+	err := s.answer()
+	if s.severed > 0 { // the first of two texts failed: nothing of the second is carried out
+		s.excess, s.severed = s.severed, 0
+	}
+	return err
 }
 
 // begin starts the next exchange.

@@ -15,6 +15,7 @@ func TestWhatIsMadeAgainIsMadeUnderTheSettingsOfThen(t *testing.T) {
 	given := ask(bindTexts("", "p", []string{"1"}), executed)
 	prepare, execute := query("prepare q as select n from things"), query("execute q")
 	drop := query("deallocate q")
+	lose, parseFixture := query("select 1/0"), ask(parsed("p", "select n from fixture where n < 3"))
 	for what, c := range map[string]struct {
 		login  []string
 		before []step
@@ -58,6 +59,16 @@ func TestWhatIsMadeAgainIsMadeUnderTheSettingsOfThen(t *testing.T) {
 			[]step{begin, use, query("show transaction_isolation"), commit}},
 		"behind a change, with the unnamed one": {nil, []step{begin, locally, ask(parsed("", "select n from things")), parse, ask(bound(""), executed), commit}, []step{use}},
 		"behind a change, when all is lost":     {nil, []step{begin, locally, query("select 1/0"), parse, prepare, rollback}, []step{use, execute}},
+		"behind the end of what is lost":        {nil, []step{parseFixture}, []step{begin, lose, query("rollback; execute p")}},
+		"behind its end, in another":            {nil, []step{parseFixture}, []step{begin, lose, query("rollback; start transaction; select 'x'; execute p; execute p; commit"), begin, lose, query("commit;; explain (costs off) execute p;")}},
+		"behind its end, in a chain":            {nil, []step{parseFixture}, []step{begin, lose, query("rollback and chain; execute p"), commit}},
+		"behind a savepoint":                    {nil, []step{parseFixture}, []step{begin, query("savepoint a"), lose, query("rollback to a; execute p"), commit}},
+		"behind no savepoint":                   {nil, []step{parseFixture}, []step{begin, lose, query("rollback to a; execute p"), query("select 1"), rollback, use}},
+		"behind its end, with an error":         {nil, []step{parseFixture}, []step{begin, lose, query("/* ä */ rollback; execute p; select nothing; insert into notes values (1, 1)"), query("select count(*) from notes")}},
+		"behind its end, an error before":       {nil, []step{parseFixture}, []step{begin, lose, query("select 1; rollback; execute p"), query("rollback; select 1/0; execute p"), use}},
+		"behind its end, with bad syntax":       {nil, []step{parseFixture}, []step{begin, lose, query("rollback; execute p; selec"), query("rollback; execute p (")}},
+		"behind its end, many":                  {nil, []step{parseFixture}, []step{begin, lose, {"three texts", query("rollback; execute p").bytes + begin.bytes + query("select 2").bytes + ask(bound("p"), executed).bytes, 4}, rollback}},
+		"behind no savepoint, many":             {nil, []step{parseFixture}, []step{begin, lose, {"three texts", query("rollback to a; execute p").bytes + rollback.bytes + query("select 2").bytes, 3}}},
 		"described when all is lost":            {nil, []step{ask(parsed("p", "insert into notes values ($1, $2 + 1)")), ask(parsed("r", "select n from notes where n = $1"))}, []step{begin, query("select 1/0"), ask(described("p")), ask(described("p")), ask(described("r")), use, rollback, ask(described("p"))}},
 		"described when all is lost, unnamed":   {nil, []step{ask(parsed("b", "begin"), parsed("z", "select 1/0"), parsed("", "insert into notes values ($1, $2 + 1)"))}, []step{ask(bound("b"), executed), ask(bound("z"), executed), ask(described("")), ask(described("")), rollback}},
 		"described when all is lost, a table":   {nil, []step{found, ask(parsed("p", "update things set n = $1")), lost}, []step{begin, query("select 1/0"), ask(described("p")), rollback, ask(described("p"))}},

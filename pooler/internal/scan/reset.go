@@ -12,3 +12,21 @@ func LeadsBack(sql []byte) (name string, local bool) {
 	}
 	return name, local
 }
+
+// First returns the first statement of a text of several, with its semicolon; nil if there is one alone.
+func First(sql []byte, backslash bool) []byte {
+	l := lexer{sql: sql, backslash: backslash}
+	until := 0
+	for some := false; ; {
+		switch t := l.next(); {
+		case t.kind == end:
+			return nil
+		case until > 0 && !l.isMark(t, ';'):
+			return sql[:until]
+		case !l.isMark(t, ';'):
+			some = true
+		case some && until == 0:
+			until = t.from + 1
+		}
+	}
+}

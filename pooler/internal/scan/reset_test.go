@@ -19,3 +19,20 @@ func TestWhatATextLeadsBackIsKnown(t *testing.T) {
 		}
 	}
 }
+
+func TestTheFirstStatementOfSeveralIsFound(t *testing.T) {
+	for text, want := range map[string]string{
+		"rollback; execute p":                "rollback;",
+		" ;; /* ; */ rollback ;; execute p;": " ;; /* ; */ rollback ;",
+		"rollback":                           "",
+		"rollback;":                          "",
+		"rollback; ; -- nothing":             "",
+		"; rollback ;":                       "",
+		"select ';'; select 2":               "select ';';",
+		"":                                   "",
+	} {
+		if got := string(First([]byte(text), false)); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}

@@ -19,6 +19,7 @@ type Settings struct {
 	key     string
 	list    []pgwire.Param // sorted by name, each name once
 	escapes atomic.Uint32  // whether plain strings know escapes, once somebody has asked: 1 no, 2 yes
+	told    atomic.Pointer[Settings]
 }
 
 // None is a client that chose nothing.
@@ -43,6 +44,21 @@ func (s *Settings) Backslash() bool {
 		s.escapes.Store(known)
 	}
 	return known == 2
+}
+
+// Tell notes what a server reports to clients that choose these at login.
+func (s *Settings) Tell(reports *Settings) {
+	if s.Len() > 0 {
+		s.told.Store(reports)
+	}
+}
+
+// Told is what was noted last; None, if nothing was.
+func (s *Settings) Told() *Settings {
+	if told := s.told.Load(); told != nil {
+		return told
+	}
+	return None
 }
 
 // Key tells settings apart: equal ones have equal keys. It is empty for none.
