@@ -126,6 +126,9 @@ func (g *Group) serve(w *Worker, n int) {
 		if c := w.ready[i]; c != nil {
 			w.ready[i] = nil
 			c.ready(w, w.events[i].Events)
+			if n <= few { // nobody's answer waits for what is done for others
+				g.drain(w)
+			}
 		}
 	}
 	g.drain(w)

@@ -160,17 +160,22 @@ func TestWhatIsPostedRunsThoughAllRest(t *testing.T) {
 	}
 }
 
-func TestWhatIsPutOffRunsBehindAllThatIsPosted(t *testing.T) {
-	g := start(t)
-	var mu sync.Mutex
-	var order []string
-	done := make(chan struct{})
-	note := func(what string) {
-		mu.Lock()
-		defer mu.Unlock()
-		order = append(order, what)
+// idle is a group that nobody serves but the test.
+func idle(t testing.TB) *Group {
+	g, err := New()
+	if err != nil {
+		t.Fatal(err)
 	}
-	last := taskOf(func(*Worker) { note("last"); close(done) })
+	g.awake.Add(1) // or others would serve what is posted
+	t.Cleanup(func() { g.watch.end(); g.watch.close(); _ = unix.Close(g.ep) })
+	return g
+}
+
+func TestWhatIsPutOffRunsBehindAllThatIsPosted(t *testing.T) {
+	g, w := idle(t), &Worker{}
+	var order []string
+	note := func(what string) { order = append(order, what) }
+	last := taskOf(func(*Worker) { note("last") })
 	later := taskOf(func(w *Worker) { note("later"); w.Later(last) })
 	g.Post(taskOf(func(w *Worker) {
 		w.Later(later)
@@ -178,15 +183,47 @@ func TestWhatIsPutOffRunsBehindAllThatIsPosted(t *testing.T) {
 		for range 3 {
 			g.Post(taskOf(func(*Worker) { note("posted") }))
 		}
-		if w.Now.IsZero() {
-			t.Error("nobody looked at the clock")
-		}
 	}))
-	inTime(t, "the last", done)
-	mu.Lock()
-	defer mu.Unlock()
+	g.drain(w)
 	if want := []string{"first", "posted", "posted", "posted", "later", "last"}; !slices.Equal(order, want) {
 		t.Errorf("%v, want %v", order, want)
+	}
+}
+
+func TestWhatIsPostedWhileAllRestKnowsTheTime(t *testing.T) {
+	g := start(t)
+	now := make(chan time.Time, 1)
+	g.Post(taskOf(func(w *Worker) { now <- w.Now }))
+	if inTime(t, "the task", now).IsZero() {
+		t.Error("nobody looked at the clock")
+	}
+}
+
+func TestWhatIsPutOffWaitsForOthersOnlyWhereManyCome(t *testing.T) {
+	for n, want := range map[int]string{few: "rwrw", few + 1: "rrrr"} {
+		g := idle(t)
+		w, order := &Worker{Scratch: make([]byte, ScratchSize)}, ""
+		var ends []net.Conn
+		for range n {
+			ours, theirs := pair(t, g, "unix", t.TempDir()+"/s")
+			ours.Own(taskOf(func(w *Worker) {
+				order += "r"
+				w.Later(taskOf(func(*Worker) { order += "w" }))
+			}))
+			ends = append(ends, theirs)
+		}
+		g.serve(w, g.poll(w)) // that they are writable
+		for _, c := range ends {
+			if _, err := io.WriteString(c, "x"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := g.poll(w); got != n {
+			t.Fatalf("%d events, want %d", got, n)
+		}
+		if g.serve(w, n); order[:4] != want || len(order) != 2*n {
+			t.Errorf("%d at once: %s", n, order)
+		}
 	}
 }
 

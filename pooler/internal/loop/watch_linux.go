@@ -39,9 +39,9 @@ const (
 	budget = 100 * time.Millisecond // how often the process's processor time is looked at
 )
 
-// few events in a stint are not worth it; more than few at a time are not either, since each
-// wake-up serves many then.
-const few = 4
+// few events in a stint are not worth it; more than many at a time are not either, since each
+// wake-up serves so many then.
+const few, many = 4, 16
 
 // open prepares to watch the epoll instance ep.
 func (h *watch) open(ep int) error {
@@ -108,7 +108,7 @@ func (g *Group) attend(w *Worker) {
 	h := &g.watch
 	h.run(tick)
 	served, n, quiet := 0, 0, false
-	for began := w.Now; n <= few && w.Now.Sub(began) < stint; {
+	for began := w.Now; n <= many && w.Now.Sub(began) < stint; {
 		n = g.wait(w)
 		if n == 1 && int(w.events[0].Fd) == h.clock {
 			if quiet {
@@ -123,7 +123,7 @@ func (g *Group) attend(w *Worker) {
 		served, quiet = served+n, false
 	}
 	h.run(0)
-	if h.vain++; served > few && n <= few {
+	if h.vain++; served > few && n <= many {
 		h.vain = 0
 	}
 	h.skips = 1<<min(h.vain, 6) - 1
