@@ -67,6 +67,7 @@ func (s *session) equip() {
 // restore makes RESET in a transaction lead back to what was chosen at login, from the
 // client's next messages on.
 func (s *session) restore() {
+	s.unsure = s.unsure[:0]
 	if !s.resets {
 		return
 	}

@@ -309,7 +309,7 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 	b := s.backend
 	if !whole {
 		b.left |= scan.Unseen
-		s.sensed = nil
+		s.sway()
 		return scan.Unseen
 	}
 	known := b.pool.home().hidden.known.Load()
@@ -326,7 +326,7 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 		s.notes(text)
 	}
 	if e&(sways|scan.Ends) != 0 {
-		s.sensed = nil
+		s.sway()
 	}
 	b.left |= e
 	s.resets = s.resets || e&scan.Back != 0
@@ -390,6 +390,10 @@ func (s *session) look(b *backend) (err error) {
 	has, wants := found.Settings(&q, s.login, user)
 	before := s.settings
 	b.settings, s.settings = b.pool.settings.Intern(has), b.pool.settings.Intern(wants)
+	if b.left&scan.Local == 0 {
+		s.assure()
+	}
+	s.unsure = s.unsure[:0]
 	if s.settings != before {
 		s.varied = s.varies()
 	}

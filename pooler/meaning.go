@@ -7,6 +7,7 @@ import (
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 )
@@ -158,44 +159,34 @@ func (s *session) toLearn() (named []*statement, unnamed bool) {
 // eachUse yields the names of the statements that the cycle that is buffered uses, in SQL too, as far
 // as it does not give them a meaning itself.
 func (s *session) eachUse(yield func(name []byte)) {
-	own := map[string]bool{}
-	for rest := s.in.Peek(s.in.Buffered()); pgwire.Holds(rest); {
-		typ, n, body := pgwire.Split(rest)
-		rest = rest[n:]
-		var name, text []byte
-		switch typ {
-		case pgwire.Sync, pgwire.FunctionCall:
-			return
-		case pgwire.Query:
-			text, rest = bytes.TrimSuffix(body, nul), nil
-		case pgwire.Parse:
-			name, text, _, _ = pgwire.Strings(body)
-		case pgwire.Bind:
-			_, name, _, _ = pgwire.Strings(body)
-		case pgwire.Describe, pgwire.Close:
-			if len(body) < 2 || body[0] != 'S' {
-				continue
-			}
-			name = body[1 : len(body)-1]
-		default:
-			continue
+	prepared.Uses(s.in.Peek(s.in.Buffered()), s.backend.backslash(), len(s.names) > 0, yield)
+}
+
+// sway notes that the settings in force are not known from here on. The lock is held.
+func (s *session) sway() { s.sensed, s.unsure = nil, s.unsure[:0] }
+
+// doubt notes that it is not known under which settings a name, "" for the unnamed statement, is prepared. If they were changed
+// in the same cycle, and are not changed again before it is over, that is found out then. In an open
+// transaction it is not: to ask there would take its snapshot. The lock is held.
+func (s *session) doubt(name string) {
+	if s.backend.status == pgwire.Idle {
+		s.unsure = append(s.unsure, name)
+	}
+}
+
+// assure makes certain what is in doubt: it was prepared under the settings that there are now.
+func (s *session) assure() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range s.unsure {
+		if st := s.names[name]; st != nil && st.under == nil && st.cursor == nil {
+			s.names[name], _ = s.pool.statements.intern(s.settings, true, st.body, st.use, s.pooler.shapes)
 		}
-		if len(s.names) > 0 && len(text) > 0 {
-			for _, use := range scan.Uses(text, s.backend.backslash()) {
-				if !own[use.Name] && !use.Drops && !use.Makes {
-					yield([]byte(use.Name))
-				}
-			}
-		}
-		switch typ {
-		case pgwire.Parse, pgwire.Close:
-			own[string(name)] = true
-		case pgwire.Bind, pgwire.Describe:
-			if !own[string(name)] {
-				yield(name)
-			}
+		if u := &s.unnamed; name == "" && u.under == nil {
+			u.under = s.settings
 		}
 	}
+	s.unsure = s.unsure[:0]
 }
 
 // unmet reports whether the cycle that is buffered uses statements that the server does not know, in a

@@ -191,6 +191,9 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 			s.in.Skip(pgwire.HeaderSize + n)
 			return 0, nil
 		}
+		if u.under == nil {
+			s.doubt("")
+		}
 		before := s.resets
 		s.keepUnnamed(s.suspect(text, whole), s.head(n)[1:], whole)
 		s.resets = before // it leads back when it is bound
@@ -271,6 +274,9 @@ func (s *session) parseNamed(name string, body []byte) error {
 	s.nameBytes += len(st.body)
 	if older {
 		s.untry(name)
+	}
+	if st.under == nil {
+		s.doubt(name)
 	}
 	s.ownSequences(st.left)
 	d := debt{kind: owesParse, statement: st, name: name}
@@ -442,7 +448,7 @@ func (s *session) recall(left scan.Effect, said *scan.Mentions) {
 	}
 	b.left |= left
 	if left&(sways|scan.Ends) != 0 {
-		s.sensed = nil
+		s.sway()
 	}
 	s.resets = s.resets || left&scan.Back != 0
 	s.next.ends = s.next.ends || left&scan.Ends != 0

@@ -266,6 +266,7 @@ type errand struct {
 
 	// What few sessions have, and keep their errand for while they rest.
 	sensed    *state.Settings   // in an open transaction, those that decide what a text means; nil: not known, if it may have changed them
+	unsure    []string          // names whose settings are found out behind the cycle
 	sensing   *audit.Findings   // what the server says to the question for those
 	untried   map[string]bool   // names of statements that others may have prepared before, and whether the cycle uses it
 	made      map[string]made   // what the open transaction has done to what SQL prepared
@@ -315,7 +316,7 @@ func (s *session) spare() {
 	e.lastMove, e.quietSince, e.overdueSince = time.Time{}, time.Time{}, time.Time{}
 	e.overdue.Store(nil)
 	e.attempt = attempt{}
-	e.sensed, e.sensing, e.missingAt = nil, nil, 0
+	e.sensed, e.sensing, e.missingAt, e.unsure = nil, nil, 0, e.unsure[:0]
 	clear(e.vanished)
 	clear(e.portals)
 	e.renamed, e.why, e.added, e.back = nil, nil, nil, leadBack{}

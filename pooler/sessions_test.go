@@ -198,7 +198,7 @@ func (m *match) play(seed int) {
 
 // knownDifference names the difference that stays; "" for all others. The pooler prepares a statement where
 // the client uses it, if the server does not know it: where search_path does not lead to its tables any more, and its client had
-// changed it in the same cycle before it prepared the statement, that is refused (42P01). PostgreSQL
+// changed it in the same cycle of an open transaction before it prepared the statement, that is refused (42P01). PostgreSQL
 // looks at the values of the parameters first.
 func knownDifference(s step, said, pooled, direct string) string {
 	lines := strings.Split(direct, "\n")

@@ -15,6 +15,7 @@ func TestWhatIsMadeAgainIsMadeUnderTheSettingsOfThen(t *testing.T) {
 	given := ask(bindTexts("", "p", []string{"1"}), executed)
 	prepare, execute := query("prepare q as select n from things"), query("execute q")
 	drop := query("deallocate q")
+	change := func(sql string) string { return parsed("", sql) + bound("") + executed }
 	lose, parseFixture := query("select 1/0"), ask(parsed("p", "select n from fixture where n < 3"))
 	for what, c := range map[string]struct {
 		login  []string
@@ -59,6 +60,13 @@ func TestWhatIsMadeAgainIsMadeUnderTheSettingsOfThen(t *testing.T) {
 			[]step{begin, use, query("show transaction_isolation"), commit}},
 		"behind a change, with the unnamed one": {nil, []step{begin, locally, ask(parsed("", "select n from things")), parse, ask(bound(""), executed), commit}, []step{use}},
 		"behind a change, when all is lost":     {nil, []step{begin, locally, query("select 1/0"), parse, prepare, rollback}, []step{use, execute}},
+		"behind a change in its cycle":          {nil, []step{ask(change("set search_path = other"), parsed("p", "select n from things"), parsed("", "select n || '!' from things")), lost}, []step{use, ask(described("p")), ask(bound(""), executed), query("execute p"), found, use}},
+		"behind a change in its cycle, a date":  {nil, []step{ask(change("set datestyle = german"), parsed("p", date), bound("p"), executed), iso}, []step{use, use}},
+		"behind a change in its cycle, values":  {nil, []step{ask(change("set search_path = other"), parsed("p", "select $1::int from things")), lost}, []step{use, given, ask(bindTexts("", "p", []string{"word"}), executed)}},
+		"behind one that is undone":             {nil, []step{begin, query("savepoint a"), ask(change("set search_path = other"), parsed("p", "select $1::int from things")), query("rollback to a"), commit}, []step{found, given, use}},
+		"by SQL, in a cycle behind a change":    {nil, []step{ask(change("set search_path = other"), change("prepare q as select n from things")), lost}, []step{execute}},
+		"behind changes in its cycle":           {nil, []step{ask(change("set search_path = other"), parsed("p", "select n from things"), change("set datestyle = german"), parsed("d", date))}, []step{use, ask(bound("d"), executed), query("set datestyle = iso"), ask(bound("d"), executed), use}},
+		"behind a change that fails":            {nil, []step{ask(change("set datestyle = german"), parsed("p", date), bound("p"), executed, parsed("", "select 1/0"), bound(""), executed)}, []step{query("show datestyle")}},
 		"behind the end of what is lost":        {nil, []step{parseFixture}, []step{begin, lose, query("rollback; execute p")}},
 		"behind its end, in another":            {nil, []step{parseFixture}, []step{begin, lose, query("rollback; start transaction; select 'x'; execute p; execute p; commit"), begin, lose, query("commit;; explain (costs off) execute p;")}},
 		"behind its end, in a chain":            {nil, []step{parseFixture}, []step{begin, lose, query("rollback and chain; execute p"), commit}},

@@ -5,6 +5,7 @@
 package prepared
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"slices"
@@ -65,4 +66,47 @@ func Empty(body []byte, backslash bool) []byte {
 		empty = binary.BigEndian.AppendUint32(empty, cmp.Or(oid, textType))
 	}
 	return empty
+}
+
+// Uses yields the names of the statements that the first of a client's cycles uses, as far as it does not give them a
+// meaning itself; in SQL too, if inSQL. "" is the unnamed one.
+func Uses(cycle []byte, backslash, inSQL bool, yield func(name []byte)) {
+	own := map[string]bool{}
+	for rest := cycle; pgwire.Holds(rest); {
+		typ, n, body := pgwire.Split(rest)
+		rest = rest[n:]
+		var name, text []byte
+		switch typ {
+		case pgwire.Sync, pgwire.FunctionCall:
+			return
+		case pgwire.Query:
+			text, rest = bytes.TrimSuffix(body, []byte{0}), nil
+		case pgwire.Parse:
+			name, text, _, _ = pgwire.Strings(body)
+		case pgwire.Bind:
+			_, name, _, _ = pgwire.Strings(body)
+		case pgwire.Describe, pgwire.Close:
+			if len(body) < 2 || body[0] != 'S' {
+				continue
+			}
+			name = body[1 : len(body)-1]
+		default:
+			continue
+		}
+		if inSQL && len(text) > 0 {
+			for _, use := range scan.Uses(text, backslash) {
+				if !own[use.Name] && !use.Drops && !use.Makes {
+					yield([]byte(use.Name))
+				}
+			}
+		}
+		switch typ {
+		case pgwire.Parse, pgwire.Close:
+			own[string(name)] = true
+		case pgwire.Bind, pgwire.Describe:
+			if !own[string(name)] {
+				yield(name)
+			}
+		}
+	}
 }
