@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -294,10 +295,15 @@ func (s *session) completed(body []byte) {
 	if db.Command == "DISCARD ALL" || db.Command == forgetSequences {
 		s.backend.pins &^= scan.Sequence
 	}
-	if bytes.HasPrefix(command, []byte("ALTER ")) || bytes.HasPrefix(command, []byte("DROP ")) || bytes.HasPrefix(command, []byte("CREATE ")) {
+	if changesSchema(string(command)) {
 		// The types of a statement's parameters are those of when it was prepared.
 		s.backend.pool.statements.renew()
 	}
+}
+
+// changesSchema reports whether a command does.
+func changesSchema(command string) bool {
+	return strings.HasPrefix(command, "ALTER ") || strings.HasPrefix(command, "DROP ") || strings.HasPrefix(command, "CREATE ")
 }
 
 // unname forgets what a name stands for.

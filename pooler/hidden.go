@@ -37,8 +37,9 @@ const catalogLimit = 30 * time.Second
 // goroutines.
 type hidden struct {
 	known atomic.Pointer[revealed]
-	next  atomic.Int64 // when it is to be looked at again, in nanoseconds since 1970
-	first sync.Mutex   // over the first look, which all wait for
+	next  atomic.Int64    // when it is to be looked at again, in nanoseconds since 1970
+	first sync.Mutex      // over the first look, which all wait for
+	looks [2]*audit.Looks // behind transactions: at tables too, or not
 }
 
 // revealed is what was read from the catalog.
@@ -89,17 +90,20 @@ func (s *backend) learnHidden() error {
 	if s.pool.sessions() || h.known.Load() != nil || !h.due(time.Now()) {
 		return nil
 	}
-	return s.reveal()
+	return s.reveal(true)
 }
 
 // reveal reads the catalog if it has changed. A server that refuses to show it is served
-// without; only a connection that is lost is an error.
-func (s *backend) reveal() error {
+// without; only a connection that is lost is an error. tables is whether they may have changed without our having seen it.
+func (s *backend) reveal(tables bool) error {
 	var found audit.Hidden
 	h := &s.pool.home().hidden
 	known := h.known.Load()
-	if err := s.execWithin(catalogLimit, audit.State, found.Row); err != nil {
+	if err := s.execWithin(catalogLimit, audit.State(tables), found.Row); err != nil {
 		return s.unlessRefused(err)
+	}
+	if !tables && known != nil {
+		found.Columns = known.columns
 	}
 	if known != nil && known.columns != found.Columns {
 		s.pool.statements.renew() // what is prepared from now on is prepared anew
@@ -131,7 +135,12 @@ func (s *backend) reveal() error {
 
 // lookIntoCatalog reads the catalog behind a transaction.
 func (s *session) lookIntoCatalog(b *backend) error {
-	err := b.reveal()
+	tables := !changesSchema(s.exchange.DB.Command) // then what is prepared is new already
+	looks := b.pool.home().hidden.looks[0]
+	if !tables {
+		looks = b.pool.home().hidden.looks[1]
+	}
+	err := looks.Look(catalogLimit, func() error { return b.reveal(tables) })
 	b.left &^= scan.Catalog
 	if err == nil {
 		return nil

@@ -2,9 +2,12 @@ package pooler
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+
+	"mainstay.dev/mainstay/pooler/internal/audit"
 )
 
 func TestWhatFunctionsLeaveFollowsTheClientOrPins(t *testing.T) {
@@ -188,5 +191,28 @@ func TestAnEventTriggersFunctionFollowsTheClient(t *testing.T) {
 	do(t, mine, "create table made (n int)")
 	if got := value(t, other, "select coalesce(nullif(current_setting('app.user', true), ''), 'nobody')"); got != "nobody" {
 		t.Errorf("another client sees %s", got)
+	}
+}
+
+// To compile a question to the catalog takes PostgreSQL far longer than to answer it.
+func TestQuestionsToTheCatalogAreNotCompiled(t *testing.T) {
+	s := pg.Start(t)
+	c, err := pgx.Connect(t.Context(), s.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close(t.Context())
+	for what, sql := range map[string]string{"state": audit.State(true), "state without tables": audit.State(false), "catalog": audit.Catalog(15)} {
+		text, ok := strings.CutSuffix(sql, "COMMIT")
+		if !ok {
+			t.Fatalf("%s is asked otherwise: %s", what, sql)
+		}
+		results, err := c.PgConn().Exec(t.Context(), "SET jit = on;"+text+"SHOW jit;COMMIT").ReadAll()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last := results[len(results)-2]; string(last.Rows[0][0]) != "off" {
+			t.Errorf("%s: jit is %s", what, last.Rows[0][0])
+		}
 	}
 }

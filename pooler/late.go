@@ -388,8 +388,11 @@ func (s *session) severs() (first, text []byte) {
 		return nil, nil
 	}
 	typ, _, body := pgwire.Split(cycle)
-	text = bytes.TrimSuffix(body, nul)
-	if first = scan.First(text, b.backslash()); typ != pgwire.Query || scan.Effects(first, b.backslash())&scan.Ends == 0 {
+	text, whole := bytes.CutSuffix(body, nul)
+	if typ != pgwire.Query || !whole {
+		return nil, nil
+	}
+	if first = scan.First(text, b.backslash()); scan.Effects(first, b.backslash())&scan.Ends == 0 {
 		return nil, nil
 	}
 	unknown := slices.ContainsFunc(scan.Uses(text, b.backslash()), func(u scan.Use) bool {

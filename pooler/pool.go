@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/fair"
 	"mainstay.dev/mainstay/pooler/internal/hub"
 	"mainstay.dev/mainstay/pooler/internal/loop"
@@ -79,6 +80,7 @@ func newPool(name string, d *Database, target *upstream.Target, deps Deps) *pool
 		name: name, target: target, dial: deps.Dial, loops: deps.loops, log: deps.Log, sink: deps.Sink,
 		all: map[*backend]struct{}{}, welcome: map[string][]byte{}, texts: memo.New[harmless](), asking: make(chan struct{}, 1),
 	}
+	p.hidden.looks = [2]*audit.Looks{audit.NewLooks(), audit.NewLooks()}
 	p.hub = hub.New(hub.Deps{
 		Dial: p.dialListener, Go: p.opening.Go, Paused: p.waits, Report: p.report,
 	})
