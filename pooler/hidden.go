@@ -3,7 +3,6 @@ package pooler
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"errors"
 	"strconv"
 	"strings"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
-	"mainstay.dev/mainstay/pooler/internal/explain"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
@@ -99,7 +97,7 @@ func (s *backend) reveal(tables bool) error {
 	var found audit.Hidden
 	h := &s.pool.home().hidden
 	known := h.known.Load()
-	if err := s.execWithin(catalogLimit, audit.State(tables), found.Row); err != nil {
+	if err := s.ask(audit.State(tables), found.Row); err != nil {
 		return s.unlessRefused(err)
 	}
 	if !tables && known != nil {
@@ -117,7 +115,7 @@ func (s *backend) reveal(tables bool) error {
 	version, _ := s.atLogin.Get("server_version")
 	version, _, _ = strings.Cut(version, ".")
 	major, _ := strconv.Atoi(version) // 0 if it is no number
-	if err := s.execWithin(catalogLimit, audit.Catalog(major), found.Row); err != nil {
+	if err := s.ask(audit.Catalog(major), found.Row); err != nil {
 		return s.unlessRefused(err)
 	}
 	r := &revealed{mark: found.Mark, hints: found.Hints(), columns: found.Columns}
@@ -131,6 +129,18 @@ func (s *backend) reveal(tables bool) error {
 		}
 	}
 	return nil
+}
+
+// ask asks the catalog, once more if something that it leads to went away meanwhile: PostgreSQL calls that an
+// internal error (XX000).
+func (s *backend) ask(sql string, row func([]byte) error) error {
+	err := s.execWithin(catalogLimit, sql, row)
+	if refused, ok := errors.AsType[*upstream.Refused](err); ok && refused.SQLState == "XX000" {
+		if err = s.rollBack(); err == nil {
+			err = s.execWithin(catalogLimit, sql, row)
+		}
+	}
+	return err
 }
 
 // lookIntoCatalog reads the catalog behind a transaction.
@@ -450,19 +460,6 @@ func (s *session) findTypes() {
 		one.found(typed)
 		s.mu.Unlock()
 	}
-}
-
-// typesOf asks for them, one at a time: a database's limit is passed by one connection at most.
-func (p *pool) typesOf(settings string, body []byte) ([]uint32, error) {
-	ctx, cancel := context.WithTimeout(p.context(), p.limits().ConnectTimeout)
-	defer cancel()
-	select {
-	case p.asking <- struct{}{}:
-		defer func() { <-p.asking }()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-	return explain.Types(ctx, p.target, p.dial, settings, body)
 }
 
 func (st *statement) asTyped() []byte {

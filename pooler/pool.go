@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
+	"mainstay.dev/mainstay/pooler/internal/explain"
 	"mainstay.dev/mainstay/pooler/internal/fair"
 	"mainstay.dev/mainstay/pooler/internal/hub"
 	"mainstay.dev/mainstay/pooler/internal/loop"
@@ -450,4 +451,18 @@ func (p *pool) dropIdle(b *backend) {
 // those that were opened together are not replaced together.
 func (s *backend) age(limit time.Duration) time.Duration {
 	return limit - time.Duration(s.spread*float64(limit)/10)
+}
+
+// typesOf asks for the types of a statement's parameters, one session at a time: a database's limit is passed by one
+// connection at most.
+func (p *pool) typesOf(settings string, body []byte) ([]uint32, error) {
+	ctx, cancel := context.WithTimeout(p.context(), p.limits().ConnectTimeout)
+	defer cancel()
+	select {
+	case p.asking <- struct{}{}:
+		defer func() { <-p.asking }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	return explain.Types(ctx, p.target, p.dial, settings, body)
 }
