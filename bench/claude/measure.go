@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"mainstay.dev/mainstay/bench/internal/cputime"
 )
 
 // A figure is what the turns of a subject came to.
@@ -37,7 +37,7 @@ func (b *bench) measure(ctx context.Context, h *house, r row) error {
 		for i := range r.subjects {
 			i = (i + round) % len(r.subjects) // nobody is always first
 			p, body := h.subject(r, i)
-			before, began := spent(p.pid), time.Now()
+			before, began := cputime.Spent(p.pid), time.Now()
 			took, err := drive(ctx, p.url, body, b.clients, b.span)
 			if err != nil {
 				return fmt.Errorf("%s: %w", r.subjects[i], err)
@@ -47,7 +47,7 @@ func (b *bench) measure(ctx context.Context, h *house, r row) error {
 			}
 			g := &figures[i]
 			g.p50 = append(g.p50, p50[i])
-			g.cpu, g.calls, g.took = g.cpu+spent(p.pid)-before, g.calls+len(took), g.took+time.Since(began)
+			g.cpu, g.calls, g.took = g.cpu+cputime.Spent(p.pid)-before, g.calls+len(took), g.took+time.Since(began)
 		}
 	}
 	r.print(figures)
@@ -161,19 +161,6 @@ func call(ctx context.Context, tr *http.Transport, url, body string) error {
 		err = fmt.Errorf("%s and %d bytes", res.Status, n)
 	}
 	return err
-}
-
-// spent is the CPU time of a process so far (proc(5), fields 14 and 15, in ticks of
-// 10 ms).
-func spent(pid int) time.Duration {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+2:]))
-	user, _ := strconv.Atoi(fields[11])
-	system, _ := strconv.Atoi(fields[12])
-	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"strings"
 
-	"mainstay.dev/mainstay/bench/pooler/internal/turns"
+	"mainstay.dev/mainstay/bench/internal/cputime"
 )
 
 // command is pgbench, pointed at a subject.
@@ -91,14 +91,14 @@ type cell struct {
 const runs, seconds = 7, 2
 
 func (b *bench) measure(ctx context.Context, s *subject, c cell) (f figure, err error) {
-	before := turns.Spent(s.pid)
+	before := cputime.Spent(s.pid)
 	out, err := b.pgbench(ctx, s, append([]string{"-n", "-T", strconv.Itoa(seconds)}, c.args...)...)
 	if err != nil {
 		return f, fmt.Errorf("pgbench through %s: %w\n%s", s.name, err, out)
 	}
 	f.tps, f.latency = max(number(tps, out), number(tpsC, out)), number(average, out)
 	if n := number(transactions, out); n > 0 && s.pid != 0 {
-		f.micros = float64((turns.Spent(s.pid) - before).Microseconds()) / n
+		f.micros = float64((cputime.Spent(s.pid) - before).Microseconds()) / n
 	}
 	return f, nil
 }

@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"mainstay.dev/mainstay/bench/internal/cputime"
 )
 
 // A target is a subject with the connections to it.
@@ -98,7 +100,7 @@ func (d *driver) open(s Subject) (*target, error) {
 // plan counts what it does between them.
 func (t *target) settle(p Plan) {
 	if n := len(t.outcome.Slices); p.Rest > 0 && n > 0 && t.PID != 0 {
-		t.outcome.Slices[n-1].CPU = Spent(t.PID) - t.counted
+		t.outcome.Slices[n-1].CPU = cputime.Spent(t.PID) - t.counted
 	}
 }
 
@@ -108,7 +110,7 @@ func (d *driver) turn(t *target, round int) error {
 	from := len(t.took)
 	var before time.Duration
 	if t.PID != 0 {
-		before = Spent(t.PID)
+		before = cputime.Spent(t.PID)
 	}
 	t.counted = before
 	took, err := d.load(t, newSchedule(d.plan.Rate, d.plan.Slice, round+warm))
@@ -117,7 +119,7 @@ func (d *driver) turn(t *target, round int) error {
 	}
 	s := Slice{Took: took, Transactions: len(t.took) - from}
 	if t.PID != 0 {
-		s.CPU = Spent(t.PID) - before
+		s.CPU = cputime.Spent(t.PID) - before
 	}
 	s.P50, s.P95, s.P99 = percentiles(t.took[from:])
 	if round < 0 {

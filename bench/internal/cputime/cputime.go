@@ -1,4 +1,5 @@
-package turns
+// Package cputime tells how much processor time other processes have taken.
+package cputime
 
 import (
 	"fmt"
