@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"strconv"
 	"strings"
@@ -275,6 +276,7 @@ func (s *session) completed(body []byte) {
 		s.mu.Lock()
 		if d, ok := s.debts.first(); ok && d.kind == owesDropAll {
 			s.debts.pop()
+			maps.DeleteFunc(s.untried, func(name string, _ bool) bool { return s.names[name] == nil })
 		} else {
 			s.forget()
 		}
@@ -321,6 +323,7 @@ func (s *session) forget() {
 	b := s.backend
 	clear(b.prepared)
 	clear(s.names)
+	clear(s.untried)
 	s.nameBytes, s.missing = 0, state.None
 	for _, d := range s.debts.list[s.debts.head:] {
 		if d.statement == nil || d.kind == owesOurClose || d.kind == owesClose || d.kind == owesDrop {

@@ -49,12 +49,14 @@ type backend struct {
 	// Guarded by the pool's lock.
 	holder *session  // nil: idle
 	since  time.Time // when it was claimed, or became idle
+	before time.Time // what that was before it was claimed
 	turn   uint64    // of the holder, when the pool last looked
 
 	probe    socket.Prober // nil if the connection is no socket
 	born     time.Time
 	spread   float64         // of its lifetime: 0 to 1
 	reports  *state.Settings // what it reported last (ParameterStatus)
+	due      bool            // the catalog is to be looked at since nobody has for long
 	atLogin  *state.Settings // what it reported when it was new
 	entered  *state.Settings // what the startup packet chose for its client, in session mode
 	mentions scan.Mentions   // names that the client's statements gave

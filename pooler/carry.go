@@ -38,7 +38,7 @@ func (s *session) equip() {
 	}
 	s.untold = b.reports != s.told
 	if !b.pool.sessions() && b.pool.home().hidden.due(s.exchange.Start) {
-		b.left |= scan.Catalog
+		b.left, b.due = b.left|scan.Catalog, true
 	}
 	s.findAgain()
 	sequences := s.takeSequences()
@@ -67,7 +67,7 @@ func (s *session) equip() {
 // restore makes RESET in a transaction lead back to what was chosen at login, from the
 // client's next messages on.
 func (s *session) restore() {
-	s.unsure = s.unsure[:0]
+	s.unsure, s.changing = s.unsure[:0], false
 	if !s.resets {
 		return
 	}

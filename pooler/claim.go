@@ -1,7 +1,6 @@
 package pooler
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,56 +72,6 @@ func (p *pool) claim(s *session) (*backend, error) {
 		return b, err
 	}
 	return p.enterAs(b, s)
-}
-
-// enterAs returns a server that was entered with the settings that the client chose at login, instead of the one that it
-// has claimed: so RESET leads back to them, wherever it stands. That one is for others, if the pool has room for both.
-func (p *pool) enterAs(b *backend, s *session) (*backend, error) {
-	login := cmp.Or(s.login, s.settings) // there is no login before it is over
-	if b.entered.Equal(login) {
-		return b, nil
-	}
-	target, limit := p.target.Choosing(login.All()), p.limits().ConnectTimeout
-	if own := p.target.ConnectTimeout; own > 0 {
-		limit = own
-	}
-	ctx, cancel := context.WithTimeout(p.context(), limit)
-	defer cancel()
-	conn, err := target.Connect(ctx, p.dialLoop)
-	refused, ok := errors.AsType[*upstream.Refused](err)
-	if ok && refused.Passing() { // there may be no room beside it
-		b.broken.Store(true)
-		b.close()
-		conn, err = target.Connect(ctx, p.dialLoop)
-		refused, ok = errors.AsType[*upstream.Refused](err)
-	}
-	switch {
-	case err != nil && ok && !refused.Passing():
-		p.release(b)
-		return nil, unsuited(err)
-	case err != nil:
-		p.release(b)
-		return nil, p.unreachable(err)
-	}
-	other := newBackend(p, conn)
-	other.entered = p.settings.Intern(login)
-	other.settings = other.entered
-	p.mu.Lock()
-	stays := !b.broken.Load() && !p.retired && len(p.all)+p.dialing < p.room() && p.occupy()
-	now := time.Now()
-	p.all[other] = struct{}{}
-	p.lend(other, s, now)
-	b.holder = nil
-	if stays {
-		p.hand(b, now, nil)
-	} else {
-		delete(p.all, b)
-	}
-	p.mu.Unlock()
-	if !stays {
-		b.close()
-	}
-	return other, nil
 }
 
 func (p *pool) claimAny(s *session) (*backend, error) {
@@ -197,7 +146,7 @@ func (p *pool) popIdle(s *session) *backend {
 
 // lend notes who has the server, from now on.
 func (p *pool) lend(b *backend, to *session, now time.Time) {
-	b.holder, b.since, b.turn = to, now, 0
+	b.holder, b.before, b.since, b.turn = to, b.since, now, 0
 }
 
 // wait waits for the pool's grant, for at most the pool's acquire_timeout.

@@ -309,7 +309,7 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 	b := s.backend
 	if !whole {
 		b.left |= scan.Unseen
-		s.sway()
+		s.sway(false)
 		return scan.Unseen
 	}
 	known := b.pool.home().hidden.known.Load()
@@ -326,7 +326,7 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 		s.notes(text)
 	}
 	if e&(sways|scan.Ends) != 0 {
-		s.sway()
+		s.sway(false)
 	}
 	b.left |= e
 	s.resets = s.resets || e&scan.Back != 0
@@ -390,10 +390,7 @@ func (s *session) look(b *backend) (err error) {
 	has, wants := found.Settings(&q, s.login, user)
 	before := s.settings
 	b.settings, s.settings = b.pool.settings.Intern(has), b.pool.settings.Intern(wants)
-	if b.left&scan.Local == 0 {
-		s.assure()
-	}
-	s.unsure = s.unsure[:0]
+	s.assure()
 	if s.settings != before {
 		s.varied = s.varies()
 	}
@@ -452,6 +449,7 @@ func (s *session) bind(portal, name []byte) (behind bool) {
 // execute notes what an Execute does to names. If it fails, what follows in its cycle
 // does too: so it may be taken for granted here. It returns what is to be carried out behind it.
 func (s *session) execute(n int) *again.Statements {
+	s.changing = false
 	if len(s.portals) == 0 {
 		return nil
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
+	"mainstay.dev/mainstay/pooler/internal/explain"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
@@ -35,9 +36,9 @@ const catalogLimit = 30 * time.Second
 // goroutines.
 type hidden struct {
 	known atomic.Pointer[revealed]
-	next  atomic.Int64    // when it is to be looked at again, in nanoseconds since 1970
-	first sync.Mutex      // over the first look, which all wait for
-	looks [2]*audit.Looks // behind transactions: at tables too, or not
+	next  atomic.Int64 // when it is to be looked at again, in nanoseconds since 1970
+	first sync.Mutex   // over the first look, which all wait for
+	looks *audit.Looks // behind transactions
 }
 
 // revealed is what was read from the catalog.
@@ -118,16 +119,8 @@ func (s *backend) reveal(tables bool) error {
 	if err := s.ask(audit.Catalog(major), found.Row); err != nil {
 		return s.unlessRefused(err)
 	}
-	r := &revealed{mark: found.Mark, hints: found.Hints(), columns: found.Columns}
-	h.known.Store(r)
+	h.known.Store(&revealed{mark: found.Mark, hints: found.Hints(), columns: found.Columns})
 	s.pool.statements.renew()
-	if s.left&scan.AnyChange != 0 { // the transaction may have used what it made
-		for _, hint := range r.hints {
-			for _, name := range hint.Settings {
-				s.mentions.Add(name)
-			}
-		}
-	}
 	return nil
 }
 
@@ -145,14 +138,19 @@ func (s *backend) ask(sql string, row func([]byte) error) error {
 
 // lookIntoCatalog reads the catalog behind a transaction.
 func (s *session) lookIntoCatalog(b *backend) error {
-	tables := !changesSchema(s.exchange.DB.Command) // then what is prepared is new already
-	looks := b.pool.home().hidden.looks[0]
-	if !tables {
-		looks = b.pool.home().hidden.looks[1]
-	}
-	err := looks.Look(catalogLimit, func() error { return b.reveal(tables) })
+	h := &b.pool.home().hidden
+	tables := b.due || !changesSchema(s.exchange.DB.Command) // otherwise what is prepared is new already
+	err := h.looks.Look(catalogLimit, tables, func() error { return b.reveal(tables) })
 	b.left &^= scan.Catalog
-	if err == nil {
+	if b.due = false; err == nil {
+		for _, hint := range h.hints() {
+			if b.left&scan.AnyChange == 0 {
+				break // the transaction has not used what it made
+			}
+			for _, name := range hint.Settings {
+				b.mentions.Add(name)
+			}
+		}
 		return nil
 	}
 	b.broken.Store(true)
@@ -385,6 +383,9 @@ func (s *session) keepSequences(b *backend) {
 		s.pinned = audit.Reasons(b.pins)
 		s.mu.Unlock()
 	}
+	if b.left&scan.Local != 0 {
+		s.unsure = s.unsure[:0]
+	}
 	b.left &= scan.Lasting
 }
 
@@ -451,10 +452,14 @@ func (s *session) findTypes() {
 	for one := range s.untyped {
 		settings := strings.Join(state.None.Change(cmp.Or(one.under, s.settings)), ";")
 		typed := one.body
-		if oids, err := p.typesOf(settings, one.body); err == nil {
+		oids, err := p.typesOf(settings, one.body)
+		if err == nil {
 			typed = prepared.Typed(one.body, oids)
 		} else {
 			s.pooler.deps.Log.Debug("the types of a statement's parameters cannot be had", "database", p.name, "err", err)
+			if refused, ok := errors.AsType[*explain.Refused](err); !ok || !refused.Lasting() {
+				continue
+			}
 		}
 		s.mu.Lock()
 		one.found(typed)

@@ -162,14 +162,17 @@ func (s *session) eachUse(yield func(name []byte)) {
 	prepared.Uses(s.in.Peek(s.in.Buffered()), s.backend.backslash(), len(s.names) > 0, yield)
 }
 
-// sway notes that the settings in force are not known from here on. The lock is held.
-func (s *session) sway() { s.sensed, s.unsure = nil, s.unsure[:0] }
+// sway notes that the settings in force are not known from here on, or from the next Execute on. The lock is held.
+func (s *session) sway(later bool) { s.sensed, s.unsure, s.changing = nil, s.unsure[:0], later }
+
+// maxUnsure bounds how many names of a cycle are made certain behind it.
+const maxUnsure = 100
 
 // doubt notes that it is not known under which settings a name, "" for the unnamed statement, is prepared. If they were changed
 // in the same cycle, and are not changed again before it is over, that is found out then. In an open
 // transaction it is not: to ask there would take its snapshot. The lock is held.
 func (s *session) doubt(name string) {
-	if s.backend.status == pgwire.Idle {
+	if s.backend.status == pgwire.Idle && !s.changing && len(s.unsure) < maxUnsure && !slices.Contains(s.unsure, name) {
 		s.unsure = append(s.unsure, name)
 	}
 }
@@ -180,7 +183,10 @@ func (s *session) assure() {
 	defer s.mu.Unlock()
 	for _, name := range s.unsure {
 		if st := s.names[name]; st != nil && st.under == nil && st.cursor == nil {
-			s.names[name], _ = s.pool.statements.intern(s.settings, true, st.body, st.use, s.pooler.shapes)
+			fresh, older := s.pool.statements.intern(s.settings, true, st.body, st.use, s.pooler.shapes)
+			if s.names[name] = fresh; older {
+				s.untry(name)
+			}
 		}
 		if u := &s.unnamed; name == "" && u.under == nil {
 			u.under = s.settings

@@ -1,9 +1,12 @@
 package pooler
 
 import (
+	"cmp"
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
@@ -11,6 +14,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/memo"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
 
 // Most cycles do nothing that a pooler must know of, and come again and again with other
@@ -280,4 +284,58 @@ func (s *session) enrol(welcome []byte) {
 	s.login = s.settings
 	s.told = s.pool.settings.OfWelcome(welcome)
 	s.login.Tell(s.told)
+}
+
+// enterAs returns a server that was entered with the settings that the client chose at login, instead of the one that it
+// has claimed: so RESET leads back to them, wherever it stands. That one is for others, if the pool has room for both.
+func (p *pool) enterAs(b *backend, s *session) (*backend, error) {
+	login := cmp.Or(s.login, s.settings) // there is no login before it is over
+	if b.entered.Equal(login) {
+		return b, nil
+	}
+	target, limit := p.target.Choosing(login.All()), p.limits().ConnectTimeout
+	if own := p.target.ConnectTimeout; own > 0 {
+		limit = own
+	}
+	ctx, cancel := context.WithTimeout(p.context(), limit)
+	defer cancel()
+	conn, err := target.Connect(ctx, p.dialLoop)
+	refused, ok := errors.AsType[*upstream.Refused](err)
+	if ok && refused.Passing() { // there may be no room beside it
+		b.broken.Store(true)
+		b.close()
+		conn, err = target.Connect(ctx, p.dialLoop)
+		refused, ok = errors.AsType[*upstream.Refused](err)
+	}
+	switch {
+	case err != nil && ok && !refused.Passing():
+		p.release(b)
+		return nil, unsuited(err)
+	case err != nil:
+		p.release(b)
+		return nil, p.unreachable(err)
+	}
+	other := newBackend(p, conn)
+	other.entered = p.settings.Intern(login)
+	other.settings = other.entered
+	p.mu.Lock()
+	now := time.Now()
+	stays := !b.broken.Load() && !p.retired && !p.stale(b, now) && len(p.all)+p.dialing < p.room() && p.occupy()
+	p.all[other] = struct{}{}
+	p.lend(other, s, now)
+	b.holder = nil
+	switch {
+	case !stays:
+		delete(p.all, b)
+	case p.line.Waiting() > 0 || p.paused != nil:
+		p.hand(b, now, nil)
+	default: // where it was
+		b.since = b.before
+		p.idle = slices.Insert(p.idle, 0, b)
+	}
+	p.mu.Unlock()
+	if !stays {
+		b.close()
+	}
+	return other, nil
 }

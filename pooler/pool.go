@@ -81,7 +81,7 @@ func newPool(name string, d *Database, target *upstream.Target, deps Deps) *pool
 		name: name, target: target, dial: deps.Dial, loops: deps.loops, log: deps.Log, sink: deps.Sink,
 		all: map[*backend]struct{}{}, welcome: map[string][]byte{}, texts: memo.New[harmless](), asking: make(chan struct{}, 1),
 	}
-	p.hidden.looks = [2]*audit.Looks{audit.NewLooks(), audit.NewLooks()}
+	p.hidden.looks = audit.NewLooks()
 	p.hub = hub.New(hub.Deps{
 		Dial: p.dialListener, Go: p.opening.Go, Paused: p.waits, Report: p.report,
 	})
@@ -459,8 +459,8 @@ func (p *pool) typesOf(settings string, body []byte) ([]uint32, error) {
 	ctx, cancel := context.WithTimeout(p.context(), p.limits().ConnectTimeout)
 	defer cancel()
 	select {
-	case p.asking <- struct{}{}:
-		defer func() { <-p.asking }()
+	case p.home().asking <- struct{}{}:
+		defer func() { <-p.home().asking }()
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}

@@ -448,7 +448,7 @@ func (s *session) recall(left scan.Effect, said *scan.Mentions) {
 	}
 	b.left |= left
 	if left&(sways|scan.Ends) != 0 {
-		s.sway()
+		s.sway(true)
 	}
 	s.resets = s.resets || left&scan.Back != 0
 	s.next.ends = s.next.ends || left&scan.Ends != 0

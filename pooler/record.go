@@ -267,6 +267,7 @@ type errand struct {
 	// What few sessions have, and keep their errand for while they rest.
 	sensed    *state.Settings   // in an open transaction, those that decide what a text means; nil: not known, if it may have changed them
 	unsure    []string          // names whose settings are found out behind the cycle
+	changing  bool              // what changes settings has been bound, and not executed yet
 	sensing   *audit.Findings   // what the server says to the question for those
 	untried   map[string]bool   // names of statements that others may have prepared before, and whether the cycle uses it
 	made      map[string]made   // what the open transaction has done to what SQL prepared

@@ -224,7 +224,7 @@ func (s *session) enterAt(from entry, extent pgwire.Extent) error {
 		return err
 	}
 	err := s.answer()
-	if s.severed > 0 { // the first of two texts failed: nothing of the second is carried out
+	if err == nil && s.severed > 0 { // the first of two texts failed: nothing of the second is carried out
 		s.excess, s.severed = s.severed, 0
 	}
 	return err

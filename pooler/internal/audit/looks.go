@@ -12,7 +12,7 @@ import (
 type Looks struct {
 	turn   chan struct{} // who is in there asks
 	wanted atomic.Uint64 // how many have come
-	seen   uint64        // of those that have come, how many have their answer; of who is in turn
+	seen   [2]uint64     // of those that have come, how many have their answer: any, one to all; of who is in turn
 }
 
 // NewLooks makes one.
@@ -22,9 +22,9 @@ func NewLooks() *Looks {
 
 var errTurn = errors.New("others have asked for the catalog for too long")
 
-// Look returns when somebody has looked since it was called; if need be it does itself. It waits for its turn for at
-// most limit.
-func (l *Looks) Look(limit time.Duration, look func() error) error {
+// Look returns when somebody has looked since it was called, at all that there is if all is true; if need be it does
+// itself. It waits for its turn for at most limit.
+func (l *Looks) Look(limit time.Duration, all bool, look func() error) error {
 	mine := l.wanted.Add(1)
 	late := time.NewTimer(limit)
 	defer late.Stop()
@@ -34,13 +34,15 @@ func (l *Looks) Look(limit time.Duration, look func() error) error {
 		return errTurn
 	}
 	defer func() { <-l.turn }()
-	if l.seen >= mine {
+	if l.seen[1] >= mine || !all && l.seen[0] >= mine {
 		return nil
 	}
 	upto := l.wanted.Load()
 	if err := look(); err != nil {
 		return err
 	}
-	l.seen = upto
+	if l.seen[0] = upto; all {
+		l.seen[1] = upto
+	}
 	return nil
 }

@@ -19,7 +19,7 @@ func TestOneLooksForAllWhoCameBefore(t *testing.T) {
 		var all sync.WaitGroup
 		for range 10 {
 			all.Go(func() {
-				if err := l.Look(time.Minute, look); err != nil {
+				if err := l.Look(time.Minute, true, look); err != nil {
 					t.Error(err)
 				}
 			})
@@ -28,8 +28,17 @@ func TestOneLooksForAllWhoCameBefore(t *testing.T) {
 		if looks != 2 { // the second, for those who came while the first looked
 			t.Errorf("%d looks", looks)
 		}
-		if _ = l.Look(time.Minute, look); looks != 3 {
+		if _ = l.Look(time.Minute, true, look); looks != 3 {
 			t.Errorf("who comes later: %d looks", looks)
+		}
+		go func() { _ = l.Look(time.Minute, false, look) }()
+		synctest.Wait()
+		for _, whole := range []bool{false, true, false} { // who wants all does not share with who does not
+			all.Go(func() { _ = l.Look(time.Minute, whole, look) })
+			synctest.Wait()
+		}
+		if all.Wait(); looks != 6 {
+			t.Errorf("%d looks", looks)
 		}
 	})
 }
@@ -41,7 +50,7 @@ func TestALookThatFailsIsNobodyElses(t *testing.T) {
 		var all sync.WaitGroup
 		for range 3 {
 			all.Go(func() {
-				if err := l.Look(time.Minute, fails); !errors.Is(err, broken) {
+				if err := l.Look(time.Minute, true, fails); !errors.Is(err, broken) {
 					t.Error(err)
 				}
 			})
@@ -53,9 +62,9 @@ func TestALookThatFailsIsNobodyElses(t *testing.T) {
 func TestNobodyWaitsForItsTurnForever(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := NewLooks()
-		go func() { _ = l.Look(time.Minute, func() error { time.Sleep(time.Hour); return nil }) }()
+		go func() { _ = l.Look(time.Minute, true, func() error { time.Sleep(time.Hour); return nil }) }()
 		synctest.Wait()
-		if err := l.Look(time.Second, func() error { t.Error("looked"); return nil }); !errors.Is(err, errTurn) {
+		if err := l.Look(time.Second, true, func() error { t.Error("looked"); return nil }); !errors.Is(err, errTurn) {
 			t.Error(err)
 		}
 		time.Sleep(time.Hour)

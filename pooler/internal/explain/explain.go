@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,6 +25,16 @@ type Query struct {
 }
 
 const limit = 5 * time.Second
+
+// Refused is PostgreSQL's error.
+type Refused struct{ SQLState, Message string }
+
+func (r *Refused) Error() string { return fmt.Sprintf("%s (%s)", r.Message, r.SQLState) }
+
+// Lasting reports whether it is of the statement: no matter of room, locks, time or a restart (classes 53, 55, 57 and 58).
+func (r *Refused) Lasting() bool {
+	return !slices.Contains([]string{"53", "55", "57", "58"}, r.SQLState[:min(2, len(r.SQLState))])
+}
 
 // Possible reports whether a statement, by its first word, is one that has a plan.
 func Possible(sql []byte) bool {
@@ -61,8 +72,8 @@ func connect(ctx context.Context, t *upstream.Target, dial upstream.Dial, settin
 		return nil, err
 	}
 	until, _ := ctx.Deadline()
-	if err = c.SetDeadline(until); err == nil && settings != "" {
-		_, err = ask(c, pgwire.AppendQuery(nil, settings))
+	if err = c.SetDeadline(until); err == nil {
+		_, err = ask(c, pgwire.AppendQuery(nil, settings+";SET statement_timeout=2000;SET lock_timeout=1000"))
 	}
 	if err != nil {
 		c.Close()
@@ -149,7 +160,7 @@ func read(c *upstream.Conn, see func(typ byte, body []byte)) (string, error) {
 				plan.WriteByte('\n')
 			}
 		case pgwire.ErrorResponse:
-			refused = fmt.Errorf("%s (%s)", pgwire.Field(body, 'M'), pgwire.Field(body, 'C'))
+			refused = &Refused{string(pgwire.Field(body, 'C')), string(pgwire.Field(body, 'M'))}
 		case pgwire.ReadyForQuery:
 			return plan.String(), refused
 		default:
