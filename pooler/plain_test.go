@@ -66,9 +66,10 @@ func TestStatementsThatAreNotReadAgainAreStillSeen(t *testing.T) {
 	}
 }
 
-// A resting client is little more than its session: at 5,000 clients, a step of Go's size classes (768 to 896 bytes) shows.
+// A resting client is little more than its session: with 5,000 of them a step of Go's size classes (768 to 896 bytes) shows. Eight bytes
+// are the allocator's own.
 func TestASessionStaysInItsSizeClass(t *testing.T) {
-	if size := unsafe.Sizeof(session{}); size > 768 {
+	if size := unsafe.Sizeof(session{}); size > 760 {
 		t.Errorf("%d bytes: what few sessions need, or only while they do something, belongs in their errand", size)
 	}
 }

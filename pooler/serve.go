@@ -57,6 +57,9 @@ type session struct {
 	resets    bool          // may have led back a setting that was chosen at login, in an open transaction
 	varied    bool          // names stand for statements that were prepared under settings of another meaning
 	straddles bool          // asks for sequence values that an earlier transaction was given
+	entered   bool          // mu: logged in
+	counted   bool          // in the census; of the server's lock
+	resting   bool          // mu: serve waits for the client's next cycle
 	ending    atomic.Bool   // told to end: it is more than running
 	moved     atomic.Uint32 // counts what was read from and written to the client
 	turn      atomic.Uint64 // counts cycles, so that a slow one is seen from outside
@@ -90,9 +93,6 @@ type session struct {
 	verdict atomic.Pointer[ending] // why it is killed, if not because Mainstay stops
 
 	pinned    string // mu: why the backend stays between transactions, for people; "": it does not
-	entered   bool   // mu: logged in
-	counted   bool   // in the census; of the server's lock
-	resting   bool   // mu: serve waits for the client's next cycle
 	nameBytes int    // mu: of the statements that have names
 	ear       *ear   // nil until the client has listened; assigned by serve
 }
