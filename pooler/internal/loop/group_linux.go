@@ -3,9 +3,11 @@ package loop
 import (
 	"context"
 	"fmt"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -15,8 +17,9 @@ import (
 // A Group is workers over one epoll instance. One worker serves as long as it is
 // enough; a batch of events that is full calls another.
 type Group struct {
-	ep    int // the epoll instance
-	watch watch
+	file  *os.File // the epoll instance, registered with the runtime's poller
+	ep    int
+	raw   syscall.RawConn
 	conns table
 	turns atomic.Int32  // connections that were adopted
 	help  chan struct{} // a worker is called
@@ -37,10 +40,14 @@ func New() (*Group, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create an epoll instance: %w", err)
 	}
-	g := &Group{ep: ep, help: make(chan struct{}, 1)}
-	if err := g.watch.open(ep); err != nil {
+	if err := unix.SetNonblock(ep, true); err != nil { // else the runtime does not poll it
 		_ = unix.Close(ep) // it is the error above that matters
-		return nil, err
+		return nil, fmt.Errorf("create an epoll instance: %w", err)
+	}
+	g := &Group{file: os.NewFile(uintptr(ep), "epoll"), ep: ep, help: make(chan struct{}, 1)}
+	if g.raw, err = g.file.SyscallConn(); err != nil {
+		_ = g.file.Close() // it is the error above that matters
+		return nil, fmt.Errorf("poll an epoll instance: %w", err)
 	}
 	return g, nil
 }
@@ -54,14 +61,24 @@ func (g *Group) Run(ctx context.Context) {
 	}
 	stop := context.AfterFunc(ctx, func() {
 		g.ended.Store(true)
-		g.watch.end()
+		_ = g.file.Close() // wakes the worker that waits for it
 	})
 	defer stop()
-	g.lead(&Worker{Scratch: make([]byte, ScratchSize)})
+	w := &Worker{Scratch: make([]byte, ScratchSize)}
+	// The runtime lets the worker sleep when there is nothing to serve, and calls it
+	// again as soon as there has been something new, also while it served: so it need
+	// not look until there is nothing more.
+	_ = g.raw.Read(func(uintptr) bool { // it fails when the group ends
+		g.awake.Add(1)
+		for n := 1; n > 0; {
+			n = g.poll(w)
+			g.serve(w, n)
+		}
+		g.rest(w)
+		return g.ended.Load()
+	})
 	workers.Wait()
 	g.aside.Wait()
-	g.watch.close()
-	_ = unix.Close(g.ep) // there is nothing to be done about it
 }
 
 // assist is the life of a worker that serves when it is called.
@@ -103,6 +120,9 @@ func (g *Group) poll(w *Worker) int {
 	}
 	return int(n)
 }
+
+// few events are dealt with one by one.
+const few = 4
 
 // serve runs the tasks of n events. All events are noted before the first is served:
 // what is claimed for it may be what another one tells the end of. An event may be of a
