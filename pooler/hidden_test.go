@@ -1,13 +1,17 @@
 package pooler
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
+	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
 
 func TestWhatFunctionsLeaveFollowsTheClientOrPins(t *testing.T) {
@@ -85,6 +89,23 @@ func TestFunctionsThatAreNewAreKnown(t *testing.T) {
 	check("made through the pooler", "one")
 	do(t, mine, "begin; "+act("two")+"; select fresh.act(); commit", simple)
 	check("made and used in one transaction", "two")
+	acts := func(name string) string {
+		return fmt.Sprintf("create function fresh.%s() returns text language sql as $a$ select set_config('app.act', '%[1]s', false) $a$", name)
+	}
+	for name, text := range map[string]string{
+		"by_several":  "begin; " + acts("by_several") + "; commit",
+		"by_do":       "do $$ begin " + acts("by_do") + "; end $$",
+		"by_function": "create function fresh.make() returns void language plpgsql as $$ begin " + acts("by_function") + "; end $$",
+	} {
+		do(t, other, text, simple)
+		if name == "by_function" {
+			do(t, other, "select fresh.make()", simple)
+		}
+		if got := value(t, mine, "select fresh."+name+"()"); got != name {
+			t.Error(got)
+		}
+		check("made "+name, name)
+	}
 	if err := s.Exec(t.Context(), "create function fresh.aside() returns text language sql as $$ select set_config('app.act', 'three', false) $$"); err != nil {
 		t.Fatal(err)
 	}
@@ -214,5 +235,119 @@ func TestQuestionsToTheCatalogAreNotCompiled(t *testing.T) {
 		if last := results[len(results)-2]; string(last.Rows[0][0]) != "off" {
 			t.Errorf("%s: jit is %s", what, last.Rows[0][0])
 		}
+	}
+}
+
+// Clients that commit while another looks at the catalog share one look, and each of them carries what
+// the functions that it made and used have set.
+func TestWhoSharesALookAtTheCatalogKnowsWhatItSet(t *testing.T) {
+	s := pg.Start(t)
+	const act = "create function looked.act%d() returns text language sql as $$ select set_config('looked.s%[1]d', 'mine', false) $$;"
+	if err := s.Exec(t.Context(), "drop schema if exists looked cascade; create schema looked;"+fmt.Sprintf(act, 9)); err != nil {
+		t.Fatal(err)
+	}
+	locker, err := pgx.Connect(t.Context(), s.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer locker.Close(context.WithoutCancel(t.Context()))
+	h := run(t, config(database(s.URL(), func(d *Database) { d.Pool.Max = 3 })))
+	clients := []*pgx.Conn{h.connect(t), h.connect(t), h.connect(t)}
+	var servers []string
+	for n, c := range clients {
+		do(t, c, "select 'connects'", simple)
+		if err := s.Exec(t.Context(), fmt.Sprintf(act, n)); err != nil { // past the pooler: only a look can tell what it sets
+			t.Fatal(err)
+		}
+		do(t, c, fmt.Sprintf("begin; create function looked.f%d() returns text language sql as 'select looked.act%[1]d()'; select looked.f%[1]d()", n), simple)
+		servers = append(servers, value(t, c, "select pg_backend_pid()::text", simple))
+	}
+	do(t, locker, "begin; lock table pg_catalog.pg_policy in access exclusive mode", simple) // so that a look waits
+	waiting := func(where string) int {
+		do(t, locker, "select pg_stat_clear_snapshot()", simple)
+		n, _ := strconv.Atoi(value(t, locker, "select count(*)::text from pg_stat_activity where pid in ("+strings.Join(servers, ",")+") and "+where, simple))
+		return n
+	}
+	committed := make(chan error, len(clients))
+	for n, c := range clients {
+		go func() {
+			_, err := c.Exec(context.WithoutCancel(t.Context()), "commit", simple)
+			committed <- err
+		}()
+		if n == 0 {
+			await(t, "the first looks", func() bool { return waiting("wait_event_type = 'Lock'") == 1 })
+		}
+	}
+	await(t, "the others have committed", func() bool { return waiting("state = 'idle' and query = 'commit'") == 2 })
+	do(t, locker, "rollback", simple)
+	for range clients {
+		if err := <-committed; err != nil {
+			t.Error(err)
+		}
+	}
+	for n := range clients {
+		for who, c := range clients {
+			want := "none"
+			if who == n {
+				want = "mine"
+			}
+			if got := value(t, c, fmt.Sprintf("select coalesce(nullif(current_setting('looked.s%d', true), ''), 'none')", n), simple); got != want {
+				t.Errorf("client %d sees %s of client %d, want %s", who, got, n, want)
+			}
+		}
+	}
+}
+
+// What goes away while PostgreSQL reads its catalog is an internal error of its, and gone the next time.
+func TestTheCatalogIsAskedOnceMoreAfterAnInternalError(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "drop sequence if exists asked; create sequence asked"); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), one)))
+	do(t, h.connect(t), "select 1")
+	p := h.policy.Load().pools["app"]
+	await(t, "the server is idle", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.idle) == 1
+	})
+	p.mu.Lock()
+	b := p.idle[0]
+	p.idle = nil
+	p.mu.Unlock()
+	defer p.drop(b)
+	refusal := func(err error) string {
+		if refused, ok := errors.AsType[*upstream.Refused](err); ok {
+			return refused.SQLState
+		}
+		return fmt.Sprint(err)
+	}
+	ask := func(state string, often int) (rows int, err error) {
+		err = b.ask(fmt.Sprintf("BEGIN; DO $$ BEGIN IF nextval('asked') <= %d THEN RAISE 'gone' USING errcode = '%s'; END IF; END $$; SELECT 'row'; COMMIT", often, state), func([]byte) error { rows++; return nil })
+		return rows, err
+	}
+	if rows, err := ask("XX000", 1); err != nil || rows != 1 {
+		t.Errorf("%d rows, %v", rows, err)
+	}
+	if _, err := ask("XX000", 9); refusal(err) != "XX000" {
+		t.Errorf("an error that stays: %v", err)
+	}
+	if err := b.rollBack(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ask("42501", 9); refusal(err) != "42501" {
+		t.Errorf("what is no internal error: %v", err)
+	}
+	if err := b.rollBack(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.ask("SELECT last_value FROM asked", func(row []byte) error {
+		if string(row[6:]) != "5" { // two times each, and once for what is no internal error
+			t.Errorf("asked %s times, want 5", row[6:])
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
 	}
 }

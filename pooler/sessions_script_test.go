@@ -18,8 +18,9 @@ type step struct {
 // An author writes a random session. The same seed gives the same session.
 type author struct {
 	*rand.Rand
-	session int  // gives names that no other session has
-	chose   bool // settings at login
+	session int    // gives names that no other session has
+	chose   bool   // settings at login
+	routine string // what the session makes, changes and calls; mostly it does not
 }
 
 func (a *author) one(choices ...string) string { return choices[a.IntN(len(choices))] }
@@ -46,6 +47,14 @@ func (a *author) script() []step {
 	steps := make([]step, 3+a.IntN(10))
 	for i := range steps {
 		steps[i] = a.step()
+	}
+	if a.IntN(12) > 0 {
+		return steps
+	}
+	a.routine = fmt.Sprintf("routine%d", a.session%64) // few, since all of the catalog is looked at
+	steps = append(steps[:len(steps)/2], query("drop function if exists "+a.routine+"()"))
+	for range 3 + a.IntN(6) {
+		steps = append(steps, a.step())
 	}
 	return steps
 }
@@ -185,7 +194,10 @@ func (a *author) statement() string {
 }
 
 func (a *author) anything() string {
-	switch a.IntN(16) {
+	if a.routine != "" && a.IntN(3) == 0 {
+		return a.hidden()
+	}
+	switch a.IntN(17) {
 	case 0, 1:
 		return a.transaction()
 	case 2, 3, 4:
@@ -200,9 +212,24 @@ func (a *author) anything() string {
 		return a.one(fmt.Sprintf("insert into notes values (%d, %d)", a.session, a.IntN(9)),
 			fmt.Sprintf("update notes set n = n + 1 where session = %d", a.session), fmt.Sprintf("delete from notes where session = %d and n < 4", a.session),
 			fmt.Sprintf("do $$ begin insert into notes values (%d, 5); perform set_config('my.done', 'yes', %v); exception when others then raise notice 'no'; end $$", a.session, a.IntN(2) == 0))
+	case 10:
+		return a.hidden()
 	default:
 		return a.look()
 	}
+}
+
+// hidden does by functions what others say themselves.
+func (a *author) hidden() string {
+	if a.routine != "" && a.IntN(2) == 0 {
+		does := a.one("set_config('my.word', 'of a new one', false)", "set_config('my.other', 'now', true)", "remember('my.word', 'by another')", fmt.Sprintf("pg_try_advisory_lock(%d)", a.session*10), "current_user")
+		makes := "create or replace function " + a.routine + "() returns text language sql as $f$ select (" + does + ")::text $f$"
+		return a.one(makes, makes, "do $$ begin "+makes+"; end $$", "select make('"+strings.ReplaceAll(makes, "'", "''")+"')", "drop function "+a.routine+"()",
+			"select "+a.routine+"()", "select "+a.routine+"()", "select "+a.routine+"()")
+	}
+	return a.one("select remember('my.word', 'by a function')", "select remember('work_mem', '5MB')", "select remember('timezone', 'Asia/Tokyo')", "do $$ begin perform remember('my.other', 'by do'); end $$",
+		"select become('lesser')", "select become('none')", fmt.Sprintf("select hold_on(%d)", a.session*10+a.IntN(3)), "select scratch()", "drop table scratched", "insert into watched values (1)", "call proceed()", "select * from seen_by",
+		"select local_word()")
 }
 
 // transaction begins, ends or divides one.

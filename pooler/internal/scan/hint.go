@@ -29,7 +29,7 @@ const (
 )
 
 // hinted are the effects that are worth a hint.
-const hinted = Lasting&^Catalog | Sequence
+const hinted = Lasting | Sequence
 
 // A Routine is a function or procedure, and its source.
 type Routine struct {
@@ -125,31 +125,85 @@ func (h Hints) Find(sql []byte, backslash bool, m *Mentions) (e Effect) {
 
 // Changes says what a text that changes the schema means for what is known: Catalog if that
 // has to be read again, and what may be done in the same transaction with what it makes.
-func (h Hints) Changes(sql []byte) Effect {
-	l := lexer{sql: sql}
-	if t := l.next(); !l.is(t, "create") && !l.is(t, "alter") && !l.is(t, "drop") {
-		return 0
-	}
-	for t := l.next(); t.kind == word; t = l.next() {
-		switch {
-		case l.is(t, "extension"):
-			return Catalog | anything
-		case l.is(t, "function"), l.is(t, "procedure"), l.is(t, "routine"):
-			if h == nil && body(sql, 0)&hinted == 0 && !executesCode(sql) {
-				return 0
-			}
-			return Catalog | anything
-		case l.is(t, "temp"), l.is(t, "temporary"):
-			return 0
-		case l.is(t, "trigger"), l.is(t, "view"), l.is(t, "rule"), l.is(t, "policy"), l.is(t, "operator"), l.is(t, "cast"), l.is(t, "aggregate"),
-			l.is(t, "domain"), l.is(t, "type"), l.is(t, "table"), l.is(t, "index"):
-			if h == nil {
-				return 0
-			}
-			return Catalog | anything
+func (h Hints) Changes(sql []byte) (e Effect) {
+	for l := (lexer{sql: sql}); ; {
+		t := h.change(&l, &e)
+		if next := bytes.IndexByte(sql[l.at:], ';'); !l.isMark(t, ';') && (next < 0 || len(bytes.TrimSpace(sql[l.at+next+1:])) == 0) {
+			return e // there is no other, as nearly always
+		}
+		for t.kind != end && !l.isMark(t, ';') {
+			t = l.next()
+		}
+		if t.kind == end {
+			return e
 		}
 	}
-	return 0
+}
+
+// change adds what the statement that begins here does, and returns the last token that it has read.
+func (h Hints) change(l *lexer, e *Effect) token {
+	t := l.next()
+	switch {
+	case l.is(t, "do"):
+		for t = l.next(); t.kind != end && !l.isMark(t, ';'); t = l.next() {
+			if t.kind == text {
+				*e |= body(l.code(t), 0) & Catalog
+			}
+		}
+	case l.is(t, "create"), l.is(t, "alter"), l.is(t, "drop"):
+		switch l.made() {
+		case aRoutine:
+			if rest := l.sql[l.at:]; h == nil && body(rest, 0)&hinted == 0 && !executesCode(rest) {
+				break
+			}
+			*e |= Catalog | anything
+		case anExtension:
+			*e |= Catalog | anything
+		case aCaller, aTable:
+			if h != nil {
+				*e |= Catalog | anything
+			}
+		}
+	}
+	return t
+}
+
+// What is made, as far as it matters to what statements hide.
+type made uint8
+
+const (
+	another made = iota
+	aRoutine
+	anExtension
+	aCaller // of routines
+	aTable  // or something else that may call them, and mostly does not
+)
+
+// made says what a CREATE, ALTER or DROP is about, whose word has been read.
+func (l *lexer) made() made {
+	for t := l.next(); t.kind == word; t = l.next() {
+		switch {
+		case l.is(t, "temp"), l.is(t, "temporary"):
+			return another
+		case l.is(t, "extension"):
+			return anExtension
+		case l.is(t, "function"), l.is(t, "procedure"), l.is(t, "routine"):
+			return aRoutine
+		case l.is(t, "trigger"), l.is(t, "view"), l.is(t, "rule"), l.is(t, "policy"), l.is(t, "operator"), l.is(t, "cast"), l.is(t, "aggregate"), l.is(t, "domain"):
+			return aCaller
+		case l.is(t, "type"), l.is(t, "table"), l.is(t, "index"):
+			return aTable
+		}
+	}
+	return another
+}
+
+// code is the text that a constant stands for, as far as it matters to code.
+func (l *lexer) code(t token) []byte {
+	if !t.escaped {
+		return l.sql[t.from:t.to]
+	}
+	return bytes.ReplaceAll(l.sql[t.from:t.to], []byte("''"), []byte("'"))
 }
 
 // executesCode reports whether a constant of a text, taken for code, does what is worth a
@@ -157,7 +211,7 @@ func (h Hints) Changes(sql []byte) Effect {
 func executesCode(sql []byte) bool {
 	l := lexer{sql: sql}
 	for t := l.next(); t.kind != end; t = l.next() {
-		if t.kind == text && body(sql[t.from:t.to], 1)&hinted != 0 {
+		if t.kind == text && body(l.code(t), 0)&hinted != 0 {
 			return true
 		}
 	}
@@ -289,6 +343,10 @@ func Body(source []byte) (e Effect, m Mentions) {
 	return e & (hinted | Advances), m
 }
 
+// remakes says of what a routine makes whether the catalog is to be read again behind it: of tables it is not,
+// which some make all the time.
+var remakes = [...]bool{another: false, aRoutine: true, anExtension: true, aCaller: true, aTable: false}
+
 // anything is what a text may do that nobody knows.
 const anything = AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances
 
@@ -300,6 +358,12 @@ func body(source []byte, nested int) (e Effect) {
 		switch {
 		case t.kind == end:
 			return e
+		case !w.began && (w.is(t, "create") || w.is(t, "alter") || w.is(t, "drop")):
+			e |= w.word(t)
+			w.began = true
+			if l := w.lexer; remakes[l.made()] {
+				e |= Catalog
+			}
 		case w.isMark(t, ';'), w.opens(t):
 			w.first, w.second, w.began, dynamic = wordNone, wordNone, false, false
 		case w.is(t, "execute") && !w.privilege():
@@ -308,7 +372,7 @@ func body(source []byte, nested int) (e Effect) {
 				e |= anything
 			}
 		case dynamic && t.kind == text && nested < maxNested:
-			e |= body(bytes.ReplaceAll(source[t.from:t.to], []byte("''"), []byte("'")), nested+1)
+			e |= body(w.code(t), nested+1)
 		case t.kind == word:
 			e |= w.word(t)
 			w.began = true

@@ -85,6 +85,9 @@ func TestWhatChangesTheSchemaIsSeen(t *testing.T) {
 		"create table t (a int)": {true, false}, "create temp table t (a int)": {}, "create operator === (function = f)": {true, false}, "create event trigger e on sql_drop execute function f()": {true, false}, "select 1": {}, "create extension x": {true, true}, "create or replace view v as select 1": {true, false}, "create trigger t after insert on x execute function f()": {true, false},
 		"create function f() returns int language sql as 'select 1'": {true, false}, "create or replace function f() returns int language plpgsql as $$ begin set role x; end $$": {true, true},
 		"create procedure f() begin atomic select set_config('a.b', 'c', false); end": {true, true}, "alter function f() rename to g": {true, false}, "drop policy p on t": {true, false},
+		"begin; create function f() returns int language sql as $$ set x.y = 1; $$; commit": {true, true}, "create temp table t (a int); create table u (a int);": {true, false},
+		"select ';'; create extension x": {true, true}, "select '; create extension x'; ": {}, "create function f() begin atomic select 1; end; select 1;": {true, false}, "do $$ begin if true then create trigger t after insert on x execute function f(); end if; end $$": {true, true}, "do $$ begin create table t (n int); end $$": {},
+		"do language plpgsql 'begin execute ''drop function f()''; end'; select 1": {true, true}, "select $$ create function $$": {}, "create function f() returns void language plpgsql as 'begin execute ''set a.b = 1''; end'": {true, true}, ";;alter table t add b int;": {true, false},
 	} {
 		for i, h := range []Hints{some, nil} {
 			if got := h.Changes([]byte(sql)); got&Catalog != 0 != want[i] {
