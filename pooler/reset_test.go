@@ -62,18 +62,19 @@ func TestResetLeadsBackToWhatWasChosenAtLogin(t *testing.T) {
 // its own must not take one where it need not.
 func TestAResetOfWhatWasNotChosenAtLoginTakesNoSnapshot(t *testing.T) {
 	h := run(t, config(database(pg.Start(t).URL(), one)))
-	c := newFrontend(t, h, "options", "-c datestyle=German -c my.word=a")
+	c := newFrontend(t, h, "options", `-c datestyle=German -c my.word=a -c search_path="Its",\ public`)
 	for _, step := range []struct{ do, want string }{
 		{"begin", "CZ"},
 		{"reset application_name", "CZ"},
+		{"reset search_path", "CZ"},
 		{"set transaction isolation level serializable", "CZ"},
-		{"select current_setting('transaction_isolation') || ' ' || current_setting('datestyle')", "TDCZ"},
+		{"select current_setting('transaction_isolation') || ' ' || current_setting('datestyle') || ' ' || current_setting('search_path')", "TDCZ"},
 		{"commit", "CZ"},
 	} {
 		c.send(frame('Q', step.do+"\x00"))
 		c.expectFor(step.do, step.want)
 	}
-	if want := "serializable German, DMY"; c.row != want {
+	if want := `serializable German, DMY "Its", public`; c.row != want {
 		t.Errorf("got %s, want %s", c.row, want)
 	}
 }

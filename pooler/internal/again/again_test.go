@@ -12,7 +12,7 @@ var login = state.None.With("datestyle", "German").With("search_path", "a, b").W
 
 const (
 	date = `SET "datestyle" TO E'German'`
-	path = `SELECT WHERE pg_catalog.set_config(E'search_path',E'a, b',false) IS NULL`
+	path = `SET search_path TO E'a',E'b'`
 	mine = `SET "my"."x" TO E'it\'s'`
 	role = `SET "role" TO E'r'`
 	all  = date + ";" + mine + ";" + path
@@ -28,7 +28,7 @@ func TestWhatWasChosenFollowsWhatLeadsItBack(t *testing.T) {
 		"set datestyle to default; x":         "set datestyle to default;" + date + "; x",
 		"set session datestyle = default; x":  "set session datestyle = default;" + date + "; x",
 		"set local datestyle = default; x":    `set local datestyle = default;SET LOCAL "datestyle" TO E'German'; x`,
-		"set local search_path to default; x": "set local search_path to default;SELECT WHERE pg_catalog.set_config(E'search_path',E'a, b',true) IS NULL; x",
+		"set local search_path to default; x": "set local search_path to default;SET LOCAL search_path TO E'a',E'b'; x",
 		"reset my.x;reset role":               "reset my.x;" + mine + ";reset role;" + role,
 		"reset all; x":                        "reset all;" + all + "; x",
 		"discard all; x":                      "discard all;" + date + ";" + mine + ";" + role + ";" + path + "; x",

@@ -6,6 +6,7 @@
 package state
 
 import (
+	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -231,6 +232,10 @@ func (s *Settings) Again(name string, local bool) (sql []string) {
 		if privileged(p.Name) {
 			continue // that might be refused
 		}
+		if names := asNames(p.Value); p.Name == "search_path" && names != "" {
+			sql = append(sql, scope+"search_path TO "+names) // unlike a SELECT it takes no snapshot
+			continue
+		}
 		if slices.Contains(listed, p.Name) {
 			sql = append(sql, "SELECT WHERE pg_catalog.set_config("+Literal(p.Name)+","+Literal(p.Value)+flag+") IS NULL")
 			continue
@@ -238,6 +243,27 @@ func (s *Settings) Again(name string, local bool) (sql []string) {
 		sql = append(sql, scope+identifier(p.Name)+" TO "+Literal(p.Value))
 	}
 	return sql
+}
+
+// What SET writes of a name: in quotes, unless it needs none.
+var (
+	plainName  = regexp.MustCompile(`^[a-z_][a-z0-9_]*$`)
+	quotedName = regexp.MustCompile(`^"[^"]+"$`)
+)
+
+// asNames is a list of names as SET takes it, if SET would write this value itself; empty otherwise. (A keyword that was
+// not quoted is then quoted.)
+func asNames(value string) string {
+	names := strings.Split(value, ", ")
+	for i, name := range names {
+		if quotedName.MatchString(name) && !plainName.MatchString(name[1:len(name)-1]) {
+			name = name[1 : len(name)-1]
+		} else if !plainName.MatchString(name) {
+			return ""
+		}
+		names[i] = Literal(name)
+	}
+	return strings.Join(names, ",")
 }
 
 // Forget is the SQL that drops the prepared statements that others do not have by the

@@ -106,3 +106,18 @@ func FuzzOfStartup(f *testing.F) {
 		}
 	})
 }
+
+func TestAListIsGivenAgainBySETWhereThatWritesTheSame(t *testing.T) {
+	for value, want := range map[string]string{
+		"other": "SET search_path TO E'other'", `"$user", public`: "SET search_path TO E'$user',E'public'", `"It's", a_1`: `SET search_path TO E'It\'s',E'a_1'`,
+		"a,b": "", "Other": "", `"public"`: "", "": "", `"a""b"`: "", "a , b": "", "1a": "", "a, ": "",
+	} {
+		got := None.With("search_path", value).Again("search_path", false)
+		if want == "" {
+			want = "SELECT WHERE pg_catalog.set_config(E'search_path'," + Literal(value) + ",false) IS NULL"
+		}
+		if len(got) != 1 || got[0] != want {
+			t.Errorf("%s: %q, want %s", value, got, want)
+		}
+	}
+}
