@@ -106,23 +106,26 @@ func (s *session) fail(err error) {
 // have waited for. What is looked at in vain does no harm.
 func (s *session) Step(w *loop.Worker) {
 	s.lane.Lock()
-	defer s.lane.Unlock()
+	defer s.stepped()
 	if s.at == aside {
 		return
 	}
-	defer func() {
-		if v := recover(); v != nil {
-			s.pooler.deps.Log.Error("panic in a session", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-			if s.at != aside {
-				s.fail(end(Internal, "internal error of Mainstay", "see Mainstay's log"))
-			}
-		}
-	}()
 	for s.advance(w) {
 	}
 	if s.at != aside {
 		s.in.Settle()
 	}
+}
+
+// stepped is deferred: it ends a step, also one that panics.
+func (s *session) stepped() {
+	if v := recover(); v != nil {
+		s.pooler.deps.Log.Error("panic in a session", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+		if s.at != aside {
+			s.fail(end(Internal, "internal error of Mainstay", "see Mainstay's log"))
+		}
+	}
+	s.lane.Unlock()
 }
 
 // advance takes the session to where it has to wait next. It reports whether it may
@@ -163,7 +166,7 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 		return false
 	}
 	if s.in.Buffered() == 0 && s.sock.Quiet() && loop.CarrierOf(s.conn) == nil {
-		s.rests()
+		s.rests(w)
 		return false
 	}
 	s.in.Borrow(w.Scratch)
@@ -184,7 +187,7 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 		switch err := fillNow(&s.in, s.conn, s.sock); {
 		case err == nil:
 		case loop.Waits(err):
-			s.rests()
+			s.rests(w)
 			return false
 		default: // a goroutine meets it again
 			s.escalate(atRest)
@@ -194,10 +197,24 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 }
 
 // rests gives back what the session does not need while it waits for its client.
-func (s *session) rests() {
-	if s.backend == nil {
-		s.spare()
+func (s *session) rests(w *loop.Worker) {
+	if s.backend != nil {
+		return
 	}
+	if e := s.shed(); e != nil && w.Kept == nil {
+		w.Kept = e
+	} else if e != nil {
+		errands.Put(e)
+	}
+}
+
+// beginOn is beginAt, with what the worker may have kept for it.
+func (s *session) beginOn(w *loop.Worker, now time.Time) {
+	if e, ok := w.Kept.(*errand); ok && s.errand == nil {
+		w.Kept = nil
+		s.carry(e)
+	}
+	s.beginAt(now)
 }
 
 // fillNow reads what there is. With TLS it is crypto/tls that reads, over a carrier that
@@ -212,7 +229,7 @@ func fillNow(in *pgwire.Reader, conn net.Conn, sock *loop.Conn) error {
 // claimNow takes a server, or a place in the line, and makes the cycle ready.
 func (s *session) claimNow(w *loop.Worker) bool {
 	if s.backend != nil {
-		s.beginAt(w.Now)
+		s.beginOn(w, w.Now)
 		return s.forwardNow()
 	}
 	since := w.Now
@@ -235,7 +252,7 @@ func (s *session) claimNow(w *loop.Worker) bool {
 			return s.waiter.got.Load()
 		}
 		if !s.busy {
-			s.beginAt(since)
+			s.beginOn(w, since)
 		}
 		if err != nil {
 			s.fail(err)
@@ -257,7 +274,7 @@ func (s *session) granted(on *loop.Worker) bool {
 	}
 	s.at = resting
 	if !s.busy {
-		s.beginAt(w.place.Since)
+		s.beginOn(on, w.place.Since)
 	}
 	if g.backend != nil { // it has the server since then
 		s.exchange.Waited += max(0, g.backend.since.Sub(w.place.Since))

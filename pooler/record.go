@@ -293,7 +293,10 @@ func (s *session) attach() {
 	if s.errand != nil {
 		return
 	}
-	e := errands.Get().(*errand)
+	s.carry(errands.Get().(*errand))
+}
+
+func (s *session) carry(e *errand) {
 	s.mu.Lock()
 	s.errand = e
 	s.mu.Unlock()
@@ -301,14 +304,21 @@ func (s *session) attach() {
 
 // spare gives it back, if it holds nothing.
 func (s *session) spare() {
+	if e := s.shed(); e != nil {
+		errands.Put(e)
+	}
+}
+
+// shed takes it from the session, if it holds nothing.
+func (s *session) shed() *errand {
 	e := s.errand
 	if e == nil || s.busy || s.backend != nil || e.whole != nil || e.offered != nil || len(e.held) > 0 || e.excess > 0 {
-		return
+		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(e.untried) > 0 || len(e.made) > 0 || e.missing != state.None || !e.debts.none() || e.cycles.len() > 0 || e.next.bytes > 0 || e.uplink != nil || e.lost != nil {
-		return
+		return nil
 	}
 	s.errand = nil
 	e.exchange.Err, e.failure, e.refused, e.next = nil, nil, nil, cycle{}
@@ -318,10 +328,12 @@ func (s *session) spare() {
 	e.overdue.Store(nil)
 	e.attempt = attempt{}
 	e.sensed, e.sensing, e.missingAt, e.unsure = nil, nil, 0, e.unsure[:0]
-	clear(e.vanished)
-	clear(e.portals)
+	if len(e.vanished)+len(e.portals) > 0 { // mostly there is none, and to call the runtime is dearer
+		clear(e.vanished)
+		clear(e.portals)
+	}
 	e.renamed, e.why, e.added, e.back = nil, nil, nil, leadBack{}
-	errands.Put(e)
+	return e
 }
 
 // A Code says how a query, or a login that failed, ended. The set is closed; the

@@ -199,7 +199,7 @@ func (c *Conn) read(p []byte) (int, error) {
 // recv is read while the descriptor is held.
 func (c *Conn) recv(p []byte) (int, error) {
 	for {
-		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(c.fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), 0, 0, 0)
+		n, _, errno := syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(c.fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), 0, 0, 0)
 		switch errno {
 		case 0:
 			if n == 0 {
@@ -229,7 +229,7 @@ func (c *Conn) TryWrite(p []byte) (n int, err error) {
 // send is TryWrite while the descriptor is held.
 func (c *Conn) send(p []byte) (n int, err error) {
 	for n < len(p) {
-		k, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(&p[n])), uintptr(len(p)-n), unix.MSG_NOSIGNAL, 0, 0)
+		k, _, errno := syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(&p[n])), uintptr(len(p)-n), unix.MSG_NOSIGNAL, 0, 0)
 		switch errno {
 		case 0:
 			n += int(k)

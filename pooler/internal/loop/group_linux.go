@@ -113,7 +113,7 @@ func (g *Group) rest(w *Worker) {
 // poll takes events without waiting. The calls of the kernel here and in Conn return
 // at once, so the scheduler need not know of them.
 func (g *Group) poll(w *Worker) int {
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(g.ep), uintptr(unsafe.Pointer(&w.events[0])), batch, 0, 0, 0)
+	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(g.ep), uintptr(unsafe.Pointer(&w.events[0])), batch, 0, 0, 0)
 	w.Now = time.Now()
 	if errno != 0 {
 		return 0

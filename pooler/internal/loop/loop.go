@@ -44,6 +44,7 @@ type Stepper interface{ Step(*Worker) }
 type Worker struct {
 	Scratch []byte    // ScratchSize bytes, the task's until it returns
 	Now     time.Time // when there was seen to be something to do
+	Kept    any       // what a task leaves for the next one, of any connection
 	events  events
 	ready   [batch]*Conn
 	spare   []*Task
@@ -63,5 +64,6 @@ func (t *Try) Read(p []byte) (int, error) { return (*Conn)(t).TryRead(p) }
 
 // Waits reports whether a Try call's error means that it would have to wait.
 func Waits(err error) bool {
-	return err == ErrWait //nolint:errorlint // nobody wraps it, and it is asked for each read
+	_, ok := err.(wait) //nolint:errorlint // nobody wraps it, and it is asked for each read
+	return ok
 }
