@@ -126,13 +126,16 @@ func (h Hints) Find(sql []byte, backslash bool, m *Mentions) (e Effect) {
 // Changes says what a text that changes the schema means for what is known: Catalog if that
 // has to be read again, and what may be done in the same transaction with what it makes.
 func (h Hints) Changes(sql []byte) (e Effect) {
-	for l := (lexer{sql: sql}); ; {
-		t := h.change(&l, &e)
-		if next := bytes.IndexByte(sql[l.at:], ';'); !l.isMark(t, ';') && (next < 0 || len(bytes.TrimSpace(sql[l.at+next+1:])) == 0) {
-			return e // there is no other, as nearly always
+	const most = Catalog | anything
+	c := changes{lexer: lexer{sql: bytes.TrimRight(sql, "; \t\r\n")}, hints: h}
+	for {
+		t := c.next()
+		e |= c.change(&t)
+		if e == most || !c.isMark(t, ';') && bytes.IndexByte(c.sql[c.at:], ';') < 0 {
+			return e // as nearly always there is no other
 		}
-		for t.kind != end && !l.isMark(t, ';') {
-			t = l.next()
+		for t.kind != end && !c.isMark(t, ';') {
+			t = c.next()
 		}
 		if t.kind == end {
 			return e
@@ -140,32 +143,44 @@ func (h Hints) Changes(sql []byte) (e Effect) {
 	}
 }
 
-// change adds what the statement that begins here does, and returns the last token that it has read.
-func (h Hints) change(l *lexer, e *Effect) token {
-	t := l.next()
+// changes looks for what changes the schema.
+type changes struct {
+	lexer
+	hints    Hints
+	harmless bool // nothing from here on is worth a hint
+}
+
+// change says what the statement does that begins with t, and leaves the last token that it has read there.
+func (c *changes) change(t *token) (e Effect) {
 	switch {
-	case l.is(t, "do"):
-		for t = l.next(); t.kind != end && !l.isMark(t, ';'); t = l.next() {
+	case c.is(*t, "do"):
+		for *t = c.next(); t.kind != end && !c.isMark(*t, ';'); *t = c.next() {
 			if t.kind == text {
-				*e |= body(l.code(t), 0) & Catalog
+				e |= body(c.code(*t), 0) & Catalog
 			}
 		}
-	case l.is(t, "create"), l.is(t, "alter"), l.is(t, "drop"):
-		switch l.made() {
-		case aRoutine:
-			if rest := l.sql[l.at:]; h == nil && body(rest, 0)&hinted == 0 && !executesCode(rest) {
-				break
-			}
-			*e |= Catalog | anything
-		case anExtension:
-			*e |= Catalog | anything
-		case aCaller, aTable:
-			if h != nil {
-				*e |= Catalog | anything
-			}
+		return e
+	case !c.is(*t, "create") && !c.is(*t, "alter") && !c.is(*t, "drop"):
+		return 0
+	}
+	switch c.made() {
+	case aRoutine:
+		if c.hints == nil && !c.harmless {
+			rest := c.sql[c.at:] // all of it, so that long texts are not read time and again
+			c.harmless = body(rest, 0)&(hinted&^Catalog) == 0 && !executesCode(rest)
+		}
+		if c.hints == nil && c.harmless {
+			return 0
+		}
+		return Catalog | anything
+	case anExtension:
+		return Catalog | anything
+	case aCaller, aTable:
+		if c.hints != nil {
+			return Catalog | anything
 		}
 	}
-	return t
+	return 0
 }
 
 // What is made, as far as it matters to what statements hide.
@@ -180,7 +195,7 @@ const (
 )
 
 // made says what a CREATE, ALTER or DROP is about, whose word has been read.
-func (l *lexer) made() made {
+func (l lexer) made() made {
 	for t := l.next(); t.kind == word; t = l.next() {
 		switch {
 		case l.is(t, "temp"), l.is(t, "temporary"):
@@ -361,7 +376,7 @@ func body(source []byte, nested int) (e Effect) {
 		case !w.began && (w.is(t, "create") || w.is(t, "alter") || w.is(t, "drop")):
 			e |= w.word(t)
 			w.began = true
-			if l := w.lexer; remakes[l.made()] {
+			if remakes[w.made()] {
 				e |= Catalog
 			}
 		case w.isMark(t, ';'), w.opens(t):

@@ -1,6 +1,7 @@
 package scan
 
 import (
+	"bytes"
 	"slices"
 	"testing"
 )
@@ -86,6 +87,8 @@ func TestWhatChangesTheSchemaIsSeen(t *testing.T) {
 		"create function f() returns int language sql as 'select 1'": {true, false}, "create or replace function f() returns int language plpgsql as $$ begin set role x; end $$": {true, true},
 		"create procedure f() begin atomic select set_config('a.b', 'c', false); end": {true, true}, "alter function f() rename to g": {true, false}, "drop policy p on t": {true, false},
 		"begin; create function f() returns int language sql as $$ set x.y = 1; $$; commit": {true, true}, "create temp table t (a int); create table u (a int);": {true, false},
+		"create schema s; create function s.f() returns int language sql as $$ set x.y = 1; $$": {true, true}, "alter role r set a to b; drop role q; create extension x": {true, true}, "create; create extension x": {true, true},
+		"do 'begin create schema s; create trigger t after insert on x execute function f(); end'": {true, true}, "do; create extension x": {true, true},
 		"select ';'; create extension x": {true, true}, "select '; create extension x'; ": {}, "create function f() begin atomic select 1; end; select 1;": {true, false}, "do $$ begin if true then create trigger t after insert on x execute function f(); end if; end $$": {true, true}, "do $$ begin create table t (n int); end $$": {},
 		"do language plpgsql 'begin execute ''drop function f()''; end'; select 1": {true, true}, "select $$ create function $$": {}, "create function f() returns void language plpgsql as 'begin execute ''set a.b = 1''; end'": {true, true}, ";;alter table t add b int;": {true, false},
 	} {
@@ -106,4 +109,19 @@ func FuzzBody(f *testing.F) {
 		Hints(nil).Changes(append([]byte("create function f() as "), source...))
 		Reveal([]Routine{{Name: "f", Source: string(source)}, {Name: "g", Source: "select f()"}, {Name: "h", Source: string(source), Language: Foreign}}, []Link{{"t", "g("}, {Operator + "=", "h("}}).Find(source, true, nil)
 	})
+}
+
+// A text of many statements is read once or twice, not once for each of them: that would take minutes here.
+func TestChangesOfALongTextAreFoundInOneGo(t *testing.T) {
+	for _, one := range []string{"create function f() returns int language sql as 'select 1';", "create schema s;", "do 'begin end';", "select 1;", "create table t (n int); ", ";", "drop role r; \n"} {
+		long := bytes.Repeat([]byte(one), 1<<20/len(one))
+		for _, h := range []Hints{nil, {"f(": &Hint{Effect: Setting}}} {
+			if got := h.Changes(append(long, bytes.Repeat([]byte(" "), 1<<20)...)); got&Catalog != 0 && h == nil {
+				t.Errorf("%s: %b", one, got)
+			}
+			if got := h.Changes(append(long, "create extension x"...)); got != Catalog|anything {
+				t.Errorf("%s, and an extension: %b", one, got)
+			}
+		}
+	}
 }
