@@ -314,12 +314,16 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 	}
 	known := b.pool.home().hidden.known.Load()
 	hints := known.all()
-	e := scan.Effects(text, b.backslash()) | hints.Find(text, b.backslash(), &b.mentions) | hints.Changes(text)
+	e := scan.Effects(text, b.backslash()) | hints.Find(text, b.backslash(), &b.mentions)
+	changes, varies := hints.Changes(text, b.backslash())
+	e |= changes
 	if e&scan.Executes != 0 {
 		e |= s.executesSQL()
 	}
 	if e == 0 {
-		s.learnHarmless(text, known)
+		if !varies {
+			s.learnHarmless(text, known)
+		}
 		return 0
 	}
 	if e&scan.Prepares != 0 {

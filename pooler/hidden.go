@@ -169,17 +169,18 @@ func (s *backend) unlessRefused(err error) error {
 	return s.rollBack()
 }
 
-// hiddenIn is what a statement does by the functions that it calls; nil: nothing.
+// hiddenIn is what a statement does by the functions that it calls or makes; nil: not known.
 func (s *session) hiddenIn(st *statement) *hiddenIn {
 	known := s.backend.pool.home().hidden.known.Load()
-	if known == nil || known.hints == nil {
+	if known == nil {
 		return nil
 	}
 	in := st.hidden.Load()
 	if in == nil || in.by != known {
 		in = &hiddenIn{by: known}
 		text, _, _ := bytes.Cut(st.body, nul)
-		in.effect = known.hints.Find(text, false, &in.said)
+		in.effect, _ = known.hints.Changes(text, false)
+		in.effect |= known.hints.Find(text, false, &in.said)
 		st.hidden.Store(in)
 	}
 	return in

@@ -106,6 +106,23 @@ func TestFunctionsThatAreNewAreKnown(t *testing.T) {
 		}
 		check("made "+name, name)
 	}
+	// By the extended protocol, as drivers that prepare everything do.
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeDescribeExec} {
+		do(t, other, "create or replace function fresh.named_"+fmt.Sprint(int(mode))+"() returns text language sql as $$ select set_config('app.act', 'named', false) $$", mode)
+		do(t, mine, "select set_config('app.act', 'before', false)", simple)
+		for range 2 {
+			if got := value(t, mine, "select fresh.named_"+fmt.Sprint(int(mode))+"()", mode); got != "named" {
+				t.Error(got)
+			}
+			check("made by the extended protocol", "named")
+		}
+	}
+	// With such strings a backslash hides a quote.
+	do(t, other, "set standard_conforming_strings = off", simple)
+	do(t, other, `select 'it\'s'; create function fresh.slashed() returns text language sql as $$ select set_config('app.act', 'slashed', false) $$`, simple)
+	do(t, other, "reset standard_conforming_strings", simple)
+	do(t, mine, "select fresh.slashed()", simple)
+	check("made behind a backslash", "slashed")
 	if err := s.Exec(t.Context(), "create function fresh.aside() returns text language sql as $$ select set_config('app.act', 'three', false) $$"); err != nil {
 		t.Fatal(err)
 	}
@@ -349,5 +366,64 @@ func TestTheCatalogIsAskedOnceMoreAfterAnInternalError(t *testing.T) {
 		return nil
 	}); err != nil {
 		t.Error(err)
+	}
+}
+
+// A statement without a name that is executed again later, by itself, changes what it did at first.
+func TestAnUnnamedStatementThatIsExecutedLaterFollowsTheClient(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "drop schema if exists later cascade; create schema later; create function later.act() returns text language sql as $$ select set_config('later.x', 'mine', false) $$"); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), one)))
+	mine, other := newFrontend(t, h), h.connect(t)
+	mine.send(parsed("", "select later.act()") + synced)
+	mine.expect("1Z")
+	value(t, other, "select 'has the server'", simple)
+	mine.send(bound("") + executed + synced)
+	mine.expect("2DCZ")
+	if got := value(t, other, "select coalesce(nullif(current_setting('later.x', true), ''), 'none')", simple); got != "none" {
+		t.Errorf("another client sees %s", got)
+	}
+}
+
+// A text without constants is known by its key: what makes a function does otherwise with other constants.
+func TestATextThatMakesAFunctionIsReadEachTime(t *testing.T) {
+	s := plainServer.Start(t)
+	for _, sql := range []string{"drop database if exists keyed with (force)", "create database keyed"} {
+		if err := s.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := run(t, config(database(s.URLFor("postgres", s.Password(), "keyed"), one))) // without a function that leaves anything
+	mine, other := h.connect(t), h.connect(t)
+	for _, body := range []string{"select 1", "set keyed.x = 5"} {
+		do(t, mine, "create or replace function act() returns void language sql as '"+body+"'", simple)
+	}
+	do(t, mine, "select act()", simple)
+	if got := value(t, other, "select coalesce(nullif(current_setting('keyed.x', true), ''), 'none')", simple); got != "none" {
+		t.Errorf("another client sees %s", got)
+	}
+}
+
+func TestWhatIsUsedBeforeAnybodyHasLookedFollowsTheClient(t *testing.T) {
+	s := pg.Start(t)
+	const sets = "create or replace function once.act%s() returns text language sql as $f$ select set_config('once.x%[1]s', 'mine', false) $f$"
+	if err := s.Exec(t.Context(), "drop schema if exists once cascade; create schema once;"+fmt.Sprintf(sets, "0")+"; create function once.make() returns void language plpgsql as $$ begin "+fmt.Sprintf(sets, "1")+"; end $$"); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), one)))
+	mine, other := h.connect(t), h.connect(t)
+	for name, sql := range map[string]string{
+		"1": "begin; select once.make(); select once.act1(); commit", "0": "select 1; do $$ begin perform once.act0(); end $$", "2": "begin; do $do$ begin " + fmt.Sprintf(sets, "2") + "; end $do$; select once.act2(); commit",
+	} {
+		do(t, mine, sql, simple)
+		look := "select coalesce(nullif(current_setting('once.x" + name + "', true), ''), 'none')"
+		if got := value(t, other, look, simple); got != "none" {
+			t.Errorf("%s: another client sees %s", sql, got)
+		}
+		if got := value(t, mine, look, simple); got != "mine" {
+			t.Errorf("%s: got %s", sql, got)
+		}
 	}
 }

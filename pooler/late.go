@@ -239,9 +239,7 @@ func (s *session) parseRenamed(body []byte, was *replaced) {
 	text, _, _ := pgwire.String(body)
 	u.version, u.left, u.kept = u.last, s.suspectRenamed(text), true
 	u.said = scan.Mentions{}
-	if u.left&(scan.Setting|scan.AnyChange) != 0 {
-		u.said.Find(text, b.backslash())
-	}
+	s.keepSaid(text)
 	u.body = append(u.body[:0], body...)
 	b.unnamed = ticket{s.id, u.version}
 	s.owe(debt{kind: owesParse, unnamed: true, was: was})

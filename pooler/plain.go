@@ -339,3 +339,13 @@ func (p *pool) enterAs(b *backend, s *session) (*backend, error) {
 	}
 	return other, nil
 }
+
+// keepSaid notes which settings the unnamed statement may change, itself or by the functions that it calls, each time
+// that it is executed.
+func (s *session) keepSaid(text []byte) {
+	b, u := s.backend, &s.unnamed
+	if u.left&(scan.Setting|scan.AnyChange) != 0 {
+		u.said.Find(text, b.backslash())
+		b.pool.home().hidden.hints().Find(text, b.backslash(), &u.said)
+	}
+}

@@ -197,9 +197,7 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 		before := s.resets
 		s.keepUnnamed(s.suspect(text, whole), s.head(n)[1:], whole)
 		s.resets = before // it leads back when it is bound
-		if u.left&(scan.Setting|scan.AnyChange) != 0 {
-			u.said.Find(text, b.backslash())
-		}
+		s.keepSaid(text)
 		s.ownSequences(u.left)
 		s.owe(debt{kind: owesParse, unnamed: true, was: was})
 		b.out = pgwire.AppendHeader(b.out, pgwire.Parse, n)

@@ -48,11 +48,11 @@ func (a *author) script() []step {
 	for i := range steps {
 		steps[i] = a.step()
 	}
-	if a.IntN(12) > 0 {
+	if a.session%8 > 0 {
 		return steps
 	}
-	a.routine = fmt.Sprintf("routine%d", a.session%64) // few, since all of the catalog is looked at
-	steps = append(steps[:len(steps)/2], query("drop function if exists "+a.routine+"()"))
+	a.routine = fmt.Sprintf("%d", a.session/8%64) // few, since all of the catalog is looked at; none that another session has now
+	steps = append(steps[:len(steps)/2], query("drop function if exists routine"+a.routine+"(), made"+a.routine+"()"))
 	for range 3 + a.IntN(6) {
 		steps = append(steps, a.step())
 	}
@@ -223,9 +223,9 @@ func (a *author) anything() string {
 func (a *author) hidden() string {
 	if a.routine != "" && a.IntN(2) == 0 {
 		does := a.one("set_config('my.word', 'of a new one', false)", "set_config('my.other', 'now', true)", "remember('my.word', 'by another')", fmt.Sprintf("pg_try_advisory_lock(%d)", a.session*10), "current_user")
-		makes := "create or replace function " + a.routine + "() returns text language sql as $f$ select (" + does + ")::text $f$"
-		return a.one(makes, makes, "do $$ begin "+makes+"; end $$", "select make('"+strings.ReplaceAll(makes, "'", "''")+"')", "drop function "+a.routine+"()",
-			"select "+a.routine+"()", "select "+a.routine+"()", "select "+a.routine+"()")
+		makes := "create or replace function routine" + a.routine + "() returns text language sql as $f$ select (" + does + ")::text $f$"
+		return a.one(makes, makes, "do $$ begin "+makes+"; end $$", "select make('"+strings.ReplaceAll(makes, "'", "''")+"')", "drop function routine"+a.routine+"()",
+			"select routine"+a.routine+"()", "select routine"+a.routine+"()", "select routine"+a.routine+"()", "select make"+a.routine+"()", "select made"+a.routine+"()", "select made"+a.routine+"()")
 	}
 	return a.one("select remember('my.word', 'by a function')", "select remember('work_mem', '5MB')", "select remember('timezone', 'Asia/Tokyo')", "do $$ begin perform remember('my.other', 'by do'); end $$",
 		"select become('lesser')", "select become('none')", fmt.Sprintf("select hold_on(%d)", a.session*10+a.IntN(3)), "select scratch()", "drop table scratched", "insert into watched values (1)", "call proceed()", "select * from seen_by",

@@ -66,7 +66,7 @@ func (g *Group) Run(ctx context.Context) {
 	defer stop()
 	w := &Worker{Scratch: make([]byte, ScratchSize)}
 	// The runtime lets the worker sleep when there is nothing to serve, and calls it
-	// again as soon as there has been something new, also while it served. So it looks
+	// again when there has been something new, also while it served. So it looks
 	// again itself only after many events, when there mostly is more.
 	_ = g.raw.Read(func(uintptr) bool { // it fails when the group ends
 		g.awake.Add(1)

@@ -106,7 +106,6 @@ func (h Hints) Find(sql []byte, backslash bool, m *Mentions) (e Effect) {
 	if len(h) == 0 {
 		return 0
 	}
-	first := lexer{sql: sql, backslash: backslash}
 	find := func(name string) {
 		hint := h[name]
 		e |= hint.Effect
@@ -119,26 +118,27 @@ func (h Hints) Find(sql []byte, backslash bool, m *Mentions) (e Effect) {
 	if h[Always] != nil {
 		find(Always)
 	}
-	h.each(sql, backslash, first.is(first.next(), "do"), find)
+	h.each(sql, backslash, false, find)
 	return e
 }
 
 // Changes says what a text that changes the schema means for what is known: Catalog if that
-// has to be read again, and what may be done in the same transaction with what it makes.
-func (h Hints) Changes(sql []byte) (e Effect) {
+// has to be read again, and what may be done in the same transaction with what it makes. varies is whether
+// it would say something else if constants of the text were others.
+func (h Hints) Changes(sql []byte, backslash bool) (e Effect, varies bool) {
 	const most = Catalog | anything
-	c := changes{lexer: lexer{sql: bytes.TrimRight(sql, "; \t\r\n")}, hints: h}
+	c := changes{lexer: lexer{sql: bytes.TrimRight(sql, "; \t\r\n"), backslash: backslash}, hints: h}
 	for {
 		t := c.next()
 		e |= c.change(&t)
 		if e == most || !c.isMark(t, ';') && bytes.IndexByte(c.sql[c.at:], ';') < 0 {
-			return e // as nearly always there is no other
+			return e, c.varies // as nearly always there is no other
 		}
 		for t.kind != end && !c.isMark(t, ';') {
 			t = c.next()
 		}
 		if t.kind == end {
-			return e
+			return e, c.varies
 		}
 	}
 }
@@ -148,6 +148,7 @@ type changes struct {
 	lexer
 	hints    Hints
 	harmless bool // nothing from here on is worth a hint
+	varies   bool
 }
 
 // change says what the statement does that begins with t, and leaves the last token that it has read there.
@@ -155,8 +156,14 @@ func (c *changes) change(t *token) (e Effect) {
 	switch {
 	case c.is(*t, "do"):
 		for *t = c.next(); t.kind != end && !c.isMark(*t, ';'); *t = c.next() {
-			if t.kind == text {
-				e |= body(c.code(*t), 0) & Catalog
+			if t.kind != text {
+				continue
+			}
+			c.varies = true
+			if does := body(c.code(*t), 0, c.hints != nil); does&anything == anything { // also what nobody knows
+				e |= Catalog
+			} else {
+				e |= does & Catalog
 			}
 		}
 		return e
@@ -165,9 +172,10 @@ func (c *changes) change(t *token) (e Effect) {
 	}
 	switch c.made() {
 	case aRoutine:
+		c.varies = true
 		if c.hints == nil && !c.harmless {
 			rest := c.sql[c.at:] // all of it, so that long texts are not read time and again
-			c.harmless = body(rest, 0)&(hinted&^Catalog) == 0 && !executesCode(rest)
+			c.harmless = body(rest, 0, false)&(hinted&^Catalog) == 0 && !executesCode(rest)
 		}
 		if c.hints == nil && c.harmless {
 			return 0
@@ -194,10 +202,13 @@ const (
 	aTable  // or something else that may call them, and mostly does not
 )
 
-// made says what a CREATE, ALTER or DROP is about, whose word has been read.
+// made says what a CREATE, ALTER or DROP is about, whose word has been read: that is told by its first words.
 func (l lexer) made() made {
-	for t := l.next(); t.kind == word; t = l.next() {
+	for range 8 {
+		t := l.next()
 		switch {
+		case t.kind != word:
+			return another
 		case l.is(t, "temp"), l.is(t, "temporary"):
 			return another
 		case l.is(t, "extension"):
@@ -226,7 +237,7 @@ func (l *lexer) code(t token) []byte {
 func executesCode(sql []byte) bool {
 	l := lexer{sql: sql}
 	for t := l.next(); t.kind != end; t = l.next() {
-		if t.kind == text && body(l.code(t), 0)&hinted != 0 {
+		if t.kind == text && body(l.code(t), 0, false)&hinted != 0 {
 			return true
 		}
 	}
@@ -237,11 +248,11 @@ func executesCode(sql []byte) bool {
 const maxName = 63
 
 // each calls yield for each name in a text that there is a hint for, in its constants too if
-// they may be code.
+// they may be code, as those of DO are.
 func (h Hints) each(sql []byte, backslash, code bool, yield func(name string)) {
 	l := lexer{sql: sql, backslash: backslash}
 	var buf [maxName + 1]byte
-	writes, dot := false, false
+	writes, dot, begins, do := false, false, true, code
 	behind := func(n int, c byte) {
 		buf[n] = c
 		if _, ok := h[string(buf[:n+1])]; ok {
@@ -255,7 +266,11 @@ func (h Hints) each(sql []byte, backslash, code bool, yield func(name string)) {
 	}
 	for t := l.next(); t.kind != end; t = l.next() {
 		n := t.to - t.from
-		if t.kind == text && code {
+		if begins {
+			do = code || l.is(t, "do")
+		}
+		begins = l.isMark(t, ';')
+		if t.kind == text && do {
 			h.each(sql[t.from:t.to], backslash, true, yield)
 		}
 		if t.kind == mark {
@@ -350,7 +365,9 @@ func (r *Routine) does() (e Effect, m Mentions) {
 // settings it names. What it executes as text is looked into where that begins with a
 // constant, and taken for anything otherwise.
 func Body(source []byte) (e Effect, m Mentions) {
-	e = body(source, 0)
+	if e = body(source, 0, false); e&Catalog != 0 {
+		e |= anything // what it makes may be used in the same transaction
+	}
 	m.find(source, false, 1)
 	if e&Setting != 0 && len(m.Settings) == 0 {
 		e |= AnyChange | Nameless
@@ -365,7 +382,8 @@ var remakes = [...]bool{another: false, aRoutine: true, anExtension: true, aCall
 // anything is what a text may do that nobody knows.
 const anything = AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances
 
-func body(source []byte, nested int) (e Effect) {
+// body is Body without names. tables is whether it tells that tables are made, too.
+func body(source []byte, nested int, tables bool) (e Effect) {
 	w := walk{lexer: lexer{sql: source}}
 	dynamic := false // the statement executes a text
 	for {
@@ -376,7 +394,7 @@ func body(source []byte, nested int) (e Effect) {
 		case !w.began && (w.is(t, "create") || w.is(t, "alter") || w.is(t, "drop")):
 			e |= w.word(t)
 			w.began = true
-			if remakes[w.made()] {
+			if m := w.made(); remakes[m] || tables && m == aTable {
 				e |= Catalog
 			}
 		case w.isMark(t, ';'), w.opens(t):
@@ -387,7 +405,7 @@ func body(source []byte, nested int) (e Effect) {
 				e |= anything
 			}
 		case dynamic && t.kind == text && nested < maxNested:
-			e |= body(w.code(t), nested+1)
+			e |= body(w.code(t), nested+1, tables)
 		case t.kind == word:
 			e |= w.word(t)
 			w.began = true

@@ -89,11 +89,11 @@ func TestWhatChangesTheSchemaIsSeen(t *testing.T) {
 		"begin; create function f() returns int language sql as $$ set x.y = 1; $$; commit": {true, true}, "create temp table t (a int); create table u (a int);": {true, false},
 		"create schema s; create function s.f() returns int language sql as $$ set x.y = 1; $$": {true, true}, "alter role r set a to b; drop role q; create extension x": {true, true}, "create; create extension x": {true, true},
 		"do 'begin create schema s; create trigger t after insert on x execute function f(); end'": {true, true}, "do; create extension x": {true, true},
-		"select ';'; create extension x": {true, true}, "select '; create extension x'; ": {}, "create function f() begin atomic select 1; end; select 1;": {true, false}, "do $$ begin if true then create trigger t after insert on x execute function f(); end if; end $$": {true, true}, "do $$ begin create table t (n int); end $$": {},
+		"select ';'; create extension x": {true, true}, "select '; create extension x'; ": {}, "create function f() begin atomic select 1; end; select 1;": {true, false}, "do $$ begin if true then create trigger t after insert on x execute function f(); end if; end $$": {true, true}, "do $$ begin create table t (n int); end $$": {true, false}, "do $$ begin execute what; end $$": {true, true},
 		"do language plpgsql 'begin execute ''drop function f()''; end'; select 1": {true, true}, "select $$ create function $$": {}, "create function f() returns void language plpgsql as 'begin execute ''set a.b = 1''; end'": {true, true}, ";;alter table t add b int;": {true, false},
 	} {
 		for i, h := range []Hints{some, nil} {
-			if got := h.Changes([]byte(sql)); got&Catalog != 0 != want[i] {
+			if got, _ := h.Changes([]byte(sql), false); got&Catalog != 0 != want[i] {
 				t.Errorf("%s, %d: %b", sql, i, got)
 			}
 		}
@@ -106,7 +106,7 @@ func FuzzBody(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, source []byte) {
 		Body(source)
-		Hints(nil).Changes(append([]byte("create function f() as "), source...))
+		Hints(nil).Changes(append([]byte("create function f() as "), source...), false)
 		Reveal([]Routine{{Name: "f", Source: string(source)}, {Name: "g", Source: "select f()"}, {Name: "h", Source: string(source), Language: Foreign}}, []Link{{"t", "g("}, {Operator + "=", "h("}}).Find(source, true, nil)
 	})
 }
@@ -116,10 +116,10 @@ func TestChangesOfALongTextAreFoundInOneGo(t *testing.T) {
 	for _, one := range []string{"create function f() returns int language sql as 'select 1';", "create schema s;", "do 'begin end';", "select 1;", "create table t (n int); ", ";", "drop role r; \n"} {
 		long := bytes.Repeat([]byte(one), 1<<20/len(one))
 		for _, h := range []Hints{nil, {"f(": &Hint{Effect: Setting}}} {
-			if got := h.Changes(append(long, bytes.Repeat([]byte(" "), 1<<20)...)); got&Catalog != 0 && h == nil {
+			if got, _ := h.Changes(append(long, bytes.Repeat([]byte(" "), 1<<20)...), false); got&Catalog != 0 && h == nil {
 				t.Errorf("%s: %b", one, got)
 			}
-			if got := h.Changes(append(long, "create extension x"...)); got != Catalog|anything {
+			if got, _ := h.Changes(append(long, "create extension x"...), true); got != Catalog|anything {
 				t.Errorf("%s, and an extension: %b", one, got)
 			}
 		}
