@@ -123,7 +123,6 @@ func (m *match) prepare() {
 			create function hold_on(key int) returns bool language sql as $f$ select pg_try_advisory_lock(key) $f$;
 			create function scratch() returns void language plpgsql as $f$ begin create temp table scratched as select 1 as n; end $f$;
 			create function local_word() returns text language sql set my.word = 'inside' as $f$ select current_setting('my.word') $f$;
-			create function make(what text) returns void language plpgsql as $f$ begin execute what; end $f$;
 			do $do$ begin for i in 0..63 loop execute format('create function make%1$s() returns void language plpgsql as $f$ begin
 				create or replace function made%1$s() returns text language sql as $g$ select set_config(''my.word'', ''made'', false) $g$; end $f$', i); end loop; end $do$;
 			create procedure proceed() language plpgsql as $f$ begin set my.other = 'proceeded'; commit; set extra_float_digits = 0; end $f$;
