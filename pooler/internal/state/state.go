@@ -232,9 +232,11 @@ func (s *Settings) Again(name string, local bool) (sql []string) {
 		if privileged(p.Name) {
 			continue // that might be refused
 		}
-		if names := asNames(p.Value); p.Name == "search_path" && names != "" {
-			sql = append(sql, scope+"search_path TO "+names) // unlike a SELECT it takes no snapshot
-			continue
+		if p.Name == "search_path" {
+			if names := asNames(p.Value); names != "" {
+				sql = append(sql, scope+"search_path TO "+names) // unlike a SELECT it takes no snapshot
+				continue
+			}
 		}
 		if slices.Contains(listed, p.Name) {
 			sql = append(sql, "SELECT WHERE pg_catalog.set_config("+Literal(p.Name)+","+Literal(p.Value)+flag+") IS NULL")
