@@ -3,7 +3,6 @@ package loop
 import (
 	"context"
 	"fmt"
-	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -17,9 +16,8 @@ import (
 // A Group is workers over one epoll instance. One worker serves as long as it is
 // enough; a batch of events that is full calls another.
 type Group struct {
-	file  *os.File // the epoll instance, registered with the runtime's poller
-	ep    int
-	raw   syscall.RawConn
+	ep    int // the epoll instance
+	watch watch
 	conns table
 	turns atomic.Int32  // connections that were adopted
 	help  chan struct{} // a worker is called
@@ -40,14 +38,10 @@ func New() (*Group, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create an epoll instance: %w", err)
 	}
-	if err := unix.SetNonblock(ep, true); err != nil { // else the runtime does not poll it
+	g := &Group{ep: ep, help: make(chan struct{}, 1)}
+	if err := g.watch.open(ep); err != nil {
 		_ = unix.Close(ep) // it is the error above that matters
-		return nil, fmt.Errorf("create an epoll instance: %w", err)
-	}
-	g := &Group{file: os.NewFile(uintptr(ep), "epoll"), ep: ep, help: make(chan struct{}, 1)}
-	if g.raw, err = g.file.SyscallConn(); err != nil {
-		_ = g.file.Close() // it is the error above that matters
-		return nil, fmt.Errorf("poll an epoll instance: %w", err)
+		return nil, err
 	}
 	return g, nil
 }
@@ -61,24 +55,14 @@ func (g *Group) Run(ctx context.Context) {
 	}
 	stop := context.AfterFunc(ctx, func() {
 		g.ended.Store(true)
-		_ = g.file.Close() // wakes the worker that waits for it
+		g.watch.end() // wakes the worker that leads
 	})
 	defer stop()
-	w := &Worker{Scratch: make([]byte, ScratchSize)}
-	// The runtime lets the worker sleep when there is nothing to serve, and calls it
-	// again when there has been something new, also while it served. So it looks
-	// again itself only after many events, when there mostly is more.
-	_ = g.raw.Read(func(uintptr) bool { // it fails when the group ends
-		g.awake.Add(1)
-		for n := batch; n > few; {
-			n = g.poll(w)
-			g.serve(w, n)
-		}
-		g.rest(w)
-		return g.ended.Load()
-	})
+	g.lead(&Worker{Scratch: make([]byte, ScratchSize)})
 	workers.Wait()
 	g.aside.Wait()
+	g.watch.close()
+	_ = unix.Close(g.ep) // there is nothing to be done about it
 }
 
 // assist is the life of a worker that serves when it is called.
@@ -120,9 +104,6 @@ func (g *Group) poll(w *Worker) int {
 	}
 	return int(n)
 }
-
-// few events are dealt with one by one.
-const few = 4
 
 // serve runs the tasks of n events. All events are noted before the first is served:
 // what is claimed for it may be what another one tells the end of. An event may be of a

@@ -3,10 +3,12 @@
 // a task when its socket has something to say. An idle connection costs no goroutine
 // and no buffer, and a busy one neither a wake-up of a goroutine nor a read in vain.
 //
-// The epoll instance itself is registered with the runtime's poller, so that no
-// thread is blocked in it: timers, the garbage collector and ordinary goroutines
-// live beside the loops as usual. A connection may change sides at any time: [Conn]
-// is a net.Conn for a goroutine, and has calls that never wait for a task.
+// The epoll instance is watched by another one, which is registered with the runtime's
+// poller, so that no thread is blocked in it: timers, the garbage collector and ordinary
+// goroutines live beside the loops as usual. Only while events come one by one, and the
+// process has processors to spare, a worker waits in the kernel itself, two milliseconds at
+// a time. A connection may change sides at any time: [Conn] is a net.Conn for a goroutine,
+// and has calls that never wait for a task.
 //
 // Only the pooler imports it. Where there is no epoll, nothing is adopted.
 package loop

@@ -167,7 +167,7 @@ func idle(t testing.TB) *Group {
 		t.Fatal(err)
 	}
 	g.awake.Add(1) // or others would serve what is posted
-	t.Cleanup(func() { _ = g.file.Close() })
+	t.Cleanup(func() { g.watch.end(); g.watch.close(); _ = unix.Close(g.ep) })
 	return g
 }
 
