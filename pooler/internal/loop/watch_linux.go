@@ -22,9 +22,10 @@ import (
 type watch struct {
 	bell  *os.File // an epoll instance that watches the group's; registered with the runtime's poller
 	raw   syscall.RawConn
-	clock int // a timer, watched by the group's epoll instance
-	vain  int // how often in a row attending was not worth it
-	skips int // how often it is not tried
+	clock int  // a timer, watched by the group's epoll instance
+	rings bool // the bell tells of events
+	vain  int  // how often in a row attending was not worth it
+	skips int  // how often it is not tried
 
 	looked time.Time     // when the process's processor time was looked at
 	spent  time.Duration // what that was
@@ -41,6 +42,10 @@ const (
 // Events at a time: few are dealt with one by one; many make attending not worth it, since each
 // wake-up serves so many then.
 const few, many = 4, 16
+
+// A stint was worth it if it served at least so many events, and so many for each connection that was
+// made meanwhile: goroutines make them, on another processor, and to wait for that costs more.
+const enough, perConn = 32, 16
 
 // open prepares to watch the epoll instance ep.
 func (h *watch) open(ep int) error {
@@ -78,30 +83,25 @@ func (h *watch) end() { _ = h.bell.Close() }
 // close gives back what end does not.
 func (h *watch) close() { _ = unix.Close(h.clock) }
 
-// lead is the life of the worker that waits for events, until the group ends.
+// lead is the life of the worker that waits for events, until the group ends. Behind few events
+// it asks for no more: it is called again when there has been something new, also while it served.
 func (g *Group) lead(w *Worker) {
 	h := &g.watch
 	wakes := func(bell uintptr) bool {
+		h.ring(int(bell), g.ep, true) // it does not tell of what came before: that is looked for below
 		g.awake.Add(1)
-		// While it serves the bell is silent: each event would call another thread.
-		h.ring(int(bell), g.ep, false)
 		served := 0
 		for n := batch; n > few; {
 			n = g.poll(w)
 			g.serve(w, n)
 			served += n
 		}
-		attends := served > 0 && h.worthIt(w)
-		if !attends {
-			// The bell does not tell of what has come while it was silent.
-			h.ring(int(bell), g.ep, true)
-			for n := batch; n > few; {
-				n = g.poll(w)
-				g.serve(w, n)
-			}
-		}
 		g.rest(w)
-		return attends || g.ended.Load()
+		if served == 0 || served > many || !h.worthIt(w) {
+			return g.ended.Load()
+		}
+		h.ring(int(bell), g.ep, false) // each event would call a thread that has nothing to do
+		return true
 	}
 	for h.raw.Read(wakes) == nil && !g.ended.Load() { // it fails when the group ends
 		g.attend(w)
@@ -111,6 +111,10 @@ func (g *Group) lead(w *Worker) {
 // ring has the bell tell of events of ep, or be silent. It goes on watching, since the kernel
 // looks at every connection when that begins.
 func (h *watch) ring(bell, ep int, tells bool) {
+	if tells == h.rings {
+		return
+	}
+	h.rings = tells
 	e := unix.EpollEvent{}
 	if tells {
 		e.Events = unix.EPOLLIN
@@ -127,7 +131,7 @@ func (g *Group) attend(w *Worker) {
 	// thread to an idle processor, which will do it when that goroutine is over.
 	go func() {}()
 	h.run(tick)
-	served, n, quiet := 0, 0, false
+	served, n, quiet, turns := 0, 0, false, g.turns.Load()
 	for began := w.Now; n <= many && w.Now.Sub(began) < stint; {
 		n = g.wait(w)
 		if n == 1 && int(w.events[0].Fd) == h.clock {
@@ -143,10 +147,11 @@ func (g *Group) attend(w *Worker) {
 		served, quiet = served+n, false
 	}
 	h.run(0)
-	if h.vain++; served > few && n <= many {
+	made := int(g.turns.Load() - turns)
+	if h.vain++; served >= enough && served >= made*perConn && n <= many {
 		h.vain = 0
 	}
-	h.skips = 1<<min(h.vain, 6) - 1
+	h.skips = 1<<min(h.vain, 8) - 1
 }
 
 // wait takes events, and waits until there are some. The scheduler is not told: to be told
