@@ -4,13 +4,19 @@ package pooler
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"mainstay.dev/mainstay/telemetry"
 )
@@ -136,4 +142,62 @@ func (h *house) goroutines() (n int) {
 		s.lane.Unlock()
 	}
 	return n
+}
+
+// A faultySink panics at the next exchange, when it is told to.
+type faultySink struct {
+	telemetry.Sink
+	panics atomic.Bool
+}
+
+func (f *faultySink) Record(x *telemetry.Exchange) {
+	if f.panics.Swap(false) {
+		panic("a bug of ours")
+	}
+	f.Sink.Record(x)
+}
+
+// A bug that one session meets on the event loops, or in a goroutine of its own, must neither end
+// the others nor take a server with it.
+func TestAPanicEndsOneSessionAlone(t *testing.T) {
+	for where, exchange := range map[string]func(context.Context, *pgconn.PgConn) error{
+		"(*session).Step(": func(ctx context.Context, conn *pgconn.PgConn) error {
+			_, err := conn.Exec(ctx, "select 1").ReadAll()
+			return err
+		},
+		"(*session).goOn(": func(ctx context.Context, conn *pgconn.PgConn) error {
+			_, err := conn.CopyFrom(ctx, strings.NewReader("1\n"), "copy panics from stdin")
+			return err
+		},
+	} {
+		t.Run(strings.Trim(where, "("), func(t *testing.T) {
+			sink := &faultySink{Sink: telemetry.Discard}
+			var log bytes.Buffer
+			h := run(t, config(database(pg.Start(t).URL(), one)), func(d *Deps) {
+				d.Sink, d.Log = sink, slog.New(slog.NewTextHandler(&log, nil))
+			})
+			other := h.connect(t)
+			if got := value(t, other, "select 'a'"); got != "a" {
+				t.Errorf("%q", got)
+			}
+			do(t, other, "create table if not exists panics (i int)")
+			met := h.connect(t)
+			do(t, met, "select 1")
+			sink.panics.Store(true)
+			err := exchange(t.Context(), met.PgConn())
+			if pgErr := (*pgconn.PgError)(nil); !errors.As(err, &pgErr) || pgErr.Severity != "FATAL" || !strings.Contains(pgErr.Message, "internal error of Mainstay") {
+				t.Errorf("the client is told: %v", err)
+			}
+			if got := value(t, other, "select 'b'"); got != "b" {
+				t.Errorf("%q", got)
+			}
+			await(t, "it is gone", func() bool { return h.Stats().Clients == 1 })
+			if err := h.stop(); err != nil {
+				t.Error(err)
+			}
+			if n := strings.Count(log.String(), "panic in a session"); n != 1 || !strings.Contains(log.String(), where) {
+				t.Errorf("told of %d times: %s", n, log.String())
+			}
+		})
+	}
 }
