@@ -1,11 +1,12 @@
 package loop
 
 import (
-	"errors"
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"os"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -73,19 +74,23 @@ func (g *Group) Listener(ln net.Listener) *Listener {
 // Accept waits for the next connection. It is not watched before [Conn.Watch]. After
 // Close it returns net.ErrClosed.
 func (l *Listener) Accept() (*Conn, error) {
-	fd, err := -1, error(nil)
-	var peer unix.Sockaddr
-	rerr := l.raw.Read(func(ln uintptr) bool {
-		fd, peer, err = unix.Accept4(int(ln), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-		return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ECONNABORTED)
+	var fd uintptr
+	var errno syscall.Errno
+	var peer unix.RawSockaddrAny
+	size := uint32(unix.SizeofSockaddrAny)
+	err := l.raw.Read(func(ln uintptr) bool {
+		// It does not wait, and the scheduler need not know of it: see shut.
+		fd, _, errno = syscall.RawSyscall6(unix.SYS_ACCEPT4, ln, uintptr(unsafe.Pointer(&peer)), uintptr(unsafe.Pointer(&size)),
+			unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+		return errno != unix.EAGAIN && errno != unix.EINTR && errno != unix.ECONNABORTED
 	})
-	if rerr != nil {
+	if err != nil {
 		return nil, net.ErrClosed
 	}
-	if err != nil {
-		return nil, os.NewSyscallError("accept4", err)
+	if errno != 0 {
+		return nil, os.NewSyscallError("accept4", errno)
 	}
-	return &Conn{group: l.group, fd: fd, at: l.at, remote: ofSockaddr(peer)}, nil
+	return &Conn{group: l.group, fd: int(fd), at: l.at, remote: ofSockaddr(&peer)}, nil
 }
 
 // Watch lets the connection's task run when there is something new, from now on. It
@@ -95,12 +100,16 @@ func (c *Conn) Watch() bool { return c.register() }
 // Close ends Accept.
 func (l *Listener) Close() { _ = l.file.Close() } // it fails if it is closed already
 
-func ofSockaddr(a unix.Sockaddr) netip.AddrPort {
-	switch a := a.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr).Unmap(), uint16(a.Port))
+// ofSockaddr reads an address of an internet protocol; of others there is none.
+func ofSockaddr(a *unix.RawSockaddrAny) netip.AddrPort {
+	port := func(p *uint16) uint16 { return binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(p))[:]) }
+	switch a.Addr.Family {
+	case unix.AF_INET:
+		in := (*unix.RawSockaddrInet4)(unsafe.Pointer(a))
+		return netip.AddrPortFrom(netip.AddrFrom4(in.Addr), port(&in.Port))
+	case unix.AF_INET6:
+		in := (*unix.RawSockaddrInet6)(unsafe.Pointer(a))
+		return netip.AddrPortFrom(netip.AddrFrom16(in.Addr).Unmap(), port(&in.Port))
 	}
 	return netip.AddrPort{}
 }
