@@ -22,10 +22,11 @@ import (
 type watch struct {
 	bell  *os.File // an epoll instance that watches the group's; registered with the runtime's poller
 	raw   syscall.RawConn
-	clock int  // a timer, watched by the group's epoll instance
-	rings bool // the bell tells of events
-	vain  int  // how often in a row attending was not worth it
-	skips int  // how often it is not tried
+	clock int     // a timer, watched by the group's epoll instance
+	rings bool    // the bell tells of events
+	vain  int     // how often in a row attending was not worth it
+	skips int     // how often it is not tried
+	usual float32 // events that have come while the worker slept, as they lately were
 
 	looked time.Time     // when the process's processor time was looked at
 	spent  time.Duration // what that was
@@ -39,7 +40,7 @@ const (
 	budget = 100 * time.Millisecond // how often the process's processor time is looked at
 )
 
-// Events at a time: few are dealt with one by one; many make attending not worth it, since each
+// Events at a time: few are dealt with one by one; many, or half as many as a rule, make attending not worth it, since each
 // wake-up serves so many then.
 const few, many = 4, 16
 
@@ -97,7 +98,8 @@ func (g *Group) lead(w *Worker) {
 			served += n
 		}
 		g.rest(w)
-		if served == 0 || served > many || !h.worthIt(w) {
+		h.usual += (float32(served) - h.usual) / 8
+		if served == 0 || h.usual > many/2 || !h.worthIt(w) {
 			return g.ended.Load()
 		}
 		h.ring(int(bell), g.ep, false) // each event would call a thread that has nothing to do
