@@ -107,6 +107,11 @@ func (s *session) fail(err error) {
 func (s *session) Step(w *loop.Worker) {
 	s.lane.Lock()
 	defer s.stepped()
+	s.steps(w)
+}
+
+// steps is Step, with the lane locked.
+func (s *session) steps(w *loop.Worker) {
 	if s.at == aside {
 		return
 	}

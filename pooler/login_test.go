@@ -288,6 +288,31 @@ func TestTooManyClientsAreTurnedAway(t *testing.T) {
 	value(t, h.connect(t), "select 'x'")
 }
 
+func TestWhoeverFindsTooManyLoggingInIsToldSo(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL()), func(c *Config) { c.MaxClients = 1 }))
+	for range 1 + spare {
+		conn, err := net.Dial("tcp", h.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := conn.Write([]byte{0}); err != nil { // no more of its first packet
+			t.Fatal(err)
+		}
+	}
+	await(t, "all are there", func() bool {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return len(h.sessions) == 1+spare
+	})
+	for range 20 {
+		_, err := pgx.Connect(t.Context(), h.url("ann", ""))
+		if e := refusedWith(t, err, "53300"); !strings.Contains(e.Message, "waiting to log in") {
+			t.Error(e.Message)
+		}
+	}
+}
+
 func TestAClientIsToldWhatTheServerIsLike(t *testing.T) {
 	h := run(t, config(database(pg.Start(t).URL()+"&application_name=default_app")))
 	direct, err := pgx.Connect(t.Context(), pg.Start(t).URL()+"&application_name=mine&datestyle=German&timezone=Asia/Tokyo")

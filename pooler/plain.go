@@ -126,13 +126,26 @@ func (s *session) sendPlain() (size int) {
 // own limit counts from its connection on.
 const arrivesFor = time.Second
 
-// arrive lets the event loops wait for the client's first packet. It reports whether
-// they can.
-func (s *session) arrive() bool {
+// arrive serves the client's first packet, or lets the event loops wait for it.
+func (s *session) arrive(w *loop.Worker) {
 	s.lane.Lock()
-	defer s.lane.Unlock()
+	defer s.stepped()
+	s.at = arriving
 	s.sock.Own(&s.task)
-	s.in.Shrink()
+	s.in.Borrow(w.Scratch)
+	// As a rule it is there already, and the loops need not be told of it.
+	_ = s.in.FillFrom((*loop.Try)(s.sock)) // admitNow meets an error again
+	if !s.sock.Watch() {
+		s.fail(end(TooManyClients, "the system lets Mainstay watch no more connections", "raise fs.epoll.max_user_watches"))
+	}
+	s.steps(w)
+}
+
+// expect gives the session a goroutine if the client sends nothing for a while.
+func (s *session) expect() {
+	if s.late != nil {
+		return
+	}
 	s.late = time.AfterFunc(arrivesFor, func() {
 		s.lane.Lock()
 		defer s.lane.Unlock()
@@ -140,14 +153,14 @@ func (s *session) arrive() bool {
 			s.escalate(atLogin)
 		}
 	})
-	if s.sock.Watch() {
-		return true
+}
+
+// expected is the end of that.
+func (s *session) expected() {
+	if s.late != nil {
+		s.late.Stop()
+		s.late = nil
 	}
-	s.late.Stop()
-	s.at = aside
-	s.sock.Own(nil)
-	s.in.Own()
-	return false
 }
 
 // admitNow serves the client's first packet, if that can be done without waiting.
@@ -165,20 +178,21 @@ func (s *session) admitNow(w *loop.Worker) bool {
 			}
 			continue
 		case ok && start.Kind == pgwire.StartSession && s.entersFreely(&start, policy):
-			s.late.Stop()
-			s.late = nil
+			s.expected()
 			s.in.Skip(size)
 			return s.enterNow(&start, policy)
 		case s.in.Buffered() > 0:
-			s.late.Stop()
+			s.expected()
 			s.escalate(atLogin)
 			return false
 		}
 		switch err := s.in.FillFrom((*loop.Try)(s.sock)); {
 		case err == nil:
 		case loop.Waits(err):
+			s.expect()
 			return false
 		default:
+			s.expected()
 			s.escalate(atLogin)
 			return false
 		}

@@ -239,7 +239,7 @@ func (p *Server) Run(ctx context.Context) error {
 	background.Go(func() { p.loops.Run(loopCtx) })
 
 	stopAccepting := context.AfterFunc(ctx, func() { p.deps.Listener.Close() })
-	err := p.accept(ctx)
+	p.accept(ctx)
 	stopAccepting()
 	p.deps.Listener.Close()
 	p.drain()
@@ -252,7 +252,7 @@ func (p *Server) Run(ctx context.Context) error {
 	}
 	endLoops()
 	background.Wait()
-	return err
+	return nil
 }
 
 // allPools lists the pools of the policy and those that it replaced.
@@ -376,66 +376,62 @@ func (p *Server) turnAway(conn net.Conn) {
 		return
 	}
 	full := end(TooManyClients, "too many connections are waiting to log in", "raise pooler.max_clients")
-	_, _ = conn.Write(full.fault.AppendFatal(nil)) // it is lost if the client has sent something already
+	_, _ = conn.Write(full.fault.AppendFatal(nil))
+	_, _ = conn.Read(make([]byte, clientBuffer)) // to some systems what is left unread means that what was written is to be forgotten
 }
 
-// turnAwayLimit bounds the write of a message that fits every socket's buffer.
+// turnAwayLimit bounds the write of a message that fits every socket's buffer, and how long the
+// client's first packet is waited for.
 const turnAwayLimit = 10 * time.Millisecond
 
-// accept starts a session for each connection, until the listener is closed.
-func (p *Server) accept(ctx context.Context) error {
-	pause := time.Duration(0)
-	ln := p.loops.Listener(p.deps.Listener)
-	if ln != nil {
-		defer context.AfterFunc(ctx, ln.Close)()
-		defer ln.Close()
+// accept starts a session for each connection, until ctx ends or the listener is closed.
+func (p *Server) accept(ctx context.Context) {
+	if ln := p.loops.Listen(p.deps.Listener, p.arrived, p.unaccepted); ln != nil {
+		<-ctx.Done()
+		ln.Close()
+		return
 	}
+	pause := time.Duration(0)
 	for {
-		s, err := p.next(ln)
-		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-				return nil
+		conn, err := p.deps.Listener.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+			sock := p.loops.Adopt(conn)
+			if sock != nil {
+				conn = sock
 			}
-			// Out of file descriptors, most likely: it passes.
+			if s := newSession(p, conn, sock); p.enter(s) {
+				go s.goOn(atLogin)
+			} else {
+				go p.turnAway(conn)
+			}
+		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
+			return
+		default: // out of file descriptors, most likely: it passes
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			p.deps.Log.Error("accept a client", "err", err, "pause", pause)
+			p.unaccepted(err, pause)
 			select {
 			case <-ctx.Done():
 			case <-time.After(pause):
 			}
-			continue
 		}
-		pause = 0
-		if !p.enter(s) {
-			p.turnAway(s.raw)
-			continue
-		}
-		if s.at == arriving && s.arrive() {
-			continue
-		}
-		go s.goOn(atLogin)
 	}
 }
 
-// next waits for the next connection; ln may be nil.
-func (p *Server) next(ln *loop.Listener) (*session, error) {
-	if ln == nil {
-		conn, err := p.deps.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		if sock := p.loops.Adopt(conn); sock != nil {
-			return newSession(p, sock, sock), nil
-		}
-		return newSession(p, conn, nil), nil
-	}
-	sock, err := ln.Accept()
-	if err != nil {
-		return nil, err
-	}
+// unaccepted tells that the system gives no more connections, for now.
+func (p *Server) unaccepted(err error, pause time.Duration) {
+	p.deps.Log.Error("accept a client", "err", err, "pause", pause)
+}
+
+// arrived starts a session that the event loops serve.
+func (p *Server) arrived(w *loop.Worker, sock *loop.Conn) {
 	s := newSession(p, sock, sock)
-	s.at = arriving
-	return s, nil
+	if !p.enter(s) {
+		go p.turnAway(sock)
+		return
+	}
+	s.arrive(w)
 }
 
 // firstID is the least id of a session. Clients take it for their server's process

@@ -22,6 +22,7 @@ type Conn struct {
 	fd      int
 	turn    int32        // of those that had this descriptor; an event tells for which it is
 	refs    atomic.Int32 // calls that use fd; closing below zero
+	room    atomic.Bool  // events tell of room for a write, too
 	seen    atomic.Uint32
 	task    atomic.Pointer[Task]
 	blocked atomic.Pointer[blocked] // of those who wait; nil: nobody has
@@ -40,14 +41,15 @@ func endOf(a net.Addr) *end { return &end{a.Network(), addrPort(a)} }
 // What has been seen of a connection, and not been found out to be over.
 const (
 	readable = 1 << iota
-	writable
 	hungUp
 )
 
 // closing is far below what calls can count up to.
 const closing = -1 << 30
 
-const interests = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
+// interests are what events tell of. Room for a write is none, until a goroutine waits for
+// it: a connection that is new has room, and that would be an event.
+const interests = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET
 
 // Adopt takes a TCP or Unix connection over from the runtime: conn must not be used
 // any more. It returns nil, and leaves conn as it was, if that can't be done.
@@ -70,7 +72,8 @@ func (g *Group) Adopt(conn net.Conn) *Conn {
 		return nil
 	}
 	c := &Conn{group: g, fd: fd, at: endOf(conn.LocalAddr()), remote: addrPort(conn.RemoteAddr())}
-	if !c.register() {
+	c.Stir() // as far as anybody knows
+	if !c.Watch() {
 		_ = unix.Close(fd) // conn goes on
 		return nil
 	}
@@ -78,19 +81,27 @@ func (g *Group) Adopt(conn net.Conn) *Conn {
 	return c
 }
 
+// Watch lets the connection's task run when there is something new, from now on. It
+// reports whether that can be done.
+func (c *Conn) Watch() bool { return c.register(interests) }
+
 // register begins to watch the connection.
-func (c *Conn) register() bool {
+func (c *Conn) register(events uint32) bool {
 	if c.fd >= most {
 		return false
 	}
-	c.seen.Store(readable | writable) // as far as anybody knows
 	c.turn = c.group.turns.Add(1)
 	c.group.conns.set(c.fd, c)
-	err := unix.EpollCtl(c.group.ep, unix.EPOLL_CTL_ADD, c.fd, &unix.EpollEvent{Events: interests, Fd: int32(c.fd), Pad: c.turn})
-	if err != nil {
+	if c.control(unix.EPOLL_CTL_ADD, events) != nil {
 		c.group.conns.set(c.fd, nil)
+		return false
 	}
-	return err == nil
+	return true
+}
+
+// control tells the kernel which events of the connection it is to tell of.
+func (c *Conn) control(op int, events uint32) error {
+	return unix.EpollCtl(c.group.ep, op, c.fd, &unix.EpollEvent{Events: events, Fd: int32(c.fd), Pad: c.turn})
 }
 
 func addrPort(a net.Addr) netip.AddrPort {
@@ -108,9 +119,6 @@ func (c *Conn) note(events uint32) {
 	var seen uint32
 	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		seen = readable
-	}
-	if events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
-		seen |= writable
 	}
 	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		seen |= hungUp
@@ -293,10 +301,20 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 			return n, nil
 		case !Waits(err):
 			return n, c.fail("write", err)
+		case !c.room.Swap(true):
+			c.awaitRoom()
 		}
 		if err := b.wait(b.canWrite, &b.writing); err != nil {
 			return n, c.fail("write", err)
 		}
+	}
+}
+
+// awaitRoom lets events tell of room for a write, also of what there is by now.
+func (c *Conn) awaitRoom() {
+	if c.hold() {
+		_ = c.control(unix.EPOLL_CTL_MOD, interests|unix.EPOLLOUT) // fails if it is not watched, and nothing tells of it then
+		c.release()
 	}
 }
 

@@ -42,13 +42,12 @@ func (c *Conn) Look() (readable, ended bool) { return false, false }
 func (c *Conn) CloseWrite() error            { return nil }
 
 // A Listener is never made here.
-type Listener struct{ net.Listener }
+type Listener struct{}
 
-// Listener returns nil: there is no epoll.
-func (g *Group) Listener(net.Listener) *Listener { return nil }
+// Listen returns nil: there is no epoll.
+func (g *Group) Listen(net.Listener, func(*Worker, *Conn), func(error, time.Duration)) *Listener {
+	return nil
+}
 
 // Close is never called here.
 func (l *Listener) Close() {}
-
-// Accept is never called here.
-func (l *Listener) Accept() (*Conn, error) { return nil, net.ErrClosed }
