@@ -215,12 +215,18 @@ func (s *session) undo(d debt, later []debt) {
 	case d.kind == owesClose: // of what is not there
 	case d.statement != nil:
 		delete(b.prepared, d.statement)
-	case d.name == "":
-		b.unnamed = ticket{}
+	case d.was != nil && s.debts.skips(d) && !slices.ContainsFunc(later, changesUnnamed):
+		b.unnamed = d.was.there
 	}
 	if d.kind == owesParse && d.name != "" && !renamed {
 		s.unname(d.name)
 	}
+}
+
+// changesUnnamed reports whether, from then on, the server has another unnamed statement, or none: what Parse of a
+// name sends of a statement that the server knows has none.
+func changesUnnamed(d debt) bool {
+	return d.unnamed || d.kind == owesQuery || d.kind == owesReplay || d.kind == owesParse && d.statement == nil && !d.taken
 }
 
 // undoUnnamed takes back what was noted of the unnamed statement: one that was skipped has
@@ -228,7 +234,7 @@ func (s *session) undo(d debt, later []debt) {
 func (s *session) undoUnnamed(d debt, later []debt) {
 	b := s.backend
 	switch {
-	case slices.ContainsFunc(later, func(l debt) bool { return l.unnamed || l.kind == owesQuery }):
+	case slices.ContainsFunc(later, changesUnnamed):
 		// What another cycle has made of it since counts.
 	case d.kind == owesOurParse: // the server has not got it
 		b.unnamed = ticket{}
@@ -250,6 +256,19 @@ func (s *session) replaces() *replaced {
 	was := &replaced{s.unnamed, s.backend.unnamed}
 	s.unnamed.body = nil // it is the other's
 	return was
+}
+
+// displaces is replaces for what takes the server's unnamed statement away, and not the client's.
+func (s *session) displaces() *replaced {
+	if !s.behind || !s.hasUnnamed() {
+		return nil
+	}
+	return &replaced{there: s.backend.unnamed}
+}
+
+// hasUnnamed reports whether the server's unnamed statement is the client's.
+func (s *session) hasUnnamed() bool {
+	return s.unnamed.version != 0 && s.backend.unnamed == ticket{s.id, s.unnamed.version}
 }
 
 // hear notes a setting that the server reports to the client. A client that has reset one

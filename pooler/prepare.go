@@ -281,13 +281,12 @@ func (s *session) parseNamed(name string, body []byte) error {
 	if _, known := b.prepared[st]; known {
 		// The client is owed a ParseComplete, in its place: an empty statement gets one, and
 		// the same text gets it if PostgreSQL would still take that.
-		d.statement = nil
+		d.statement, d.was, b.unnamed = nil, s.displaces(), ticket{}
 		if s.doubtful() {
 			b.out = pgwire.Append(b.out, pgwire.Parse, nul, st.body)
 		} else {
 			b.out = pgwire.Append(b.out, pgwire.Parse, nul, nul, nul, nul)
 		}
-		b.unnamed = ticket{}
 	} else {
 		s.learn(st)
 		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(st.name), nul, st.body)
@@ -400,7 +399,7 @@ func (s *session) resolve(name []byte, typ byte, rest []byte) string {
 
 func (s *session) resolveUnnamed(typ byte, rest []byte) string {
 	b, u := s.backend, &s.unnamed
-	f, there := u.runs.fetch(), u.version != 0 && b.unnamed == ticket{s.id, u.version}
+	f, there := u.runs.fetch(), s.hasUnnamed()
 	switch {
 	case typ == pgwire.Describe && u.version != 0 && u.late != nil && u.late.silent:
 		return s.standIn(u.late.body)

@@ -78,6 +78,21 @@ func TestWhatAnErrorSkipsHasNotReplacedTheUnnamedStatement(t *testing.T) {
 	c.fails("a simple query", "", "26000")
 }
 
+func TestTheUnnamedStatementIsWhatItWasBehindNamesThatAreTakenOrSkipped(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	c := newFrontend(t, h)
+	c.send(parse("p", "select 1") + endCycle + frame('Q', "begin read only\x00") + parse("", "select 1 into temp mine") + runs("", "") + endCycle)
+	c.fails("it writes", "1ZCZ12", "25006")
+	c.send(parse("p", "select 1") + parse("", "select 'new'") + endCycle)
+	c.fails("the name is taken", "", "25P02")
+	c.send(frame('D', "S\x00") + runs("", "") + endCycle)
+	c.fails("as the server has it still", "tn", "25P02")
+	c.send(runs("", "none") + parse("q", "select 1") + endCycle)
+	c.fails("it is known by another name", "", "26000")
+	c.send(frame('D', "S\x00") + runs("", "") + endCycle)
+	c.fails("as the server has it still", "tn", "25P02")
+}
+
 func TestAnAbortedTransactionRefusesAStatementForPostgreSQLsReason(t *testing.T) {
 	h := run(t, config(database(pg.Start(t).URL(), one)))
 	c, other := newFrontend(t, h), h.connect(t)
