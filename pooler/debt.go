@@ -17,15 +17,15 @@ import (
 // tell the server's answers apart.
 type debt struct {
 	kind      debtKind
-	statement *statement // the one that a Parse creates, or a Close removes
-	name      string     // the client's, for that statement or the one it drops
 	unnamed   bool       // a Parse or Close of the unnamed statement, ours included
-	was       *replaced  // what stood there before; nil: nothing, or this is its cycle's first message
 	aside     bool       // a replay that may fail: see teach
 	taken     bool       // a Parse that the server has to refuse: the name is taken
+	at        int32      // how many messages of its cycle are answered before this one
+	statement *statement // the one that a Parse creates, or a Close removes
+	name      string     // the client's, for that statement or the one it drops
+	was       *replaced  // what stood there before; nil: nothing, or this is its cycle's first message
 	before    *known     // what owesDropAll has made forgotten
 	cursor    *sighting  // what owesOurDescribe tells
-	at        int32      // how many messages of its cycle are answered before this one
 }
 
 // replaced is an unnamed statement that another has replaced, unless the server skips that.
@@ -80,6 +80,12 @@ type debts struct {
 func (d *debts) skips(one debt) bool { return !d.uncounted && one.at > d.answered }
 
 func (d *debts) none() bool { return d.len() == 0 }
+
+// clear notes that all has been answered.
+func (d *debts) clear() {
+	clear(d.list[d.head:])
+	d.list, d.head, d.answered, d.uncounted = d.list[:0], 0, 0, false
+}
 
 // firstReady returns the oldest ReadyForQuery that is owed.
 func (d *debts) firstReady() (debt, bool) {

@@ -391,6 +391,10 @@ func (s *session) answerNow(w *loop.Worker) bool {
 		if s.busy && s.exchange.FirstByte == 0 {
 			s.exchange.FirstByte = s.readAt.Sub(s.exchange.Start)
 		}
+		if s.scanPlain() {
+			s.at = passing
+			return true
+		}
 		if wants, err := s.swallow(); err != nil {
 			s.fail(err)
 			return false

@@ -30,9 +30,18 @@ type harmless struct {
 // remember looks whether the text is known to be harmless, and notes what else there is to
 // see in it.
 func (s *session) remember(text []byte) bool {
-	home := s.backend.pool.home()
+	if len(text) <= 192 { // as most are: a large buffer would be zeroed each time
+		var buf [192]byte
+		return s.recognise(text, buf[:0])
+	}
 	var buf [memo.MaxText]byte
-	key, ok := memo.Key(buf[:0], text)
+	return s.recognise(text, buf[:0])
+}
+
+// recognise is remember, with room for the key.
+func (s *session) recognise(text, buf []byte) bool {
+	home := s.backend.pool.home()
+	key, ok := memo.Key(buf, text)
 	if !ok {
 		return false
 	}
@@ -117,6 +126,48 @@ func (s *session) sendPlain() (size int) {
 	s.in.Skip(size)
 	s.noteSent(pgwire.Sync)
 	return size
+}
+
+// scanPlain is scan for an answer as nearly all are: to one such cycle, without an error, and
+// there to its end. It reports whether it was one; if not, nothing has been done.
+func (s *session) scanPlain() bool {
+	b := s.backend
+	if b.replays > 0 || s.untold || !s.busy || len(s.held) > 0 || s.debts.ours || s.added != nil || s.synced != nil || s.attempt.anew != nil || len(s.untried) > 0 ||
+		b.tuned || b.left&scan.Listens != 0 || b.pool.sessions() || b.In.Partial() {
+		return false
+	}
+	size := b.In.Buffered()
+	tag, parsed, ok := pgwire.PlainAnswer(b.In.Peek(size))
+	if !ok {
+		return false
+	}
+	command, rows := pgwire.Tag(tag)
+	name := commandName(command)
+	if name != "SELECT" && name != "INSERT" && name != "UPDATE" && name != "DELETE" {
+		return false
+	}
+	s.mu.Lock()
+	owed := s.debts.list[s.debts.head:]
+	if parsed && len(owed) > 0 && owed[0].kind == owesParse && !owed[0].taken {
+		owed = owed[1:]
+	} else if parsed {
+		owed = nil
+	}
+	if len(owed) != 1 || owed[0].kind != owesQuery && owed[0].kind != owesSync || s.open || s.midway || s.severed != 0 || s.back.name != "" {
+		s.mu.Unlock()
+		return false
+	}
+	s.debts.clear()
+	b.status, s.block, s.renamed, s.why = pgwire.Idle, pgwire.Idle, nil, nil
+	s.answering, s.closing, s.mum, s.withheld = false, true, false, false
+	c, _ := s.cycles.pop()
+	s.mu.Unlock()
+	x := s.exchange
+	x.DB.Command, x.DB.Rows, x.DB.Queries = name, x.DB.Rows+rows, x.DB.Queries+1
+	x.BytesOut += int64(size)
+	b.In.Pass(size)
+	s.record(&c)
+	return true
 }
 
 // A login that asks the client for nothing is served by the event loops as soon as its

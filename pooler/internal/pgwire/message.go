@@ -181,6 +181,38 @@ func Tag(body []byte) (command []byte, rows int64) {
 	return tag[:i], rows
 }
 
+// PlainAnswer reports whether b is all that a server says to one command, to its end outside of a
+// transaction, and nothing but that: rows, what they are like, that the command is complete, and at most one ParseComplete, first
+// (parsed). tag is the body of the CommandComplete.
+func PlainAnswer(b []byte) (tag []byte, parsed, ok bool) {
+	for at := 0; len(b)-at >= HeaderSize; {
+		n := uint64(binary.BigEndian.Uint32(b[at+1:])) + 1
+		if n < HeaderSize || n > uint64(len(b)-at) {
+			return nil, false, false
+		}
+		end := at + int(n)
+		switch b[at] {
+		case DataRow, BindComplete, RowDescription, NoData:
+		case ParseComplete:
+			if at > 0 {
+				return nil, false, false
+			}
+			parsed = true
+		case CommandComplete:
+			if tag != nil {
+				return nil, false, false
+			}
+			tag = b[at+HeaderSize : end]
+		case ReadyForQuery:
+			return tag, parsed, tag != nil && end == len(b) && n == HeaderSize+1 && b[end-1] == Idle
+		default:
+			return nil, false, false
+		}
+		at = end
+	}
+	return nil, false, false
+}
+
 // Split takes the first of several messages that are whole, as Append makes them: its
 // type, its length with the header, and its body.
 func Split(b []byte) (typ byte, n int, body []byte) {
