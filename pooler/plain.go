@@ -30,7 +30,7 @@ type harmless struct {
 // remember looks whether the text is known to be harmless, and notes what else there is to
 // see in it.
 func (s *session) remember(text []byte) bool {
-	if len(text) <= 192 { // as most are: a large buffer would be zeroed each time
+	if len(text) <= 192 { // a large buffer would be zeroed each time
 		var buf [192]byte
 		return s.recognise(text, buf[:0])
 	}

@@ -2,7 +2,6 @@ package loop
 
 import (
 	"encoding/binary"
-	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -27,7 +26,7 @@ type Listener struct {
 // Pauses when the system refuses to accept. Out of file descriptors, most likely: it passes.
 const shortestPause, longestPause = 5 * time.Millisecond, time.Second
 
-// most accepted at once, before others have their turn.
+// mostAccepted is how many connections are accepted at once, before others have their turn.
 const mostAccepted = 8
 
 // keepAlive is after how many seconds of silence, and how often, the kernel asks a
@@ -43,7 +42,16 @@ const silent = 1
 // before its [Conn.Watch], and failed when there is an error and a pause. It returns nil if that can't be
 // done.
 func (g *Group) Listen(ln net.Listener, accepted func(*Worker, *Conn), failed func(err error, pause time.Duration)) *Listener {
-	fd, err := duplicate(ln)
+	var of syscall.Conn
+	switch ln := ln.(type) { // no other: its Accept may do more than the socket's
+	case *net.TCPListener:
+		of = ln
+	case *net.UnixListener:
+		of = ln
+	default:
+		return nil
+	}
+	fd, err := duplicate(of)
 	if err != nil {
 		return nil
 	}
@@ -66,24 +74,6 @@ func (g *Group) Listen(ln net.Listener, accepted func(*Worker, *Conn), failed fu
 		return nil
 	}
 	return l
-}
-
-// duplicate returns another descriptor of what listens.
-func duplicate(ln net.Listener) (fd int, err error) {
-	var raw syscall.RawConn
-	switch ln := ln.(type) {
-	case *net.TCPListener:
-		raw, err = ln.SyscallConn()
-	case *net.UnixListener:
-		raw, err = ln.SyscallConn()
-	default:
-		return -1, errors.ErrUnsupported
-	}
-	if err != nil {
-		return -1, err
-	}
-	failed := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) })
-	return fd, errors.Join(failed, err)
 }
 
 // Step accepts what there is.

@@ -101,7 +101,10 @@ func TestAllThatWaitAreAcceptedButNotAllAtOnce(t *testing.T) {
 
 func TestASilentClientIsAcceptedAMomentLater(t *testing.T) {
 	g := start(t)
-	_, ln, got := accepting(t, g, nil)
+	l, ln, got := accepting(t, g, nil)
+	if n, err := unix.GetsockoptInt(l.sock.fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT); n == 0 || err != nil {
+		t.Errorf("the kernel keeps it for %d s, %v", n, err)
+	}
 	theirs, err := net.Dial("tcp", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)

@@ -54,21 +54,17 @@ const interests = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET
 // Adopt takes a TCP or Unix connection over from the runtime: conn must not be used
 // any more. It returns nil, and leaves conn as it was, if that can't be done.
 func (g *Group) Adopt(conn net.Conn) *Conn {
-	var raw syscall.RawConn
-	var err error
+	var of syscall.Conn
 	switch c := conn.(type) {
 	case *net.TCPConn:
-		raw, err = c.SyscallConn()
+		of = c
 	case *net.UnixConn:
-		raw, err = c.SyscallConn()
+		of = c
 	default:
 		return nil
 	}
+	fd, err := duplicate(of)
 	if err != nil {
-		return nil
-	}
-	fd := -1
-	if raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }) != nil || err != nil {
 		return nil
 	}
 	c := &Conn{group: g, fd: fd, at: endOf(conn.LocalAddr()), remote: addrPort(conn.RemoteAddr())}
@@ -79,6 +75,16 @@ func (g *Group) Adopt(conn net.Conn) *Conn {
 	}
 	_ = conn.Close() // the file goes on, under its new number
 	return c
+}
+
+// duplicate returns another descriptor of a socket.
+func duplicate(of syscall.Conn) (fd int, err error) {
+	raw, err := of.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	failed := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) })
+	return fd, errors.Join(failed, err)
 }
 
 // Watch lets the connection's task run when there is something new, from now on. It
