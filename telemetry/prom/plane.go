@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -27,20 +28,13 @@ type key struct {
 	status                     uint8 // hundreds; 0: none
 }
 
-// series are the metrics that an exchange with one key moves, found once.
+// series are what an exchange with one key moves, found once.
 type series struct {
 	key            key
-	total          prometheus.Counter
-	took           prometheus.Observer
-	waited         prometheus.Observer
-	firstByte      prometheus.Observer
-	received       prometheus.Counter
-	sent           prometheus.Counter
-	statements     prometheus.Counter // pooler
-	rows           prometheus.Counter // pooler
 	tokens         [4]prometheus.Counter
 	cost, unpriced prometheus.Counter // claude
 	streamKinds    *prometheus.CounterVec
+	tally          tally
 }
 
 // plane counts the exchanges of one plane. Known keys are read from an immutable
@@ -53,13 +47,10 @@ type plane struct {
 
 	routes, details, codes, colors *vocabulary
 
-	total               *prometheus.CounterVec
-	took, waited, first *prometheus.HistogramVec
-	received, sent      *prometheus.CounterVec
-	statements, rows    *prometheus.CounterVec
-	tokens, streams     *prometheus.CounterVec
-	cost, unpriced      *prometheus.CounterVec
-	attempts            *causes
+	descs           descs
+	tokens, streams *prometheus.CounterVec
+	cost, unpriced  *prometheus.CounterVec
+	attempts        *causes
 }
 
 func newPlane(s *Sink, name, thing string) *plane {
@@ -67,17 +58,9 @@ func newPlane(s *Sink, name, thing string) *plane {
 		name:   name,
 		routes: newVocabulary(maxRoutes), details: newVocabulary(maxNames), codes: newVocabulary(maxNames), colors: newVocabulary(maxNames),
 
-		total:    s.counter("mainstay_" + name + "_" + plural(thing) + "_total"),
-		took:     s.histogram("mainstay_" + name + "_" + thing + "_duration_seconds"),
-		waited:   s.histogram("mainstay_" + name + "_wait_seconds"),
-		received: s.counter("mainstay_" + name + "_received_bytes_total"),
-		sent:     s.counter("mainstay_" + name + "_sent_bytes_total"),
+		descs: newDescs(name, thing),
 	}
-	if name == "pooler" {
-		p.statements = s.counter("mainstay_pooler_statements_total")
-		p.rows = s.counter("mainstay_pooler_rows_total")
-	} else {
-		p.first = s.histogram("mainstay_" + name + "_first_byte_seconds")
+	if name != "pooler" {
 		p.streams = s.counter("mainstay_" + name + "_streams_total")
 		p.attempts = newCauses(s.counter("mainstay_" + name + "_attempts_total"))
 	}
@@ -87,6 +70,7 @@ func newPlane(s *Sink, name, thing string) *plane {
 		p.unpriced = s.counter("mainstay_claude_unpriced_calls_total")
 	}
 	p.known.Store(&map[key]*series{})
+	s.registry.MustRegister(p)
 	return p
 }
 
@@ -99,24 +83,11 @@ func plural(thing string) string {
 
 func (p *plane) record(x *telemetry.Exchange) {
 	s := p.series(x)
-	s.total.Inc()
-	if x.Lasting() {
-		if s.streamKinds != nil {
-			s.streamKinds.WithLabelValues(p.routes.fold(x.Route), streamKind(x)).Inc()
-		}
-	} else {
-		s.took.Observe(x.Took.Seconds())
+	lasting := x.Lasting()
+	s.tally.add(x, &p.descs, lasting)
+	if lasting && s.streamKinds != nil {
+		s.streamKinds.WithLabelValues(p.routes.fold(x.Route), streamKind(x)).Inc()
 	}
-	if x.Waited > 0 {
-		s.waited.Observe(x.Waited.Seconds())
-	}
-	if x.FirstByte > 0 && s.firstByte != nil {
-		s.firstByte.Observe(x.FirstByte.Seconds())
-	}
-	add(s.received, x.BytesIn)
-	add(s.sent, x.BytesOut)
-	add(s.statements, int64(x.DB.Queries))
-	add(s.rows, x.DB.Rows)
 	if p.tokens != nil {
 		p.paid(s, x)
 	}
@@ -214,21 +185,8 @@ func (p *plane) series(x *telemetry.Exchange) *series {
 }
 
 func (p *plane) make(k key) *series {
-	s := &series{
-		key:      k,
-		took:     p.took.WithLabelValues(k.route, k.color),
-		waited:   p.waited.WithLabelValues(k.route, k.color),
-		received: p.received.WithLabelValues(k.route),
-		sent:     p.sent.WithLabelValues(k.route),
-	}
-	if p.name == "pooler" {
-		s.total = p.total.WithLabelValues(k.route, k.detail, k.code, k.blame.String(), k.color)
-		s.statements = p.statements.WithLabelValues(k.route)
-		s.rows = p.rows.WithLabelValues(k.route)
-		return s
-	}
-	s.total = p.total.WithLabelValues(k.route, k.detail, classes[k.status], k.code, k.blame.String(), k.color)
-	s.firstByte = p.first.WithLabelValues(k.route, k.color)
+	s := &series{key: k}
+	s.tally.created = time.Now().UnixNano()
 	s.streamKinds = p.streams
 	if p.tokens != nil {
 		s.cost = p.cost.WithLabelValues(k.detail, k.color)

@@ -127,6 +127,47 @@ func TestAQueryMovesItsMetrics(t *testing.T) {
 	}
 }
 
+func TestWhatHasFewerLabelsAddsUpAllOthers(t *testing.T) {
+	s := New(nil)
+	for _, of := range []struct {
+		command, color string
+		took           time.Duration
+	}{
+		{"SELECT", "green", 100 * time.Microsecond}, // on the edge of a bucket, which is in it
+		{"INSERT", "green", 100*time.Microsecond + 1},
+		{"SELECT", "blue", time.Minute}, // beyond all
+		{"SELECT", "green", 0},
+	} {
+		x := query()
+		x.DB.Command, x.Color, x.Took = of.command, of.color, of.took
+		s.Record(x)
+	}
+	got := values(t, s)
+	for name, want := range map[string]float64{
+		`mainstay_pooler_queries_total{blame="none",code="ok",color="green",command="SELECT",route="app"}`: 2,
+		`mainstay_pooler_query_duration_seconds_count{color="green",route="app"}`:                          3,
+		`mainstay_pooler_query_duration_seconds_count{color="blue",route="app"}`:                           1,
+		`mainstay_pooler_rows_total{route="app"}`:                                                          28,
+		`mainstay_pooler_sent_bytes_total{route="app"}`:                                                    1600,
+	} {
+		if got[name] != want {
+			t.Errorf("%s is %v, want %v", name, got[name], want)
+		}
+	}
+	text := scrape(t, s)
+	for _, line := range []string{
+		`mainstay_pooler_query_duration_seconds_bucket{color="green",route="app",le="0.0001"} 2`,
+		`mainstay_pooler_query_duration_seconds_bucket{color="green",route="app",le="0.00025"} 3`,
+		`mainstay_pooler_query_duration_seconds_bucket{color="green",route="app",le="+Inf"} 3`,
+		`mainstay_pooler_query_duration_seconds_bucket{color="blue",route="app",le="30"} 0`,
+		`mainstay_pooler_query_duration_seconds_bucket{color="blue",route="app",le="+Inf"} 1`,
+	} {
+		if !strings.Contains(text, line+"\n") {
+			t.Errorf("no line %s", line)
+		}
+	}
+}
+
 func TestACallMovesAttemptsAndTokens(t *testing.T) {
 	s := New(nil)
 	s.Record(call())
