@@ -28,7 +28,7 @@ func (c *Conn) block() *blocked {
 		if !c.blocked.CompareAndSwap(nil, b) {
 			continue
 		}
-		if c.refs.Load() < 0 {
+		if c.state.Load() < 0 {
 			b.close()
 		}
 		return b

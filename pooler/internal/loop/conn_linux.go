@@ -21,9 +21,8 @@ type Conn struct {
 	group   *Group
 	fd      int
 	turn    int32        // of those that had this descriptor; an event tells for which it is
-	refs    atomic.Int32 // calls that use fd; closing below zero
+	state   atomic.Int64 // what has been seen, and held for each call that uses fd; closing below zero
 	room    atomic.Bool  // events tell of room for a write, too
-	seen    atomic.Uint32
 	task    atomic.Pointer[Task]
 	blocked atomic.Pointer[blocked] // of those who wait; nil: nobody has
 	at      *end
@@ -42,10 +41,11 @@ func endOf(a net.Addr) *end { return &end{a.Network(), addrPort(a)} }
 const (
 	readable = 1 << iota
 	hungUp
+	held // and counted from here on
 )
 
 // closing is far below what calls can count up to.
-const closing = -1 << 30
+const closing = -1 << 40
 
 // interests are what events tell of. Room for a write is none, until a goroutine waits for
 // it: a connection that is new has room, and that would be an event.
@@ -122,15 +122,15 @@ func (c *Conn) Own(t *Task) { c.task.Store(t) }
 
 // note remembers what an event tells.
 func (c *Conn) note(events uint32) {
-	var seen uint32
+	var seen int64
 	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		seen = readable
 	}
 	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		seen |= hungUp
 	}
-	if c.seen.Load()&seen != seen {
-		c.seen.Or(seen)
+	if c.state.Load()&seen != seen {
+		c.state.Or(seen)
 	}
 }
 
@@ -149,31 +149,34 @@ func (c *Conn) ready(w *Worker, events uint32) {
 
 // HungUp reports whether the peer has ended its side. It is told without a call of
 // the kernel.
-func (c *Conn) HungUp() bool { return c.seen.Load()&hungUp != 0 }
+func (c *Conn) HungUp() bool { return c.state.Load()&hungUp != 0 }
 
 // Quiet reports whether nothing has come that was not read. It is told without a call
 // of the kernel; false may be wrong, after a goroutine has read.
-func (c *Conn) Quiet() bool { return c.seen.Load()&readable == 0 }
+func (c *Conn) Quiet() bool { return c.state.Load()&readable == 0 }
 
 // Stir lets the next TryRead really look: a goroutine that has read does not know
 // what is left.
-func (c *Conn) Stir() { c.seen.Or(readable) }
+func (c *Conn) Stir() { c.state.Or(readable) }
 
 // hold keeps the descriptor from being closed, until release.
-func (c *Conn) hold() bool {
+func (c *Conn) hold() bool { return c.holdBut(0) }
+
+// holdBut is hold, and forgets something that has been seen.
+func (c *Conn) holdBut(seen int64) bool {
 	for {
-		n := c.refs.Load()
+		n := c.state.Load()
 		if n < 0 {
 			return false
 		}
-		if c.refs.CompareAndSwap(n, n+1) {
+		if c.state.CompareAndSwap(n, n&^seen+held) {
 			return true
 		}
 	}
 }
 
 func (c *Conn) release() {
-	if c.refs.Add(-1) == closing {
+	if c.state.Add(-held)&^(held-1) == closing {
 		c.shut()
 	}
 }
@@ -188,13 +191,19 @@ func (c *Conn) shut() {
 
 // TryRead reads what there is. It returns ErrWait if there is nothing.
 func (c *Conn) TryRead(p []byte) (int, error) {
-	if c.seen.Load()&readable == 0 {
+	if c.state.Load()&readable == 0 {
 		return 0, ErrWait
 	}
-	c.seen.And(^uint32(readable)) // before: what comes later is told of again
-	n, err := c.read(p)
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if !c.holdBut(readable) { // before: what comes later is told of again
+		return 0, net.ErrClosed
+	}
+	n, err := c.recv(p)
+	c.release()
 	if n == len(p) || n > 0 && c.HungUp() || err != nil && !Waits(err) {
-		c.seen.Or(readable)
+		c.state.Or(readable)
 	}
 	return n, err
 }
@@ -331,17 +340,17 @@ func (c *Conn) fail(op string, err error) error {
 // Close ends the connection. Calls that wait fail.
 func (c *Conn) Close() error {
 	for {
-		n := c.refs.Load()
+		n := c.state.Load()
 		if n < 0 {
 			return c.fail("close", net.ErrClosed)
 		}
-		if !c.refs.CompareAndSwap(n, n+closing) {
+		if !c.state.CompareAndSwap(n, n+closing) {
 			continue
 		}
 		if b := c.blocked.Load(); b != nil {
 			b.close()
 		}
-		if n == 0 {
+		if n < held {
 			c.shut()
 		}
 		return nil
@@ -409,7 +418,7 @@ func (c *Conn) SetWriteDeadline(t time.Time) error {
 }
 
 func (c *Conn) open(op string) error {
-	if c.refs.Load() < 0 {
+	if c.state.Load() < 0 {
 		return c.fail(op, net.ErrClosed)
 	}
 	return nil

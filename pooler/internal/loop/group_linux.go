@@ -162,7 +162,8 @@ var workers = sync.Pool{New: func() any { return &Worker{Scratch: make([]byte, S
 func (g *Group) drain(w *Worker) {
 	for {
 		g.clear(w)
-		if len(w.later) == 0 {
+		w.flush()
+		if len(w.later) == 0 && len(w.writes) == 0 {
 			return
 		}
 		tasks := w.later

@@ -46,17 +46,60 @@ type Stepper interface{ Step(*Worker) }
 type Worker struct {
 	Scratch []byte    // ScratchSize bytes, the task's until it returns
 	Now     time.Time // when there was seen to be something to do
+	Lent    bool      // the task's mark that it uses Scratch
 	Kept    any       // what a task leaves for the next one, of any connection
 	events  events
 	ready   [batch]*Conn
 	spare   []*Task
 	later   []*Task // run when all that is ready has been looked at
 	past    []*Task // empty; the memory of the last later
+	writes  []write // to be done when all that is ready has been looked at
+	written []write // empty; the memory of the last writes
+	wrote   *write  // the one that the task is run for; or nil
 	woke    bool    // a goroutine was told that it can go on
 }
 
 // Later runs the task again when all that is ready now has been served.
 func (w *Worker) Later(t *Task) { w.later = append(w.later, t) }
+
+// A write is one that was put off.
+type write struct {
+	task *Task
+	conn *Conn
+	p    []byte
+	n    int
+	err  error
+}
+
+// Write writes p when all that is ready now has been served, and then runs the task, which asks for
+// [Worker.Wrote]. Until then p must stay as it is. A task that is run for something else meanwhile,
+// maybe by another worker, sees that by [Worker.Writes].
+func (w *Worker) Write(t *Task, c *Conn, p []byte) {
+	w.writes = append(w.writes, write{task: t, conn: c, p: p})
+}
+
+// Writes reports whether the task is run for a write.
+func (w *Worker) Writes() bool { return w.wrote != nil }
+
+// Wrote returns what became of the write that the task is run for.
+func (w *Worker) Wrote() (int, error) { return w.wrote.n, w.wrote.err }
+
+// flush does the writes that were put off, in a row, and then runs their tasks.
+func (w *Worker) flush() {
+	writes := w.writes
+	w.writes = w.written[:0]
+	for i := range writes {
+		o := &writes[i]
+		o.n, o.err = o.conn.TryWrite(o.p)
+	}
+	for i := range writes {
+		w.wrote = &writes[i]
+		w.wrote.task.Step(w)
+	}
+	w.wrote = nil
+	clear(writes)
+	w.written = writes
+}
 
 // Try is a Conn whose Read does not wait: it returns ErrWait.
 type Try Conn

@@ -397,3 +397,60 @@ func TestAConnectionDoesNotHearOfItsPredecessorsEnd(t *testing.T) {
 		}
 	}
 }
+
+func TestWritesThatArePutOffAreDoneInARowBeforeTheirTasksRun(t *testing.T) {
+	g := start(t)
+	first, one := pair(t, g, "tcp", "127.0.0.1:0")
+	second, two := pair(t, g, "tcp", "127.0.0.1:0")
+	gone, _ := pair(t, g, "tcp", "127.0.0.1:0")
+	gone.Close()
+	type end struct {
+		what    string
+		n       int
+		err     error
+		visible bool // what all others were to write has been written
+	}
+	ends := make(chan end, 3)
+	tell := func(what string, peer net.Conn) *Task {
+		return taskOf(func(w *Worker) {
+			if !w.Writes() {
+				t.Errorf("the task of %s does not run for its write", what)
+				return
+			}
+			n, err := w.Wrote()
+			ends <- end{what, n, err, readableNow(t, peer)}
+		})
+	}
+	g.Post(taskOf(func(w *Worker) {
+		if w.Writes() {
+			t.Error("a task that was posted runs for a write")
+		}
+		w.Write(tell("first", two), first, []byte("1"))
+		w.Write(tell("gone", two), gone, []byte("0"))
+		w.Write(tell("second", one), second, []byte("22"))
+	}))
+	for _, want := range []end{{"first", 1, nil, true}, {"gone", 0, net.ErrClosed, true}, {"second", 2, nil, true}} {
+		if got := inTime(t, "an end", ends); got.what != want.what || got.n != want.n || !errors.Is(got.err, want.err) || !got.visible {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+	}
+}
+
+// readableNow reports whether something has come that was not read.
+func readableNow(t testing.TB, c net.Conn) (is bool) {
+	t.Helper()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Error(err)
+		return false
+	}
+	err = raw.Control(func(fd uintptr) {
+		fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, _ := unix.Poll(fds[:], 0)
+		is = n > 0
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return is
+}
