@@ -86,6 +86,13 @@ func newBackend(p *pool, c *upstream.Conn) *backend {
 // carrier is what is below TLS; nil without.
 func (s *backend) carrier() *loop.Carrier { return loop.CarrierOf(s.Conn.Conn) }
 
+// disown lets no session's task run for what the server says.
+func (s *backend) disown() {
+	if s.sock != nil {
+		s.sock.Own(nil)
+	}
+}
+
 // close ends the connection, politely if that does not take long.
 func (s *backend) close() {
 	_ = s.SetDeadline(time.Now().Add(time.Second))

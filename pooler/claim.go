@@ -25,9 +25,10 @@ type waiter struct {
 	given chan grant // holds at most the one grant that ends the wait
 	alarm *time.Timer
 
-	parked bool        // the owner has no goroutine: the grant is told by its task
-	grant  grant       // then
-	got    atomic.Bool // there is one
+	parked bool          // the owner has no goroutine: the grant is told by its task
+	grant  grant         // then
+	grants atomic.Uint32 // counts those
+	taken  uint32        // how many of them the owner has had
 }
 
 // give ends the wait; on is the worker that does so, or nil. The pool's lock is held.
@@ -37,7 +38,7 @@ func (w *waiter) give(g grant, on *loop.Worker) {
 		return
 	}
 	w.grant = g
-	w.got.Store(true)
+	w.grants.Add(1)
 	if on != nil {
 		on.Later(&w.owner.task)
 		return
@@ -48,13 +49,16 @@ func (w *waiter) give(g grant, on *loop.Worker) {
 // take returns the grant that ended the wait of an owner without a goroutine; false
 // if it still waits.
 func (w *waiter) take() (g grant, ok bool) {
-	if !w.got.Load() {
+	if !w.granted() {
 		return g, false
 	}
 	g, w.grant = w.grant, grant{}
-	w.got.Store(false)
+	w.taken++
 	return g, true
 }
+
+// granted reports whether there is a grant to take.
+func (w *waiter) granted() bool { return w.grants.Load() != w.taken }
 
 // A grant ends a wait: with a server, or with the reason why there is none.
 type grant struct {
@@ -310,10 +314,14 @@ func (p *pool) hand(b *backend, now time.Time, on *loop.Worker) {
 	if p.paused == nil {
 		if place := p.line.Give(); place != nil {
 			p.lend(b, place.Value.owner, now)
+			if !place.Value.parked { // else the next takes its task's place
+				b.disown()
+			}
 			place.Value.give(grant{backend: b}, on)
 			return
 		}
 	}
+	b.disown()
 	b.since = now
 	p.idle = append(p.idle, b)
 	p.rested()

@@ -53,55 +53,6 @@ const (
 // errParked means that the session goes on without a goroutine.
 var errParked = errors.New("parked")
 
-// park lets the session go on without its goroutine, if it can.
-func (s *session) park() bool {
-	if s.sock == nil || s.backend != nil || s.excess > 0 || s.mute || s.ear != nil || !s.pool.laned() {
-		return false
-	}
-	s.lane.Lock()
-	defer s.lane.Unlock()
-	if s.ending.Load() {
-		return false
-	}
-	s.sock.Unblock()
-	s.sock.Stir()
-	loop.CarrierOf(s.conn).Hurry()
-	s.sock.Own(&s.task)
-	s.in.Shrink()
-	s.spare()
-	s.at = resting
-	s.pooler.loops.Post(&s.task) // looks for what has come meanwhile
-	return true
-}
-
-// escalate gives the session to a goroutine. The lane is locked.
-func (s *session) escalate(from entry) {
-	s.at = aside
-	s.sock.Own(nil)
-	s.in.Own()
-	loop.CarrierOf(s.conn).Rest()
-	if s.backend != nil {
-		s.backend.carrier().Rest()
-	}
-	if s.errand == nil {
-		s.attach()
-		s.exchange.Again(plane, time.Now())
-	}
-	if from == atAnswer || from == atPass {
-		s.mu.Lock()
-		s.answering = true
-		s.mu.Unlock()
-	}
-	go s.goOn(from)
-}
-
-// fail gives the session to a goroutine that ends it.
-func (s *session) fail(err error) {
-	s.attach()
-	s.failure = err
-	s.escalate(atEnd)
-}
-
 // Step is run by the event loops whenever something has come that the session may
 // have waited for. What is looked at in vain does no harm.
 func (s *session) Step(w *loop.Worker) {
@@ -112,13 +63,20 @@ func (s *session) Step(w *loop.Worker) {
 
 // steps is Step, with the lane locked.
 func (s *session) steps(w *loop.Worker) {
-	if s.at == aside {
+	switch {
+	case s.at == aside:
+		return
+	case s.putOff && !w.Writes(): // only the step behind the write knows what came of it
+		s.missed = true
 		return
 	}
 	for s.advance(w) {
 	}
-	if s.at != aside {
-		s.in.Settle()
+	if w.Lent {
+		w.Lent = false
+		if s.at != aside {
+			s.in.Settle()
+		}
 	}
 }
 
@@ -144,24 +102,45 @@ func (s *session) advance(w *loop.Worker) bool {
 	case queued:
 		return s.granted(w) && s.writes(w)
 	case sending:
-		return s.sendNow()
+		return s.sendNow(w)
 	case asking:
 		return s.answerNow(w) && s.writes(w)
 	case passing:
-		return s.passNow() && s.releaseNow(w)
+		return s.passNow(w)
 	}
 	return false
 }
 
-// writes lets the worker write what is ready after it has read and understood all that has
-// come: the kernel's way through a write, to the process that it wakes, leaves little of
-// our code and data in the processor's caches. It reports whether there is nothing to write.
+// writes leaves what is ready to the worker, which writes it after it has read and understood all
+// that has come, and all of one batch in a row: the kernel's way through a write, to the process
+// that it wakes, leaves little of our code and data in the processor's caches. It reports whether
+// there is nothing to write.
 func (s *session) writes(w *loop.Worker) bool {
 	if s.at != sending && s.at != passing {
 		return true
 	}
-	w.Later(&s.task)
+	b := s.backend
+	s.missed = s.sock.HungUp() // which is not told again
+	switch {
+	case s.at == sending && b.carrier() == nil:
+		s.putOff = true
+		w.Write(&s.task, b.sock, b.out)
+	case s.at == passing && loop.CarrierOf(s.conn) == nil:
+		s.putOff = true
+		w.Write(&s.task, s.sock, b.In.Run())
+	default: // crypto/tls writes
+		w.Later(&s.task)
+	}
 	return false
+}
+
+// wrote returns what became of a write that was put off, or writes now.
+func (s *session) wrote(w *loop.Worker, conn net.Conn, sock *loop.Conn, p []byte) (int, error) {
+	if s.putOff {
+		s.putOff = false
+		return w.Wrote()
+	}
+	return loop.TryWrite(conn, sock, p)
 }
 
 // awaitNow looks whether the client's next cycle is there.
@@ -175,6 +154,7 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 		return false
 	}
 	s.in.Borrow(w.Scratch)
+	w.Lent = true
 	for {
 		if typ, _, ok, err := s.in.Header(); ok || err != nil {
 			if typ == pgwire.Terminate && s.backend == nil {
@@ -203,21 +183,15 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 
 // rests gives back what the session does not need while it waits for its client.
 func (s *session) rests(w *loop.Worker) {
-	if s.backend != nil {
-		return
-	}
-	if e := s.shed(); e != nil && w.Kept == nil {
-		w.Kept = e
-	} else if e != nil {
-		errands.Put(e)
+	if s.backend == nil {
+		keep(w, s.shed())
 	}
 }
 
 // beginOn is beginAt, with what the worker may have kept for it.
 func (s *session) beginOn(w *loop.Worker, now time.Time) {
-	if e, ok := w.Kept.(*errand); ok && s.errand == nil {
-		w.Kept = nil
-		s.carry(e)
+	if s.errand == nil {
+		s.carry(kept(w))
 	}
 	s.beginAt(now)
 }
@@ -254,16 +228,16 @@ func (s *session) claimNow(w *loop.Worker) bool {
 			continue
 		case err == nil && b == nil: // while it waits it needs no more than its place
 			s.at = queued
-			return s.waiter.got.Load()
-		}
-		if !s.busy {
-			s.beginOn(w, since)
+			return s.waiter.granted()
 		}
 		if err != nil {
+			if !s.busy {
+				s.beginOn(w, since)
+			}
 			s.fail(err)
 			return false
 		}
-		return s.take(b)
+		return s.take(w, b, since, 0)
 	}
 }
 
@@ -278,35 +252,45 @@ func (s *session) granted(on *loop.Worker) bool {
 		return false
 	}
 	s.at = resting
+	if g.backend != nil { // it has the server since then
+		return s.take(on, g.backend, w.place.Since, max(0, g.backend.since.Sub(w.place.Since)))
+	}
 	if !s.busy {
 		s.beginOn(on, w.place.Since)
 	}
-	if g.backend != nil { // it has the server since then
-		s.exchange.Waited += max(0, g.backend.since.Sub(w.place.Since))
-	} else {
-		s.exchange.Waited += time.Since(w.place.Since)
-	}
-	switch {
-	case errors.Is(g.err, errRetired):
+	s.exchange.Waited += time.Since(w.place.Since)
+	if errors.Is(g.err, errRetired) {
 		return s.claimNow(on)
-	case g.err != nil:
-		s.fail(g.err)
-		return false
 	}
-	return s.take(g.backend)
+	s.fail(g.err)
+	return false
 }
 
-// take goes on with a server that was claimed.
-func (s *session) take(b *backend) bool {
-	if !b.quiet() {
+// take goes on with a server that was claimed, after a wait that began then.
+func (s *session) take(w *loop.Worker, b *backend, since time.Time, waited time.Duration) bool {
+	e, quiet := s.errand, b.quiet()
+	if e == nil {
+		e = kept(w)
+	}
+	s.mu.Lock()
+	s.errand = e
+	if quiet {
+		s.backend = b
+	}
+	s.mu.Unlock()
+	if !s.busy {
+		s.beginAt(since)
+	}
+	s.exchange.Waited += waited
+	if b.sock != nil {
+		b.sock.Own(&s.task)
+	}
+	switch {
+	case !quiet:
 		s.offered = b
 		s.escalate(atClaim)
 		return false
-	}
-	s.mu.Lock()
-	s.backend = b
-	s.mu.Unlock()
-	if b.sock == nil {
+	case b.sock == nil:
 		s.escalate(atForward)
 		return false
 	}
@@ -317,7 +301,6 @@ func (s *session) take(b *backend) bool {
 	}
 	s.equip() // it has all but the sequences' values
 	b.carrier().Hurry()
-	b.sock.Own(&s.task)
 	return s.forwardNow()
 }
 
@@ -351,15 +334,16 @@ func (s *session) forwardNow() bool {
 	return true
 }
 
-// sendNow sends it. What has come meanwhile, an answer or the client's end, is looked at next.
-func (s *session) sendNow() bool {
+// sendNow sends it. What has come meanwhile, an answer or the client's end, is looked at next: it
+// returns false if there is nothing, without a look at what has not been touched for a while.
+func (s *session) sendNow(w *loop.Worker) bool {
 	b := s.backend
 	s.at = asking
-	n, err := loop.TryWrite(b.Conn.Conn, b.sock, b.out)
+	n, err := s.wrote(w, b.Conn.Conn, b.sock, b.out)
 	b.sent(n)
 	switch {
 	case err == nil:
-		return true
+		return s.missed || !b.sock.Quiet() || b.carrier() != nil
 	case loop.Waits(err):
 		s.escalate(atFlush)
 	default:
@@ -425,31 +409,45 @@ func (s *session) answerNow(w *loop.Worker) bool {
 	}
 }
 
-// passNow passes on the last of the answer.
-func (s *session) passNow() bool {
+// passNow passes on the last of the answer. Where nothing stands against that the server is given
+// back at once.
+func (s *session) passNow(w *loop.Worker) bool {
 	b := s.backend
-	n, werr := loop.TryWrite(s.conn, s.sock, b.In.Run())
+	n, werr := s.wrote(w, s.conn, s.sock, b.In.Run())
 	b.In.TakenPart(n)
 	s.attempt.told = s.attempt.told || n > 0
-	s.moved.Add(1)
 	if werr != nil {
 		s.escalate(atPass)
 		return false
 	}
+	free := !s.withheld && b.status == pgwire.Idle && b.left|b.pins == 0 && !b.pool.resetAlways()
+	var e *errand
 	s.mu.Lock()
 	alone := s.uplink == nil && s.lost == nil && !s.mute
 	if alone {
 		s.answering, s.closing = false, false
 	}
+	if free = free && alone && b.canceling == 0 && !b.hurried.Load(); free {
+		s.backend, s.block = nil, pgwire.Idle
+		e = s.shedLocked()
+	}
 	s.mu.Unlock()
-	if alone {
+	switch {
+	case free:
+		if e == nil {
+			s.dropAttempt()
+		}
+		keep(w, e)
+		s.freed(w, b)
 		return true
+	case alone:
+		return s.releaseNow(w)
 	}
 	if err := s.join(false); err != nil {
 		s.fail(err)
 		return false
 	}
-	return true
+	return s.releaseNow(w)
 }
 
 // shutDown is what an error holds whose server is being shut down.
@@ -483,11 +481,20 @@ func (s *session) releaseNow(w *loop.Worker) bool {
 	}
 	s.backend, s.block = nil, pgwire.Idle
 	s.mu.Unlock()
+	s.dropAttempt()
+	s.freed(w, b)
+	return true
+}
+
+// dropAttempt forgets the cycle, which is over.
+func (s *session) dropAttempt() {
 	clear(s.portals)
 	s.attempt = attempt{}
-	b.sock.Own(nil)
+}
+
+// freed gives the server on.
+func (s *session) freed(w *loop.Worker, b *backend) {
 	b.carrier().Rest()
 	b.pool.releaseAt(b, w.Now, w)
 	s.at = resting
-	return true
 }

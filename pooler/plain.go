@@ -184,6 +184,7 @@ func (s *session) arrive(w *loop.Worker) {
 	s.at = arriving
 	s.sock.Own(&s.task)
 	s.in.Borrow(w.Scratch)
+	w.Lent = true
 	// As a rule it is there already, and the loops need not be told of it.
 	_ = s.in.FillFrom((*loop.Try)(s.sock)) // admitNow meets an error again
 	if !s.sock.Watch() {
@@ -217,6 +218,7 @@ func (s *session) expected() {
 // admitNow serves the client's first packet, if that can be done without waiting.
 func (s *session) admitNow(w *loop.Worker) bool {
 	s.in.Borrow(w.Scratch)
+	w.Lent = true
 	policy := s.pooler.policy.Load()
 	for {
 		start, size, ok := s.in.PeekStartup()
@@ -413,4 +415,36 @@ func (s *session) keepSaid(text []byte) {
 		u.said.Find(text, b.backslash())
 		b.pool.home().hidden.hints().Find(text, b.backslash(), &u.said)
 	}
+}
+
+// maxKept bounds the errands that a worker keeps.
+const maxKept = 64
+
+// keep leaves an errand with the worker, for a session that it serves later; nil: there is none.
+func keep(w *loop.Worker, e *errand) {
+	if e == nil {
+		return
+	}
+	all, _ := w.Kept.(*[]*errand)
+	if all == nil {
+		all = new([]*errand)
+		w.Kept = all
+	}
+	if len(*all) == maxKept {
+		errands.Put(e)
+		return
+	}
+	*all = append(*all, e)
+}
+
+// kept returns an errand that was left with the worker, or another one.
+func kept(w *loop.Worker) *errand {
+	all, _ := w.Kept.(*[]*errand)
+	if all == nil || len(*all) == 0 {
+		return errands.Get().(*errand)
+	}
+	last := len(*all) - 1
+	e := (*all)[last]
+	*all = (*all)[:last]
+	return e
 }

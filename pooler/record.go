@@ -311,13 +311,19 @@ func (s *session) spare() {
 
 // shed takes it from the session, if it holds nothing.
 func (s *session) shed() *errand {
-	e := s.errand
-	if e == nil || s.busy || s.backend != nil || e.whole != nil || e.offered != nil || len(e.held) > 0 || e.excess > 0 {
+	if s.errand == nil {
 		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(e.untried) > 0 || len(e.made) > 0 || e.missing != state.None || !e.debts.none() || e.cycles.len() > 0 || e.next.bytes > 0 || e.uplink != nil || e.lost != nil {
+	return s.shedLocked()
+}
+
+// shedLocked is shed while the lock is held.
+func (s *session) shedLocked() *errand {
+	e := s.errand
+	if e == nil || s.busy || s.backend != nil || e.whole != nil || e.offered != nil || len(e.held) > 0 || e.excess > 0 ||
+		len(e.untried) > 0 || len(e.made) > 0 || e.missing != state.None || !e.debts.none() || e.cycles.len() > 0 || e.next.bytes > 0 || e.uplink != nil || e.lost != nil {
 		return nil
 	}
 	s.errand = nil
@@ -325,7 +331,9 @@ func (s *session) shed() *errand {
 	e.debts.asked, e.debts.answered = 0, 0
 	e.lastTurn, e.lastMoved, e.quietTurn = 0, 0, 0
 	e.lastMove, e.quietSince, e.overdueSince = time.Time{}, time.Time{}, time.Time{}
-	e.overdue.Store(nil)
+	if e.overdue.Load() != nil {
+		e.overdue.Store(nil)
+	}
 	e.attempt = attempt{}
 	e.sensed, e.sensing, e.missingAt, e.unsure = nil, nil, 0, e.unsure[:0]
 	if len(e.vanished)+len(e.portals) > 0 { // mostly there is none, and to call the runtime is dearer

@@ -145,9 +145,7 @@ func (s *session) part() {
 	s.backend, s.block = nil, pgwire.Idle
 	clear(s.portals)
 	s.mu.Unlock()
-	if b.sock != nil {
-		b.sock.Own(nil)
-	}
+	b.disown()
 	b.cancels.Wait()
 	b.calm()
 }

@@ -42,12 +42,14 @@ type session struct {
 	at        place
 	busy      bool  // the exchange has begun and is not recorded
 	mute      bool  // the client takes no more answers
+	putOff    bool  // a write was left to the worker
+	missed    bool  // something has come meanwhile
 	stage     stage // mu
 	block     byte  // mu: as the backend's status was after the last cycle
 	answering bool  // mu: serve relays the server's answers
-	closing   bool  // mu: the uplink must end before the next message
-	open      bool  // mu: messages were sent after the last that ends a cycle
 	in        pgwire.Reader
+	closing   bool          // mu: the uplink must end before the next message
+	open      bool          // mu: messages were sent after the last that ends a cycle
 	copying   bool          // mu: the server takes COPY data
 	behind    bool          // mu: the message that is being sent is not its cycle's first
 	midway    bool          // mu: a message has been sent in part
@@ -241,6 +243,55 @@ func (s *session) beginAt(now time.Time) {
 	if !s.attempt.began.IsZero() {
 		s.exchange.Start = s.attempt.began
 	}
+}
+
+// park lets the session go on without its goroutine, if it can.
+func (s *session) park() bool {
+	if s.sock == nil || s.backend != nil || s.excess > 0 || s.mute || s.ear != nil || !s.pool.laned() {
+		return false
+	}
+	s.lane.Lock()
+	defer s.lane.Unlock()
+	if s.ending.Load() {
+		return false
+	}
+	s.sock.Unblock()
+	s.sock.Stir()
+	loop.CarrierOf(s.conn).Hurry()
+	s.sock.Own(&s.task)
+	s.in.Shrink()
+	s.spare()
+	s.at = resting
+	s.pooler.loops.Post(&s.task) // looks for what has come meanwhile
+	return true
+}
+
+// escalate gives the session to a goroutine. The lane is locked.
+func (s *session) escalate(from entry) {
+	s.at = aside
+	s.sock.Own(nil)
+	s.in.Own()
+	loop.CarrierOf(s.conn).Rest()
+	if s.backend != nil {
+		s.backend.carrier().Rest()
+	}
+	if s.errand == nil {
+		s.attach()
+		s.exchange.Again(plane, time.Now())
+	}
+	if from == atAnswer || from == atPass {
+		s.mu.Lock()
+		s.answering = true
+		s.mu.Unlock()
+	}
+	go s.goOn(from)
+}
+
+// fail gives the session to a goroutine that ends it.
+func (s *session) fail(err error) {
+	s.attach()
+	s.failure = err
+	s.escalate(atEnd)
 }
 
 // await waits for the client's next cycle of messages: until it is whole, or as much
