@@ -441,6 +441,9 @@ func (s *session) untyped(yield func(nameless) bool) {
 
 // toType reports whether there are any.
 func (s *session) toType() (any bool) {
+	if len(s.names) == 0 && s.unnamed.version == 0 {
+		return false
+	}
 	for range s.untyped {
 		return true
 	}

@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/internal/setting"
+	"mainstay.dev/mainstay/pooler/internal/census"
 	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/directory"
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
@@ -87,7 +88,7 @@ type Server struct {
 	mu       sync.Mutex
 	ctx      context.Context // of the pools; nil before Run
 	sessions map[uint32]*session
-	inside   census // of those that are logged in
+	inside   population // of those that are logged in
 	lastID   uint32
 
 	came, cameBefore, trimmed uint64 // connections so far, when trim looked last, and when it trimmed last
@@ -326,10 +327,10 @@ func (p *Server) trim() {
 // can be told why they are refused, and so that cancel requests get through.
 const spare = 64
 
-// A census counts the clients that are logged in.
-type census struct {
-	all             int
-	users, database map[string]int
+// A population counts the clients that are logged in.
+type population struct {
+	all              int
+	users, databases census.Names
 }
 
 // count lets a client in, if there is room for it.
@@ -341,31 +342,23 @@ func (p *Server) count(s *session, policy *policy) error {
 	switch most := cfg.Databases[s.database].MaxClients; {
 	case c.all >= cfg.MaxClients:
 		return end(TooManyClients, fmt.Sprintf("%d clients are connected already", c.all), "raise pooler.max_clients")
-	case cfg.UserClients > 0 && c.users[s.user] >= cfg.UserClients:
-		return end(TooManyClients, fmt.Sprintf("%d clients of user %q are connected already", c.users[s.user], s.user), "raise pooler.user_clients")
-	case most > 0 && c.database[s.database] >= most:
+	case cfg.UserClients > 0 && c.users.Count(s.user) >= cfg.UserClients:
+		return end(TooManyClients, fmt.Sprintf("%d clients of user %q are connected already", c.users.Count(s.user), s.user), "raise pooler.user_clients")
+	case most > 0 && c.databases.Count(s.database) >= most:
 		return end(TooManyClients, fmt.Sprintf("%d clients of database %q are connected already", most, s.database),
 			fmt.Sprintf("raise pooler.databases.%s.max_clients", s.database))
 	}
-	if c.users == nil {
-		c.users, c.database = map[string]int{}, map[string]int{}
-	}
 	c.all++
-	c.users[s.user]++
-	c.database[s.database]++
+	s.user, s.database = c.users.Enter(s.user), c.databases.Enter(s.database)
 	s.counted = true
 	return nil
 }
 
 // drop forgets a client that was let in.
-func (c *census) drop(s *session) {
+func (c *population) drop(s *session) {
 	c.all--
-	if c.users[s.user]--; c.users[s.user] == 0 {
-		delete(c.users, s.user)
-	}
-	if c.database[s.database]--; c.database[s.database] == 0 {
-		delete(c.database, s.database)
-	}
+	c.users.Leave(s.user)
+	c.databases.Leave(s.database)
 }
 
 // turnAway closes a connection for which there is no room at all, and tells it so
