@@ -92,8 +92,7 @@ func (s *Sink) Handler() http.Handler {
 	})
 }
 
-// counter, gauge and histogram make and register the metric of that name as the
-// table describes it.
+// counter and gauge make and register the metric of that name as the table describes it.
 func (s *Sink) counter(name string) *prometheus.CounterVec {
 	m := described(name)
 	v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: m.Name, Help: m.Help}, m.Labels)
@@ -104,13 +103,6 @@ func (s *Sink) counter(name string) *prometheus.CounterVec {
 func (s *Sink) gauge(name string) *prometheus.GaugeVec {
 	m := described(name)
 	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: m.Name, Help: m.Help}, m.Labels)
-	s.registry.MustRegister(v)
-	return v
-}
-
-func (s *Sink) histogram(name string) *prometheus.HistogramVec {
-	m := described(name)
-	v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: m.Name, Help: m.Help, Buckets: m.Buckets}, m.Labels)
 	s.registry.MustRegister(v)
 	return v
 }
