@@ -126,6 +126,9 @@ func newDescs(name, thing string) descs {
 		sent:     of("mainstay_" + name + "_sent_bytes_total"),
 		buckets:  described(duration).Buckets,
 	}
+	if len(d.buckets) > maxBuckets { // a bug of this package, found by the first test that makes a sink
+		panic("prom: metric " + duration + " has more buckets than there is room for")
+	}
 	for _, b := range d.buckets {
 		d.bounds = append(d.bounds, time.Duration(b*1e9+.5))
 	}
