@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -63,6 +64,22 @@ func TestTheTopIsWhoIsNearestToALimit(t *testing.T) {
 	}
 	if n := len(g.Top(2)); n != 2 {
 		t.Errorf("%d of 2", n)
+	}
+}
+
+func TestNoRefusalIsLeftOutOfTheTop(t *testing.T) {
+	const flooders, each = 8, 2000
+	g := gate(t, Deps{}, nil)
+	pass(t, g, Ask{User: "ann"}, 100) // what she has
+	var flood sync.WaitGroup
+	var passed atomic.Int64
+	for range flooders {
+		flood.Go(func() { passed.Add(int64(pass(t, g, Ask{User: "ann"}, each))) })
+	}
+	flood.Wait()
+	refused := uint64(flooders*each - passed.Load())
+	if top := g.Top(1); len(top) != 1 || top[0].Refused != refused {
+		t.Errorf("%+v after %d refusals", top, refused)
 	}
 }
 

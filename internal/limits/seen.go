@@ -11,8 +11,8 @@ import (
 )
 
 // seen remembers the callers of late, for whoever wants to know who is near a
-// limit. It is bounded, and a look that another goroutine has the lock for is left
-// out: nobody waits for it.
+// limit. It is bounded. A look that another goroutine has the lock for is left out,
+// so that who passes never waits; a refusal does, since people read how many there were.
 type seen struct {
 	seed   maphash.Seed
 	shards [seenShards]struct {
@@ -68,7 +68,9 @@ func (s *seen) note(a *Ask, v *Verdict) {
 func (s *seen) put(who Caller, workspace, tier string, r *Rule) {
 	h := maphash.String(s.seed, who.ID)
 	shard := &s.shards[h%seenShards]
-	if !shard.TryLock() {
+	if !r.Allowed {
+		shard.Lock()
+	} else if !shard.TryLock() {
 		return
 	}
 	defer shard.Unlock()
