@@ -3,30 +3,27 @@ package pooler
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"strings"
 	"time"
 
-	"mainstay.dev/mainstay/pooler/internal/credential"
-	"mainstay.dev/mainstay/pooler/internal/hba"
-	"mainstay.dev/mainstay/pooler/internal/login"
 	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/state"
-	"mainstay.dev/mainstay/telemetry"
 )
 
 // admit logs the client in: who is it, may it enter. It returns errLeft for a
 // connection that was no login.
 func (s *session) admit() error {
 	policy := s.pooler.policy.Load()
-	if err := s.conn.SetDeadline(time.Unix(0, s.came).Add(policy.config.LoginTimeout)); err != nil {
-		return errLeft
+	if err := s.limitLogin(policy); err != nil {
+		return err
 	}
 	start, err := s.startup(policy)
 	if err != nil {
@@ -36,7 +33,20 @@ func (s *session) admit() error {
 	if err := s.identify(&start, policy); err != nil {
 		return s.loginError(err, policy)
 	}
-	// A client may have to wait for a server now, for longer than a login may take.
+	return s.letIn()
+}
+
+// limitLogin bounds how long the client may take to log in.
+func (s *session) limitLogin(policy *policy) error {
+	if err := s.conn.SetDeadline(time.Unix(0, s.came).Add(policy.config.LoginTimeout)); err != nil {
+		return errLeft
+	}
+	return nil
+}
+
+// letIn welcomes a client that may enter.
+func (s *session) letIn() (err error) {
+	// It may have to wait for a server now, for longer than a login may take.
 	s.mu.Lock()
 	late := s.stage != running
 	if !late {
@@ -208,6 +218,17 @@ func refusedLogin(sqlstate, message, hint string) error {
 
 // identify finds out who the client is and lets it prove it.
 func (s *session) identify(start *pgwire.Startup, policy *policy) error {
+	if err := s.introduce(start, policy); err != nil {
+		return err
+	}
+	if err := s.authenticate(start, policy); err != nil {
+		return err
+	}
+	return s.register(start, policy)
+}
+
+// introduce notes who the client says that it is.
+func (s *session) introduce(start *pgwire.Startup, policy *policy) error {
 	s.user, s.database, s.application = start.Get("user"), start.Get("database"), start.Get("application_name")
 	if s.user == "" {
 		return refusedLogin("28000", "no PostgreSQL user name specified in startup packet", "")
@@ -216,12 +237,11 @@ func (s *session) identify(start *pgwire.Startup, policy *policy) error {
 		s.database = s.user
 	}
 	s.redirect(policy)
-	if err := s.negotiate(start); err != nil {
-		return err
-	}
-	if err := s.authenticate(start, policy); err != nil {
-		return err
-	}
+	return s.negotiate(start)
+}
+
+// register notes what a client has chosen that has proved who it is.
+func (s *session) register(start *pgwire.Startup, policy *policy) error {
 	if err := s.pooler.count(s, policy); err != nil {
 		return err
 	}
@@ -280,204 +300,197 @@ func (s *session) negotiate(start *pgwire.Startup) error {
 	return err
 }
 
-// trusts reports whether clients from this machine need no password.
-func (p *policy) trusts() bool { return p.config.open() }
+// A login that asks nobody but the client is served by the event loops. All others get a goroutine.
 
-// authenticate lets the client prove who it is, as the rules say.
-func (s *session) authenticate(start *pgwire.Startup, policy *policy) error {
-	account, known := policy.accounts[s.user]
-	method := policy.config.Auth
-	var rule hba.Found
-	switch {
-	case account.quick != nil: // the app's own, whatever the rules say
-	case len(policy.config.HBA) > 0:
-		visitor := s.visitor()
-		var ok bool
-		var unknown error
-		rule, ok = policy.rules.Find(visitor, func() map[string]bool {
-			roles, err := s.roles(policy)
-			unknown = errors.Join(unknown, err)
-			return roles
-		})
+// arrivesFor is how long a client has no goroutine that has sent nothing yet, or not answered. Its
+// login's own limit counts from its connection on.
+const arrivesFor = time.Second
+
+// arrive serves the client's first packet, or lets the event loops wait for it.
+func (s *session) arrive(w *loop.Worker) {
+	s.lane.Lock()
+	defer s.stepped()
+	s.at = arriving
+	s.sock.Own(&s.task)
+	s.in.Borrow(w.Scratch)
+	w.Lent = true
+	// As a rule it is there already, and the loops need not be told of it.
+	_ = s.in.FillFrom((*loop.Try)(s.sock)) // admitNow meets an error again
+	if !s.sock.Watch() {
+		s.fail(end(TooManyClients, "the system lets Mainstay watch no more connections", "raise fs.epoll.max_user_watches"))
+	}
+	s.steps(w)
+}
+
+// expect gives the session a goroutine if the client sends nothing for a while.
+func (s *session) expect() {
+	if s.late != nil {
+		return
+	}
+	s.late = time.AfterFunc(arrivesFor, func() {
+		s.lane.Lock()
+		defer s.lane.Unlock()
+		switch s.at {
+		case arriving:
+			s.escalate(atLogin)
+		case proving:
+			s.escalate(atProof)
+		}
+	})
+}
+
+// expected is the end of that.
+func (s *session) expected() {
+	if s.late != nil {
+		s.late.Stop()
+		s.late = nil
+	}
+}
+
+// admitNow serves the client's first packet, if that can be done without waiting.
+func (s *session) admitNow(w *loop.Worker) bool {
+	s.in.Borrow(w.Scratch)
+	w.Lent = true
+	policy := s.pooler.policy.Load()
+	for {
+		start, size, ok := s.in.PeekStartup()
 		switch {
-		case unknown != nil:
-			return end(Unreachable, "the user's roles cannot be looked up in PostgreSQL now", "see pooler.groups and auth_query, and Mainstay's log").because(unknown)
-		case !ok:
-			return refusedLogin("28000", fmt.Sprintf("no rule of pooler.hba fits user %q, database %q, from %s, %s",
-				s.user, s.database, s.raw.RemoteAddr(), map[bool]string{true: "encrypted", false: "not encrypted"}[visitor.TLS]), "add one")
-		}
-		method = rule.Method
-	case !known && policy.trusts():
-		if !s.visitor().Local() {
-			return refusedLogin("28000", "no users are configured, so only clients on this machine may log in", "add pooler.users")
-		}
-		return nil
-	}
-	switch method {
-	case hba.Trust:
-		return nil
-	case hba.Reject:
-		return refusedLogin("28000", fmt.Sprintf("a rule of pooler.hba rejects user %q, database %q, from %s", s.user, s.database, s.raw.RemoteAddr()), "")
-	case hba.Cert:
-		return s.proveCertificate(rule)
-	}
-	account, err := s.secretOf(account, known, method, policy)
-	if err != nil {
-		return err
-	}
-	check := account.credential
-	// pgjdbc, known by this setting, refuses fewer iterations than RFC 7677 asks for.
-	if account.quick != nil && start.Get("extra_float_digits") == "" {
-		check = account.quick
-	}
-	if err := s.prove(method, check, policy); err != nil {
-		return err
-	}
-	s.color = account.color
-	if account.database != "" && account.database != s.database {
-		return refusedLogin("28000", fmt.Sprintf("user %q may open database %q only", s.user, account.database), "")
-	}
-	return nil
-}
-
-// secretOf finds what the user's password is checked against. One who does not exist,
-// or whose secret the method can't check, gets what no password passes.
-func (s *session) secretOf(a account, known bool, method string, policy *policy) (account, error) {
-	if !known {
-		a.color = telemetry.ColorUnknown
-		if policy.directory != nil {
-			ctx, cancel := context.WithTimeout(context.Background(), policy.config.LoginTimeout)
-			defer cancel()
-			found, err := policy.directory.Find(ctx, s.pooler.deps.Dial, policy.targets[s.database], s.user)
-			if err != nil {
-				return a, end(Unreachable, "the user cannot be looked up in PostgreSQL now", "see pooler.auth_query, and Mainstay's log").because(err)
+		case ok && start.Kind == pgwire.StartTLS && policy.tls == nil && s.in.Buffered() == size:
+			s.in.Skip(size)
+			if _, err := s.sock.TryWrite([]byte{'N'}); err != nil {
+				s.escalate(atLogin) // it meets that again
+				return false
 			}
-			a.credential = found
+			continue
+		case ok && start.Kind == pgwire.StartSession && s.entersFreely(&start, policy):
+			s.expected()
+			s.in.Skip(size)
+			return s.enterNow(&start, policy)
+		case ok && start.Kind == pgwire.StartSession && s.provesAlone(&start, policy):
+			s.expected()
+			s.in.Skip(size)
+			return s.questionNow(&start, policy)
+		case s.in.Buffered() > 0:
+			s.expected()
+			s.escalate(atLogin)
+			return false
+		}
+		switch err := s.in.FillFrom((*loop.Try)(s.sock)); {
+		case err == nil:
+		case loop.Waits(err):
+			s.expect()
+			return false
+		default:
+			s.expected()
+			s.escalate(atLogin)
+			return false
 		}
 	}
-	if a.credential == nil || method == hba.SCRAM && !a.credential.SCRAM() {
-		a.credential, a.quick = credential.Doomed(s.user, s.pooler.doom), nil
-	}
-	return a, nil
 }
 
-// roles asks PostgreSQL what the user is a member of.
-func (s *session) roles(policy *policy) (map[string]bool, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), policy.config.LoginTimeout)
-	defer cancel()
-	return policy.directory.Roles(ctx, s.pooler.deps.Dial, policy.targets[s.database], s.user)
+// entersFreely reports whether the client is let in, or refused, by its name alone.
+func (s *session) entersFreely(start *pgwire.Startup, policy *policy) bool {
+	_, known := policy.accounts[start.Get("user")]
+	return !known && len(policy.config.HBA) == 0 && policy.trusts() && !policy.config.TLS.Require && len(policy.tenants) == 0
 }
 
-// Wrong passwords that are free, of one user from one address, and of all from there.
-const (
-	freeForUser    = 5
-	freeForAddress = 50
-)
+// enterNow lets the client in.
+func (s *session) enterNow(start *pgwire.Startup, policy *policy) bool {
+	s.begin()
+	if err := s.identify(start, policy); err != nil {
+		s.fail(s.loginError(err, policy))
+		return false
+	}
+	return s.letInNow()
+}
 
-// prove checks the client's password.
-func (s *session) prove(method string, c *credential.Credential, policy *policy) (err error) {
-	guesses, address := &s.pooler.guesses, s.visitor().Address.Unmap()
-	if address.Is6() { // whoever has one has the network
-		network, _ := address.WithZone("").Prefix(64)
-		address = network.Addr()
+// letInNow is letIn, if that can be done without waiting.
+func (s *session) letInNow() bool {
+	if !s.greetable() {
+		s.escalate(atWelcome)
+		return false
 	}
-	own := address.String() + " " + s.user
-	for key, free := range map[string]int{address.String(): freeForAddress, own: freeForUser} {
-		wait, ok := guesses.Turn(key, free, time.Now())
-		if !ok {
-			return refusedLogin("28000", "too many wrong passwords from this address lately", "wait a few seconds")
-		}
-		time.Sleep(wait)
+	if err := s.welcome(); err != nil {
+		s.fail(err)
+		return false
 	}
-	var keys credential.Keys
-	ok := false
-	switch {
-	case method == hba.Password:
-		if s.conn == s.raw && !s.visitor().Local() {
-			return refusedLogin("28000", "a password is not asked for over a connection that is not encrypted", "connect with sslmode=require")
-		}
-		keys, ok, err = login.Password(s, s.user, c)
-	case method == hba.MD5 && c.MD5():
-		keys, ok, err = login.MD5(s, c)
-	default:
-		keys, ok, err = login.SCRAM(s, c, s.binding(policy))
+	s.at = resting
+	if !s.pool.laned() {
+		s.escalate(atRest)
+		return false
 	}
-	if p := policy.pools[s.database]; ok && (keys.Client != nil || p != nil && p.perClient()) {
-		s.keys = &keys
+	return true
+}
+
+// greetable reports whether what the client is to be told at login is known.
+func (s *session) greetable() bool {
+	p, err := s.route()
+	if err != nil {
+		return true // which is all that it is to be told
 	}
-	if errors.Is(err, login.ErrProtocol) {
-		return protocolError(err.Error())
-	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.retired && p.welcome[s.settings.Key()] != nil
+}
+
+// quit ends a session that has said goodbye between two transactions.
+func (s *session) quit() {
+	s.at = aside
+	s.sock.Own(nil)
+	s.spare()
+	s.raw.Close()
+	s.pooler.leave(s)
+	s.pooler.ended.Done()
+}
+
+// welcome tells the client that it is in, and what the server is like.
+func (s *session) welcome() error {
+	params, err := s.greeting()
 	if err != nil {
 		return err
 	}
-	if ok {
-		guesses.Right(own) // the address' is kept: who has one password may guess others
-	} else {
-		guesses.Wrong(own, time.Now())
-		guesses.Wrong(address.String(), time.Now())
-		if policy.directory != nil {
-			policy.directory.Forget(policy.targets[s.database], s.user)
-		}
-		return refusedLogin("28P01", fmt.Sprintf("password authentication failed for user %q", s.user), "")
+	s.enrol(params)
+	_, _ = rand.Read(s.secret)                                           // never fails
+	out := pgwire.Append(s.held, pgwire.Authentication, make([]byte, 4)) // what ends a SCRAM login is not worth a write of its own
+	s.held = nil
+	out = append(out, params...)
+	out = pgwire.Append(out, pgwire.BackendKeyData, binary.BigEndian.AppendUint32(nil, s.id), s.secret)
+	out = pgwire.AppendReady(out, pgwire.Idle)
+	s.mu.Lock()
+	s.entered = true
+	s.mu.Unlock()
+	if _, err := s.conn.Write(out); err != nil {
+		return errGone
 	}
+	s.busy = false // a login that goes well is no exchange
 	return nil
 }
 
-// proveCertificate lets a client in whose verified certificate the rule allows that user.
-func (s *session) proveCertificate(rule hba.Found) error {
-	conn, ok := s.conn.(*tls.Conn)
-	if !ok || len(conn.ConnectionState().VerifiedChains) == 0 {
-		return refusedLogin("28000", "connection requires a valid client certificate", "connect with sslcert and sslkey")
-	}
-	if name := conn.ConnectionState().PeerCertificates[0].Subject.CommonName; !rule.Names(name, s.user) {
-		return refusedLogin("28000", fmt.Sprintf("certificate authentication failed for user %q: the certificate is for %q", s.user, name), "")
-	}
-	return nil
-}
-
-// visitor is the client as the rules see it. Connections in memory are of this
-// machine.
-func (s *session) visitor() hba.Visitor {
-	v := hba.Visitor{User: s.user, Database: s.database, TLS: s.conn != s.raw}
-	switch a := s.raw.RemoteAddr().(type) {
-	case *net.TCPAddr:
-		v.Address = a.AddrPort().Addr()
-	case *net.UnixAddr:
-	default:
-		if a.Network() != "pipe" {
-			v.Address = netip.IPv4Unspecified()
+// greeting asks the pool what the client is to be told.
+func (s *session) greeting() ([]byte, error) {
+	for {
+		p, err := s.route()
+		if err != nil {
+			return nil, err
+		}
+		params, err := p.greet(s)
+		if !errors.Is(err, errRetired) {
+			return params, err
 		}
 	}
-	return v
 }
 
-// Ask sends an authentication request and returns the body of the answer.
-func (s *session) Ask(request []byte) ([]byte, error) {
-	if err := s.Tell(request); err != nil {
-		return nil, err
-	}
-	typ, body, err := s.in.Next()
-	if err != nil {
-		return nil, err
-	}
-	if typ != pgwire.Password {
-		return nil, protocolError(fmt.Sprintf("expected password response, got message type %d", typ))
-	}
-	return body, nil
+// admitted reports whether the client has been let in.
+func (s *session) admitted() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.entered
 }
 
-// Tell sends an authentication request that needs no answer.
-func (s *session) Tell(request []byte) error {
-	_, err := s.conn.Write(request)
-	return err
-}
-
-// binding is what a client that binds its login to the TLS connection must know of
-// our certificate; nil without TLS.
-func (s *session) binding(policy *policy) []byte {
-	if s.conn == s.raw {
-		return nil
-	}
-	return policy.binding
+// enrol notes what the client is told at login, and what it chose.
+func (s *session) enrol(welcome []byte) {
+	s.settings = s.pool.settings.Intern(s.settings)
+	s.login = s.settings
+	s.told = s.pool.settings.OfWelcome(welcome)
+	s.login.Tell(s.told)
 }

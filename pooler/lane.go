@@ -26,6 +26,7 @@ type place uint8
 const (
 	aside    place = iota // a goroutine has it
 	arriving              // waits for the client's first packet
+	proving               // waits for what it answers to a question for its password
 	resting               // waits for the client's next cycle
 	queued                // waits for a server
 	sending               // the cycle is ready for the server
@@ -38,6 +39,7 @@ type entry uint8
 
 const (
 	atLogin   entry = iota
+	atProof         // it was asked for its password
 	atWelcome       // it has proved who it is
 	atTurn          // between two cycles
 	atRest          // wait for the next cycle, whatever it is
@@ -97,6 +99,8 @@ func (s *session) advance(w *loop.Worker) bool {
 	switch s.at {
 	case arriving:
 		return s.admitNow(w)
+	case proving:
+		return s.proveNow(w)
 	case resting:
 		return s.awaitNow(w) && s.claimNow(w) && s.writes(w)
 	case queued:
@@ -179,21 +183,6 @@ func (s *session) awaitNow(w *loop.Worker) bool {
 			return false
 		}
 	}
-}
-
-// rests gives back what the session does not need while it waits for its client.
-func (s *session) rests(w *loop.Worker) {
-	if s.backend == nil {
-		keep(w, s.shed())
-	}
-}
-
-// beginOn is beginAt, with what the worker may have kept for it.
-func (s *session) beginOn(w *loop.Worker, now time.Time) {
-	if s.errand == nil {
-		s.carry(kept(w))
-	}
-	s.beginAt(now)
 }
 
 // fillNow reads what there is. With TLS it is crypto/tls that reads, over a carrier that

@@ -3,8 +3,6 @@ package pooler
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"slices"
 	"time"
@@ -170,189 +168,6 @@ func (s *session) scanPlain() bool {
 	return true
 }
 
-// A login that asks the client for nothing is served by the event loops as soon as its
-// first packet is there. All others get a goroutine.
-
-// arrivesFor is how long a client has no goroutine that has sent nothing yet. Its login's
-// own limit counts from its connection on.
-const arrivesFor = time.Second
-
-// arrive serves the client's first packet, or lets the event loops wait for it.
-func (s *session) arrive(w *loop.Worker) {
-	s.lane.Lock()
-	defer s.stepped()
-	s.at = arriving
-	s.sock.Own(&s.task)
-	s.in.Borrow(w.Scratch)
-	w.Lent = true
-	// As a rule it is there already, and the loops need not be told of it.
-	_ = s.in.FillFrom((*loop.Try)(s.sock)) // admitNow meets an error again
-	if !s.sock.Watch() {
-		s.fail(end(TooManyClients, "the system lets Mainstay watch no more connections", "raise fs.epoll.max_user_watches"))
-	}
-	s.steps(w)
-}
-
-// expect gives the session a goroutine if the client sends nothing for a while.
-func (s *session) expect() {
-	if s.late != nil {
-		return
-	}
-	s.late = time.AfterFunc(arrivesFor, func() {
-		s.lane.Lock()
-		defer s.lane.Unlock()
-		if s.at == arriving {
-			s.escalate(atLogin)
-		}
-	})
-}
-
-// expected is the end of that.
-func (s *session) expected() {
-	if s.late != nil {
-		s.late.Stop()
-		s.late = nil
-	}
-}
-
-// admitNow serves the client's first packet, if that can be done without waiting.
-func (s *session) admitNow(w *loop.Worker) bool {
-	s.in.Borrow(w.Scratch)
-	w.Lent = true
-	policy := s.pooler.policy.Load()
-	for {
-		start, size, ok := s.in.PeekStartup()
-		switch {
-		case ok && start.Kind == pgwire.StartTLS && policy.tls == nil && s.in.Buffered() == size:
-			s.in.Skip(size)
-			if _, err := s.sock.TryWrite([]byte{'N'}); err != nil {
-				s.escalate(atLogin) // it meets that again
-				return false
-			}
-			continue
-		case ok && start.Kind == pgwire.StartSession && s.entersFreely(&start, policy):
-			s.expected()
-			s.in.Skip(size)
-			return s.enterNow(&start, policy)
-		case s.in.Buffered() > 0:
-			s.expected()
-			s.escalate(atLogin)
-			return false
-		}
-		switch err := s.in.FillFrom((*loop.Try)(s.sock)); {
-		case err == nil:
-		case loop.Waits(err):
-			s.expect()
-			return false
-		default:
-			s.expected()
-			s.escalate(atLogin)
-			return false
-		}
-	}
-}
-
-// entersFreely reports whether the client is let in, or refused, by its name alone.
-func (s *session) entersFreely(start *pgwire.Startup, policy *policy) bool {
-	_, known := policy.accounts[start.Get("user")]
-	return !known && len(policy.config.HBA) == 0 && policy.trusts() && !policy.config.TLS.Require && len(policy.tenants) == 0
-}
-
-// enterNow lets the client in.
-func (s *session) enterNow(start *pgwire.Startup, policy *policy) bool {
-	s.begin()
-	if err := s.identify(start, policy); err != nil {
-		s.fail(s.loginError(err, policy))
-		return false
-	}
-	if !s.greetable() {
-		s.escalate(atWelcome)
-		return false
-	}
-	if err := s.welcome(); err != nil {
-		s.fail(err)
-		return false
-	}
-	s.at = resting
-	if !s.pool.laned() {
-		s.escalate(atRest)
-		return false
-	}
-	return true
-}
-
-// greetable reports whether what the client is to be told at login is known.
-func (s *session) greetable() bool {
-	p, err := s.route()
-	if err != nil {
-		return true // which is all that it is to be told
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return !p.retired && p.welcome[s.settings.Key()] != nil
-}
-
-// quit ends a session that has said goodbye between two transactions.
-func (s *session) quit() {
-	s.at = aside
-	s.sock.Own(nil)
-	s.spare()
-	s.raw.Close()
-	s.pooler.leave(s)
-	s.pooler.ended.Done()
-}
-
-// welcome tells the client that it is in, and what the server is like.
-func (s *session) welcome() error {
-	params, err := s.greeting()
-	if err != nil {
-		return err
-	}
-	s.enrol(params)
-	_, _ = rand.Read(s.secret) // never fails
-	out := pgwire.Append(nil, pgwire.Authentication, make([]byte, 4))
-	out = append(out, params...)
-	out = pgwire.Append(out, pgwire.BackendKeyData, binary.BigEndian.AppendUint32(nil, s.id), s.secret)
-	out = pgwire.AppendReady(out, pgwire.Idle)
-	s.mu.Lock()
-	s.entered = true
-	s.mu.Unlock()
-	if _, err := s.conn.Write(out); err != nil {
-		return errGone
-	}
-	s.busy = false // a login that goes well is no exchange
-	return nil
-}
-
-// greeting asks the pool what the client is to be told.
-func (s *session) greeting() ([]byte, error) {
-	for {
-		p, err := s.route()
-		if err != nil {
-			return nil, err
-		}
-		params, err := p.greet(s)
-		if !errors.Is(err, errRetired) {
-			return params, err
-		}
-	}
-}
-
-// admitted reports whether the client has been let in.
-func (s *session) admitted() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.entered
-}
-
-// enrol notes what the client is told at login, and what it chose.
-func (s *session) enrol(welcome []byte) {
-	s.settings = s.pool.settings.Intern(s.settings)
-	s.login = s.settings
-	s.told = s.pool.settings.OfWelcome(welcome)
-	s.login.Tell(s.told)
-}
-
 // enterAs returns a server that was entered with the settings that the client chose at login, instead of the one that it
 // has claimed: so RESET leads back to them, wherever it stands. That one is for others, if the pool has room for both.
 func (p *pool) enterAs(b *backend, s *session) (*backend, error) {
@@ -415,6 +230,21 @@ func (s *session) keepSaid(text []byte) {
 		u.said.Find(text, b.backslash())
 		b.pool.home().hidden.hints().Find(text, b.backslash(), &u.said)
 	}
+}
+
+// rests gives back what the session does not need while it waits for its client.
+func (s *session) rests(w *loop.Worker) {
+	if s.backend == nil {
+		keep(w, s.shed())
+	}
+}
+
+// beginOn is beginAt, with what the worker may have kept for it.
+func (s *session) beginOn(w *loop.Worker, now time.Time) {
+	if s.errand == nil {
+		s.carry(kept(w))
+	}
+	s.beginAt(now)
 }
 
 // maxKept bounds the errands that a worker keeps.

@@ -239,6 +239,7 @@ type errand struct {
 	whole    *telemetry.Exchange // the transaction, where spans are of those; nil: none is open
 	offered  *backend            // leased already, for the next claim
 	failure  error               // why the session is over, at atEnd
+	proof    *proof              // that it is asked for at login; nil: none
 
 	// Guarded by the session's lock.
 	debts  debts // what the server owes

@@ -163,6 +163,10 @@ func (s *session) live(from entry) error {
 		if err := s.admit(); err != nil {
 			return err
 		}
+	case atProof:
+		if err := s.admitProven(); err != nil {
+			return err
+		}
 	case atWelcome:
 		if err := s.welcome(); err != nil {
 			return err

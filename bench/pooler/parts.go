@@ -83,7 +83,7 @@ func (b *bench) connect(ctx context.Context) error {
 		case "generated":
 			var m *subject
 			if m, err = b.mainstay(s); err == nil {
-				all, end = []*subject{m}, m.end
+				all, end = []*subject{b.direct(), m}, m.end
 			}
 		case "trust":
 			all, end, err = b.start(s, b.direct())

@@ -53,6 +53,14 @@ func (t *Throttle) Turn(key string, free int, now time.Time) (wait time.Duration
 	return at.Sub(now), true
 }
 
+// Free reports whether an attempt under key would not have to wait. It takes no turn.
+func (t *Throttle) Free(key string, free int) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.keys[key]
+	return r == nil || r.wrong <= free
+}
+
 // Wrong notes a wrong password.
 func (t *Throttle) Wrong(key string, now time.Time) {
 	t.mu.Lock()

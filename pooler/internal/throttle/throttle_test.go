@@ -15,8 +15,14 @@ func TestWhoGuessesIsSlowedDownAndWhoMistypesIsNot(t *testing.T) {
 		}
 		th.Wrong("a", now)
 	}
+	if !th.Free("a", 3) {
+		t.Error("what is free is not")
+	}
 	th.Wrong("a", now)
 	th.Wrong("a", now)
+	if th.Free("a", 3) || !th.Free("b", 3) {
+		t.Error("who has to wait is free, or somebody else is not")
+	}
 	guesses, end := 0, now.Add(time.Minute)
 	for at := now; at.Before(end); at = at.Add(10 * time.Millisecond) {
 		if wait, ok := th.Turn("a", 3, at); ok && wait == 0 {
