@@ -38,6 +38,11 @@ func (s *session) admit() error {
 
 // limitLogin bounds how long the client may take to log in.
 func (s *session) limitLogin(policy *policy) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stage == killed { // which has a deadline of its own
+		return s.sentence()
+	}
 	if err := s.conn.SetDeadline(time.Unix(0, s.came).Add(policy.config.LoginTimeout)); err != nil {
 		return errLeft
 	}
@@ -164,24 +169,6 @@ func (s *session) handshake(cfg *tls.Config, read []byte) error {
 	return nil
 }
 
-// catchUp writes to the client what the event loops have left below TLS.
-func (s *session) catchUp() {
-	c := loop.CarrierOf(s.conn)
-	if !c.Behind() {
-		return
-	}
-	s.writing.Store(true)
-	err := c.Flush()
-	s.writing.Store(false)
-	s.moved.Add(1)
-	if err != nil {
-		s.mute = true
-		if s.backend != nil {
-			s.backend.interrupt(grace)
-		}
-	}
-}
-
 // recordHandshake is the first byte of TLS: no startup packet begins with it.
 const recordHandshake = 0x16
 
@@ -253,24 +240,6 @@ func (s *session) register(start *pgwire.Startup, policy *policy) error {
 	return nil
 }
 
-// redirect finds the database by the name that a TLS client asked for, or by the
-// tenant behind the user's name.
-func (s *session) redirect(policy *policy) {
-	if conn, ok := s.conn.(*tls.Conn); ok {
-		if name, ok := policy.hosts[strings.ToLower(conn.ConnectionState().ServerName)]; ok {
-			s.database = name
-		}
-	}
-	if _, known := policy.accounts[s.user]; known {
-		return
-	}
-	if dot := strings.LastIndexByte(s.user, '.'); dot > 0 {
-		if name, ok := policy.tenants[s.user[dot+1:]]; ok {
-			s.user, s.database = s.user[:dot], name
-		}
-	}
-}
-
 // newestMinor is the protocol's version 3.x that is spoken here: 3.2 has longer
 // cancel keys.
 const newestMinor = 2
@@ -296,8 +265,7 @@ func (s *session) negotiate(start *pgwire.Startup) error {
 	if start.Minor <= newestMinor && len(options) == 0 {
 		return nil
 	}
-	_, err := s.conn.Write(pgwire.AppendNegotiate(nil, min(start.Minor, newestMinor), options))
-	return err
+	return s.give(pgwire.AppendNegotiate(nil, min(start.Minor, newestMinor), options))
 }
 
 // A login that asks nobody but the client is served by the event loops. All others get a goroutine.
@@ -327,7 +295,8 @@ func (s *session) expect() {
 	if s.late != nil {
 		return
 	}
-	s.late = time.AfterFunc(arrivesFor, func() {
+	left := s.pooler.policy.Load().config.LoginTimeout - time.Since(time.Unix(0, s.came))
+	s.late = time.AfterFunc(min(arrivesFor, left), func() {
 		s.lane.Lock()
 		defer s.lane.Unlock()
 		switch s.at {
@@ -406,31 +375,40 @@ func (s *session) enterNow(start *pgwire.Startup, policy *policy) bool {
 
 // letInNow is letIn, if that can be done without waiting.
 func (s *session) letInNow() bool {
-	if !s.greetable() {
+	params, err := s.greetingNow()
+	if err == nil && params == nil {
 		s.escalate(atWelcome)
 		return false
 	}
-	if err := s.welcome(); err != nil {
+	if err == nil {
+		err = s.greet(params)
+	}
+	switch {
+	case err != nil:
 		s.fail(err)
-		return false
-	}
-	s.at = resting
-	if !s.pool.laned() {
+	case len(s.stuck) > 0:
+		s.escalate(atTurn)
+	case !s.pool.laned():
 		s.escalate(atRest)
-		return false
+	default:
+		s.at = resting
+		return true
 	}
-	return true
+	return false
 }
 
-// greetable reports whether what the client is to be told at login is known.
-func (s *session) greetable() bool {
+// greetingNow is greeting, or nil if that is not known yet.
+func (s *session) greetingNow() ([]byte, error) {
 	p, err := s.route()
 	if err != nil {
-		return true // which is all that it is to be told
+		return nil, err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return !p.retired && p.welcome[s.settings.Key()] != nil
+	if p.retired {
+		return nil, nil
+	}
+	return p.welcome[s.settings.Key()], nil
 }
 
 // quit ends a session that has said goodbye between two transactions.
@@ -449,6 +427,11 @@ func (s *session) welcome() error {
 	if err != nil {
 		return err
 	}
+	return s.greet(params)
+}
+
+// greet is welcome, with what it is like.
+func (s *session) greet(params []byte) error {
 	s.enrol(params)
 	_, _ = rand.Read(s.secret)                                           // never fails
 	out := pgwire.Append(s.held, pgwire.Authentication, make([]byte, 4)) // what ends a SCRAM login is not worth a write of its own
@@ -459,7 +442,7 @@ func (s *session) welcome() error {
 	s.mu.Lock()
 	s.entered = true
 	s.mu.Unlock()
-	if _, err := s.conn.Write(out); err != nil {
+	if s.give(out) != nil {
 		return errGone
 	}
 	s.busy = false // a login that goes well is no exchange

@@ -123,12 +123,9 @@ func (s *session) pass() {
 	}
 	if !s.mute {
 		s.attempt.told = true
-		s.writing.Store(true)
 		began := time.Now()
-		_, err := s.conn.Write(run)
+		err := s.give(run)
 		s.exchange.DB.Client += time.Since(began)
-		s.writing.Store(false)
-		s.moved.Add(1)
 		if err != nil {
 			s.mute = true
 			s.backend.interrupt(grace)

@@ -213,7 +213,7 @@ func (s *session) inform() {
 	}
 	s.told, s.untold = s.backend.reports, false
 	if !s.mute {
-		_, _ = s.conn.Write(out) // a client that is gone is noticed where it is served
+		_ = s.give(out) // a client that is gone is noticed where it is served
 	}
 }
 

@@ -379,6 +379,10 @@ func (s *session) answerNow(w *loop.Worker) bool {
 			return false
 		}
 		done, err := s.scan()
+		if len(s.stuck) > 0 {
+			s.leaveStuck(done, err)
+			return false
+		}
 		if done && err == nil {
 			s.at = passing
 			return true

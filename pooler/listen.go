@@ -238,7 +238,7 @@ func (s *session) holdBack(body []byte) bool {
 // tellHeld sends what was held back.
 func (s *session) tellHeld() {
 	if len(s.held) > 0 && !s.mute {
-		_, _ = s.conn.Write(s.held) // a client that is gone is noticed where it is served
+		_ = s.give(s.held) // a client that is gone is noticed where it is served
 	}
 	s.held = s.held[:0]
 }

@@ -247,6 +247,70 @@ func (s *session) beginOn(w *loop.Worker, now time.Time) {
 	s.beginAt(now)
 }
 
+// give writes to the client. On the event loops, which must not wait, what there is no room for
+// is left to a goroutine, which has to have the session next.
+func (s *session) give(p []byte) (err error) {
+	switch {
+	case s.at == aside:
+		s.writing.Store(true)
+		_, err = s.conn.Write(p)
+		s.writing.Store(false)
+		s.moved.Add(1)
+		return err
+	case len(s.stuck) > 0:
+		s.stuck = append(s.stuck, p...)
+		return nil
+	}
+	n, err := loop.TryWrite(s.conn, s.sock, p)
+	if loop.Waits(err) {
+		s.stuck, err = append(s.stuck, p[n:]...), nil
+	}
+	return err
+}
+
+// catchUp writes to the client what the event loops have left, also below TLS.
+func (s *session) catchUp() {
+	var stuck []byte
+	if s.errand != nil {
+		stuck, s.stuck = s.stuck, nil
+	}
+	c := loop.CarrierOf(s.conn)
+	if !c.Behind() && len(stuck) == 0 {
+		return
+	}
+	var err error
+	if !s.admitted() {
+		err = s.limitLogin(s.pooler.policy.Load())
+	}
+	if err == nil && len(stuck) > 0 {
+		err = s.give(stuck)
+	} else if err == nil {
+		s.writing.Store(true)
+		err = c.Flush()
+		s.writing.Store(false)
+		s.moved.Add(1)
+	}
+	if err != nil {
+		s.mute = true
+		if s.backend != nil {
+			s.backend.interrupt(grace)
+		}
+	}
+}
+
+// leaveStuck leaves to a goroutine what the client did not take of an answer: all of it, if done.
+func (s *session) leaveStuck(done bool, err error) {
+	s.pass() // behind what is stuck
+	switch {
+	case err != nil:
+		s.fail(err)
+	case done:
+		s.escalate(atPass)
+	default:
+		s.escalate(atAnswer)
+	}
+}
+
 // maxKept bounds the errands that a worker keeps.
 const maxKept = 64
 

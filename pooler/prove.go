@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"strings"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/credential"
@@ -23,6 +25,31 @@ type proof struct {
 	policy   *policy
 	account  account
 	dialogue *login.Dialogue
+}
+
+// redirect finds the database by the name that a TLS client asked for, or by the
+// tenant behind the user's name.
+func (s *session) redirect(policy *policy) {
+	if conn, ok := s.conn.(*tls.Conn); ok {
+		if name, ok := policy.hosts[strings.ToLower(conn.ConnectionState().ServerName)]; ok {
+			s.database = name
+		}
+	}
+	if user, database, ok := policy.tenantOf(s.user); ok {
+		s.user, s.database = user, database
+	}
+}
+
+// tenantOf splits a name that is a user's and a tenant's.
+func (p *policy) tenantOf(name string) (user, database string, ok bool) {
+	if _, known := p.accounts[name]; known {
+		return "", "", false
+	}
+	if dot := strings.LastIndexByte(name, '.'); dot > 0 {
+		database, ok = p.tenants[name[dot+1:]]
+		user = name[:dot]
+	}
+	return user, database, ok
 }
 
 // trusts reports whether clients from this machine need no password.
@@ -80,7 +107,7 @@ func (s *session) authenticate(start *pgwire.Startup, policy *policy) error {
 	if method == hba.Password && s.conn == s.raw && !s.visitor().Local() {
 		return refusedLogin("28000", "a password is not asked for over a connection that is not encrypted", "connect with sslmode=require")
 	}
-	if err := s.ask(s.question(method, &proof{start: *start, policy: policy, account: account})); err != nil {
+	if err := s.give(s.question(method, &proof{start: *start, policy: policy, account: account})); err != nil {
 		return err
 	}
 	return s.converse()
@@ -173,7 +200,7 @@ func (s *session) converse() error {
 		case s.proof.dialogue.Over():
 			return s.judge(request)
 		}
-		if err := s.ask(request); err != nil {
+		if err := s.give(request); err != nil {
 			return err
 		}
 	}
@@ -181,8 +208,11 @@ func (s *session) converse() error {
 
 // answered takes one of the client's answers.
 func (s *session) answered(typ byte, body []byte) (request []byte, err error) {
-	if typ != pgwire.Password {
+	switch {
+	case typ != pgwire.Password:
 		return nil, protocolError(fmt.Sprintf("expected password response, got message type %d", typ))
+	case pgwire.HeaderSize+len(body) > clientBuffer: // on either lane, however large the reader's buffer is
+		return nil, protocolError(fmt.Sprintf("a password response of %d bytes is too long", len(body)))
 	}
 	request, err = s.proof.dialogue.Next(body)
 	if errors.Is(err, login.ErrProtocol) {
@@ -222,8 +252,11 @@ func (s *session) judge(last []byte) error {
 // asked about it.
 func (s *session) provesAlone(start *pgwire.Startup, policy *policy) bool {
 	user := start.Get("user")
+	if of, _, ok := policy.tenantOf(user); ok {
+		user = of
+	}
 	account, known := policy.accounts[user]
-	if policy.config.TLS.Require || account.quick == nil && len(policy.config.HBA) > 0 || !known && (policy.directory != nil || len(policy.tenants) > 0) {
+	if policy.config.TLS.Require || account.quick == nil && len(policy.config.HBA) > 0 || !known && (policy.directory != nil || policy.trusts()) {
 		return false
 	}
 	for _, g := range s.guesses(user) {
@@ -241,11 +274,20 @@ func (s *session) questionNow(start *pgwire.Startup, policy *policy) bool {
 	if err == nil {
 		account, known := policy.accounts[s.user]
 		if account, err = s.secretOf(account, known, policy.config.Auth, policy); err == nil {
-			err = s.ask(s.question(policy.config.Auth, &proof{start: *start, policy: policy, account: account}))
+			err = s.give(s.question(policy.config.Auth, &proof{start: *start, policy: policy, account: account}))
 		}
 	}
 	if err != nil {
 		s.fail(s.loginError(err, policy))
+		return false
+	}
+	return s.asked()
+}
+
+// asked goes on when the client has been asked something.
+func (s *session) asked() bool {
+	if len(s.stuck) > 0 {
+		s.escalate(atProof)
 		return false
 	}
 	s.at = proving
@@ -263,7 +305,11 @@ func (s *session) proveNow(w *loop.Worker) bool {
 			s.expected()
 			s.fail(s.sentence())
 			return false
-		case err != nil, s.in.Full(): // a goroutine meets it again
+		case w.Now.Sub(time.Unix(0, s.came)) > s.proof.policy.config.LoginTimeout:
+			s.expected()
+			s.fail(s.loginError(os.ErrDeadlineExceeded, s.proof.policy))
+			return false
+		case err != nil, ok && pgwire.HeaderSize+n > clientBuffer: // a goroutine meets it again
 			s.expected()
 			s.escalate(atProof)
 			return false
@@ -291,8 +337,8 @@ func (s *session) answeredNow(typ byte, body []byte) bool {
 	p := s.proof
 	request, err := s.answered(typ, body)
 	if err == nil && !p.dialogue.Over() {
-		if err = s.ask(request); err == nil {
-			return true
+		if err = s.give(request); err == nil {
+			return s.asked()
 		}
 	} else if err == nil {
 		if err = s.judge(request); err == nil {
@@ -309,6 +355,9 @@ func (s *session) answeredNow(typ byte, body []byte) bool {
 // admitProven logs a client in that the event loops have asked to prove its password.
 func (s *session) admitProven() error {
 	p := s.proof
+	if s.mute { // it did not even take the question
+		return errGone
+	}
 	if err := s.limitLogin(p.policy); err != nil {
 		return err
 	}
@@ -348,12 +397,6 @@ func (s *session) visitor() hba.Visitor {
 		}
 	}
 	return v
-}
-
-// ask sends an authentication request. A new connection has room for it.
-func (s *session) ask(request []byte) error {
-	_, err := s.conn.Write(request)
-	return err
 }
 
 // binding is what a client that binds its login to the TLS connection must know of

@@ -2,7 +2,9 @@ package pooler
 
 import (
 	"context"
+	"encoding/binary"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -119,6 +121,17 @@ func TestAClientMayTakeItsTimeToProveItsPassword(t *testing.T) {
 	})
 }
 
+func TestALoginMayNotTakeLongerInSumThanItMay(t *testing.T) {
+	h := withUser(t, func(c *Config) { c.LoginTimeout = time.Second })
+	_, err := enterHalting(h, "right", func(write int, _ net.Conn) error {
+		if write > 1 {
+			time.Sleep(700 * time.Millisecond)
+		}
+		return nil
+	})
+	refusedWith(t, err, "28P01")
+}
+
 func TestAnAnswerMayComeInPieces(t *testing.T) {
 	h := withUser(t)
 	c, err := pgx.ParseConfig(h.url("ann", "right"))
@@ -178,6 +191,39 @@ func TestWhoIsAskedForAPasswordAndSaysSomethingElse(t *testing.T) {
 			}
 			await(t, "the client is gone", func() bool { return h.Stats().Clients == 0 })
 		})
+	}
+}
+
+// Who exists is not to be told from what is answered before the password is known.
+func TestALongAnswerTellsNothingOfTheUser(t *testing.T) {
+	h := withUser(t, func(c *Config) {
+		d := c.Databases["app"]
+		d.Tenant = "acme"
+		c.Databases["app"] = d
+	})
+	for _, user := range []string{"ann", "eve", "ann.acme", "eve.acme"} {
+		for size, want := range map[int]string{9_000: "R", 20_000: "08P01"} {
+			first := "n,,n=,r=" + strings.Repeat("n", size)
+			conn := dialRaw(t, h.addr)
+			if _, err := conn.Write([]byte(startup("user", user, "database", "app") +
+				string(pgwire.Append(nil, pgwire.Password, []byte("SCRAM-SHA-256\x00"), binary.BigEndian.AppendUint32(nil, uint32(len(first))), []byte(first))))); err != nil {
+				t.Fatal(err)
+			}
+			in, got := pgwire.NewReader(conn, 1<<16), ""
+			for range 2 {
+				typ, body, err := in.Next()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got = string(typ); typ == pgwire.ErrorResponse {
+					got = string(pgwire.Field(body, 'C'))
+				}
+			}
+			if got != want {
+				t.Errorf("%s, %d bytes: %s, want %s", user, size, got, want)
+			}
+			conn.Close()
+		}
 	}
 }
 

@@ -252,6 +252,7 @@ type errand struct {
 	excess   int             // bytes from the client that go nowhere; of whoever reads the client
 	refused  error           // why the message that is being sent cannot be
 	held     []byte          // a CommandComplete that has not been told to the client yet
+	stuck    []byte          // what the event loops could not write to the client; of whoever has the session
 	synced   <-chan struct{} // closed when the hub has caught up; nil: not waited for
 	portals  map[string]use  // those whose execution deallocates
 	renamed  *scan.Renaming  // the text of the simple query that was sent last; nil: as the client has sent it
@@ -323,7 +324,7 @@ func (s *session) shed() *errand {
 // shedLocked is shed while the lock is held.
 func (s *session) shedLocked() *errand {
 	e := s.errand
-	if e == nil || s.busy || s.backend != nil || e.whole != nil || e.offered != nil || len(e.held) > 0 || e.excess > 0 ||
+	if e == nil || s.busy || s.backend != nil || e.whole != nil || e.offered != nil || len(e.held)+len(e.stuck) > 0 || e.excess > 0 ||
 		len(e.untried) > 0 || len(e.made) > 0 || e.missing != state.None || !e.debts.none() || e.cycles.len() > 0 || e.next.bytes > 0 || e.uplink != nil || e.lost != nil {
 		return nil
 	}

@@ -116,7 +116,7 @@ func (s *session) release() error {
 		s.tellHeld()
 		s.deliver()
 		if !s.mute && !s.mum {
-			_, _ = s.conn.Write(pgwire.AppendReady(nil, pgwire.Idle)) // a client that is gone is noticed where it is served
+			_ = s.give(pgwire.AppendReady(nil, pgwire.Idle)) // a client that is gone is noticed where it is served
 		}
 	}
 	return err
@@ -129,7 +129,7 @@ func (s *session) refuseBlock() error {
 		return s.serverLost(err)
 	}
 	s.tellHeld()
-	_, err := s.conn.Write(pgwire.Fault{
+	err := s.give(pgwire.Fault{
 		SQLState: "0A000", Message: fmt.Sprintf("transaction blocks are not allowed in statement mode; this one was rolled back (database %q)", s.database),
 		Hint: fmt.Sprintf("send the whole transaction as one query, or set pooler.databases.%s.mode: transaction", s.database),
 	}.AppendError(nil))
@@ -312,7 +312,7 @@ func (s *session) explain() {
 		return
 	}
 	s.pass()
-	_, _ = s.conn.Write(pgwire.Fault{ // a client that is gone is noticed by pass
+	_ = s.give(pgwire.Fault{ // a client that is gone is noticed by pass
 		SQLState: "57014", Message: fmt.Sprintf("Mainstay cancels this query: it took longer than query_timeout, which is %v", o.limit),
 		Hint: fmt.Sprintf("make it faster, or raise pooler.databases.%s.query_timeout", s.database),
 	}.AppendWarning(nil))
