@@ -60,6 +60,7 @@ type backend struct {
 	atLogin  *state.Settings // what it reported when it was new
 	entered  *state.Settings // what the startup packet chose for its client, in session mode
 	mentions scan.Mentions   // names that the client's statements gave
+	executed *executions     // whose names they hold already
 	stuck    []string        // names of what SQL prepared, and only this server has
 	heard    []byte          // notifications of this lease, in transaction mode
 }
@@ -91,13 +92,6 @@ func (s *backend) disown() {
 	if s.sock != nil {
 		s.sock.Own(nil)
 	}
-}
-
-// close ends the connection, politely if that does not take long.
-func (s *backend) close() {
-	_ = s.SetDeadline(time.Now().Add(time.Second))
-	_, _ = s.Write(pgwire.Append(nil, pgwire.Terminate))
-	_ = s.Conn.Close() // nothing is lost with it
 }
 
 // unusedLook is how long a connection that is no socket is read from to learn
@@ -327,7 +321,7 @@ func (s *backend) clean() error {
 // forgive forgets what may have been left: it is not there, or it has been wiped.
 func (s *backend) forgive() {
 	s.left, s.pins, s.heard, s.tuned, s.stuck = 0, 0, nil, false, nil
-	s.mentions.Settings = s.mentions.Settings[:0]
+	s.mentions.Settings, s.executed = s.mentions.Settings[:0], nil
 }
 
 // discard wipes everything at the end of a session that had the server to itself.

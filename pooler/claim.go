@@ -356,6 +356,25 @@ func (p *pool) drop(b *backend) {
 	b.close()
 }
 
+// close ends the connection, politely if that does not take long.
+func (s *backend) close() {
+	goodbye := pgwire.Append(nil, pgwire.Terminate)
+	end := func() {
+		_ = s.SetDeadline(time.Now().Add(time.Second))
+		_, _ = s.Write(goodbye)
+		_ = s.Conn.Close() // nothing is lost with it
+	}
+	switch { // the event loops must not wait
+	case s.sock == nil:
+		end()
+	case s.carrier() == nil:
+		_, _ = s.sock.TryWrite(goodbye)
+		_ = s.Conn.Close()
+	default:
+		go end()
+	}
+}
+
 // room is how many servers may be open: more than max while clients have waited
 // for longer than reserve_after. The lock is held.
 func (p *pool) room() int {

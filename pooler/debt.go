@@ -10,7 +10,6 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
-	"mainstay.dev/mainstay/pooler/internal/state"
 )
 
 // A debt is an answer that the server owes. Only those are kept that are needed to
@@ -366,18 +365,6 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 	return e
 }
 
-// executesSQL is what executing something that SQL prepared may leave behind.
-func (s *session) executesSQL() (e scan.Effect) {
-	b := s.backend
-	hints := b.pool.home().hidden.hints()
-	for _, p := range s.prepares.All() {
-		text, _ := state.OfCarried(p.Value)
-		b.mentions.Find([]byte(text), false)
-		e |= hints.Find([]byte(text), false, &b.mentions)
-	}
-	return e | s.executes
-}
-
 // settle finds out what the client has left on its server at a transaction's end. It
 // returns whether the server may go to another client.
 func (s *session) settle(b *backend) (free bool, err error) {
@@ -426,16 +413,16 @@ func (s *session) look(b *backend) (err error) {
 	if q.Asked()&scan.Prepares != 0 {
 		if named := b.pool.settings.Intern(s.carried(found.Statements())); named != b.named {
 			b.named, s.prepares = named, named
-			s.executes = effectsOf(named)
+			s.executes = &executions{left: effectsOf(named)}
 		}
 		b.stuck = found.Stuck
 	}
 	if found.Pins&scan.Prepares != 0 {
-		s.executes = scan.Unseen
+		s.executes = &executions{left: scan.Unseen}
 	}
 	b.pins = b.pins&^q.Asked() | found.Pins | b.left&audit.Sticky
 	b.left = 0
-	b.mentions.Settings = b.mentions.Settings[:0]
+	b.mentions.Settings, b.executed = b.mentions.Settings[:0], nil
 	reasons := ""
 	if b.pins != 0 {
 		reasons = audit.Reasons(b.pins)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -208,4 +210,54 @@ func TestTheServerIsEnteredWithDirectTLS(t *testing.T) {
 	if n := behind.Stats().Clients; n != 1 {
 		t.Errorf("%d clients there", n)
 	}
+}
+
+// Two clients that have logged in as one user with the password before its change, and with the one since, each keep
+// their server: neither's pool makes room for the other's.
+func TestAChangedPasswordDoesNotTakeTheServersOfWhoKnewTheOld(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "drop role if exists changed; create role changed login password 'old'"); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), func(d *Database) { d.Login, d.Pool.Max = loginClient, 1 }), func(c *Config) { c.AuthQuery.On, c.AuthQuery.Cache = true, 0 }))
+	connect := func(password string) *pgx.Conn {
+		t.Helper()
+		conn, err := pgx.Connect(t.Context(), h.url("changed", password))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close(context.Background()) })
+		return conn
+	}
+	first := connect("old")
+	if err := s.Exec(t.Context(), "alter role changed password 'new'"); err != nil {
+		t.Fatal(err)
+	}
+	conns := []*pgx.Conn{first, connect("new"), connect("new")}
+	var pids [3]map[string]bool
+	var all sync.WaitGroup
+	for i, conn := range conns {
+		pids[i] = map[string]bool{}
+		all.Go(func() {
+			for range 50 {
+				var pid string
+				if err := conn.QueryRow(context.Background(), "select pg_backend_pid()::text from pg_sleep(0.002)", pgx.QueryExecModeSimpleProtocol).Scan(&pid); err != nil {
+					t.Errorf("client %d: %v", i, err)
+					return
+				}
+				pids[i][pid] = true
+			}
+		})
+	}
+	all.Wait()
+	if len(pids[0]) != 1 || len(pids[1]) != 1 || !maps.Equal(pids[1], pids[2]) || maps.Equal(pids[0], pids[1]) {
+		t.Errorf("served by %v", pids)
+	}
+	for _, conn := range conns {
+		conn.Close(t.Context())
+	}
+	if err := h.Reconnect("app"); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "their pools are forgotten", func() bool { return len(h.allPools()) == 1 })
 }

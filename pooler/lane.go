@@ -387,15 +387,15 @@ func (s *session) answerNow(w *loop.Worker) bool {
 			s.at = passing
 			return true
 		}
+		if err != nil {
+			s.leaveStuck(false, err)
+			return false
+		}
 		n, werr := loop.TryWrite(s.conn, s.sock, b.In.Run())
 		b.In.TakenPart(n)
 		s.attempt.told = s.attempt.told || n > 0
 		s.moved.Add(1)
-		switch {
-		case err != nil:
-			s.fail(err)
-			return false
-		case werr != nil:
+		if werr != nil {
 			s.escalate(atAnswer)
 			return false
 		}

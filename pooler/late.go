@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"bytes"
+	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/again"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/state"
 )
 
 // What a text executes or deallocates by a name is what that name stands for when the text is executed, not when it is
@@ -442,4 +444,49 @@ func (s *session) severedEnds() {
 	if s.mum = s.exchange.DB.SQLState == ""; s.mum {
 		s.severed = 0
 	}
+}
+
+// intern is the registry's, for what this client prepares now.
+func (s *session) intern(body []byte, u use) (st *statement, older bool) {
+	under := s.present()
+	return s.backend.pool.statements.intern(cmp.Or(under, s.settings), under != nil, body, u, s.pooler.shapes)
+}
+
+// executions are what executing what a client has prepared by SQL may do. It is found out once, and not for each
+// message that may execute something: there may be many of either.
+type executions struct {
+	left scan.Effect // by the texts alone
+
+	// As they were when the rest was found out.
+	of *state.Settings
+	by *revealed
+
+	hidden scan.Effect // by the functions that they call
+	said   scan.Mentions
+}
+
+// executesSQL is what executing something that SQL prepared may leave behind.
+func (s *session) executesSQL() scan.Effect {
+	b := s.backend
+	hidden := &b.pool.home().hidden
+	x, known := s.executes, hidden.known.Load()
+	if x == nil {
+		x = &executions{}
+	}
+	if x.of != s.prepares || x.by != known {
+		x = &executions{left: x.left, of: s.prepares, by: known}
+		for _, p := range s.prepares.All() {
+			text, _ := state.OfCarried(p.Value)
+			x.said.Find([]byte(text), false)
+			x.hidden |= hidden.hints().Find([]byte(text), false, &x.said)
+		}
+		s.executes = x
+	}
+	if b.executed != x {
+		b.executed = x
+		for _, name := range x.said.Settings {
+			b.mentions.Add(name)
+		}
+	}
+	return x.left | x.hidden
 }

@@ -66,9 +66,13 @@ func (s *session) learnHarmless(text []byte, by *revealed) {
 	}
 }
 
+// mostOut is how much the event loops make ready for a server at once: what a client's messages stand for may be
+// far longer than they are.
+const mostOut = 8 * outLimit
+
 // sendWhole is send for a whole cycle, which is buffered, when the server owes nothing yet
 // but answers to replays: nothing has to be waited for, but that those are there before a
-// transaction ends (errHold). It returns the bytes that were sent.
+// transaction ends, or that it takes what there is (errHold). It returns the bytes that were sent.
 func (s *session) sendWhole() (size int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -79,7 +83,7 @@ func (s *session) sendWhole() (size int, err error) {
 		if err != nil {
 			return size, err
 		}
-		if b.replays > 0 && s.mustKnow(typ, n) {
+		if b.replays > 0 && s.mustKnow(typ, n) || len(b.out) > mostOut {
 			return size, errHold
 		}
 		size += pgwire.HeaderSize + n

@@ -54,10 +54,9 @@ type pool struct {
 	paused    *pause              // nil: it serves
 	renewed   time.Time           // servers that are older are not used again
 	retired   bool
-	parent    *pool            // of a member
-	occupied  atomic.Int64     // connections of all members
-	members   map[string]*pool // by user and kind of login, where each client logs in as itself
-	former    []*pool          // members that were replaced, and are not empty yet
+	parent    *pool              // of a member
+	occupied  atomic.Int64       // connections of all members
+	members   map[string][]*pool // by user, one for each login's keys, where each client logs in as itself
 
 	base    string            // what a new connection reports, rendered
 	welcome map[string][]byte // what clients are told at login, by the key of their settings
@@ -334,12 +333,14 @@ func (p *pool) context() context.Context {
 func (p *pool) gone() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, m := range p.members {
-		if !m.gone() {
-			return false
+	for _, of := range p.members {
+		for _, m := range of {
+			if !m.gone() {
+				return false
+			}
 		}
 	}
-	return p.retired && len(p.all) == 0 && p.dialing == 0 && len(p.former) == 0 && p.hub.Idle()
+	return p.retired && len(p.all) == 0 && p.dialing == 0 && p.hub.Idle()
 }
 
 // sweepEvery is how often a pool is looked over. It is also how long a session is

@@ -201,7 +201,6 @@ func (p *Server) commit(old, next *policy, kept map[*pool]*Database) {
 	p.slow.plans.Store(next.config.Slow.Over > 0 && next.config.Slow.Plan)
 	var gone []*pool
 	if old != nil {
-		old.directory.Close()
 		for _, pool := range old.pools {
 			if kept[pool] == nil {
 				gone = append(gone, pool)
@@ -217,6 +216,9 @@ func (p *Server) commit(old, next *policy, kept map[*pool]*Database) {
 		for _, pool := range next.pools {
 			pool.start(ctx)
 		}
+	}
+	if old != nil {
+		old.directory.Close() // last, and without the lock, which every client needs: it may take a while
 	}
 }
 

@@ -1,7 +1,6 @@
 package pooler
 
 import (
-	"cmp"
 	"strconv"
 	"strings"
 	"sync"
@@ -69,13 +68,27 @@ type registry struct {
 // settings; certain is false if it may have changed them in the transaction that is open. older is whether
 // it was there before.
 func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u use, shapes *fingerprint.Table) (st *statement, older bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	under, doubt := settings, ""
 	if !certain {
 		under, doubt = nil, "?"
 	}
 	key := doubt + settings.Key() + u.key() + "\x00" + string(body)
+	r.mu.Lock()
+	st = r.by[key]
+	r.mu.Unlock()
+	if st != nil {
+		return st, true
+	}
+	text, _, _ := pgwire.String(body)
+	made := &statement{key: key, body: append([]byte(nil), body...), left: scan.Effects(text, false), use: u, under: under, shape: shapes.Of(text)}
+	if u.renames() {
+		made.left &^= scan.Prepares | scan.Executes // what it names is nothing that stays
+	}
+	if made.left&(scan.Setting|scan.AnyChange) != 0 {
+		made.said.Find(text, false)
+	}
+	r.mu.Lock() // which those who prepare on the event loops wait for
+	defer r.mu.Unlock()
 	if st := r.by[key]; st != nil {
 		return st, true
 	}
@@ -89,22 +102,9 @@ func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u
 		delete(r.by, k)
 	}
 	r.last++
-	text, _, _ := pgwire.String(body)
-	st = &statement{name: namePrefix + strconv.FormatUint(r.last, 36), key: key, body: append([]byte(nil), body...), left: scan.Effects(text, false), use: u, under: under, shape: shapes.Of(text)}
-	if u.renames() {
-		st.left &^= scan.Prepares | scan.Executes // what it names is nothing that stays
-	}
-	if st.left&(scan.Setting|scan.AnyChange) != 0 {
-		st.said.Find(text, false)
-	}
-	r.by[key] = st
-	return st, false
-}
-
-// intern is that for what this client prepares now.
-func (s *session) intern(body []byte, u use) (st *statement, older bool) {
-	under := s.present()
-	return s.backend.pool.statements.intern(cmp.Or(under, s.settings), under != nil, body, u, s.pooler.shapes)
+	made.name = namePrefix + strconv.FormatUint(r.last, 36)
+	r.by[key] = made
+	return made, false
 }
 
 // renew makes every statement that is prepared from now on a new one.

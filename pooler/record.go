@@ -240,6 +240,7 @@ type errand struct {
 	offered  *backend            // leased already, for the next claim
 	failure  error               // why the session is over, at atEnd
 	proof    *proof              // that it is asked for at login; nil: none
+	late     *time.Timer         // ends its arrival
 
 	// Guarded by the session's lock.
 	debts  debts // what the server owes

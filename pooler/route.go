@@ -352,17 +352,17 @@ func ofMember(d *Database) *Database {
 // perClient reports whether each client logs in as itself, in a pool of its own.
 func (p *pool) perClient() bool { return p.config.Load().Login == loginClient }
 
-// member returns the pool of one user, who has logged in with these keys: one for each
-// kind of them, since not every kind is good for the same.
+// member returns the pool of one user, who has logged in with these keys. Other keys of the same user, since
+// not every kind is good for the same, and since passwords change, have one of their own, until nobody uses it:
+// none makes room for another, or two clients with a password each would take turns.
 func (p *pool) member(user string, keys credential.Keys) *pool {
-	id := user + "\x00" + keys.Kind()
 	p.mu.Lock()
-	m := p.members[id]
-	var old *pool
-	if m == nil || !m.target.Uses(keys) {
-		if old = m; old != nil {
-			p.former = append(p.former, old)
-		}
+	of := p.members[user]
+	i := slices.IndexFunc(of, func(m *pool) bool { return m.target.Uses(keys) })
+	var m *pool
+	if i >= 0 {
+		m = of[i]
+	} else {
 		m = newPool(p.name, ofMember(p.config.Load()), p.target.As(user, keys), Deps{Dial: p.dial, Log: p.log, Sink: p.sink, loops: p.loops})
 		m.retired, m.parent, m.texts = p.retired, p, nil // it is the home that knows texts
 		if p.paused != nil {
@@ -370,17 +370,14 @@ func (p *pool) member(user string, keys credential.Keys) *pool {
 			m.rested()
 		}
 		if p.members == nil {
-			p.members = map[string]*pool{}
+			p.members = map[string][]*pool{}
 		}
-		p.members[id] = m
+		p.members[user] = append(of, m)
 	}
 	ctx := p.ctx
 	p.mu.Unlock()
 	if ctx != nil {
 		m.start(ctx)
-	}
-	if old != nil {
-		old.retire() // the password has changed
 	}
 	return m
 }
@@ -389,10 +386,10 @@ func (p *pool) member(user string, keys credential.Keys) *pool {
 func (p *pool) family() (all []*pool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, m := range p.members {
-		all = append(all, m)
+	for _, of := range p.members {
+		all = append(all, of...)
 	}
-	return append(all, p.former...)
+	return all
 }
 
 // prune forgets the pools of users who are gone. The sweep calls it.
@@ -402,12 +399,13 @@ func (p *pool) prune() {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for id, m := range p.members {
-		if m.unused() {
-			delete(p.members, id)
+	for user, of := range p.members {
+		if of = slices.DeleteFunc(of, (*pool).unused); len(of) > 0 {
+			p.members[user] = of
+		} else {
+			delete(p.members, user)
 		}
 	}
-	p.former = slices.DeleteFunc(p.former, (*pool).gone)
 }
 
 // occupy takes room for one more connection of a member; false if the database's

@@ -14,7 +14,6 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/credential"
 	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
-	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/socket"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/telemetry"
@@ -81,13 +80,12 @@ type session struct {
 	keys   *credential.Keys // of the login, where the server is entered with them
 	raw    net.Conn         // below TLS
 	probe  socket.Prober    // for those who look at the client while it waits; nil: no socket
-	late   *time.Timer      // ends its arrival
 
 	// Known after admit.
 	user, database, application, color string
 	login                              *state.Settings // chosen at login
 	told                               *state.Settings // what the client believes of the server
-	executes                           scan.Effect     // what those of prepares may do
+	executes                           *executions     // what those of prepares may do; nil: nothing is known
 
 	writing atomic.Bool            // serve waits for the client to take an answer
 	wanting atomic.Bool            // the uplink waits for the rest of a message
@@ -168,7 +166,7 @@ func (s *session) live(from entry) error {
 			return err
 		}
 	case atWelcome:
-		if err := s.welcome(); err != nil {
+		if err := s.letIn(); err != nil {
 			return err
 		}
 	}

@@ -1,10 +1,13 @@
 package pooler
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
 	"net"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -158,4 +161,52 @@ func untilReady(t *testing.T, in *pgwire.Reader) {
 			return
 		}
 	}
+}
+
+// What a client's few bytes stand for may be long: not all of it is made ready at once.
+func TestManyLongStatementsInOneCycleAreSentBitByBit(t *testing.T) {
+	const times, size = 60, 200_000
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	conn := dialRaw(t, h.addr)
+	in := pgwire.NewReader(conn, 1<<16)
+	send := func(p []byte) {
+		t.Helper()
+		if _, err := conn.Write(p); err != nil {
+			t.Fatal(err)
+		}
+		untilReady(t, in)
+	}
+	send([]byte(startup("user", "ann", "database", "app")))
+	sync := pgwire.Append(nil, pgwire.Sync)
+	long := pgwire.Append(nil, pgwire.Parse, []byte("long\x00select length($1::text)\x00\x00\x00"))
+	parse := pgwire.Append(nil, pgwire.Parse, fmt.Appendf(nil, "s\x00execute long('%s')\x00\x00\x00", strings.Repeat("x", size)))
+	send(slices.Concat(long, parse, sync))
+	describe := pgwire.Append(nil, pgwire.Describe, []byte("Ss\x00"))
+	before := memory()
+	if _, err := conn.Write(slices.Concat(bytes.Repeat(describe, times), sync)); err != nil {
+		t.Fatal(err)
+	}
+	columns := 0
+	for typ := byte(0); typ != pgwire.ReadyForQuery; {
+		var body []byte
+		var err error
+		if typ, body, err = in.Next(); err != nil || typ == pgwire.ErrorResponse {
+			t.Fatalf("%c %q %v", typ, body, err)
+		}
+		if typ == pgwire.RowDescription {
+			columns++
+		}
+	}
+	if columns != times {
+		t.Errorf("%d of %d are described", columns, times)
+	}
+	if more := memory() - before; more > 3*times*size { // each text is made anew; all at once it would be seven times as much
+		t.Errorf("%d bytes were allocated for %d of %d", more, times, size)
+	}
+}
+
+func memory() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.TotalAlloc
 }
