@@ -361,7 +361,9 @@ func (s *backend) close() {
 	goodbye := pgwire.Append(nil, pgwire.Terminate)
 	end := func() {
 		_ = s.SetDeadline(time.Now().Add(time.Second))
-		_, _ = s.Write(goodbye)
+		if _, err := s.Write(goodbye); err != nil {
+			_ = s.Raw.Close() // else TLS tries to say goodbye too
+		}
 		_ = s.Conn.Close() // nothing is lost with it
 	}
 	switch { // the event loops must not wait

@@ -91,14 +91,16 @@ func New(c Config, groups bool) (*Directory, error) {
 }
 
 // Close closes the connections that wait for a question, and keeps none any more. The
-// directory goes on to answer. It may be nil.
+// directory goes on to answer, meanwhile too: servers may take their time, so no lock is
+// to be held. It may be nil.
 func (d *Directory) Close() {
 	if d != nil {
 		d.lines.close(true)
 	}
 }
 
-// Renew closes the connections that wait for a question. The directory may be nil.
+// Renew closes the connections that wait for a question, as Close does. The directory may
+// be nil.
 func (d *Directory) Renew() {
 	if d != nil {
 		d.lines.close(false)

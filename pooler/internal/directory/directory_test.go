@@ -1,9 +1,13 @@
 package directory
 
 import (
+	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
 
 func TestAUserListIsReadAsPgBouncerReadsIt(t *testing.T) {
@@ -32,6 +36,65 @@ func TestValidUntilIsReadAsPostgreSQLWritesIt(t *testing.T) {
 	}
 	if _, err := validUntil("soon"); err == nil {
 		t.Error("soon is no time")
+	}
+}
+
+// A halting connection's writes wait until they are told to go on: neither a deadline nor a
+// Close ends that.
+type halting struct {
+	net.Conn
+	told chan struct{}
+}
+
+func (c *halting) Write([]byte) (int, error) {
+	<-c.told
+	return 0, net.ErrClosed
+}
+
+func halt(told chan struct{}) *upstream.Conn {
+	conn, _ := net.Pipe()
+	c := &halting{conn, told}
+	return &upstream.Conn{Conn: c, Raw: c}
+}
+
+func TestNobodyWaitsForAServerThatIsHungUpOn(t *testing.T) {
+	for name, end := range map[string]func(l *lines, told chan struct{}){
+		"closed":       func(l *lines, _ chan struct{}) { l.close(true) },
+		"renewed":      func(l *lines, _ chan struct{}) { l.close(false) },
+		"not needed":   func(*lines, chan struct{}) { time.Sleep(2 * time.Minute) },
+		"one too many": func(l *lines, told chan struct{}) { l.keep("a", halt(told)) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			told := make(chan struct{})
+			l := &lines{idle: time.Minute}
+			l.keep("a", halt(told))
+			ended := make(chan struct{})
+			go func() { end(l, told); close(ended) }()
+			if name == "not needed" {
+				<-ended
+			}
+			if synctest.Wait(); !l.mu.TryLock() {
+				t.Errorf("%s: the lock is held while a server takes nothing", name)
+				close(told)
+				return
+			}
+			l.mu.Unlock()
+			if c := l.take("a"); (c != nil) != (name == "one too many") {
+				t.Errorf("%s: kept %v", name, c)
+			}
+			closed := make(chan struct{})
+			go func() { l.close(true); close(closed) }()
+			synctest.Wait()
+			select {
+			case <-closed:
+				if name != "one too many" { // which was never kept
+					t.Errorf("%s: what is being closed is not waited for", name)
+				}
+			default:
+			}
+			close(told)
+			<-closed
+		})
 	}
 }
 

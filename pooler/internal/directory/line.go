@@ -17,9 +17,10 @@ import (
 type lines struct {
 	idle time.Duration // how long that is; 0: none is kept
 
-	mu     sync.Mutex
+	mu     sync.Mutex       // never held while a connection is written to or closed
 	kept   map[string]*line // by server
 	closed bool
+	ending sync.WaitGroup // connections that were kept, and are being closed
 }
 
 type line struct {
@@ -69,43 +70,72 @@ func (l *lines) take(server string) *upstream.Conn {
 
 // keep keeps the connection for the next question, if none is kept.
 func (l *lines) keep(server string, c *upstream.Conn) {
+	if !l.shelve(server, c) {
+		hangUp(c)
+	}
+}
+
+// shelve keeps the connection; false if it is not to be kept.
+func (l *lines) shelve(server string, c *upstream.Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed || l.idle == 0 || l.kept[server] != nil || c.SetDeadline(time.Time{}) != nil {
-		hangUp(c)
-		return
+		return false
 	}
 	if l.kept == nil {
 		l.kept = map[string]*line{}
 	}
 	k := &line{Conn: c}
-	k.timer = time.AfterFunc(l.idle, func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if l.kept[server] == k {
-			delete(l.kept, server)
-			hangUp(c)
-		}
-	})
+	k.timer = time.AfterFunc(l.idle, func() { l.expire(server, k) })
 	l.kept[server] = k
+	return true
 }
 
-// close closes what is kept; forever: from now on nothing is.
-func (l *lines) close(forever bool) {
+// expire closes a connection that nobody has needed, if that is still so.
+func (l *lines) expire(server string, k *line) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	due := l.kept[server] == k
+	if due {
+		delete(l.kept, server)
+		l.ending.Add(1)
+	}
+	l.mu.Unlock()
+	if due {
+		defer l.ending.Done()
+		hangUp(k.Conn)
+	}
+}
+
+// close closes what is kept; forever: from now on nothing is, and nothing that was is still
+// being closed. A server that takes its time holds up whoever calls it, and nobody else.
+func (l *lines) close(forever bool) {
+	var all sync.WaitGroup
+	l.mu.Lock()
 	l.closed = l.closed || forever
 	for _, k := range l.kept {
 		k.timer.Stop()
-		hangUp(k.Conn)
+		l.ending.Add(1)
+		all.Go(func() {
+			defer l.ending.Done()
+			hangUp(k.Conn)
+		})
 	}
 	clear(l.kept)
+	l.mu.Unlock()
+	all.Wait()
+	if forever {
+		l.ending.Wait()
+	}
 }
 
-// hangUp ends a connection politely. A goodbye fits every socket's buffer.
+// hangUp ends a connection, politely if that does not take long. A goodbye fits every
+// socket's buffer, unless the server takes nothing any more.
 func hangUp(c *upstream.Conn) {
 	_ = c.SetDeadline(time.Now().Add(time.Second))
-	_, _ = c.Write(pgwire.Append(nil, pgwire.Terminate))
+	if _, err := c.Write(pgwire.Append(nil, pgwire.Terminate)); err != nil {
+		_ = c.Raw.Close() // TLS would say goodbye too, and wait longer
+		return
+	}
 	_ = c.Close() // nothing is lost with it
 }
 

@@ -57,6 +57,7 @@ func (h *Hub) connect(ctx context.Context) *upstream.Conn {
 func (h *Hub) begin(conn *upstream.Conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.deps.Go(func() { h.write(conn) })
 	h.conn, h.replace = conn, false
 	h.asked, h.last, h.confirmed, h.owners = nil, map[string]uint64{}, map[string]bool{}, map[uint32]uint32{}
 	all := []string{h.barrier}
@@ -64,6 +65,42 @@ func (h *Hub) begin(conn *upstream.Conn) {
 		all = append(all, c)
 	}
 	h.ask(ListenTo(all), all)
+}
+
+// askLimit bounds how long the server may take to take a statement.
+const askLimit = 5 * time.Second
+
+// write sends what is asked, one after the other, until the connection ends.
+func (h *Hub) write(conn *upstream.Conn) {
+	for {
+		sql, ok := h.next(conn)
+		if !ok {
+			return
+		}
+		_ = conn.SetWriteDeadline(time.Now().Add(askLimit)) // a closed connection is as good
+		if _, err := conn.Write(pgwire.AppendQuery(nil, sql)); err != nil {
+			_ = conn.Raw.Close() // whoever reads it finds out; TLS would wait to say goodbye
+			return
+		}
+	}
+}
+
+// next waits for a statement that is to be sent; false once the connection has ended.
+func (h *Hub) next(conn *upstream.Conn) (sql string, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for h.conn == conn && h.unsent == 0 {
+		h.more.Wait()
+	}
+	if h.conn != conn {
+		return "", false
+	}
+	a := &h.asked[len(h.awaited())]
+	a.at = time.Now()
+	h.unsent--
+	h.backlog -= len(a.sql)
+	sql, a.sql = a.sql, "" // which may be long
+	return sql, true
 }
 
 // Waits between attempts to connect.
@@ -98,7 +135,7 @@ func (h *Hub) read(ctx context.Context, conn *upstream.Conn) error {
 			err = errReplaced
 		case errors.Is(err, os.ErrDeadlineExceeded) && len(h.asked) > 0:
 			err, typ = nil, 0
-			if time.Since(h.asked[0].at) >= probeEvery { // it may have been asked a moment ago
+			if sent := h.awaited(); len(sent) > 0 && time.Since(sent[0].at) >= probeEvery { // it may have been asked a moment ago
 				err = errMute
 			}
 		case errors.Is(err, os.ErrDeadlineExceeded) && len(h.members) > 0:
@@ -178,8 +215,9 @@ func (h *Hub) down(ctx context.Context, why error) {
 	for _, a := range h.asked {
 		close(a.done)
 	}
-	h.asked = nil
+	h.asked, h.unsent, h.backlog = nil, 0, 0
 	h.confirmed, h.last = nil, nil
+	h.more.Broadcast()
 	var ended []Client
 	for id, m := range h.members {
 		if m.token != nil {

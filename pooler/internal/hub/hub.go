@@ -42,7 +42,8 @@ type Deps struct {
 	Report func(level slog.Level, name, text string, why error)
 }
 
-// A Hub may be used by several goroutines.
+// A Hub may be used by several goroutines. Its methods wait for the server only where they
+// say so: the pooler calls them while it holds locks of its own.
 type Hub struct {
 	deps    Deps
 	barrier string // a channel; random, so that no client speaks there
@@ -50,14 +51,17 @@ type Hub struct {
 	Notifications atomic.Uint64 // handed to clients
 	Losses        atomic.Uint64 // of the connection, while clients listened
 
-	mu        sync.Mutex
+	mu        sync.Mutex // never held while the connection is read from, written to or closed
 	running   bool
 	conn      *upstream.Conn // nil: not connected
 	up        chan struct{}  // closed when it listens to all that was wanted when it was opened
 	replace   bool           // the connection is to be closed, and another opened
 	members   map[uint32]*member
 	channels  map[string]map[*member]struct{}
-	asked     []ask // statements that the server has not answered
+	asked     []ask      // statements that the server has not answered, in order
+	unsent    int        // how many of them, the last ones, are still to be sent
+	backlog   int        // the length of those
+	more      *sync.Cond // there is one more, or the connection has ended
 	number    uint64
 	last      map[string]uint64 // of the statement that listened to the channel last
 	confirmed map[string]bool   // the server listens
@@ -80,20 +84,23 @@ const (
 	active
 )
 
-// An ask is a statement that was sent to the server.
+// An ask is a statement for the server.
 type ask struct {
 	number   uint64
-	at       time.Time
+	sql      string
+	at       time.Time // when it was sent
 	channels []string
 	done     chan struct{} // closed when it is answered
 }
 
 // New makes a hub that has no connection.
 func New(deps Deps) *Hub {
-	return &Hub{
+	h := &Hub{
 		deps: deps, barrier: "_mainstay_" + rand.Text(), up: make(chan struct{}), members: map[uint32]*member{},
 		channels: map[string]map[*member]struct{}{},
 	}
+	h.more = sync.NewCond(&h.mu)
+	return h
 }
 
 // quote makes an identifier of a channel's name.
@@ -133,7 +140,7 @@ var (
 	errEnding  = errors.New("the client is being ended")
 )
 
-// Subscribe returns when the hub listens to these channels, for the client of this id.
+// Subscribe waits until the hub listens to these channels, for the client of this id.
 // What comes there is for it from its next barrier on. ctx is the pool's: the connection
 // ends with it.
 func (h *Hub) Subscribe(ctx context.Context, id uint32, c Client, channels []string, limit time.Duration) error {
@@ -153,7 +160,7 @@ func (h *Hub) Subscribe(ctx context.Context, id uint32, c Client, channels []str
 		if c.Ending() {
 			return errEnding
 		}
-		if time.Now().After(until) {
+		if !time.Now().Before(until) {
 			return errLate
 		}
 	}
@@ -197,7 +204,7 @@ func (h *Hub) join(ctx context.Context, id uint32, c Client, channels []string) 
 			unasked = append(unasked, c)
 		}
 	}
-	if len(unasked) == 0 {
+	if len(unasked) == 0 || h.backlog >= maxBacklog {
 		return h.asked[len(h.asked)-1].done, nil
 	}
 	return h.ask(ListenTo(unasked), unasked), nil
@@ -213,27 +220,31 @@ func (h *Hub) member(id uint32, c Client) *member {
 	return m
 }
 
-// askLimit bounds how long the server may take to take a statement, or to answer.
-const askLimit = 5 * time.Second
+// maxBacklog bounds the statements that are still to be sent: while they are longer, nobody
+// asks for more channels. They may be forgotten even so: once for each that was asked for.
+const maxBacklog = 64 << 10
 
-// ask sends a statement of the hub's own. The lock is held.
+// ask puts a statement of the hub's own behind the others; write sends it, since nobody
+// may hold the lock while the server takes its time. The lock is held.
 func (h *Hub) ask(sql string, listens []string) <-chan struct{} {
 	h.number++
 	for _, c := range listens {
 		h.last[c] = h.number
 	}
-	a := ask{number: h.number, at: time.Now(), channels: listens, done: make(chan struct{})}
+	a := ask{number: h.number, sql: sql, channels: listens, done: make(chan struct{})}
 	h.asked = append(h.asked, a)
-	_ = h.conn.SetWriteDeadline(time.Now().Add(askLimit))
-	if _, err := h.conn.Write(pgwire.AppendQuery(nil, sql)); err != nil {
-		h.conn.Close() // whoever reads it finds out
-	}
+	h.unsent++
+	h.backlog += len(sql)
+	h.more.Broadcast()
 	return a.done
 }
 
+// awaited are the statements that were sent, and not answered yet. The lock is held.
+func (h *Hub) awaited() []ask { return h.asked[:len(h.asked)-h.unsent] }
+
 // answered notes that the server has answered the oldest statement. The lock is held.
 func (h *Hub) answered() error {
-	if len(h.asked) == 0 {
+	if len(h.awaited()) == 0 {
 		return errUnasked
 	}
 	a := h.asked[0]
@@ -293,12 +304,16 @@ func (h *Hub) Leave(id uint32) {
 }
 
 // Sync returns a channel that is closed when all that was committed before has been
-// handed out: the server says it before it answers. nil if the hub hears nothing now.
+// handed out: the server says it before it answers what is sent from now on, whatever that
+// is. nil if the hub hears nothing now.
 func (h *Hub) Sync() <-chan struct{} {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.conn == nil || !h.confirmed[h.barrier] {
 		return nil
+	}
+	if h.unsent > 0 { // one that many may wait for: a server that takes none must not make them pile up
+		return h.asked[len(h.asked)-1].done
 	}
 	return h.ask("", nil)
 }

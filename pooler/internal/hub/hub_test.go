@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"slices"
@@ -172,13 +171,19 @@ func TestNobodyIsToldOfALossBeforeItListened(t *testing.T) {
 	var events []string
 	h := slowly(nil, 0, &events)
 	near, far := net.Pipe()
-	go func() { _, _ = io.Copy(io.Discard, far) }()
 	h.running = true // in place of run, this test reads
 	h.begin(&upstream.Conn{Conn: near, Raw: near})
+	defer func() { near.Close(); h.down(t.Context(), nil) }()
 	c := &client{}
 	asked, err := h.join(t.Context(), 7, c, []string{"a"})
 	if err != nil || asked == nil {
 		t.Fatal(asked, err)
+	}
+	in := pgwire.NewReader(far, 1<<14)
+	for range 2 { // nothing is answered that has not been sent
+		if _, _, err := in.Next(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	h.mu.Lock()
 	if err := errors.Join(h.answered(), h.answered()); err != nil { // the client can go on
