@@ -72,6 +72,7 @@ type mainstay struct {
 	env      []string
 	cmd      *exec.Cmd
 	out, log output
+	stderr   *os.File // where the log goes; nil: to log
 	exited   chan struct{}
 	edge     string // http://…
 }
@@ -170,6 +171,9 @@ func (m *mainstay) launch(command ...string) {
 	m.cmd = exec.Command(filepath.Join(bin, "mainstay"), args...)
 	m.cmd.Env = m.env
 	m.cmd.Stdout, m.cmd.Stderr = &m.out, &m.log
+	if m.stderr != nil {
+		m.cmd.Stderr = m.stderr
+	}
 	if err := m.cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"os"
 
 	"mainstay.dev/mainstay/internal/config"
@@ -25,7 +24,7 @@ func run(args []string) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(os.Stderr, err)
+	tell(err)
 	if _, wrong := errors.AsType[*config.Mistakes](err); wrong || errors.Is(err, errUsage) {
 		return exitWrong
 	}

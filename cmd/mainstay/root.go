@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -145,4 +146,18 @@ func (c *cli) client() (*admin.Client, error) {
 func terminal(f *os.File) bool {
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
 	return err == nil
+}
+
+// tell writes to stderr why the process ends. A reader that stalls does not keep it from its
+// end.
+func tell(err error) {
+	told := make(chan struct{})
+	go func() {
+		fmt.Fprintln(os.Stderr, err)
+		close(told)
+	}()
+	select {
+	case <-told:
+	case <-time.After(2 * time.Second):
+	}
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -56,8 +55,7 @@ func obey(ctx context.Context, signals <-chan os.Signal, a *app.App, stop contex
 		case ctx.Err() == nil:
 			stop(errors.New(sig.String()))
 		default:
-			fmt.Fprintln(os.Stderr, "stopped at once; what was in flight is cut")
-			a.Kill()
+			a.Kill() // it tells so in the log
 			os.Exit(128 + int(sig.(syscall.Signal)))
 		}
 	}

@@ -46,7 +46,8 @@ type Options struct {
 	Command deploy.Command // from the command line; goes before app.run
 	Environ []string       // Mainstay's own environment
 	Version string
-	Logs    io.Writer
+	// Logs gets the log. Nothing waits for it but the end, for at most two seconds.
+	Logs io.Writer
 	// Terminal tells that Logs is read by a person.
 	Terminal bool
 	Out      io.Writer // for the start-up block
@@ -329,15 +330,26 @@ func (a *App) Ready() error {
 	return nil
 }
 
-// Kill ends the copies of the app at once. It is for the second signal: the
-// process that calls it ends right after.
-func (a *App) Kill() { a.deploy.Kill() }
+// Kill ends the copies of the app at once, and the log. It is for the second signal:
+// the process that calls it ends right after.
+func (a *App) Kill() {
+	a.part("app").Warn("stopped at once; what was in flight is cut")
+	a.deploy.Kill()
+	a.closeLog()
+}
 
 // close gives back what New took; a listener that a part has closed is closed
-// twice without harm.
+// twice without harm. The log is the last, since the others may use it.
 func (a *App) close() {
 	for _, c := range slices.Backward(a.closers) {
 		_ = c.Close()
+	}
+	a.closeLog()
+}
+
+func (a *App) closeLog() {
+	if a.logs != nil {
+		_ = a.logs.queue.Close() // who does not read the log is not told so by it
 	}
 }
 
@@ -360,6 +372,7 @@ func (a *App) levels() []telemetry.Level {
 	if a.local != nil {
 		ls = append(ls, a.local.Levels()...)
 	}
+	ls = append(ls, a.logs.queue.Levels()...)
 	ready := 0.0
 	if a.Ready() == nil {
 		ready = 1

@@ -8,10 +8,11 @@ import (
 	"mainstay.dev/mainstay/telemetry/jsonlog"
 )
 
-// logControl is what a reload can change of the log.
+// logControl is what a reload can change of the log, and what the end has to close.
 type logControl struct {
 	level     slog.LevelVar
 	exchanges *jsonlog.Sink
+	queue     *jsonlog.Queue // before whoever reads the log
 }
 
 // set puts validated settings in force.
@@ -25,15 +26,16 @@ func (c *logControl) set(cfg config.Logs, terminal bool) {
 	}
 }
 
-// newLogger writes JSON lines, or text for a person at a terminal. The control's
-// sink turns exchanges and events into lines.
+// newLogger writes JSON lines, or text for a person at a terminal, and never waits for w. The
+// control's sink turns exchanges and events into lines; its queue is to be closed.
 func newLogger(cfg config.Logs, w io.Writer, terminal bool) (*slog.Logger, *logControl) {
 	c := new(logControl)
-	var h slog.Handler = jsonlog.NewHandler(w, &c.level)
+	form := func(w io.Writer) slog.Handler { return jsonlog.NewHandler(w, &c.level) }
 	if cfg.Format == "text" || cfg.Format == "auto" && terminal {
-		h = slog.NewTextHandler(w, &slog.HandlerOptions{Level: &c.level})
+		form = func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, &slog.HandlerOptions{Level: &c.level}) }
 	}
-	log := slog.New(h)
+	c.queue = jsonlog.NewQueue(w, form)
+	log := slog.New(form(c.queue))
 	c.exchanges = jsonlog.New(log, jsonlog.All)
 	c.set(cfg, terminal)
 	return log, c

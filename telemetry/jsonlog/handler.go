@@ -17,13 +17,16 @@ import (
 // goroutines at once; each line is one Write.
 type Handler struct {
 	*slog.JSONHandler
-	w *lines
+	w io.Writer
 }
 
-// NewHandler returns one that writes to w what is at least at level.
+// NewHandler returns one that writes to w what is at least at level. Whoever logs waits for w,
+// and for the others who do, unless w is a [Queue].
 func NewHandler(w io.Writer, level slog.Leveler) *Handler {
-	l := &lines{w: w}
-	return &Handler{slog.NewJSONHandler(l, &slog.HandlerOptions{Level: level}), l}
+	if _, shared := w.(*Queue); !shared {
+		w = &lines{w: w}
+	}
+	return &Handler{slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}), w}
 }
 
 // lines lets slog's handler and the sinks take turns.

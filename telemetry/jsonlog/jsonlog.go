@@ -168,6 +168,11 @@ func (s *Sink) Emit(e telemetry.Event) {
 	if !s.handler.Enabled(ctx, e.Level) {
 		return
 	}
+	_ = s.handler.Handle(ctx, record(&e))
+}
+
+// record is e's line, to be.
+func record(e *telemetry.Event) slog.Record {
 	at := e.Time
 	if at.IsZero() {
 		at = time.Now()
@@ -181,7 +186,7 @@ func (s *Sink) Emit(e telemetry.Event) {
 		r.AddAttrs(slog.String(keyText, e.Text))
 	}
 	r.AddAttrs(e.Attrs...)
-	_ = s.handler.Handle(ctx, r)
+	return r
 }
 
 // message is the constant message of a plane's lines.
