@@ -60,7 +60,7 @@ func (l *lexer) back() (b Reset, ok bool) {
 	if b.Local = l.is(t, "local"); b.Local || l.is(t, "session") && !l.is(next, "authorization") {
 		t, *l = next, after
 	}
-	if l.toDefault(t)&Back == 0 {
+	if after = *l; after.toDefault(t)&Back == 0 {
 		return b, false
 	}
 	b.Name = l.setting(t)

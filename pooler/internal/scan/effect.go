@@ -43,6 +43,9 @@ func Effects(sql []byte, backslash bool) (e Effect) {
 	w := walk{lexer: lexer{sql: sql, backslash: backslash}}
 	for {
 		t := w.next()
+		if w.calling {
+			e |= w.argument(t)
+		}
 		switch {
 		case t.kind == end:
 			return e
@@ -66,6 +69,11 @@ type walk struct {
 	began         bool // the statement's first token has been seen
 	first, second wordID
 	last          wordID // the word before
+	settled       int    // up to here, what a SET does is told
+	calling       bool   // it is in the arguments of set_config:
+	inner         call   // of this call,
+	outer         []call // and of these, of which each holds the next
+	depth         int    // how deep in brackets it is, for comparison
 }
 
 // wordID is a word that means something; most don't.
@@ -282,16 +290,26 @@ func (w *walk) set() Effect {
 	case l.is(t, "constraints"), l.is(t, "transaction"):
 		return 0
 	case l.is(t, "local"):
-		return Local | l.toDefault(t)
+		return Local | w.toDefault(l, t)
 	case l.is(t, "seed"):
 		return Seeds
 	}
-	return Setting | l.toDefault(t)
+	return Setting | w.toDefault(l, t)
+}
+
+// toDefault says whether the SET that l has read up to t leads back. Where statements begin within others, as
+// those of a procedural language do, many may have one end: it is looked for once, and told once.
+func (w *walk) toDefault(l lexer, t token) (e Effect) {
+	if l.at >= w.settled {
+		e = l.toDefault(t)
+		w.settled = l.at
+	}
+	return e
 }
 
 // toDefault says whether a SET, of which t is a word behind the first, leads back: SET name
-// { = | TO } DEFAULT, SET TIME ZONE LOCAL.
-func (l lexer) toDefault(t token) Effect {
+// { = | TO } DEFAULT, SET TIME ZONE LOCAL. It reads the statement to its end.
+func (l *lexer) toDefault(t token) Effect {
 	last := t
 	for t = l.next(); t.kind != end && !l.isMark(t, ';'); t = l.next() {
 		last = t
@@ -302,41 +320,69 @@ func (l lexer) toDefault(t token) Effect {
 	return 0
 }
 
-// setConfig says what set_config(name, value, is_local) does; the word itself has
-// been read.
+// A call is one of set_config(name, value, is_local) that has not been read to its last argument.
+type call struct {
+	name   kind // of its first argument: number if that is an expression
+	commas uint8
+	back   Effect
+	depth  int // of its arguments
+}
+
+// setConfig begins a call of set_config; the word itself has been read. What it does is said by
+// [walk.argument], as the walk comes to its arguments: calls may stand in calls, and would be read ahead
+// time and again.
 func (w *walk) setConfig() Effect {
 	l := w.lexer
 	if !l.isMark(l.next(), '(') {
 		return 0
 	}
-	name := l.next()
-	if !l.constant() {
-		name.kind = number // an expression that begins with a constant
+	first := l.next()
+	if l.isMark(first, '(') || l.isMark(first, '[') {
+		return AnyChange | Nameless // it is computed
 	}
-	depth, commas, back := 0, 0, Effect(0)
-	for t := name; t.kind != end; t = l.next() {
-		switch {
-		case l.isMark(t, '(') || l.isMark(t, '['):
-			depth++
-		case (l.isMark(t, ')') || l.isMark(t, ']')) && depth > 0:
-			depth--
-		case l.isMark(t, ')'):
-			return AnyChange | Nameless
-		case l.isMark(t, ',') && depth == 0:
-			switch commas++; commas {
-			case 1:
-				if value := l; value.is(value.next(), "null") { // PostgreSQL leads it back then
-					back = Back
-				}
-			case 2:
-				if e := w.scope(l, name); e&Local == 0 {
-					return e | back
-				}
-				return Local
-			}
+	name := first.kind
+	if !l.constant() {
+		name = number // an expression that begins with a constant
+	}
+	if w.calling {
+		w.outer = append(w.outer, w.inner)
+	}
+	w.calling, w.inner = true, call{name: name, depth: w.depth + 1}
+	return 0
+}
+
+// argument takes the next token of the innermost call's arguments, and says what it does if that is known now.
+func (w *walk) argument(t token) (e Effect) {
+	c := &w.inner
+	switch {
+	case t.kind == end:
+		return AnyChange | Nameless
+	case w.isMark(t, '(') || w.isMark(t, '['):
+		w.depth++
+		return 0
+	case w.isMark(t, ')') || w.isMark(t, ']'):
+		if w.depth--; w.depth >= c.depth {
+			return 0
+		}
+		e = AnyChange | Nameless
+	case !w.isMark(t, ',') || w.depth != c.depth:
+		return 0
+	case c.commas == 0:
+		c.commas = 1
+		if value := w.lexer; value.is(value.next(), "null") { // PostgreSQL leads it back then
+			c.back = Back
+		}
+		return 0
+	default:
+		if e = w.lexer.scope(c.name); e&Local == 0 {
+			e |= c.back
 		}
 	}
-	return AnyChange | Nameless
+	last := len(w.outer) - 1
+	if w.calling = last >= 0; w.calling {
+		w.inner, w.outer = w.outer[last], w.outer[:last]
+	}
+	return e
 }
 
 // constant reports whether an argument that began with the token that was read is that
@@ -350,14 +396,14 @@ func (l lexer) constant() bool {
 }
 
 // scope looks at set_config's last argument.
-func (w *walk) scope(l lexer, name token) Effect {
+func (l lexer) scope(name kind) Effect {
 	value, closing := l.next(), l.next()
 	switch {
 	case l.isMark(closing, ')') && (l.is(value, "true") || value.kind == text && string(l.sql[value.from:value.to]) == "t"):
 		return Local
-	case name.kind == text:
+	case name == text:
 		return Setting
-	case name.kind == param:
+	case name == param:
 		return AnyChange
 	}
 	return AnyChange | Nameless

@@ -2,6 +2,7 @@ package scan
 
 import (
 	"bytes"
+	"maps"
 	"slices"
 )
 
@@ -31,89 +32,26 @@ const (
 // hinted are the effects that are worth a hint.
 const hinted = Lasting | Sequence
 
-// A Routine is a function or procedure, and its source.
-type Routine struct {
-	Name, Source string
-	Language     Language
-}
-
-// A Language is what a routine is written in.
-type Language uint8
-
-const (
-	SQL     Language = iota // or PL/pgSQL
-	Foreign                 // another procedural language
-	Machine                 // C: there is no source to be read
-)
-
-// A Link says that using From means using To, which both are as in [Hints].
-type Link struct{ From, To string }
-
-// Reveal makes hints of what the catalog holds.
-func Reveal(routines []Routine, links []Link) Hints {
-	all := Hints{}
-	for _, r := range routines {
-		h := all.of(r.Name + "(")
-		e, m := r.does()
-		h.Effect |= e
-		h.Settings = append(h.Settings, m.Settings...)
-	}
-	for _, l := range links {
-		all.of(l.From)
-		all.of(l.To)
-	}
-	for _, r := range routines { // what they call, and the tables that they use
-		all.each([]byte(r.Source), false, true, func(name string) { links = append(links, Link{r.Name + "(", name}) })
-	}
-	for changed := true; changed; {
-		changed = false
-		for _, l := range links {
-			from, to := all[l.From], all[l.To]
-			if from == to {
-				continue
-			}
-			changed = changed || from.Effect|to.Effect != from.Effect
-			from.Effect |= to.Effect
-			for _, name := range to.Settings {
-				if len(from.Settings) < MaxMentions && !slices.Contains(from.Settings, name) {
-					from.Settings = append(from.Settings, name)
-					changed = true
-				}
-			}
-		}
-	}
-	for name, h := range all {
-		if h.Effect&hinted == 0 {
-			delete(all, name)
-		}
-	}
-	if len(all) == 0 {
-		return nil
-	}
-	return all
-}
-
-func (h Hints) of(name string) *Hint {
-	if h[name] == nil {
-		h[name] = &Hint{}
-	}
-	return h[name]
-}
-
 // Find says what a text does by the names that it uses, and adds the settings that this
 // may change. m may be nil.
 func (h Hints) Find(sql []byte, backslash bool, m *Mentions) (e Effect) {
 	if len(h) == 0 {
 		return 0
 	}
+	var added map[*Hint]bool // that m has, as texts may use a name very often
 	find := func(name string) {
 		hint := h[name]
 		e |= hint.Effect
-		if m != nil {
-			for _, s := range hint.Settings {
-				m.add(s)
-			}
+		if m == nil || len(hint.Settings) == 0 || added[hint] {
+			return
 		}
+		for _, s := range hint.Settings {
+			m.add(s)
+		}
+		if added == nil {
+			added = map[*Hint]bool{}
+		}
+		added[hint] = true
 	}
 	if h[Always] != nil {
 		find(Always)
@@ -247,9 +185,24 @@ func executesCode(sql []byte) bool {
 // maxName bounds a name's bytes, as PostgreSQL does.
 const maxName = 63
 
+// maxDepth bounds how deep constants in constants are looked into for names: each is read once for every one that it
+// is in. Nobody writes so many.
+const maxDepth = 8
+
 // each calls yield for each name in a text that there is a hint for, in its constants too if
 // they may be code, as those of DO are.
 func (h Hints) each(sql []byte, backslash, code bool, yield func(name string)) {
+	if h.names(sql, backslash, code, 0, yield) {
+		return
+	}
+	for _, name := range slices.Sorted(maps.Keys(h)) { // what was not read may use any
+		yield(name)
+	}
+}
+
+// names is each for a text that is so deep in constants. all is false if there are some that are too deep.
+func (h Hints) names(sql []byte, backslash, code bool, depth int, yield func(name string)) (all bool) {
+	all = true
 	l := lexer{sql: sql, backslash: backslash}
 	var buf [maxName + 1]byte
 	writes, dot, begins, do := false, false, true, code
@@ -271,7 +224,7 @@ func (h Hints) each(sql []byte, backslash, code bool, yield func(name string)) {
 		}
 		begins = l.isMark(t, ';')
 		if t.kind == text && do {
-			h.each(sql[t.from:t.to], backslash, true, yield)
+			all = depth < maxDepth && h.names(sql[t.from:t.to], backslash, true, depth+1, yield) && all
 		}
 		if t.kind == mark {
 			if dot = l.isMark(t, '.'); isOperator(sql[t.from]) {
@@ -308,6 +261,7 @@ func (h Hints) each(sql []byte, backslash, code bool, yield func(name string)) {
 			}
 		}
 	}
+	return all
 }
 
 // isOperator reports whether operators may hold this byte.
@@ -334,31 +288,6 @@ func (h Hints) operators(l *lexer, t token, yield func(name string)) {
 			}
 		}
 	}
-}
-
-// does says what a routine may do, and which settings it names.
-func (r *Routine) does() (e Effect, m Mentions) {
-	source := []byte(r.Source)
-	switch r.Language {
-	case SQL:
-		return Body(source)
-	case Machine:
-		return anything, m
-	}
-	// What it calls stands in strings of a kind that is not known here.
-	lower := bytes.ToLower(source)
-	for _, state := range []string{"_shared", "gd[", "sd[", "spi_prepare", "globalthis"} {
-		if bytes.Contains(lower, []byte(state)) {
-			e |= Keeps
-		}
-	}
-	for _, name := range bytes.FieldsFunc(source, func(r rune) bool { return r >= 0x80 || r != '.' && !isWord(byte(r)) && !isDigit(byte(r)) }) {
-		m.guess(name)
-	}
-	if len(m.Settings) == 0 && (bytes.Contains(lower, []byte("set_config")) || bytes.Contains(lower, []byte("\"set ")) || bytes.Contains(lower, []byte("'set "))) {
-		e |= Nameless
-	}
-	return e | anything, m
 }
 
 // Body says what a function's source may do, in SQL or a language like it, and which
@@ -388,6 +317,9 @@ func body(source []byte, nested int, tables bool) (e Effect) {
 	dynamic := false // the statement executes a text
 	for {
 		t := w.next()
+		if w.calling {
+			e |= w.argument(t)
+		}
 		switch {
 		case t.kind == end:
 			return e

@@ -2,6 +2,7 @@ package scan
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"testing"
 )
@@ -13,6 +14,8 @@ func TestTheEffectsOfAFunctionsBodyAreSeen(t *testing.T) {
 		"select set_config(name, value, false)":                                            AnyChange | Nameless,
 		"select set_config($1, $2, false)":                                                 AnyChange,
 		"begin if a then set role x; else reset role; end if; end":                         Setting | Back,
+		"begin set a = 1 then set b to default; begin set c = 1; end":                      Setting | Back,
+		"begin set a = 1; begin set b to default else set local c = 1; end":                Setting,
 		"declare x int; begin for r in select 1 loop listen y; end loop; end":              Listens,
 		"begin create temp table x as select 1; drop table x; end":                         Temporary,
 		"begin execute 'set a.b = ''1'''; end":                                             Setting,
@@ -75,6 +78,17 @@ func TestWhatIsHiddenIsFoundByItsNames(t *testing.T) {
 	if got := h.Find([]byte("select 1"), false, nil); got != Setting {
 		t.Errorf("any text: %b", got)
 	}
+	h = Reveal([]Routine{{Name: "act", Source: "set x.y = 1"}, {Name: "lock_it", Source: "select pg_advisory_lock(1)"}}, nil)
+	for depth, want := range map[int]Effect{1: Setting, 4: Setting, 100: Setting | Locks} { // what is too deep may use any name
+		tags, behind := "", ""
+		for i := range depth {
+			tag := fmt.Sprintf("$a%d$", i)
+			tags, behind = tags+" "+tag, tag+" "+behind
+		}
+		if got := h.Find([]byte("do"+tags+" select act() "+behind), false, nil); got != want {
+			t.Errorf("%d constants deep: %b, want %b", depth, got, want)
+		}
+	}
 	if Reveal([]Routine{{Name: "f", Source: "select 1"}}, []Link{{"t", "f("}}) != nil {
 		t.Error("hints of nothing")
 	}
@@ -122,6 +136,22 @@ func TestChangesOfALongTextAreFoundInOneGo(t *testing.T) {
 			if got, _ := h.Changes(append(long, "create extension x"...), true); got != Catalog|anything {
 				t.Errorf("%s, and an extension: %b", one, got)
 			}
+		}
+	}
+}
+
+// What functions call is followed link by link, not by looking at all links for each of them: here that would be
+// tens of billions.
+func TestFunctionsThatCallOneAnotherInALongLineAreFoundInOneGo(t *testing.T) {
+	const line = 100_000
+	routines := make([]Routine, 0, line+1)
+	for i := range line {
+		routines = append(routines, Routine{Name: fmt.Sprintf("f%d", i), Source: fmt.Sprintf("select f%d()", i+1)})
+	}
+	h := Reveal(append(routines, Routine{Name: fmt.Sprintf("f%d", line), Source: "set a.b = 1; select f0()"}), nil)
+	for i := range line + 1 {
+		if got := h[fmt.Sprintf("f%d(", i)]; got == nil || got.Effect != Setting || !slices.Equal(got.Settings, []string{"a.b"}) {
+			t.Fatalf("function %d: %+v", i, got)
 		}
 	}
 }

@@ -123,6 +123,7 @@ func (m *Mentions) setting(l *lexer, t token) {
 	case "transaction", "constraints", "seed":
 		return
 	}
+	all := []byte(name) // there may be very many parts
 	for {
 		after := *l
 		if !after.isMark(after.next(), '.') {
@@ -132,10 +133,10 @@ func (m *Mentions) setting(l *lexer, t token) {
 		if !ok {
 			break
 		}
-		name += "." + part
+		all = append(append(all, '.'), part...)
 		*l = after
 	}
-	m.add(strings.ToLower(name))
+	m.add(strings.ToLower(string(all)))
 }
 
 // setConfig reads the name that set_config is given, if it is a constant.

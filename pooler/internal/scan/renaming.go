@@ -11,6 +11,8 @@ type Renaming struct {
 	moves []move
 	runs  []run
 
+	counted, characters int // of text: so many bytes of it are so many characters
+
 	backslash bool
 }
 
@@ -29,7 +31,7 @@ func (r *Renaming) Use(u Use, as string) {
 	if as != "" {
 		r.text = append(append(r.text, r.sql[r.taken:u.From]...), as...)
 		r.taken = u.To
-		r.moves = append(r.moves, move{utf8.RuneCount(r.text) + 1, utf8.RuneCountInString(as) - utf8.RuneCount(r.sql[u.From:u.To])})
+		r.moves = append(r.moves, move{r.length() + 1, utf8.RuneCountInString(as) - utf8.RuneCount(r.sql[u.From:u.To])})
 	}
 	if further := len(r.text) - r.taken; !u.Drops && !u.Makes {
 		r.runs = append(r.runs, run{u.Index, u.Args + further, u.Until + further})
@@ -41,7 +43,15 @@ func (r *Renaming) Use(u Use, as string) {
 func (r *Renaming) Insert(at int, sql string) {
 	r.text = append(append(r.text, r.sql[r.taken:at]...), sql...)
 	r.taken = at
-	r.moves = append(r.moves, move{utf8.RuneCount(r.text) + 1, utf8.RuneCountInString(sql)})
+	r.moves = append(r.moves, move{r.length() + 1, utf8.RuneCountInString(sql)})
+}
+
+// length is how many characters the text has so far. Those that were there the last time are not counted again: there
+// may be very many uses. No character is in two of the pieces that the text is made of.
+func (r *Renaming) length() int {
+	r.characters += utf8.RuneCount(r.text[r.counted:])
+	r.counted = len(r.text)
+	return r.characters
 }
 
 // Renames reports whether there is anything in the text that is not the client's.
@@ -78,13 +88,15 @@ func (r *Renaming) own(one run, at int, sqlstate, routine string) bool {
 	if sqlstate == "42601" {
 		return true
 	}
+	place, counted := 1, 0
 	for l := (lexer{sql: r.text[:one.until], at: one.from, backslash: r.backslash}); routine != "parserOpenTable"; {
 		l.skip()
-		from := l.at
+		place += utf8.RuneCount(r.text[counted:l.at])
+		counted = l.at
 		if l.next().kind == end {
 			break
 		}
-		if utf8.RuneCount(r.text[:from])+1 == at {
+		if place == at {
 			return true
 		}
 	}

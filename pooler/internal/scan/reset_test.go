@@ -1,6 +1,9 @@
 package scan
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestWhatATextLeadsBackIsKnown(t *testing.T) {
 	for sql, want := range map[string]string{
@@ -8,7 +11,7 @@ func TestWhatATextLeadsBackIsKnown(t *testing.T) {
 		"set timezone to default": "timezone", "set session datestyle = default;": "datestyle", "set time zone local": "timezone", "set time zone default": "timezone",
 		"set local timezone to default": "timezone local", "reset my.word": "my.word", "reset session authorization": "session_authorization",
 		"discard plans": "", "set timezone = 'UTC'": "", "set timezone to default; select 1": "", "reset timezone; set timezone = 'UTC'": "", "select 1": "", "": "", "reset": "", "set": "",
-		"set a to default, b": "", "set local": "",
+		"set a to default, b": "", "set local": "", "reset a" + strings.Repeat(".B", 1000): "a" + strings.Repeat(".b", 1000),
 	} {
 		got, local := LeadsBack([]byte(sql))
 		if local && got != "" {

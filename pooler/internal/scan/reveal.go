@@ -1,0 +1,123 @@
+package scan
+
+import (
+	"bytes"
+	"slices"
+)
+
+// A Routine is a function or procedure, and its source.
+type Routine struct {
+	Name, Source string
+	Language     Language
+}
+
+// A Language is what a routine is written in.
+type Language uint8
+
+const (
+	SQL     Language = iota // or PL/pgSQL
+	Foreign                 // another procedural language
+	Machine                 // C: there is no source to be read
+)
+
+// A Link says that using From means using To, which both are as in [Hints].
+type Link struct{ From, To string }
+
+// Reveal makes hints of what the catalog holds.
+func Reveal(routines []Routine, links []Link) Hints {
+	all := Hints{}
+	for _, r := range routines {
+		h := all.of(r.Name + "(")
+		e, m := r.does()
+		h.Effect |= e
+		h.Settings = append(h.Settings, m.Settings...)
+	}
+	for _, l := range links {
+		all.of(l.From)
+		all.of(l.To)
+	}
+	for _, r := range routines { // what they call, and the tables that they use
+		used := map[string]bool{}
+		all.each([]byte(r.Source), false, true, func(name string) {
+			if !used[name] {
+				used[name], links = true, append(links, Link{r.Name + "(", name})
+			}
+		})
+	}
+	all.spread(links)
+	for name, h := range all {
+		if h.Effect&hinted == 0 {
+			delete(all, name)
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return all
+}
+
+// spread gives to all that use something what that may do, and goes on with those that this is new to: links may
+// be a long way, in any order.
+func (h Hints) spread(links []Link) {
+	users, waiting := map[*Hint][]*Hint{}, map[*Hint]bool{}
+	var queue []*Hint
+	for _, l := range links {
+		to := h[l.To]
+		if users[to] = append(users[to], h[l.From]); !waiting[to] {
+			waiting[to], queue = true, append(queue, to)
+		}
+	}
+	for len(queue) > 0 {
+		to := queue[0]
+		waiting[to], queue = false, queue[1:]
+		for _, from := range users[to] {
+			if from.take(to) && !waiting[from] {
+				waiting[from], queue = true, append(queue, from)
+			}
+		}
+	}
+}
+
+// take adds what another hint says, and reports whether any of it is new.
+func (h *Hint) take(other *Hint) (changed bool) {
+	changed = h.Effect|other.Effect != h.Effect
+	h.Effect |= other.Effect
+	for _, name := range other.Settings {
+		if len(h.Settings) < MaxMentions && !slices.Contains(h.Settings, name) {
+			h.Settings, changed = append(h.Settings, name), true
+		}
+	}
+	return changed
+}
+
+func (h Hints) of(name string) *Hint {
+	if h[name] == nil {
+		h[name] = &Hint{}
+	}
+	return h[name]
+}
+
+// does says what a routine may do, and which settings it names.
+func (r *Routine) does() (e Effect, m Mentions) {
+	source := []byte(r.Source)
+	switch r.Language {
+	case SQL:
+		return Body(source)
+	case Machine:
+		return anything, m
+	}
+	// What it calls stands in strings of a kind that is not known here.
+	lower := bytes.ToLower(source)
+	for _, state := range []string{"_shared", "gd[", "sd[", "spi_prepare", "globalthis"} {
+		if bytes.Contains(lower, []byte(state)) {
+			e |= Keeps
+		}
+	}
+	for _, name := range bytes.FieldsFunc(source, func(r rune) bool { return r >= 0x80 || r != '.' && !isWord(byte(r)) && !isDigit(byte(r)) }) {
+		m.guess(name)
+	}
+	if len(m.Settings) == 0 && (bytes.Contains(lower, []byte("set_config")) || bytes.Contains(lower, []byte("\"set ")) || bytes.Contains(lower, []byte("'set "))) {
+		e |= Nameless
+	}
+	return e | anything, m
+}
