@@ -12,6 +12,6 @@ export GOFLAGS="${GOFLAGS:-} -pgo=off"
 go test -race -timeout 12m ./...
 
 # The race detector allocates by itself: tests that count allocations skip under it
-# in these packages, so they are run once more without.
-go test ./identity ./telemetry/jsonlog
+# in these packages, so they are run once more without, and texts to be read are shorter under it.
+go test ./identity ./telemetry/jsonlog ./pooler/internal/scan
 go test -run AllocatesNothing ./pooler
