@@ -321,7 +321,8 @@ func (s *backend) clean() error {
 // forgive forgets what may have been left: it is not there, or it has been wiped.
 func (s *backend) forgive() {
 	s.left, s.pins, s.heard, s.tuned, s.stuck = 0, 0, nil, false, nil
-	s.mentions.Settings, s.executed = s.mentions.Settings[:0], nil
+	s.mentions.Reset()
+	s.executed = nil
 }
 
 // discard wipes everything at the end of a session that had the server to itself.

@@ -394,6 +394,9 @@ const lookLimit = 30 * time.Second
 
 // look asks the server what the client has left there.
 func (s *session) look(b *backend) (err error) {
+	if b.mentions.Odd && b.left&scan.AnyChange != 0 {
+		b.left |= scan.Nameless
+	}
 	q := audit.Question{Effects: b.left, Names: b.mentions.Settings, Known: b.settings}
 	var found audit.Findings
 	if err := b.execWithin(lookLimit, q.SQL(), found.Row); err != nil {
@@ -422,7 +425,8 @@ func (s *session) look(b *backend) (err error) {
 	}
 	b.pins = b.pins&^q.Asked() | found.Pins | b.left&audit.Sticky
 	b.left = 0
-	b.mentions.Settings, b.executed = b.mentions.Settings[:0], nil
+	b.mentions.Reset()
+	b.executed = nil
 	reasons := ""
 	if b.pins != 0 {
 		reasons = audit.Reasons(b.pins)

@@ -484,9 +484,7 @@ func (s *session) executesSQL() scan.Effect {
 	}
 	if b.executed != x {
 		b.executed = x
-		for _, name := range x.said.Settings {
-			b.mentions.Add(name)
-		}
+		b.mentions.Join(&x.said)
 	}
 	return x.left | x.hidden
 }

@@ -449,9 +449,7 @@ func (s *session) recall(left scan.Effect, said *scan.Mentions) {
 	}
 	s.resets = s.resets || left&scan.Back != 0
 	s.next.ends = s.next.ends || left&scan.Ends != 0
-	for _, name := range said.Settings {
-		b.mentions.Add(name)
-	}
+	b.mentions.Join(said)
 }
 
 // ensure makes sure that the server knows a statement, or will by the time it gets

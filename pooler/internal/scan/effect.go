@@ -294,7 +294,44 @@ func (w *walk) set() Effect {
 	case l.is(t, "seed"):
 		return Seeds
 	}
-	return Setting | w.toDefault(l, t)
+	e := Setting | w.toDefault(l, t)
+	if l.odd(t) {
+		e |= AnyChange | Nameless
+	}
+	return e
+}
+
+// odd reports whether PostgreSQL has the setting that a SET names, of which t is the first word, under another name than
+// can be told here: see strange. In U&"…" it may be written in any way.
+func (l lexer) odd(t token) bool {
+	if after := l; l.is(t, "session") && !after.isMark(after.next(), '.') {
+		t = l.next()
+	}
+	for t.kind == word || t.kind == quoted {
+		name, ok := l.value(t)
+		if !ok || strange(name) || t.kind == quoted && t.from > 1 && l.sql[t.from-2] == '&' {
+			return true
+		}
+		if !l.isMark(l.next(), '.') {
+			return false
+		}
+		t = l.next()
+	}
+	return false
+}
+
+// strange reports whether a name, or a part of one, is longer than PostgreSQL lets it be, or has letters whose lower case depends
+// on the database.
+func strange[T string | []byte](name T) bool {
+	if len(name) > maxName {
+		return true
+	}
+	for i := range len(name) {
+		if name[i] >= 0x80 {
+			return true
+		}
+	}
+	return false
 }
 
 // toDefault says whether the SET that l has read up to t leads back. Where statements begin within others, as
@@ -341,8 +378,8 @@ func (w *walk) setConfig() Effect {
 		return AnyChange | Nameless // it is computed
 	}
 	name := first.kind
-	if !l.constant() {
-		name = number // an expression that begins with a constant
+	if value, ok := l.value(first); !l.constant() || name == text && (!ok || strange(value)) {
+		name = number // an expression that begins with a constant, or as good as one
 	}
 	if w.calling {
 		w.outer = append(w.outer, w.inner)

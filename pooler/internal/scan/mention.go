@@ -8,6 +8,7 @@ import (
 // Mentions are the names in a text whose meaning in the session it may change; "all" is RESET ALL's.
 type Mentions struct {
 	Settings []string // in lower case; some may be no settings at all
+	Odd      bool     // there may be one that cannot be asked for by its name
 }
 
 // MaxMentions bounds how many names are taken from one text.
@@ -49,6 +50,17 @@ func (m *Mentions) find(sql []byte, backslash bool, nested int) {
 	}
 }
 
+// Join adds what another mentions.
+func (m *Mentions) Join(o *Mentions) {
+	for _, name := range o.Settings {
+		m.add(name)
+	}
+	m.Odd = m.Odd || o.Odd
+}
+
+// Reset forgets all.
+func (m *Mentions) Reset() { m.Settings, m.Odd = m.Settings[:0], false }
+
 // Add adds a setting's name.
 func (m *Mentions) Add(name string) { m.add(strings.ToLower(name)) }
 
@@ -59,7 +71,7 @@ func (m *Mentions) Guess(value []byte) { m.guess(value) }
 // guess takes a string for a setting's name if it looks like one of the settings
 // that applications make up, which have a dot.
 func (m *Mentions) guess(value []byte) {
-	if len(value) < 3 || len(value) > 63 {
+	if len(value) < 3 {
 		return
 	}
 	dot := false
@@ -71,7 +83,10 @@ func (m *Mentions) guess(value []byte) {
 			return
 		}
 	}
-	if dot {
+	switch odd := strange(value); {
+	case dot && odd:
+		m.Odd = true
+	case dot:
 		m.add(strings.ToLower(string(value)))
 	}
 }
@@ -105,6 +120,7 @@ func (m *Mentions) set(l lexer) {
 
 // setting reads a setting's name, which may be a keyword that stands for one.
 func (m *Mentions) setting(l *lexer, t token) {
+	m.Odd = m.Odd || l.odd(t)
 	name, ok := l.value(t)
 	if !ok || t.kind == text {
 		return
@@ -145,7 +161,10 @@ func (m *Mentions) setConfig(l lexer) {
 		return
 	}
 	if t := l.next(); t.kind == text {
-		if name, ok := l.value(t); ok && name != "" && len(name) < 64 {
+		switch name, ok := l.value(t); {
+		case !ok, strange(name):
+			m.Odd = true
+		case name != "":
 			m.add(strings.ToLower(name))
 		}
 	}

@@ -116,7 +116,7 @@ func (r *Routine) does() (e Effect, m Mentions) {
 	for _, name := range bytes.FieldsFunc(source, func(r rune) bool { return r >= 0x80 || r != '.' && !isWord(byte(r)) && !isDigit(byte(r)) }) {
 		m.guess(name)
 	}
-	if len(m.Settings) == 0 && (bytes.Contains(lower, []byte("set_config")) || bytes.Contains(lower, []byte("\"set ")) || bytes.Contains(lower, []byte("'set "))) {
+	if m.Odd || len(m.Settings) == 0 && (bytes.Contains(lower, []byte("set_config")) || bytes.Contains(lower, []byte("\"set ")) || bytes.Contains(lower, []byte("'set "))) {
 		e |= Nameless
 	}
 	return e | anything, m

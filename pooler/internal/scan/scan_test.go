@@ -38,6 +38,10 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 		"do $$ begin perform 1; end $$": AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances,
 		"select nextval('s')":           Advances, "with x as (insert into t select 1 returning a) select a from x": Advances, "copy t from stdin": Advances, "explain analyze insert into t values (1)": Advances,
 		"select dblink_connect('x', '')": Connects,
+		"set É.x = 1":                    Setting | AnyChange | Nameless, `set session "É".x = 1`: Setting | AnyChange | Nameless, "set local É.x = 1": Local,
+		`set u&"\0061".x = 1`: Setting | AnyChange | Nameless, `set u&"!0061" uescape '!'.x = 1`: Setting | AnyChange | Nameless, "set session.x = 'É'": Setting,
+		"set x." + strings.Repeat("y", 64) + " = 1": Setting | AnyChange | Nameless, "set x." + strings.Repeat("y", 63) + " = 1": Setting,
+		"select set_config('É.x', 'y', false)": AnyChange | Nameless, `select set_config(e'a\x2eb', 'y', false)`: AnyChange | Nameless, "select set_config('É.x', 'y', true)": Local,
 	} {
 		if got := Effects([]byte(sql), false); got != want {
 			t.Errorf("%q: %b, want %b", sql, got, want)
@@ -68,8 +72,16 @@ func TestTheNamesThatATextChangesAreFound(t *testing.T) {
 	for _, value := range []string{"app.tenant", "plain", "a b.c", "1.2", "", strings.Repeat("x", 70) + ".y", ".x"} {
 		m.Guess([]byte(value))
 	}
-	if diff := cmp.Diff([]string{"app.tenant"}, m.Settings); diff != "" {
+	if diff := cmp.Diff(Mentions{Settings: []string{"app.tenant"}, Odd: true}, m); diff != "" {
 		t.Error(diff)
+	}
+	for sql, odd := range map[string]bool{
+		"set a.b = 'É'": false, "do $$ begin set É.b = 1; end $$": true, "do $$ begin perform set_config('É.b', '', false); end $$": true, "execute p('É.b')": true, "execute p('É')": false,
+	} {
+		var m Mentions
+		if m.Find([]byte(sql), false); m.Odd != odd {
+			t.Errorf("%s: odd %v", sql, m.Odd)
+		}
 	}
 }
 
