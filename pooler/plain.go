@@ -3,6 +3,7 @@ package pooler
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"slices"
 	"time"
@@ -249,6 +250,18 @@ func (s *session) beginOn(w *loop.Worker, now time.Time) {
 		s.carry(kept(w))
 	}
 	s.beginAt(now)
+}
+
+// calls is what a function may leave behind that the client calls by its OID: nothing if it is one of those for large
+// objects, for which drivers call functions so.
+func (s *session) calls(n int) scan.Effect {
+	if head := s.head(n); len(head) >= 4 {
+		switch binary.BigEndian.Uint32(head) {
+		case 715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172, 3457, 3458, 3459, 3460: // pg_proc.dat
+			return 0
+		}
+	}
+	return scan.Unknown
 }
 
 // give writes to the client. On the event loops, which must not wait, what there is no room for

@@ -158,6 +158,8 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 				s.in.Skip(pgwire.HeaderSize + n)
 				return 0, nil
 			}
+		case pgwire.FunctionCall:
+			b.left |= s.calls(n)
 		case pgwire.Execute:
 			if again := s.execute(n); again != nil {
 				s.executeReset(n, again)

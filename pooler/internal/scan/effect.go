@@ -1,5 +1,7 @@
 package scan
 
+import "strings"
+
 // Effect is what a text may do to its session beyond its transaction, and what else
 // a pooler must know of it.
 type Effect uint32
@@ -107,16 +109,19 @@ const (
 func (w *walk) word(t token) (e Effect) {
 	var buf [40]byte
 	n := w.fold(t, &buf)
+	if w.spelled(t) {
+		e = Unknown
+	}
 	id := wordOther
 	if !w.began {
 		id, e = w.command(buf[:n])
 		w.first, w.last = id, id
 		return e
 	}
-	switch e = w.call(buf[:n]); string(buf[:n]) {
+	switch e |= w.call(buf[:n]); string(buf[:n]) {
 	case "temp", "temporary":
 		if w.temporary() {
-			e = Temporary
+			e |= Temporary
 		}
 	case "into":
 		id = wordInto
@@ -130,20 +135,20 @@ func (w *walk) word(t token) (e Effect) {
 		id = wordReplace
 	case "hold":
 		if w.first == wordDeclare && w.last == wordWith {
-			e = Hold
+			e |= Hold
 		}
 	case "with":
 		id = wordWith
 	case "execute":
 		if w.first == wordExplain || w.first == wordCreate {
-			e = Executes
+			e |= Executes
 		}
 	case "transaction":
 		if w.first == wordPrepare && w.second == wordNone {
-			e = Ends
+			e |= Ends
 		}
 	case "database", "tablespace", "concurrently", "subscription", "system":
-		e = Alone
+		e |= Alone
 	default:
 		e |= named(buf[:n])
 	}
@@ -174,6 +179,12 @@ func (w *walk) call(name []byte) Effect {
 	case "pg_advisory_lock", "pg_advisory_lock_shared", "pg_try_advisory_lock", "pg_try_advisory_lock_shared",
 		"pg_advisory_unlock", "pg_advisory_unlock_shared", "pg_advisory_unlock_all":
 		return Locks
+	case "query_to_xml", "query_to_xmlschema", "query_to_xml_and_xmlschema", "cursor_to_xml", "cursor_to_xmlschema", "table_to_xml",
+		"table_to_xml_and_xmlschema", "schema_to_xml", "schema_to_xml_and_xmlschema", "database_to_xml", "database_to_xml_and_xmlschema",
+		"ts_stat", "ts_rewrite", "crosstab", "crosstab2", "crosstab3", "crosstab4", "connectby", "xpath_table":
+		return Unknown // by a text that it is given
+	case "pg_create_physical_replication_slot", "pg_create_logical_replication_slot", "pg_copy_physical_replication_slot", "pg_copy_logical_replication_slot":
+		return Keeps // a temporary one
 	case "pg_backup_start", "pg_start_backup", "pg_replication_origin_session_setup", "isn_weak", "hypopg_create_index", "hypopg_hide_index":
 		return Keeps
 	case "pg_terminate_backend":
@@ -182,6 +193,14 @@ func (w *walk) call(name []byte) Effect {
 		return Cancels
 	}
 	return 0
+}
+
+// Unknown is what a text may do that is executed, and cannot be read.
+const Unknown = anything | Nameless | Seeds
+
+// spelled reports whether a name is a U&"…", which may spell any other.
+func (w *walk) spelled(t token) bool {
+	return t.kind == quoted && t.from > 1 && w.sql[t.from-2] == '&'
 }
 
 // named says what the mere name of something betrays.
@@ -211,7 +230,9 @@ func (w *walk) fold(t token, buf *[40]byte) int {
 // also a name that columns and tables have.
 func (w *walk) temporary() bool {
 	switch w.last {
-	case wordCreate, wordReplace, wordLocal, wordGlobal:
+	case wordLocal, wordGlobal:
+		return w.first != wordInsert
+	case wordCreate, wordReplace:
 		return w.first == wordCreate || w.first == wordSelect || w.first == wordWith || w.first == wordExplain
 	case wordInto:
 		return w.first != wordInsert
@@ -241,7 +262,7 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 		}
 		return wordOther, Temporary // PLANS and SEQUENCES leave nothing, and nothing out
 	case "do":
-		return wordDo, AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances
+		return wordDo, AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances | w.doing()
 	case "call":
 		return wordCall, AnyChange | Temporary | Locks | Hold | Listens | Prepares | Ends | Advances
 	case "create":
@@ -286,13 +307,19 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 func (w *walk) set() Effect {
 	l := w.lexer
 	t := l.next()
-	switch {
-	case l.is(t, "constraints"), l.is(t, "transaction"):
+	if l.is(t, "constraints") || l.is(t, "transaction") {
 		return 0
+	}
+	name, after := t, l
+	if (l.is(t, "local") || l.is(t, "session")) && !after.isMark(after.next(), '.') {
+		after = l
+		name = after.next()
+	}
+	switch seed, _ := after.value(name); {
+	case name.kind != text && strings.EqualFold(seed, "seed"): // no transaction takes that back
+		return Seeds
 	case l.is(t, "local"):
 		return Local | w.toDefault(l, t)
-	case l.is(t, "seed"):
-		return Seeds
 	}
 	e := Setting | w.toDefault(l, t)
 	if l.odd(t) {
@@ -378,7 +405,11 @@ func (w *walk) setConfig() Effect {
 		return AnyChange | Nameless // it is computed
 	}
 	name := first.kind
-	if value, ok := l.value(first); !l.constant() || name == text && (!ok || strange(value)) {
+	value, ok := l.value(first)
+	if name == text && strings.EqualFold(value, "seed") {
+		return Seeds // even if it is local
+	}
+	if !l.constant() || name == text && (!ok || strange(value)) {
 		name = number // an expression that begins with a constant, or as good as one
 	}
 	if w.calling {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"maps"
 	"slices"
+	"unicode/utf8"
 )
 
 // What a text does may be hidden: in a function that it calls, or in a table or view
@@ -218,7 +219,6 @@ func (h Hints) names(sql []byte, backslash, code bool, depth int, yield func(nam
 		}
 	}
 	for t := l.next(); t.kind != end; t = l.next() {
-		n := t.to - t.from
 		if begins {
 			do = code || l.is(t, "do")
 		}
@@ -231,10 +231,15 @@ func (h Hints) names(sql []byte, backslash, code bool, depth int, yield func(nam
 				h.operators(&l, t, yield)
 			}
 		}
-		if t.kind != word && t.kind != quoted || n > maxName {
+		if t.kind != word && t.kind != quoted {
 			continue
 		}
-		copy(buf[:], sql[t.from:t.to])
+		name := sql[t.from:t.to]
+		if t.kind == quoted && t.escaped {
+			name = bytes.ReplaceAll(name, []byte(`""`), []byte(`"`))
+		}
+		n := len(cut(name))
+		copy(buf[:], name[:n])
 		if t.kind == word {
 			for i := range n {
 				buf[i] = lower(buf[i])
@@ -365,15 +370,36 @@ func (l *lexer) opens(t token) bool {
 	return false
 }
 
+// cut shortens a name as PostgreSQL does.
+func cut(name []byte) []byte {
+	if len(name) <= maxName {
+		return name
+	}
+	n := maxName
+	for n > 0 && !utf8.RuneStart(name[n]) {
+		n--
+	}
+	return name[:n]
+}
+
 // constantText reports whether what comes next is a string constant, or made from one by
-// format.
+// format, of which at least the command can be read.
 func (l *lexer) constantText() bool {
 	t := l.next()
-	if l.is(t, "format") {
+	formats := l.is(t, "format")
+	if formats {
 		if !l.isMark(l.next(), '(') {
 			return false
 		}
 		t = l.next()
 	}
-	return t.kind == text
+	if t.kind != text || t.escaped && bytes.IndexByte(l.sql[t.from:t.to], '\\') >= 0 {
+		return false
+	}
+	made := l.sql[t.from:t.to]
+	if after := *l; formats || after.isMark(after.next(), '|') { // to be continued
+		made = bytes.TrimLeft(made, " \t\r\n")
+		return bytes.IndexAny(made, " \t\r\n(") > 0 && !(formats && bytes.Contains(made, []byte("%s")))
+	}
+	return true
 }

@@ -22,7 +22,7 @@ func TestTheEffectsOfAFunctionsBodyAreSeen(t *testing.T) {
 		"begin execute format('set %I = %L', a, b); end":                                   Setting | AnyChange | Nameless,
 		"begin execute 'select ' || a; end":                                                0,
 		"begin execute a; end":                                                             anything,
-		"begin execute format('select %s', a) into b using c; end":                         0,
+		"begin execute format('select %s', a) into b using c; end":                         anything,
 		"begin return nextval('s'); end":                                                   Advances,
 		"begin return lastval(); end":                                                      Sequence,
 		"begin perform pg_advisory_lock(1); end":                                           Locks,

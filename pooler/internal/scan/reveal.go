@@ -20,6 +20,25 @@ const (
 	Machine                 // C: there is no source to be read
 )
 
+// doing is what a DO does beyond what any may: what its code says, as far as it can be read.
+func (w *walk) doing() (e Effect) {
+	l, seen := w.lexer, false
+	for t := l.next(); t.kind != end && !l.isMark(t, ';'); t = l.next() {
+		switch {
+		case l.is(t, "language"):
+			if name, _ := l.value(l.next()); name != "plpgsql" {
+				return Unknown
+			}
+		case t.kind != text || seen || t.escaped && bytes.IndexByte(l.sql[t.from:t.to], '\\') >= 0:
+			return Unknown // UESCAPE, or a constant that goes on, or one that has to be made out first
+		default:
+			seen = true
+			e |= body(l.code(t), 0, false) & (Nameless | Seeds | Connects | Loads | Keeps)
+		}
+	}
+	return e
+}
+
 // A Link says that using From means using To, which both are as in [Hints].
 type Link struct{ From, To string }
 

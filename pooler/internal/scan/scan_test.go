@@ -39,9 +39,14 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 		"select nextval('s')":           Advances, "with x as (insert into t select 1 returning a) select a from x": Advances, "copy t from stdin": Advances, "explain analyze insert into t values (1)": Advances,
 		"select dblink_connect('x', '')": Connects,
 		"set É.x = 1":                    Setting | AnyChange | Nameless, `set session "É".x = 1`: Setting | AnyChange | Nameless, "set local É.x = 1": Local,
-		`set u&"\0061".x = 1`: Setting | AnyChange | Nameless, `set u&"!0061" uescape '!'.x = 1`: Setting | AnyChange | Nameless, "set session.x = 'É'": Setting,
+		`set u&"\0061".x = 1`: Setting | Unknown, `set u&"!0061" uescape '!'.x = 1`: Setting | Unknown, "set session.x = 'É'": Setting,
 		"set x." + strings.Repeat("y", 64) + " = 1": Setting | AnyChange | Nameless, "set x." + strings.Repeat("y", 63) + " = 1": Setting,
 		"select set_config('É.x', 'y', false)": AnyChange | Nameless, `select set_config(e'a\x2eb', 'y', false)`: AnyChange | Nameless, "select set_config('É.x', 'y', true)": Local,
+		"set session seed to 0.5": Seeds, "set local seed to 0.5": Seeds, `set "seed" to 0.5`: Seeds, "select set_config('Seed', '0.5', true)": Seeds,
+		`select u&"set\005fconfig"('x.y', 'z', false)`: Unknown, "select query_to_xml('', true, false, '')": Unknown, "(select 1 into local temp x)": Temporary,
+		"do $$ begin perform setseed(1); end $$":                                         anything | Seeds,
+		"do language plpgsql $$ begin perform set_config('a' || 'b', '', false); end $$": anything | Nameless,
+		"do $$ $$ language plpython3u":                                                   anything | Unknown, "do E'begin perform set\\x5fconfig(); end'": anything | Unknown,
 	} {
 		if got := Effects([]byte(sql), false); got != want {
 			t.Errorf("%q: %b, want %b", sql, got, want)

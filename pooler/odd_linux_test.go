@@ -1,10 +1,13 @@
 package pooler
 
 import (
+	"encoding/binary"
 	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
 )
 
 // A setting that PostgreSQL has under another name than the text gives, or under one that is not found by its lower case,
@@ -37,6 +40,12 @@ func TestASettingWithAnOddNameIsNotLeftToOthers(t *testing.T) {
 		{"prepare odd(text) as select set_config($1, 'left', false)", nil, ""},
 		{"execute odd('É.v')", nil, "É.v"},
 		{"execute odd('" + long + ".v')", nil, long + ".v"},
+		{`select U&"set\005fconfig"('k.a', 'left', false)`, nil, "k.a"},
+		{`select u&"set!005fconfig" uescape '!' ('k.b', 'left', false)`, nil, "k.b"},
+		{"do 'begin perform set_config(''k''||''.c'',''left'',false); end'", nil, "k.c"},
+		{`do E'begin perform set\x5fconfig(\'k.d\',\'left\',false); end'`, nil, "k.d"},
+		{"do 'begin perform set_'\n'config(''k.e'',''left'',false); end'", nil, "k.e"},
+		{"select query_to_xml('select set_config(''k.f'',''left'',false)', true, false, '')", nil, "k.f"},
 	} {
 		a := h.connect(t)
 		if strings.HasPrefix(c.sql, "execute") {
@@ -77,5 +86,28 @@ func TestALongValueKeepsNoServer(t *testing.T) {
 	}
 	if got := value(t, h.connect(t), "select coalesce(current_setting('request.jwt', true), '')"); got != "" {
 		t.Errorf("another client has %q", got)
+	}
+}
+
+// What is called by its OID, as libpq calls functions for large objects, is seen too.
+func TestWhatIsCalledByItsOIDIsNotLeftToOthers(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 4 })))
+	conn := dialRaw(t, h.addr)
+	in := pgwire.NewReader(conn, 1<<16)
+	if _, err := conn.Write([]byte(startup("user", "ann", "database", "app"))); err != nil {
+		t.Fatal(err)
+	}
+	untilReady(t, in)
+	call := binary.BigEndian.AppendUint32(nil, 2880) // pg_advisory_lock(bigint)
+	call = append(call, 0, 0, 0, 1, 0, 0, 0, 3)
+	call = append(append(call, "999"...), 0, 0)
+	if _, err := conn.Write(pgwire.Append(nil, pgwire.FunctionCall, call)); err != nil {
+		t.Fatal(err)
+	}
+	untilReady(t, in)
+	for range 5 {
+		if got := value(t, h.connect(t), "select count(*)::text from pg_locks where locktype = 'advisory' and objid = 999 and pid = pg_backend_pid()", pgx.QueryExecModeSimpleProtocol); got != "0" {
+			t.Error("another client has its lock")
+		}
 	}
 }
