@@ -399,7 +399,7 @@ func (l *lexer) constantText() bool {
 	made := l.sql[t.from:t.to]
 	if after := *l; formats || after.isMark(after.next(), '|') { // to be continued
 		made = bytes.TrimLeft(made, " \t\r\n")
-		return bytes.IndexAny(made, " \t\r\n(") > 0 && !(formats && bytes.Contains(made, []byte("%s")))
+		return bytes.IndexAny(made, " \t\r\n(") > 0 && (!formats || !bytes.Contains(made, []byte("%s")))
 	}
 	return true
 }
