@@ -308,7 +308,7 @@ func changesSchema(command string) bool {
 // unname forgets what a name stands for.
 func (s *session) unname(name string) {
 	if st := s.names[name]; st != nil {
-		s.nameBytes -= len(st.body)
+		s.nameBytes -= int32(len(st.body))
 		delete(s.names, name)
 		delete(s.untried, name)
 	}
@@ -330,7 +330,7 @@ func (s *session) forget() {
 		b.prepared[d.statement] = b.uses
 		if d.name != "" {
 			s.names[d.name] = d.statement
-			s.nameBytes += len(d.statement.body)
+			s.nameBytes += int32(len(d.statement.body))
 		}
 	}
 }

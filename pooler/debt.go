@@ -36,7 +36,7 @@ type replaced struct {
 // known is what names stood for, and what the server knew.
 type known struct {
 	names     map[string]*statement
-	nameBytes int
+	nameBytes int32
 	prepared  map[*statement]uint64
 }
 
@@ -209,14 +209,14 @@ func (s *session) undo(d debt, later []debt) {
 		s.names, s.nameBytes, b.prepared = d.before.names, d.before.nameBytes, d.before.prepared
 	case d.kind == owesDrop && d.statement != nil && !renamed:
 		s.names[d.name] = d.statement
-		s.nameBytes += len(d.statement.body)
+		s.nameBytes += int32(len(d.statement.body))
 	case d.kind.ready() || d.kind == owesOurDescribe || d.kind == owesOurRun || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
 	case d.unnamed:
 		s.undoUnnamed(d, later)
 	case d.kind == owesClose && renamed:
 	case d.kind == owesClose && d.statement != nil:
 		s.names[d.name] = d.statement
-		s.nameBytes += len(d.statement.body)
+		s.nameBytes += int32(len(d.statement.body))
 	case d.kind == owesClose: // of what is not there
 	case d.statement != nil:
 		delete(b.prepared, d.statement)

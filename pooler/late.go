@@ -151,7 +151,7 @@ func (s *session) rebind(name string, depth int) {
 	}
 	now, _ := s.intern(u.body(), u)
 	s.names[name] = now
-	s.nameBytes += len(now.body) - len(st.body)
+	s.nameBytes += int32(len(now.body) - len(st.body))
 }
 
 // rebindUnnamed is rebind for the unnamed statement.

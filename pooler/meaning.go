@@ -378,7 +378,10 @@ func (s *session) triedAgain(done bool) bool {
 // outdated reports whether the server's error is of a statement that was prepared before the
 // client prepared the same, so that the cycle is to be carried out again.
 func (s *session) outdated(body []byte) bool {
-	if len(s.untried) == 0 {
+	s.mu.Lock() // the uplink may prepare something now
+	none := len(s.untried) == 0
+	s.mu.Unlock()
+	if none {
 		return false
 	}
 	a, b := &s.attempt, s.backend

@@ -255,7 +255,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
 		s.owe(debt{kind: owesOurClose})
 	}
-	if len(s.names) >= maxNames || s.nameBytes+len(body) > maxNameBytes {
+	if len(s.names) >= maxNames || int(s.nameBytes)+len(body) > maxNameBytes {
 		return end(Unsupported, "too many prepared statements in one session", "close those that are not needed")
 	}
 	text, _, _ := pgwire.String(body)
@@ -271,7 +271,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 		s.names = map[string]*statement{}
 	}
 	s.names[name] = st
-	s.nameBytes += len(st.body)
+	s.nameBytes += int32(len(st.body))
 	if older {
 		s.untry(name)
 	}

@@ -72,6 +72,7 @@ type session struct {
 	prepares  *state.Settings // what it made with SQL's PREPARE, by name: see state.Carried
 	waiter    waiter
 	id        uint32
+	nameBytes int32                 // mu: of the statements that have names
 	names     map[string]*statement // mu
 	unnamed   unnamed               // mu
 
@@ -92,9 +93,8 @@ type session struct {
 	dead    atomic.Bool            // killed: must not queue for a server
 	verdict atomic.Pointer[ending] // why it is killed, if not because Mainstay stops
 
-	pinned    string // mu: why the backend stays between transactions, for people; "": it does not
-	nameBytes int    // mu: of the statements that have names
-	ear       *ear   // nil until the client has listened; assigned by serve
+	pinned string // mu: why the backend stays between transactions, for people; "": it does not
+	ear    *ear   // nil until the client has listened; assigned by serve
 }
 
 // A stage is how near its end a session is.

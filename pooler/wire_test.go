@@ -61,7 +61,7 @@ func TestTheProtocolsOddCornersHold(t *testing.T) {
 		{"close what is not there", frame('C', "Snone\x00") + frame('C', "Pnone\x00") + sync, "33Z"},
 		{"close and prepare again", frame('C', "Sp\x00") + parse("p", "select 2") + bind("p") + execute + sync, "312DCZ"},
 		{"describe", frame('D', "Sp\x00") + bind("p") + frame('D', "P\x00") + sync, "tT2TZ"},
-		{"a function call", frame('F', "\x00\x00\x04\xad\x00\x00\x00\x01\x00\x00\x00\x04\x00\x00\x00\x05\x00\x00"), "EZ"},
+		{"a function call", frame('F', "\x00\x00\x03\xb8\x00\x00\x00\x01\x00\x00\x00\x04\x00\x00\x00\x05\x00\x00"), "EZ"},
 		{"a COPY that fails at once", frame('Q', "copy nowhere from stdin\x00") + frame('d', "1\n") + frame('c', ""), "EZ"},
 		{"a late CopyData", frame('d', strings.Repeat("x", 50000)) + frame('f', "no\x00") + frame('H', "") + frame('Q', "select 1\x00"), "TDCZ"},
 		{"a COPY in the extended protocol", frame('Q', "create temp table cx (n int)\x00"), "CZ"},
