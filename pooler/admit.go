@@ -344,17 +344,25 @@ func (s *session) admitNow(w *loop.Worker) bool {
 			s.escalate(atLogin)
 			return false
 		}
-		switch err := s.in.FillFrom((*loop.Try)(s.sock)); {
-		case err == nil:
-		case loop.Waits(err):
-			s.expect()
-			return false
-		default:
-			s.expected()
-			s.escalate(atLogin)
+		if !s.fillLogin(atLogin) {
 			return false
 		}
 	}
+}
+
+// fillLogin reads what a client that logs in has sent. It reports whether there was something; if the client is gone,
+// a goroutine meets that again.
+func (s *session) fillLogin(from entry) bool {
+	switch err := s.in.FillFrom((*loop.Try)(s.sock)); {
+	case err == nil:
+		return true
+	case loop.Waits(err):
+		s.expect()
+	default:
+		s.expected()
+		s.escalate(from)
+	}
+	return false
 }
 
 // entersFreely reports whether the client is let in, or refused, by its name alone.

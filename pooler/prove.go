@@ -319,14 +319,7 @@ func (s *session) proveNow(w *loop.Worker) bool {
 			s.in.Skip(len(frame))
 			return s.answeredNow(typ, frame[pgwire.HeaderSize:])
 		}
-		switch err := s.in.FillFrom((*loop.Try)(s.sock)); {
-		case err == nil:
-		case loop.Waits(err):
-			s.expect()
-			return false
-		default:
-			s.expected()
-			s.escalate(atProof)
+		if !s.fillLogin(atProof) {
 			return false
 		}
 	}

@@ -62,16 +62,22 @@ func TestALoginThatWaitsForItsClientHasNoGoroutine(t *testing.T) {
 			}
 			return nil
 		})
-		if password == "wrong" {
-			refusedWith(t, err, "28P01")
-		} else if err != nil {
-			t.Fatal(err)
-		} else {
-			value(t, conn, "select 'in'")
-			conn.Close(t.Context())
-		}
-		await(t, "the client is gone", func() bool { return h.Stats().Clients == 0 })
+		isIn(t, h, password, conn, err)
 	}
+}
+
+// isIn checks that the right password, and no other, has let its client in.
+func isIn(t *testing.T, h *house, password string, conn *pgx.Conn, err error) {
+	t.Helper()
+	if password == "wrong" {
+		refusedWith(t, err, "28P01")
+	} else if err != nil {
+		t.Fatal(err)
+	} else {
+		value(t, conn, "select 'in'")
+		conn.Close(t.Context())
+	}
+	await(t, "the client is gone", func() bool { return h.Stats().Clients == 0 })
 }
 
 // places are where sessions stand.
@@ -97,15 +103,7 @@ func TestAClientMayTakeItsTimeToProveItsPassword(t *testing.T) {
 					}
 					return nil
 				})
-				if password == "wrong" {
-					refusedWith(t, err, "28P01")
-				} else if err != nil {
-					t.Fatal(err)
-				} else {
-					value(t, conn, "select 'in'")
-					conn.Close(t.Context())
-				}
-				await(t, "the client is gone", func() bool { return h.Stats().Clients == 0 })
+				isIn(t, h, password, conn, err)
 			}
 		})
 	}
