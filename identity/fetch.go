@@ -113,9 +113,8 @@ func (s *keySource) find(ctx context.Context, kid string, alg jose.SignatureAlgo
 			return set, keys, reason
 		}
 	}
-	if s.refresh(ctx) {
-		set = s.set.Load()
-	}
+	s.refresh(ctx)
+	set = s.set.Load() // also if none was waited for: one may have ended since the look above
 	if set == nil {
 		return nil, nil, NoKeys
 	}
@@ -133,11 +132,11 @@ func (s *keySource) stale() bool {
 	return s.failing
 }
 
-// refresh waits for a fetch; false: there was none.
-func (s *keySource) refresh(ctx context.Context) bool {
+// refresh waits for a fetch, if there is one to wait for.
+func (s *keySource) refresh(ctx context.Context) {
 	ended := s.ask()
 	if ended == nil {
-		return false
+		return
 	}
 	defer func() {
 		s.mu.Lock()
@@ -148,11 +147,9 @@ func (s *keySource) refresh(ctx context.Context) bool {
 	defer limit.Stop()
 	select {
 	case <-ended:
-		return true
 	case <-limit.C:
 	case <-ctx.Done():
 	}
-	return false
 }
 
 // ask returns what ends with the fetch under way, or with one that it asks for;

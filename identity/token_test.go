@@ -394,3 +394,27 @@ func TestTheKeysOutliveARestartWhileTheIssuerIsDown(t *testing.T) {
 		}
 	})
 }
+
+// A fetch that ends between a request's look at the keys and its question for a
+// fetch leaves nothing to wait for; what it brought counts all the same.
+func TestAFetchThatEndsWhileOneAsksForItCounts(t *testing.T) {
+	k := newSigner(t, "k1", jose.ES256)
+	s := newKeySource(jwks, &issuer{keys: []signer{k}}, "")
+	s.mu.Lock() // the request comes as far as the question
+	refused := make(chan Reason, 1)
+	go func() {
+		_, _, reason := s.find(t.Context(), "k1", jose.ES256)
+		refused <- reason
+	}()
+	time.Sleep(20 * time.Millisecond) // if it has not looked by then, the test sees less, not something else
+	set, _, err := s.get(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.set.Store(set)
+	s.begun = time.Now()
+	s.mu.Unlock()
+	if reason := <-refused; reason != "" {
+		t.Errorf("the token is refused: %s", reason)
+	}
+}
