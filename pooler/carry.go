@@ -37,6 +37,9 @@ func (s *session) equip() {
 		return // it has been equipped
 	}
 	s.untold = b.reports != s.told
+	if s.settings.Temporary() {
+		b.left |= scan.Temporary
+	}
 	if !b.pool.sessions() && b.pool.home().hidden.due(s.exchange.Start) {
 		b.left, b.due = b.left|scan.Catalog, true
 	}

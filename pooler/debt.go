@@ -337,12 +337,10 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 		return scan.Unseen
 	}
 	known := b.pool.home().hidden.known.Load()
-	hints := known.all()
-	e := scan.Effects(text, b.backslash()) | hints.Find(text, b.backslash(), &b.mentions)
-	changes, varies := hints.Changes(text, b.backslash())
-	e |= changes
+	e, varies := s.read(text, known)
 	if e&scan.Executes != 0 {
 		e |= s.executesSQL()
+		b.mentions.Find(text, b.backslash()) // what it is given
 	}
 	if e == 0 {
 		if !varies {
@@ -359,9 +357,6 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 	b.left |= e
 	s.resets = s.resets || e&scan.Back != 0
 	s.next.ends = s.next.ends || e&scan.Ends != 0
-	if e&(scan.Setting|scan.AnyChange) != 0 {
-		b.mentions.Find(text, b.backslash())
-	}
 	return e
 }
 
@@ -373,6 +368,9 @@ func (s *session) settle(b *backend) (free bool, err error) {
 		if err := s.lookIntoCatalog(b); err != nil {
 			return true, err
 		}
+	}
+	if b.pins != 0 && s.settings.Temporary() {
+		b.left |= scan.Temporary
 	}
 	if b.left&scan.Lasting != 0 {
 		if err := s.look(b); err != nil {
@@ -434,7 +432,11 @@ func (s *session) look(b *backend) (err error) {
 	s.mu.Lock()
 	s.pinned = reasons
 	s.mu.Unlock()
-	return s.attend(b, found.Channels)
+	if err := s.attend(b, found.Channels); err != nil || !s.settings.Temporary() || q.Asked()&scan.Temporary != 0 {
+		return err
+	}
+	b.left = scan.Temporary // what was made since is
+	return s.look(b)
 }
 
 func (s *session) unread(err error) error {

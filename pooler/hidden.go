@@ -179,8 +179,10 @@ func (s *session) hiddenIn(st *statement) *hiddenIn {
 	if in == nil || in.by != known {
 		in = &hiddenIn{by: known}
 		text, _, _ := bytes.Cut(st.body, nul)
-		in.effect, _ = known.hints.Changes(text, false)
-		in.effect |= known.hints.Find(text, false, &in.said)
+		in.effect = eachWay(scan.Modes(text, false, false), func(backslash bool) scan.Effect {
+			e, _ := known.hints.Changes(text, backslash)
+			return e | known.hints.Find(text, backslash, &in.said)
+		})
 		st.hidden.Store(in)
 	}
 	return in
@@ -483,18 +485,4 @@ func (u *unnamed) asTyped() []byte {
 		return u.typed
 	}
 	return u.body
-}
-
-// leaves is what the client's statement of this name may leave behind.
-func (s *session) leaves(name []byte) scan.Effect {
-	if len(name) == 0 {
-		s.rebindUnnamed()
-		return s.unnamed.left | s.leavesOf(s.unnamed.runs)
-	}
-	st := s.names[string(name)]
-	if st != nil && st.late != nil {
-		s.rebind(string(name), 0)
-		st = s.names[string(name)]
-	}
-	return s.leavesOf(st)
 }

@@ -449,7 +449,8 @@ func (s *session) severedEnds() {
 // intern is the registry's, for what this client prepares now.
 func (s *session) intern(body []byte, u use) (st *statement, older bool) {
 	under := s.present()
-	return s.backend.pool.statements.intern(cmp.Or(under, s.settings), under != nil, body, u, s.pooler.shapes)
+	text, _, _ := pgwire.String(body)
+	return s.backend.pool.statements.intern(cmp.Or(under, s.settings), under != nil, s.garbled(text), body, u, s.pooler.shapes)
 }
 
 // executions are what executing what a client has prepared by SQL may do. It is found out once, and not for each

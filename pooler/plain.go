@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
@@ -232,9 +233,91 @@ func (p *pool) enterAs(b *backend, s *session) (*backend, error) {
 func (s *session) keepSaid(text []byte) {
 	b, u := s.backend, &s.unnamed
 	if u.left&(scan.Setting|scan.AnyChange) != 0 {
-		u.said.Find(text, b.backslash())
-		b.pool.home().hidden.hints().Find(text, b.backslash(), &u.said)
+		for _, backslash := range scan.Modes(text, b.backslash(), !s.swayed()) {
+			u.said.Find(text, backslash)
+			b.pool.home().hidden.hints().Find(text, backslash, &u.said)
+		}
 	}
+}
+
+// read says what a text may leave behind, by its own words and by those that hide more. varies is whether that depends on its
+// constants. The settings that it names are noted. Behind what may have changed how strings are written, which the
+// server has not answered yet, it is read in both ways.
+func (s *session) read(text []byte, known *revealed) (e scan.Effect, varies bool) {
+	b, hints := s.backend, known.all()
+	e = eachWay(scan.Modes(text, b.backslash(), !s.swayed()), func(backslash bool) scan.Effect {
+		changes, varied := hints.Changes(text, backslash)
+		e := changes | scan.Effects(text, backslash) | hints.Find(text, backslash, &b.mentions)
+		if e&(scan.Setting|scan.AnyChange) != 0 {
+			b.mentions.Find(text, backslash)
+		}
+		varies = varies || varied
+		return e
+	})
+	if s.garbled(text) {
+		e |= scan.Unknown
+	}
+	return e, varies
+}
+
+// eachWay is what reading a text in these ways says. Of the second, which is not the likely one, only what lasts counts.
+func eachWay(modes []bool, read func(backslash bool) scan.Effect) (e scan.Effect) {
+	for i, backslash := range modes {
+		one := read(backslash)
+		if i > 0 {
+			one &= scan.Lasting
+		}
+		e |= one
+	}
+	return e
+}
+
+// whole are encodings in which no character of several bytes has a backslash for one of them. There are others.
+var whole = []string{"UTF8", "LATIN1", "LATIN9", "WIN1252"}
+
+// garbled reports whether a text may be another one to the server than it is to us, because it is converted: to another
+// encoding than the server's own, or maybe to one that the client has only just chosen.
+func (s *session) garbled(text []byte) bool {
+	b := s.backend
+	server, _ := b.reports.Get("server_encoding")
+	client, _ := b.reports.Get("client_encoding")
+	if b.replays > 0 { // it has not reported yet what it is about to have
+		client, _ = b.atLogin.Get("client_encoding")
+		if chosen, ok := s.settings.Get("client_encoding"); ok {
+			client = strings.ToUpper(strings.ReplaceAll(chosen, "-", "")) // as the client writes it
+		}
+	}
+	same := client == server || client == "SQL_ASCII" || server == "SQL_ASCII"
+	return scan.Garbled(text, s.swayed() || !same && !slices.Contains(whole, client), !same)
+}
+
+// leaves is what the client's statement of this name may leave behind.
+func (s *session) leaves(name []byte) scan.Effect {
+	if len(name) == 0 {
+		s.rebindUnnamed()
+		return s.unnamed.left | s.leavesOf(s.unnamed.runs)
+	}
+	st := s.names[string(name)]
+	if st != nil && st.late != nil {
+		s.rebind(string(name), 0)
+		st = s.names[string(name)]
+	}
+	return s.leavesOf(st)
+}
+
+// recall notes what a statement that is used again may leave behind.
+func (s *session) recall(left scan.Effect, said *scan.Mentions) {
+	b := s.backend
+	if left&scan.Executes != 0 {
+		left |= s.executesSQL()
+	}
+	b.left |= left
+	if left&(sways|scan.Ends) != 0 {
+		s.sway(true)
+	}
+	s.resets = s.resets || left&scan.Back != 0
+	s.next.ends = s.next.ends || left&scan.Ends != 0
+	b.mentions.Join(said)
 }
 
 // rests gives back what the session does not need while it waits for its client.

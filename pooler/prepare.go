@@ -65,12 +65,15 @@ type registry struct {
 }
 
 // intern returns the statement with this body, which has this use, of a client that had these
-// settings; certain is false if it may have changed them in the transaction that is open. older is whether
-// it was there before.
-func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u use, shapes *fingerprint.Table) (st *statement, older bool) {
+// settings; certain is false if it may have changed them in the transaction that is open, garbled is what [session.garbled]
+// says of it. older is whether it was there before.
+func (r *registry) intern(settings *state.Settings, certain, garbled bool, body []byte, u use, shapes *fingerprint.Table) (st *statement, older bool) {
 	under, doubt := settings, ""
 	if !certain {
 		under, doubt = nil, "?"
+	}
+	if garbled {
+		doubt += "!"
 	}
 	key := doubt + settings.Key() + u.key() + "\x00" + string(body)
 	r.mu.Lock()
@@ -80,12 +83,18 @@ func (r *registry) intern(settings *state.Settings, certain bool, body []byte, u
 		return st, true
 	}
 	text, _, _ := pgwire.String(body)
-	made := &statement{key: key, body: append([]byte(nil), body...), left: scan.Effects(text, false), use: u, under: under, shape: shapes.Of(text)}
+	made := &statement{key: key, body: append([]byte(nil), body...), use: u, under: under, shape: shapes.Of(text)}
+	made.left = eachWay(scan.Modes(text, false, false), func(backslash bool) scan.Effect { return scan.Effects(text, backslash) })
 	if u.renames() {
 		made.left &^= scan.Prepares | scan.Executes // what it names is nothing that stays
 	}
+	if garbled {
+		made.left |= scan.Unknown
+	}
 	if made.left&(scan.Setting|scan.AnyChange) != 0 {
-		made.said.Find(text, false)
+		for _, backslash := range scan.Modes(text, false, false) {
+			made.said.Find(text, backslash)
+		}
 	}
 	r.mu.Lock() // which those who prepare on the event loops wait for
 	defer r.mu.Unlock()
@@ -437,21 +446,6 @@ func (s *session) standsIn(left scan.Effect, body []byte, typ byte, rest []byte)
 		return true
 	}
 	return left&scan.Ends == 0 && s.aborted() && (typ == pgwire.Bind || prepared.Describable(body))
-}
-
-// recall notes what a statement that is used again may leave behind.
-func (s *session) recall(left scan.Effect, said *scan.Mentions) {
-	b := s.backend
-	if left&scan.Executes != 0 {
-		left |= s.executesSQL()
-	}
-	b.left |= left
-	if left&(sways|scan.Ends) != 0 {
-		s.sway(true)
-	}
-	s.resets = s.resets || left&scan.Back != 0
-	s.next.ends = s.next.ends || left&scan.Ends != 0
-	b.mentions.Join(said)
 }
 
 // ensure makes sure that the server knows a statement, or will by the time it gets

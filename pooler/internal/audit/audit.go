@@ -8,7 +8,10 @@
 package audit
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -271,7 +274,17 @@ func Wipe(left scan.Effect) string {
 			sql.WriteString(step.sql)
 		}
 	}
+	if left&scan.Nameless != 0 { // it may have been the seed of random(), which RESET ALL leaves
+		fmt.Fprintf(&sql, "SELECT pg_catalog.setseed(%.17f);", seed())
+	}
 	return sql.String()
+}
+
+// seed is one that nobody can guess, between 0 and 1.
+func seed() float64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // it never fails
+	return float64(binary.BigEndian.Uint64(b[:])>>11) / (1 << 53)
 }
 
 // Wreck are effects that nothing undoes: such a connection is closed when its client

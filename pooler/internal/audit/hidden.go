@@ -1,15 +1,17 @@
 package audit
 
 import (
+	"strings"
+
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 )
 
-// The catalog is asked in a transaction of its own, so that the client's search_path and
-// limits do not matter. Nor does PostgreSQL compile the questions (from 11 on): that takes twenty times as long as to answer them, and
+// The catalog is asked in a transaction of its own, so that the client's search_path, limits and encoding, in which there may
+// be no such letters, do not matter. Nor does PostgreSQL compile the questions (from 11 on): that takes twenty times as long as to answer them, and
 // the planner believes it to be worth it, since it takes them to be dear.
 const (
-	catalog = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE;SET LOCAL search_path=pg_catalog;SET LOCAL statement_timeout='25s';" +
+	catalog = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE;SET LOCAL search_path=pg_catalog;SET LOCAL statement_timeout='25s';SET LOCAL client_encoding=SQL_ASCII;" +
 		"SELECT WHERE CASE WHEN current_setting('server_version_num')::int>=110000 THEN set_config('jit','off',true) END='';"
 
 	ours = "NOT IN (SELECT oid FROM pg_namespace WHERE nspname IN ('pg_catalog','information_schema'))"
@@ -73,13 +75,16 @@ func Catalog(version int) string {
 	// What is used: a function that is not PostgreSQL's, or an operator that is not.
 	const used = "CASE d.refclassid WHEN 'pg_proc'::regclass THEN (SELECT q.proname||'(' FROM pg_proc q WHERE q.oid=d.refobjid AND q.pronamespace " + ours + ")" +
 		" WHEN 'pg_operator'::regclass THEN (SELECT chr(1)||o.oprname FROM pg_operator o WHERE o.oid=d.refobjid AND o.oid>=16384) END"
-	return catalog + "SELECT CASE WHEN f.lanname IN ('c','internal') THEN 'c' WHEN f.lanname IN ('sql','plpgsql') THEN 'f' ELSE 'g' END,f.proname," + source + " FROM (" + sources + ") f;" +
+	return catalog + expressions + "SELECT CASE WHEN f.lanname IN ('c','internal') THEN 'c' WHEN f.lanname IN ('sql','plpgsql') THEN 'f' ELSE 'g' END,f.proname," + source + " FROM (" + sources + ") f;" +
 		"SELECT 'u',c.relname||" + written + "," + used + " FROM pg_depend d JOIN pg_class c ON c.oid=" + users + " WHERE d.refclassid IN ('pg_proc'::regclass,'pg_operator'::regclass);" +
 		"SELECT 'u',c.relname||side,v.relname||side FROM (VALUES(''),('!')) AS s(side),pg_depend d JOIN pg_class v ON v.oid=d.refobjid JOIN pg_class c ON c.oid=(SELECT ev_class FROM pg_rewrite WHERE oid=d.objid)" +
 		" WHERE d.classid='pg_rewrite'::regclass AND d.refclassid='pg_class'::regclass AND c.oid<>v.oid AND c.relnamespace " + ours + ";" +
 		// Functions of aggregates, and of bodies that are no text; operators; what fires with changes of the schema.
 		"SELECT 'u',p.proname||'('," + used + " FROM pg_depend d JOIN pg_proc p ON p.oid=d.objid WHERE d.classid='pg_proc'::regclass AND d.refclassid IN ('pg_proc'::regclass,'pg_operator'::regclass);" +
 		"SELECT 'u',chr(1)||o.oprname,p.proname||'(' FROM pg_operator o JOIN pg_proc p ON p.oid=o.oprcode WHERE o.oid>=16384 AND p.pronamespace " + ours + ";" +
+		"SELECT 'u',chr(1)||o.oprname,chr(3)||b.proname FROM pg_operator o JOIN (" + builtins + ") b ON b.oid=o.oprcode WHERE o.oid>=16384;" +
+		"SELECT 'u',p.proname||'(',chr(3)||b.proname FROM pg_aggregate a JOIN (" + builtins + ") b ON b.oid IN (a.aggtransfn,a.aggfinalfn,a.aggmtransfn,a.aggmfinalfn,a.aggminvtransfn)" +
+		" JOIN pg_proc p ON p.oid=a.aggfnoid WHERE a.aggfnoid::oid>=16384;" +
 		"SELECT 'u',chr(2),p.proname||'(' FROM pg_event_trigger e JOIN pg_proc p ON p.oid=e.evtfoid WHERE e.evtenabled<>'D';" +
 		// Who writes to one table writes to others: by foreign keys, to partitions, to heirs.
 		"SELECT 'u',p.relname||'!',c.relname||'!' FROM pg_constraint k JOIN pg_class c ON c.oid=k.conrelid JOIN pg_class p ON p.oid=k.confrelid" +
@@ -88,22 +93,43 @@ func Catalog(version int) string {
 		types + ";COMMIT"
 }
 
+// PostgreSQL keeps no account of who uses its own functions. They are looked for in the trees that it has made of expressions,
+// of which those that hold one are asked for as texts.
+var (
+	builtins = "SELECT oid,proname FROM pg_proc WHERE pronamespace='pg_catalog'::regnamespace AND proname IN ('" + strings.Join(scan.Builtins, "','") + "')"
+
+	holds = "::text ~ (SELECT ':(funcid|opfuncid|aggfnoid|winfnoid) ('||string_agg(oid::text,'|')||') ' FROM (" + builtins + ") b)"
+
+	expressions = "SELECT 'e',c.relname,regexp_replace(pg_get_ruledef(r.oid),'^CREATE RULE','') FROM pg_rewrite r JOIN pg_class c ON c.oid=r.ev_class" +
+		" WHERE r.oid>=16384 AND (r.ev_action" + holds + " OR r.ev_qual" + holds + ");" +
+		"SELECT 'e',c.relname||'!',pg_get_expr(d.adbin,d.adrelid) FROM pg_attrdef d JOIN pg_class c ON c.oid=d.adrelid WHERE d.adbin" + holds + ";" +
+		"SELECT 'e',c.relname||'!',pg_get_expr(k.conbin,k.conrelid) FROM pg_constraint k JOIN pg_class c ON c.oid=k.conrelid WHERE k.contype='c' AND k.conbin" + holds + ";" +
+		"SELECT 'e',c.relname,concat_ws(',',pg_get_expr(p.polqual,p.polrelid),pg_get_expr(p.polwithcheck,p.polrelid)) FROM pg_policy p JOIN pg_class c ON c.oid=p.polrelid" +
+		" WHERE p.polqual" + holds + " OR p.polwithcheck" + holds + ";" +
+		"SELECT 'e',c.relname||'!',substr(pg_get_triggerdef(t.oid),8) FROM pg_trigger t JOIN pg_class c ON c.oid=t.tgrelid WHERE t.tgqual" + holds + ";" +
+		"SELECT 'e',proname||'(',pg_get_expr(proargdefaults,0) FROM pg_proc WHERE oid>=16384 AND proargdefaults" + holds + ";" +
+		// What it makes is temporary.
+		"SELECT 'e',proname||'(','pg_temp' FROM pg_proc WHERE EXISTS (SELECT FROM unnest(proconfig) AS one WHERE one ~ '^search_path=\"?pg_temp');"
+)
+
 // types asks which types use functions, when their values are read, written, checked, compared
 // or cast, and what has such a type: a table, another type, a function. A cast or comparison
 // between types of PostgreSQL's own may stand behind any text.
-const types = "WITH RECURSIVE f AS (" + sources + ")," +
+var types = "WITH RECURSIVE b AS (" + builtins + "), f(oid,name) AS (SELECT oid,proname||'(' FROM (" + sources + ") s UNION ALL SELECT oid,chr(3)||proname FROM b)," +
 	" uses(typ,fn) AS (SELECT CASE WHEN castsource>=16384 THEN castsource ELSE casttarget END,castfunc FROM pg_cast WHERE oid>=16384" +
 	" UNION SELECT casttarget,castfunc FROM pg_cast WHERE oid>=16384 AND casttarget>=16384" +
 	" UNION SELECT k.contypid,d.refobjid FROM pg_constraint k JOIN pg_depend d ON d.classid='pg_constraint'::regclass AND d.objid=k.oid AND d.refclassid='pg_proc'::regclass WHERE k.contypid<>0" +
 	" UNION SELECT k.contypid,o.oprcode FROM pg_constraint k JOIN pg_depend d ON d.classid='pg_constraint'::regclass AND d.objid=k.oid AND d.refclassid='pg_operator'::regclass JOIN pg_operator o ON o.oid=d.refobjid WHERE k.contypid<>0" +
 	" UNION SELECT d.objid,d.refobjid FROM pg_depend d WHERE d.classid='pg_type'::regclass AND d.refclassid='pg_proc'::regclass" +
 	" UNION SELECT CASE WHEN oprleft>=16384 OR oprright=0 THEN oprleft ELSE oprright END,oprcode FROM pg_operator WHERE oid>=16384 AND oprname IN ('=','<>','<','>','<=','>=','~~','!~~','~~*','!~~*','~')" +
+	" UNION SELECT k.contypid,b.oid FROM pg_constraint k JOIN b ON k.conbin::text ~ (':funcid '||b.oid||' ') WHERE k.contypid<>0" +
+	" UNION SELECT t.oid,b.oid FROM pg_type t JOIN b ON t.typdefaultbin::text ~ (':funcid '||b.oid||' ') WHERE t.oid>=16384" +
 	" UNION SELECT amproclefttype,amproc FROM pg_amproc WHERE oid>=16384 AND amproclefttype>=16384)," +
 	" has(typ,of) AS (SELECT oid,typelem FROM pg_type WHERE typelem>=16384 UNION ALL SELECT oid,typbasetype FROM pg_type WHERE typbasetype>=16384 UNION ALL SELECT rngtypid,rngsubtype FROM pg_range" +
 	" UNION ALL SELECT c.reltype,a.atttypid FROM pg_attribute a JOIN pg_class c ON c.oid=a.attrelid WHERE a.attnum>0 AND NOT a.attisdropped AND a.atttypid>=16384 AND c.reltype<>0)," +
-	" closed(typ,fn) AS (SELECT u.typ,f.proname FROM uses u JOIN f ON f.oid=u.fn UNION SELECT h.typ,c.fn FROM closed c JOIN has h ON h.of=c.typ WHERE c.typ>=16384)" +
-	" SELECT 'u',CASE WHEN c.typ<16384 THEN '' ELSE t.typname END,c.fn||'(' FROM closed c JOIN pg_type t ON t.oid=c.typ" +
-	" UNION SELECT 'u',p.proname||'(',c.fn||'(' FROM closed c JOIN pg_proc p ON c.typ=p.prorettype OR c.typ=ANY(p.proargtypes) OR c.typ=ANY(p.proallargtypes) WHERE c.typ>=16384"
+	" closed(typ,fn) AS (SELECT u.typ,f.name FROM uses u JOIN f ON f.oid=u.fn UNION SELECT h.typ,c.fn FROM closed c JOIN has h ON h.of=c.typ WHERE c.typ>=16384)" +
+	" SELECT 'u',CASE WHEN c.typ<16384 THEN '' ELSE t.typname END,c.fn FROM closed c JOIN pg_type t ON t.oid=c.typ" +
+	" UNION SELECT 'u',p.proname||'(',c.fn FROM closed c JOIN pg_proc p ON c.typ=p.prorettype OR c.typ=ANY(p.proargtypes) OR c.typ=ANY(p.proallargtypes) WHERE c.typ>=16384"
 
 // Hidden is the answers to State and Catalog.
 type Hidden struct {
@@ -130,6 +156,8 @@ func (h *Hidden) Row(body []byte) error {
 		h.routines = append(h.routines, scan.Routine{Name: first, Source: second, Language: scan.Foreign})
 	case "c":
 		h.routines = append(h.routines, scan.Routine{Name: first, Language: scan.Machine})
+	case "e":
+		h.routines = append(h.routines, scan.Routine{Name: first, Source: second, Language: scan.Expression})
 	case "u":
 		if columns[2] != nil {
 			h.links = append(h.links, scan.Link{From: first, To: second})

@@ -15,9 +15,10 @@ func TestAShapeIsTheTextWithoutItsLiterals(t *testing.T) {
 		"insert into t (a, b) values (1, 'x'), (2, 'y'),(3,'z')":      "insert into t (a, b) values (?)",
 		`select "Na""me", t1.c2 /* a /* nested */ comment */ from t1`: `select "Na""me", t1.c2 from t1`,
 		"select U&'\\0041', B'01', x'ff', n'abc'":                     "select ?",
-		"select 'never closed":      "select ?",
-		"select $tag$ never closed": "select ?",
-		"select a$b, $ from t":      "select a$b, $ from t",
+		"select e'a' --\n'\\' secret' as b, 'b' 'c'":                  "select ? as b, ? ?",
+		"select 'never closed":                                        "select ?",
+		"select $tag$ never closed":                                   "select ?",
+		"select a$b, $ from t":                                        "select a$b, $ from t",
 	} {
 		if got, _ := Normalise(nil, []byte(sql)); string(got) != want {
 			t.Errorf("%s\n got %s\nwant %s", sql, got, want)

@@ -5,7 +5,11 @@
 // Only the pooler imports it. Everything may be used from many goroutines at once.
 package fingerprint
 
-import "bytes"
+import (
+	"bytes"
+
+	"mainstay.dev/mainstay/pooler/internal/scan"
+)
 
 // maxText bounds what is looked at of a statement, and what is kept of its shape.
 const maxText = 4 << 10
@@ -126,9 +130,13 @@ func (n *normaliser) text(escapes bool) {
 		case c == '\'' && n.peek(1) == '\'':
 			n.at++
 		case c == '\'':
-			n.at++
-			n.literal()
-			return
+			again := scan.Resumes(n.sql, n.at+1)
+			if again < 0 {
+				n.at++
+				n.literal()
+				return
+			}
+			n.at = again
 		}
 	}
 	n.at = len(n.sql)

@@ -1,6 +1,9 @@
 package scan
 
-import "strings"
+import (
+	"bytes"
+	"strings"
+)
 
 // Effect is what a text may do to its session beyond its transaction, and what else
 // a pooler must know of it.
@@ -50,7 +53,7 @@ func Effects(sql []byte, backslash bool) (e Effect) {
 		}
 		switch {
 		case t.kind == end:
-			return e
+			return e | w.toTemporary(e)
 		case w.isMark(t, ';'):
 			w.first, w.second = wordNone, wordNone
 			w.began = false
@@ -65,9 +68,19 @@ func Effects(sql []byte, backslash bool) (e Effect) {
 	}
 }
 
+// toTemporary says whether a text with these effects may have search_path lead to what is temporary: then any table that it
+// makes is.
+func (w *walk) toTemporary(e Effect) Effect {
+	if e&(Setting|AnyChange|Local) != 0 && e&Temporary == 0 && (bytes.Contains(w.sql, []byte("pg_temp")) || bytes.Contains(w.sql, []byte("PG_TEMP"))) {
+		return Temporary
+	}
+	return 0
+}
+
 // A walk is a lexer that knows where in its statement it is.
 type walk struct {
 	lexer
+	piece         bool // the text is a routine's, or a piece of what one executes: others give it its parameters, and the rest
 	began         bool // the statement's first token has been seen
 	first, second wordID
 	last          wordID // the word before
@@ -322,10 +335,31 @@ func (w *walk) set() Effect {
 		return Local | w.toDefault(l, t)
 	}
 	e := Setting | w.toDefault(l, t)
-	if l.odd(t) {
+	if l.odd(t) || w.piece && l.goesOn(t) {
 		e |= AnyChange | Nameless
 	}
 	return e
+}
+
+// goesOn reports whether the name of what a SET sets, of which t is the first word, may be put together: the
+// text, or a format's constant part, ends with it.
+func (l lexer) goesOn(t token) bool {
+	if l.is(t, "session") {
+		t = l.next()
+	}
+	for _, keyword := range []string{"role", "time", "schema", "names", "xml", "authorization", "characteristics"} {
+		if l.is(t, keyword) {
+			return false
+		}
+	}
+	for t.kind == word || t.kind == quoted {
+		if t = l.next(); l.isMark(t, '.') {
+			t = l.next()
+		} else if t.kind != mark || l.isMark(t, '=') {
+			return t.kind == end
+		}
+	}
+	return true
 }
 
 // odd reports whether PostgreSQL has the setting that a SET names, of which t is the first word, under another name than
@@ -349,16 +383,15 @@ func (l lexer) odd(t token) bool {
 
 // strange reports whether a name, or a part of one, is longer than PostgreSQL lets it be, or has letters whose lower case depends
 // on the database.
-func strange[T string | []byte](name T) bool {
-	if len(name) > maxName {
-		return true
-	}
-	for i := range len(name) {
-		if name[i] >= 0x80 {
-			return true
+func strange[T string | []byte](name T) bool { return len(name) > maxName || !ascii(name) }
+
+func ascii[T string | []byte](s T) bool {
+	for i := range len(s) {
+		if s[i] >= 0x80 {
+			return false
 		}
 	}
-	return false
+	return true
 }
 
 // toDefault says whether the SET that l has read up to t leads back. Where statements begin within others, as
@@ -382,97 +415,4 @@ func (l *lexer) toDefault(t token) Effect {
 		return Back
 	}
 	return 0
-}
-
-// A call is one of set_config(name, value, is_local) that has not been read to its last argument.
-type call struct {
-	name   kind // of its first argument: number if that is an expression
-	commas uint8
-	back   Effect
-	depth  int // of its arguments
-}
-
-// setConfig begins a call of set_config; the word itself has been read. What it does is said by
-// [walk.argument], as the walk comes to its arguments: calls may stand in calls, and would be read ahead
-// time and again.
-func (w *walk) setConfig() Effect {
-	l := w.lexer
-	if !l.isMark(l.next(), '(') {
-		return 0
-	}
-	first := l.next()
-	if l.isMark(first, '(') || l.isMark(first, '[') {
-		return AnyChange | Nameless // it is computed
-	}
-	name := first.kind
-	value, ok := l.value(first)
-	if name == text && strings.EqualFold(value, "seed") {
-		return Seeds // even if it is local
-	}
-	if !l.constant() || name == text && (!ok || strange(value)) {
-		name = number // an expression that begins with a constant, or as good as one
-	}
-	if w.calling {
-		w.outer = append(w.outer, w.inner)
-	}
-	w.calling, w.inner = true, call{name: name, depth: w.depth + 1}
-	return 0
-}
-
-// argument takes the next token of the innermost call's arguments, and says what it does if that is known now.
-func (w *walk) argument(t token) (e Effect) {
-	c := &w.inner
-	switch {
-	case t.kind == end:
-		return AnyChange | Nameless
-	case w.isMark(t, '(') || w.isMark(t, '['):
-		w.depth++
-		return 0
-	case w.isMark(t, ')') || w.isMark(t, ']'):
-		if w.depth--; w.depth >= c.depth {
-			return 0
-		}
-		e = AnyChange | Nameless
-	case !w.isMark(t, ',') || w.depth != c.depth:
-		return 0
-	case c.commas == 0:
-		c.commas = 1
-		if value := w.lexer; value.is(value.next(), "null") { // PostgreSQL leads it back then
-			c.back = Back
-		}
-		return 0
-	default:
-		if e = w.lexer.scope(c.name); e&Local == 0 {
-			e |= c.back
-		}
-	}
-	last := len(w.outer) - 1
-	if w.calling = last >= 0; w.calling {
-		w.inner, w.outer = w.outer[last], w.outer[:last]
-	}
-	return e
-}
-
-// constant reports whether an argument that began with the token that was read is that
-// token alone, but for a cast.
-func (l lexer) constant() bool {
-	t := l.next()
-	if l.isMark(t, ':') && l.isMark(l.next(), ':') && l.next().kind == word {
-		t = l.next()
-	}
-	return l.isMark(t, ',')
-}
-
-// scope looks at set_config's last argument.
-func (l lexer) scope(name kind) Effect {
-	value, closing := l.next(), l.next()
-	switch {
-	case l.isMark(closing, ')') && (l.is(value, "true") || value.kind == text && string(l.sql[value.from:value.to]) == "t"):
-		return Local
-	case name == text:
-		return Setting
-	case name == param:
-		return AnyChange
-	}
-	return AnyChange | Nameless
 }

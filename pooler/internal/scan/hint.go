@@ -27,6 +27,7 @@ type Hints map[string]*Hint
 const (
 	Operator = "\x01"
 	Schema   = "\x02"
+	Builtin  = "\x03" // before one of [Builtins]; only links lead there
 	Always   = ""
 )
 
@@ -87,6 +88,7 @@ type changes struct {
 	lexer
 	hints    Hints
 	harmless bool // nothing from here on is worth a hint
+	clear    int  // up to here, no statement touches what is
 	varies   bool
 }
 
@@ -99,7 +101,7 @@ func (c *changes) change(t *token) (e Effect) {
 				continue
 			}
 			c.varies = true
-			if does := body(c.code(*t), 0, c.hints != nil); does&anything == anything { // also what nobody knows
+			if does := body(c.code(*t), 0, c.hints != nil); does&anything == anything || !c.legible(*t) { // also what nobody knows
 				e |= Catalog
 			} else {
 				e |= does & Catalog
@@ -123,7 +125,7 @@ func (c *changes) change(t *token) (e Effect) {
 	case anExtension:
 		return Catalog | anything
 	case aCaller, aTable:
-		if c.hints != nil {
+		if c.hints != nil || c.touches(&c.clear) {
 			return Catalog | anything
 		}
 	}
@@ -169,6 +171,11 @@ func (l *lexer) code(t token) []byte {
 		return l.sql[t.from:t.to]
 	}
 	return bytes.ReplaceAll(l.sql[t.from:t.to], []byte("''"), []byte("'"))
+}
+
+// legible reports whether it is: it has no escapes but for quotes.
+func (l *lexer) legible(t token) bool {
+	return !t.joined && (!t.escaped || bytes.IndexByte(l.sql[t.from:t.to], '\\') < 0)
 }
 
 // executesCode reports whether a constant of a text, taken for code, does what is worth a
@@ -295,81 +302,6 @@ func (h Hints) operators(l *lexer, t token, yield func(name string)) {
 	}
 }
 
-// Body says what a function's source may do, in SQL or a language like it, and which
-// settings it names. What it executes as text is looked into where that begins with a
-// constant, and taken for anything otherwise.
-func Body(source []byte) (e Effect, m Mentions) {
-	if e = body(source, 0, false); e&Catalog != 0 {
-		e |= anything // what it makes may be used in the same transaction
-	}
-	m.find(source, false, 1)
-	if e&Setting != 0 && len(m.Settings) == 0 {
-		e |= AnyChange | Nameless
-	}
-	return e & (hinted | Advances), m
-}
-
-// remakes says of what a routine makes whether the catalog is to be read again behind it: of tables it is not,
-// which some make all the time.
-var remakes = [...]bool{another: false, aRoutine: true, anExtension: true, aCaller: true, aTable: false}
-
-// anything is what a text may do that nobody knows.
-const anything = AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances
-
-// body is Body without names. tables is whether it tells that tables are made, too.
-func body(source []byte, nested int, tables bool) (e Effect) {
-	w := walk{lexer: lexer{sql: source}}
-	dynamic := false // the statement executes a text
-	for {
-		t := w.next()
-		if w.calling {
-			e |= w.argument(t)
-		}
-		switch {
-		case t.kind == end:
-			return e
-		case !w.began && (w.is(t, "create") || w.is(t, "alter") || w.is(t, "drop")):
-			e |= w.word(t)
-			w.began = true
-			if m := w.made(); remakes[m] || tables && m == aTable {
-				e |= Catalog
-			}
-		case w.isMark(t, ';'), w.opens(t):
-			w.first, w.second, w.began, dynamic = wordNone, wordNone, false, false
-		case w.is(t, "execute") && !w.privilege():
-			w.began, dynamic = true, true
-			if after := w.lexer; !after.constantText() {
-				e |= anything
-			}
-		case dynamic && t.kind == text && nested < maxNested:
-			e |= body(w.code(t), nested+1, tables)
-		case t.kind == word:
-			e |= w.word(t)
-			w.began = true
-		case t.kind == quoted && w.began:
-			e |= w.word(t)
-		default:
-			w.began = true
-		}
-	}
-}
-
-// privilege reports whether an EXECUTE that was read is that of GRANT or CREATE TRIGGER.
-func (l lexer) privilege() bool {
-	t := l.next()
-	return l.is(t, "on") || l.is(t, "function") || l.is(t, "procedure")
-}
-
-// opens reports whether a statement may begin behind a word of a procedural language.
-func (l *lexer) opens(t token) bool {
-	for _, keyword := range []string{"begin", "then", "else", "loop"} {
-		if l.is(t, keyword) {
-			return true
-		}
-	}
-	return false
-}
-
 // cut shortens a name as PostgreSQL does.
 func cut(name []byte) []byte {
 	if len(name) <= maxName {
@@ -380,26 +312,4 @@ func cut(name []byte) []byte {
 		n--
 	}
 	return name[:n]
-}
-
-// constantText reports whether what comes next is a string constant, or made from one by
-// format, of which at least the command can be read.
-func (l *lexer) constantText() bool {
-	t := l.next()
-	formats := l.is(t, "format")
-	if formats {
-		if !l.isMark(l.next(), '(') {
-			return false
-		}
-		t = l.next()
-	}
-	if t.kind != text || t.escaped && bytes.IndexByte(l.sql[t.from:t.to], '\\') >= 0 {
-		return false
-	}
-	made := l.sql[t.from:t.to]
-	if after := *l; formats || after.isMark(after.next(), '|') { // to be continued
-		made = bytes.TrimLeft(made, " \t\r\n")
-		return bytes.IndexAny(made, " \t\r\n(") > 0 && (!formats || !bytes.Contains(made, []byte("%s")))
-	}
-	return true
 }

@@ -10,27 +10,53 @@ import (
 func TestTheEffectsOfAFunctionsBodyAreSeen(t *testing.T) {
 	for source, want := range map[string]Effect{
 		"select 1": 0, "begin update t set a = 1; return new; end": 0, "begin perform set_config('a.b', x, true); end": 0,
-		"begin perform set_config('a.b', x, false); end":                                   Setting,
-		"select set_config(name, value, false)":                                            AnyChange | Nameless,
-		"select set_config($1, $2, false)":                                                 AnyChange,
-		"begin if a then set role x; else reset role; end if; end":                         Setting | Back,
-		"begin set a = 1 then set b to default; begin set c = 1; end":                      Setting | Back,
-		"begin set a = 1; begin set b to default else set local c = 1; end":                Setting,
-		"declare x int; begin for r in select 1 loop listen y; end loop; end":              Listens,
-		"begin create temp table x as select 1; drop table x; end":                         Temporary,
-		"begin execute 'set a.b = ''1'''; end":                                             Setting,
-		"begin execute format('set %I = %L', a, b); end":                                   Setting | AnyChange | Nameless,
-		"begin execute 'select ' || a; end":                                                0,
-		"begin execute a; end":                                                             anything,
-		"begin execute format('select %s', a) into b using c; end":                         anything,
-		"begin return nextval('s'); end":                                                   Advances,
-		"begin return lastval(); end":                                                      Sequence,
-		"begin perform pg_advisory_lock(1); end":                                           Locks,
-		"begin perform pg_advisory_xact_lock(1); end":                                      0,
-		"-- set role x\nbegin raise notice 'set role x'; end":                              0,
-		"declare c cursor for select 1; begin open c; end":                                 0,
-		"begin perform dblink_connect('x', 'y'); exception when others then load 'x'; end": Connects | Loads,
-		"return query execute q;":                                                          anything, "for r in execute 'select 1' loop end loop;": 0, "grant execute on function f to x": 0, "set_config := 1;": 0,
+		"begin perform set_config('a.b', x, false); end":                                                            Setting,
+		"select set_config(name, value, false)":                                                                     AnyChange | Nameless,
+		"select set_config($1, $2, false)":                                                                          AnyChange | Nameless,
+		"select set_config('a.b', 'c', false), set_config($1, $2, false)":                                           Setting | AnyChange | Nameless,
+		"begin if a then set role x; else reset role; end if; end":                                                  Setting | Back,
+		"begin set a = 1 then set b to default; begin set c = 1; end":                                               Setting | Back,
+		"begin set a = 1; begin set b to default else set local c = 1; end":                                         Setting,
+		"declare x int; begin for r in select 1 loop listen y; end loop; end":                                       Listens,
+		"begin create temp table x as select 1; drop table x; end":                                                  Temporary,
+		"begin execute 'set a.b = ''1'''; end":                                                                      Setting,
+		"begin execute format('set %I = %L', a, b); end":                                                            Setting | AnyChange | Nameless,
+		"begin execute 'select ' || a; end":                                                                         0,
+		"begin execute a; end":                                                                                      anything | Nameless,
+		"begin if a = 1then set role x; end if; for i in 1..2loop listen y; end loop; end":                          Setting | Listens,
+		"begin execute '' || a; end":                                                                                anything | Nameless,
+		"begin execute format('%s', a); end":                                                                        anything | Nameless,
+		"begin execute E'sel\\x65ct 1'; end":                                                                        anything | Nameless,
+		"begin execute concat('select ', a); execute (select 'drop table ' || b); end":                              anything,
+		"begin execute concat(a, 'select 1'); end":                                                                  anything,
+		"begin execute concat(' ', 'select 1'); end":                                                                anything | Nameless,
+		"begin execute 'set a.b = 1' || c; execute 'set session ' || d; end":                                        Setting | AnyChange | Nameless,
+		"begin execute 'set a.b = 1; set c.' || d; end":                                                             Setting | AnyChange | Nameless,
+		"begin execute format('set a.%s = 1', b); execute format('set role %I', c); end":                            Setting | AnyChange | anything | Nameless,
+		"begin execute 'set role ' || a; execute format('set local %I = 1', b); end":                                Setting | Local&hinted,
+		"begin execute 'select set_config($1, $2, false)' using a, b; end":                                          AnyChange | Nameless,
+		"declare q text := 'select 1'; begin execute q; end":                                                        anything,
+		"declare r record; begin for r in select 'drop table ' || a from b loop execute r.c; end loop; end":         anything,
+		"begin for q in select a from b loop execute q; end loop; end":                                              anything | Nameless,
+		"begin foreach q in array array['drop table a'] loop execute q; end loop; end":                              anything,
+		"begin if a then q := format('select %s', b); else q = q || ' '; end if; return query execute q; end":       anything,
+		"begin select string_agg('analyze ' || a, ';') into strict \"q\" from b; execute q; end":                    anything,
+		"begin select 'select 1', a into b, q from c; execute q; end":                                               anything,
+		"begin execute 'select a from b' into q; execute q; end":                                                    anything | Nameless,
+		"begin if q like 'select%' then raise notice 'select %', q; execute q; end if; end":                         anything | Nameless,
+		"begin q := 'select setseed(0.5)'; execute q; end":                                                          anything | Seeds,
+		"begin q := 'set ' || a; execute q; end":                                                                    Setting | AnyChange | anything | Nameless,
+		"begin q := 'select 1'; execute q; execute r; end":                                                          anything | Nameless,
+		"begin create table t (a int default 1); create table u (b text default set_config('a.b', 'c', true)); end": Catalog | Local&hinted | anything,
+		"begin execute format('select %s', a) into b using c; end":                                                  anything,
+		"begin return nextval('s'); end":                                                                            Advances,
+		"begin return lastval(); end":                                                                               Sequence,
+		"begin perform pg_advisory_lock(1); end":                                                                    Locks,
+		"begin perform pg_advisory_xact_lock(1); end":                                                               0,
+		"-- set role x\nbegin raise notice 'set role x'; end":                                                       0,
+		"declare c cursor for select 1; begin open c; end":                                                          0,
+		"begin perform dblink_connect('x', 'y'); exception when others then load 'x'; end":                          Connects | Loads,
+		"return query execute q;":                                                                                   anything | Nameless, "for r in execute 'select 1' loop end loop;": 0, "grant execute on function f to x": 0, "set_config := 1;": 0,
 		"begin call other(); end": AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances,
 		"begin insert into t values (1) on conflict do update set a = excluded.a; set x = 1; end": Setting | Advances,
 	} {
@@ -78,6 +104,18 @@ func TestWhatIsHiddenIsFoundByItsNames(t *testing.T) {
 	if got := h.Find([]byte("select 1"), false, nil); got != Setting {
 		t.Errorf("any text: %b", got)
 	}
+	h = Reveal([]Routine{
+		{Name: "seen", Source: "set_config('a.b'::text, 'c'::text, false)", Language: Expression}, {Name: "kept!", Source: "currval('s'::regclass)", Language: Expression}, {Name: "at_once", Source: "set_config('a.b'::text, 'c'::text, true)", Language: Expression},
+	}, []Link{{"outer", "seen"}, {Operator + "===", Builtin + "pg_advisory_lock"}, {"keyed", Operator + "==="}, {"far", "dblink_connect("}, {"sum(", Builtin + "set_config"}})
+	for sql, want := range map[string]Hint{
+		"select * from seen": {Setting, []string{"a.b"}}, "select * from outer": {Setting, []string{"a.b"}}, "insert into kept values (1)": {Sequence, nil}, "select * from kept, at_once": {},
+		"select 1 === 2": {Locks, nil}, "select * from keyed": {Locks, nil}, "table far": {Connects, nil}, "select sum(a)": {AnyChange | Nameless, nil}, "select set_config('a', 'b', true)": {},
+	} {
+		var m Mentions
+		if e := h.Find([]byte(sql), false, &m); e != want.Effect || !slices.Equal(m.Settings, want.Settings) {
+			t.Errorf("%s: %b %q", sql, e, m.Settings)
+		}
+	}
 	h = Reveal([]Routine{{Name: "act", Source: "set x.y = 1"}, {Name: "lock_it", Source: "select pg_advisory_lock(1)"}}, nil)
 	for depth, want := range map[int]Effect{1: Setting, 4: Setting, 100: Setting | Locks} { // what is too deep may use any name
 		tags, behind := "", ""
@@ -105,6 +143,9 @@ func TestWhatChangesTheSchemaIsSeen(t *testing.T) {
 		"do 'begin create schema s; create trigger t after insert on x execute function f(); end'": {true, true}, "do; create extension x": {true, true},
 		"select ';'; create extension x": {true, true}, "select '; create extension x'; ": {}, "create function f() begin atomic select 1; end; select 1;": {true, false}, "do $$ begin if true then create trigger t after insert on x execute function f(); end if; end $$": {true, true}, "do $$ begin create table t (n int); end $$": {true, false}, "do $$ begin execute what; end $$": {true, true},
 		"do language plpgsql 'begin execute ''drop function f()''; end'; select 1": {true, true}, "select $$ create function $$": {}, "create function f() returns void language plpgsql as 'begin execute ''set a.b = 1''; end'": {true, true}, ";;alter table t add b int;": {true, false},
+		"create view v as select set_config('a.b', 'c', false)": {true, true}, "create table t (a bigint default currval('s'), b int)": {true, true}, "create operator === (function = pg_advisory_lock)": {true, true},
+		"create aggregate a(text, boolean) (sfunc = set_config, stype = text)": {true, true}, "create table t (a int); select setseed(1)": {true, false}, "do $$ begin create table t (a int default pg_catalog.pg_advisory_lock(1)); end $$": {true, true},
+		"create rule r as on insert to t do also (select 1; select setseed(1))": {true, true}, "do 'begin '\n'create view v as select 1; end'": {true, true},
 	} {
 		for i, h := range []Hints{some, nil} {
 			if got, _ := h.Changes([]byte(sql), false); got&Catalog != 0 != want[i] {

@@ -27,6 +27,7 @@ type token struct {
 	kind     kind
 	from, to int // of its bytes; of a string or quoted name, those between the quotes
 	escaped  bool
+	joined   bool // a string that goes on in another line: 'a'⏎'b' is 'ab'
 }
 
 // A lexer walks a text. With backslash, plain strings know backslash escapes too
@@ -52,8 +53,8 @@ func (l *lexer) next() token {
 		return l.quotedName()
 	case c == '$':
 		return l.dollar()
-	case isDigit(c):
-		for l.at < len(l.sql) && (isWord(l.sql[l.at]) || isDigit(l.sql[l.at]) || l.sql[l.at] == '.') {
+	case isDigit(c): // up to PostgreSQL 14 a word may follow at once: 1then
+		for l.at < len(l.sql) && (isDigit(l.sql[l.at]) || l.sql[l.at] == '.') {
 			l.at++
 		}
 		return token{kind: number, from: from, to: l.at}
@@ -138,7 +139,8 @@ func (l *lexer) word() token {
 	return token{kind: word, from: from, to: l.at}
 }
 
-// string reads a string whose first byte is at from.
+// string reads a string whose first byte is at from. It may go on behind its closing quote, in another line, with the
+// same escapes.
 func (l *lexer) string(from int, backslash bool) token {
 	t := token{kind: text, from: from}
 	for i := from; i < len(l.sql); i++ {
@@ -151,11 +153,38 @@ func (l *lexer) string(from int, backslash bool) token {
 			i++
 		case c == '\'':
 			t.to, l.at = i, i+1
-			return t
+			if i = Resumes(l.sql, l.at); i < 0 {
+				return t
+			}
+			t.joined = true
 		}
 	}
 	l.at = len(l.sql)
 	return token{kind: end, from: l.at, to: l.at}
+}
+
+// Resumes is where a string that has been closed right before that place is opened again; -1 if it is not: there must be
+// a line's end between the quotes, and nothing else but white space and comments to the line's end.
+func Resumes(sql []byte, at int) int {
+	line := false
+	for i := at; i < len(sql); i++ {
+		switch c := sql[i]; {
+		case c == '\n' || c == '\r':
+			line = true
+		case c == ' ' || '\t' <= c && c <= '\r':
+		case c == '-' && i+1 < len(sql) && sql[i+1] == '-':
+			n := bytes.IndexAny(sql[i:], "\r\n")
+			if n < 0 {
+				return -1
+			}
+			i += n - 1
+		case c == '\'' && line:
+			return i
+		default:
+			return -1
+		}
+	}
+	return -1
 }
 
 func (l *lexer) quotedName() token {
@@ -209,7 +238,7 @@ func (l *lexer) value(t token) (s string, ok bool) {
 	switch {
 	case t.kind == word:
 		return string(bytes.ToLower(raw)), true
-	case t.kind != text && t.kind != quoted:
+	case t.kind != text && t.kind != quoted, t.joined:
 		return "", false
 	case !t.escaped:
 		return string(raw), true
@@ -248,4 +277,40 @@ func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 func isWord(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || c == '_' || c >= 0x80
+}
+
+// Modes are the ways in which a text is to be read, each a value of what the functions of this package call backslash: both,
+// if it is not sure which, and the text has a backslash; the likely one first.
+func Modes(sql []byte, backslash, sure bool) []bool {
+	i := 0
+	if backslash {
+		i = 1
+	}
+	if sure || bytes.IndexByte(sql, '\\') < 0 {
+		return modes[i : i+1]
+	}
+	return modes[i : i+2]
+}
+
+var modes = []bool{false, true, false}
+
+// Garbled reports whether a text may be another one to PostgreSQL than it is to this package, because it comes in another encoding
+// than the server's: halves is whether the second half of a character may be a backslash there, names whether names may
+// be written in other bytes.
+func Garbled(sql []byte, halves, names bool) bool {
+	if ascii(sql) {
+		return false
+	}
+	for i := 1; i < len(sql) && halves; i++ {
+		if sql[i] == '\\' && sql[i-1] >= 0x80 {
+			return true
+		}
+	}
+	l := lexer{sql: sql}
+	for t := l.next(); t.kind != end && names; t = l.next() {
+		if (t.kind == word || t.kind == quoted) && !ascii(sql[t.from:t.to]) {
+			return true
+		}
+	}
+	return false
 }

@@ -74,6 +74,10 @@ func (m *Mentions) guess(value []byte) {
 	if len(value) < 3 {
 		return
 	}
+	if len(value) == len("seed") && strings.EqualFold(string(value), "seed") { // it shows nowhere what that is
+		m.Odd = true
+		return
+	}
 	dot := false
 	for i, c := range value {
 		switch {

@@ -2,7 +2,9 @@ package scan
 
 import (
 	"bytes"
+	"regexp"
 	"slices"
+	"strings"
 )
 
 // A Routine is a function or procedure, and its source.
@@ -11,13 +13,22 @@ type Routine struct {
 	Language     Language
 }
 
+// key is its name as in [Hints].
+func (r *Routine) key() string {
+	if r.Language == Expression {
+		return r.Name
+	}
+	return r.Name + "("
+}
+
 // A Language is what a routine is written in.
 type Language uint8
 
 const (
-	SQL     Language = iota // or PL/pgSQL
-	Foreign                 // another procedural language
-	Machine                 // C: there is no source to be read
+	SQL        Language = iota // or PL/pgSQL
+	Foreign                    // another procedural language
+	Machine                    // C: there is no source to be read
+	Expression                 // no routine, but what using a name evaluates, which is as in [Hints]: a view, a default, a rule
 )
 
 // doing is what a DO does beyond what any may: what its code says, as far as it can be read.
@@ -29,8 +40,8 @@ func (w *walk) doing() (e Effect) {
 			if name, _ := l.value(l.next()); name != "plpgsql" {
 				return Unknown
 			}
-		case t.kind != text || seen || t.escaped && bytes.IndexByte(l.sql[t.from:t.to], '\\') >= 0:
-			return Unknown // UESCAPE, or a constant that goes on, or one that has to be made out first
+		case t.kind != text || seen || !l.legible(t):
+			return Unknown // UESCAPE, or a constant that has to be made out first
 		default:
 			seen = true
 			e |= body(l.code(t), 0, false) & (Nameless | Seeds | Connects | Loads | Keeps)
@@ -42,24 +53,35 @@ func (w *walk) doing() (e Effect) {
 // A Link says that using From means using To, which both are as in [Hints].
 type Link struct{ From, To string }
 
+// brings is what To may do by itself: there are functions of known effects that have no source to be read.
+func (l *Link) brings() Effect {
+	if name, ok := strings.CutPrefix(l.To, Builtin); ok {
+		return builtin([]byte(name))
+	}
+	if name, ok := strings.CutSuffix(l.To, "("); ok && name != "set_config" { // of an extension
+		return builtin([]byte(name))
+	}
+	return 0
+}
+
 // Reveal makes hints of what the catalog holds.
 func Reveal(routines []Routine, links []Link) Hints {
 	all := Hints{}
 	for _, r := range routines {
-		h := all.of(r.Name + "(")
+		h := all.of(r.key())
 		e, m := r.does()
 		h.Effect |= e
 		h.Settings = append(h.Settings, m.Settings...)
 	}
 	for _, l := range links {
 		all.of(l.From)
-		all.of(l.To)
+		all.of(l.To).Effect |= l.brings()
 	}
 	for _, r := range routines { // what they call, and the tables that they use
 		used := map[string]bool{}
 		all.each([]byte(r.Source), false, true, func(name string) {
 			if !used[name] {
-				used[name], links = true, append(links, Link{r.Name + "(", name})
+				used[name], links = true, append(links, Link{r.key(), name})
 			}
 		})
 	}
@@ -122,6 +144,8 @@ func (r *Routine) does() (e Effect, m Mentions) {
 	switch r.Language {
 	case SQL:
 		return Body(source)
+	case Expression:
+		return Body(append([]byte("SELECT "), source...))
 	case Machine:
 		return anything, m
 	}
@@ -135,8 +159,14 @@ func (r *Routine) does() (e Effect, m Mentions) {
 	for _, name := range bytes.FieldsFunc(source, func(r rune) bool { return r >= 0x80 || r != '.' && !isWord(byte(r)) && !isDigit(byte(r)) }) {
 		m.guess(name)
 	}
-	if m.Odd || len(m.Settings) == 0 && (bytes.Contains(lower, []byte("set_config")) || bytes.Contains(lower, []byte("\"set ")) || bytes.Contains(lower, []byte("'set "))) {
+	if m.Odd || len(sets.FindAll(lower, -1)) > len(namedSets.FindAll(lower, -1)) {
 		e |= Nameless
 	}
 	return e | anything, m
 }
+
+// How code in strings of another language sets something, and how it does so by a name that is there to be read.
+var (
+	sets      = regexp.MustCompile("set_config|[\"'`]\\s*set\\s")
+	namedSets = regexp.MustCompile("set_config\\s*\\(\\s*\\\\?'[a-z0-9_.$]+\\\\?'\\s*,|[\"'`]\\s*set\\s+(session\\s+|local\\s+)?[a-z0-9_.$]+\\s*(=|\\sto\\s)")
+)

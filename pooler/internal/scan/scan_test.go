@@ -42,6 +42,7 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 		`set u&"\0061".x = 1`: Setting | Unknown, `set u&"!0061" uescape '!'.x = 1`: Setting | Unknown, "set session.x = 'É'": Setting,
 		"set x." + strings.Repeat("y", 64) + " = 1": Setting | AnyChange | Nameless, "set x." + strings.Repeat("y", 63) + " = 1": Setting,
 		"select set_config('É.x', 'y', false)": AnyChange | Nameless, `select set_config(e'a\x2eb', 'y', false)`: AnyChange | Nameless, "select set_config('É.x', 'y', true)": Local,
+		"select E'a'\n'\\'', set_config('a.b', 'c', false) --'": Setting, "select E'a' -- '\n\t'\\', setseed(1)'": 0, "select E'a' '\\', setseed(1) --'": Seeds, "select set_config('a.'\n'b', 'c', false)": AnyChange | Nameless,
 		"set session seed to 0.5": Seeds, "set local seed to 0.5": Seeds, `set "seed" to 0.5`: Seeds, "select set_config('Seed', '0.5', true)": Seeds,
 		`select u&"set\005fconfig"('x.y', 'z', false)`: Unknown, "select query_to_xml('', true, false, '')": Unknown, "(select 1 into local temp x)": Temporary,
 		"do $$ begin perform setseed(1); end $$":                                         anything | Seeds,

@@ -17,10 +17,10 @@ import (
 // Settings are run-time settings by name. They are immutable; equal ones have equal
 // keys, and those of one [Table] are the same.
 type Settings struct {
-	key     string
-	list    []pgwire.Param // sorted by name, each name once
-	escapes atomic.Uint32  // whether plain strings know escapes, once somebody has asked: 1 no, 2 yes
-	told    atomic.Pointer[Settings]
+	key    string
+	list   []pgwire.Param // sorted by name, each name once
+	traits atomic.Uint32  // once somebody has asked
+	told   atomic.Pointer[Settings]
 }
 
 // None is a client that chose nothing.
@@ -33,19 +33,33 @@ func (s *Settings) Equal(o *Settings) bool { return s == o || s.key == o.key }
 // conforming is the setting that says whether plain strings know backslash escapes.
 const conforming = "standard_conforming_strings"
 
-// Backslash reports whether plain strings know backslash escapes. It is asked for each
-// statement, and looked up once.
-func (s *Settings) Backslash() bool {
-	known := s.escapes.Load()
-	if known == 0 {
-		known = 1
+// Traits of settings, which are asked for with each statement or transaction, and looked up once.
+const (
+	known = 1 << iota
+	escapes
+	temporary
+)
+
+func (s *Settings) has(trait uint32) bool {
+	has := s.traits.Load()
+	if has == 0 {
+		has = known
 		if v, _ := s.Get(conforming); v == "off" {
-			known = 2
+			has |= escapes
 		}
-		s.escapes.Store(known)
+		if v, _ := s.Get("search_path"); strings.Contains(v, "pg_temp") {
+			has |= temporary
+		}
+		s.traits.Store(has)
 	}
-	return known == 2
+	return has&trait != 0
 }
+
+// Backslash reports whether plain strings know backslash escapes.
+func (s *Settings) Backslash() bool { return s.has(escapes) }
+
+// Temporary reports whether tables that are not said to be temporary may be: search_path leads there.
+func (s *Settings) Temporary() bool { return s.has(temporary) }
 
 // Tell notes what a server reports to clients that choose these at login.
 func (s *Settings) Tell(reports *Settings) {
