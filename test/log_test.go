@@ -2,6 +2,7 @@ package test
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -109,5 +110,24 @@ func TestALogThatNobodyReadsDoesNotKeepMainstayFromItsEnd(t *testing.T) {
 				t.Errorf("exit code %d, want %d", code, tc.code)
 			}
 		})
+	}
+}
+
+func TestALogWhoseReaderGoesAwayStopsNothing(t *testing.T) {
+	m, r := unread(t)
+	r.Close()
+	for range 20 {
+		if status, code, body := m.get("/version"); status != 200 {
+			t.Fatalf("%d %s %s", status, code, body)
+		}
+	}
+	eventually(t, "lost lines", func() (bool, string) {
+		lost := m.metrics()["mainstay_log_dropped_total"]
+		return lost > 20, fmt.Sprint(lost)
+	})
+	_ = m.cmd.Process.Signal(syscall.SIGTERM)
+	<-m.exited
+	if code := m.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit code %d", code)
 	}
 }

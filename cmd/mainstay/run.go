@@ -31,6 +31,9 @@ stops at once. After a kill -9 the app goes on, and the next run adopts it.`,
 			// From here on a signal means stop, also while things start.
 			signals := make(chan os.Signal, 4)
 			signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+			// Who reads the log may go away: that is an error of the write then, and not our end. Not
+			// ignored, which the app would inherit.
+			signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 			a, err := app.New(app.Options{
 				Load: c.load, Command: deploy.Command(args), Environ: os.Environ(), Version: versionText(),
 				Logs: os.Stderr, Terminal: terminal(os.Stderr), Out: os.Stdout,
