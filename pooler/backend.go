@@ -45,6 +45,7 @@ type backend struct {
 	canceling int            // cancel requests under way; of the holder's lock
 	cancels   sync.WaitGroup // those; none may outlive the lease
 	sequences uint32         // whose values currval and lastval know there: a session's id, or nobodys, or severals
+	opaque    uint32         // who may have set there what nobody can name: a session's id, or nobodys
 
 	// Guarded by the pool's lock.
 	holder *session  // nil: idle
@@ -305,7 +306,7 @@ func (s *backend) clean() error {
 		return fmt.Errorf("reset: %w", err)
 	}
 	if strings.Contains(sql, "RESET ALL") {
-		s.settings = state.None
+		s.settings, s.opaque = state.None, nobodys
 	}
 	if strings.Contains(sql, "DEALLOCATE") {
 		clear(s.prepared)
@@ -338,7 +339,7 @@ func (s *backend) discard() error {
 		s.broken.Store(true)
 		return err
 	}
-	s.settings, s.named, s.sequences = s.entered, state.None, nobodys
+	s.settings, s.named, s.sequences, s.opaque = s.entered, state.None, nobodys, nobodys
 	clear(s.prepared)
 	s.forgive()
 	return nil

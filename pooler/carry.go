@@ -44,16 +44,20 @@ func (s *session) equip() {
 		b.left, b.due = b.left|scan.Catalog, true
 	}
 	s.findAgain()
-	sequences := s.takeSequences()
-	if b.settings == s.settings && b.named == s.prepares && !sequences {
+	sequences, opaque := s.takeSequences(), b.opaque != nobodys && b.opaque != s.id
+	if b.settings == s.settings && b.named == s.prepares && !sequences && !opaque {
 		return
 	}
 	s.mu.Lock()
-	queries := b.settings.Change(s.settings)
 	forget := b.named.Forget(s.prepares)
 	if sequences {
 		forget += forgetSequences + ";"
 	}
+	if opaque {
+		forget += audit.WipeSettings()
+		b.settings, b.opaque = state.None, nobodys
+	}
+	queries := b.settings.Change(s.settings)
 	if len(queries) > 0 {
 		queries[0] = forget + queries[0]
 	} else if forget != "" {

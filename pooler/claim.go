@@ -126,11 +126,14 @@ func (p *pool) take(w *waiter, now time.Time) (*backend, error) {
 }
 
 // popIdle takes the idle server that was used last, so that the others can grow old; before
-// others one that has what the client carries, and before all the one that has its sequences' values.
+// others one that has what the client carries, and before all the one that has its sequences' values, or what it set unseen.
 func (p *pool) popIdle(s *session) *backend {
 	at := -1
 	if p.sequences.Load() {
 		at = slices.IndexFunc(p.idle, func(b *backend) bool { return b.sequences == s.id })
+	}
+	if p.opaque.Load() && at < 0 {
+		at = slices.IndexFunc(p.idle, func(b *backend) bool { return b.opaque == s.id })
 	}
 	for i := len(p.idle) - 1; i >= 0 && at < 0; i-- {
 		if p.idle[i].settings.Equal(s.settings) && p.idle[i].named.Equal(s.prepares) {

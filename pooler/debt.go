@@ -331,16 +331,16 @@ func (s *session) suspect(text []byte, whole bool) scan.Effect {
 // suspectText is suspect for a text that may be another one than the client's.
 func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 	b := s.backend
-	if !whole {
-		b.left |= scan.Unseen
-		s.sway(false)
-		return scan.Unseen
-	}
 	known := b.pool.home().hidden.known.Load()
 	e, varies := s.read(text, known)
+	if !whole {
+		e, varies = s.partly(e, text, known), true
+	}
 	if e&scan.Executes != 0 {
-		e |= s.executesSQL()
-		b.mentions.Find(text, b.backslash()) // what it is given
+		if e |= s.executesSQL(); e&scan.AnyChange != 0 {
+			e |= scan.Opaque // it may be given a name that is computed
+		}
+		b.mentions.Find(text, b.backslash(), e) // what it is given
 	}
 	if e == 0 {
 		if !varies {
@@ -372,6 +372,10 @@ func (s *session) settle(b *backend) (free bool, err error) {
 	if b.pins != 0 && s.settings.Temporary() {
 		b.left |= scan.Temporary
 	}
+	if (b.left|b.pins)&(scan.Opaque|scan.Temporary) != 0 { // temporary tables may have defaults that nobody reads
+		b.opaque = s.id
+		b.pool.opaque.Store(true)
+	}
 	if b.left&scan.Lasting != 0 {
 		if err := s.look(b); err != nil {
 			b.broken.Store(true)
@@ -392,7 +396,7 @@ const lookLimit = 30 * time.Second
 
 // look asks the server what the client has left there.
 func (s *session) look(b *backend) (err error) {
-	if b.mentions.Odd && b.left&scan.AnyChange != 0 {
+	if b.mentions.Full || b.mentions.Odd && b.left&scan.AnyChange != 0 {
 		b.left |= scan.Nameless
 	}
 	q := audit.Question{Effects: b.left, Names: b.mentions.Settings, Known: b.settings}

@@ -43,8 +43,9 @@ type hidden struct {
 
 // revealed is what was read from the catalog.
 type revealed struct {
-	mark  string
-	hints scan.Hints
+	mark    string
+	hints   scan.Hints
+	foreign bool // there are hints by names with letters beyond ASCII
 
 	columns string // a mark of what tables are like
 }
@@ -109,17 +110,27 @@ func (s *backend) reveal(tables bool) error {
 	}
 	if known != nil && known.mark == found.Mark {
 		if known.columns != found.Columns {
-			h.known.Store(&revealed{known.mark, known.hints, found.Columns})
+			h.known.Store(&revealed{known.mark, known.hints, known.foreign, found.Columns})
 		}
 		return nil
 	}
 	version, _ := s.atLogin.Get("server_version")
-	version, _, _ = strings.Cut(version, ".")
-	major, _ := strconv.Atoi(version) // 0 if it is no number
-	if err := s.ask(audit.Catalog(major), found.Row); err != nil {
+	digits, _, _ := strings.Cut(version, ".")
+	major, _ := strconv.Atoi(digits) // 0 if it is no number
+	marks := found
+	err := s.ask(audit.Catalog(major, true), found.Row)
+	if refused, ok := errors.AsType[*upstream.Refused](err); ok && refused.SQLState == "55P03" { // somebody has locked a table
+		if err = s.rollBack(); err == nil {
+			found = marks
+			err = s.ask(audit.Catalog(major, false), found.Row)
+		}
+		found.Mark += "?" // so that it is read again in a minute
+	}
+	if err != nil {
 		return s.unlessRefused(err)
 	}
-	h.known.Store(&revealed{mark: found.Mark, hints: found.Hints(), columns: found.Columns})
+	hints := found.Hints()
+	h.known.Store(&revealed{found.Mark, hints, hints.Foreign(), found.Columns})
 	s.pool.statements.renew()
 	return nil
 }
@@ -183,21 +194,12 @@ func (s *session) hiddenIn(st *statement) *hiddenIn {
 			e, _ := known.hints.Changes(text, backslash)
 			return e | known.hints.Find(text, backslash, &in.said)
 		})
+		if in.effect&scan.Opaque != 0 { // its constants may be executed
+			in.said.Find(text, false, in.effect)
+		}
 		st.hidden.Store(in)
 	}
 	return in
-}
-
-// leavesOf is what a statement, which may be nil, may leave behind.
-func (s *session) leavesOf(st *statement) scan.Effect {
-	if st == nil {
-		return 0
-	}
-	left := st.left | s.leavesOf(st.runs)
-	if in := s.hiddenIn(st); in != nil {
-		left |= in.effect
-	}
-	return left
 }
 
 // effectsOf says what may be left behind by executing statements that SQL prepared.
@@ -240,7 +242,7 @@ func (r *registry) apart(st *statement) *statement {
 func (r *registry) copyOf(st *statement) *statement {
 	r.last++
 	return &statement{
-		name: namePrefix + strconv.FormatUint(r.last, 36), key: st.key, body: st.body, left: st.left, said: st.said, use: st.use, under: st.under, shape: st.shape,
+		name: namePrefix + strconv.FormatUint(r.last, 36), key: st.key, body: st.body, left: st.left, garbled: st.garbled, said: st.said, use: st.use, under: st.under, shape: st.shape,
 	}
 }
 

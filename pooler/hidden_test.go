@@ -240,7 +240,7 @@ func TestQuestionsToTheCatalogAreNotCompiled(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close(t.Context())
-	for what, sql := range map[string]string{"state": audit.State(true), "state without tables": audit.State(false), "catalog": audit.Catalog(15)} {
+	for what, sql := range map[string]string{"state": audit.State(true), "state without tables": audit.State(false), "catalog": audit.Catalog(15, true)} {
 		text, ok := strings.CutSuffix(sql, "COMMIT")
 		if !ok {
 			t.Fatalf("%s is asked otherwise: %s", what, sql)

@@ -478,7 +478,7 @@ func (s *session) executesSQL() scan.Effect {
 		x = &executions{left: x.left, of: s.prepares, by: known}
 		for _, p := range s.prepares.All() {
 			text, _ := state.OfCarried(p.Value)
-			x.said.Find([]byte(text), false)
+			x.said.Find([]byte(text), false, 0)
 			x.hidden |= hidden.hints().Find([]byte(text), false, &x.said)
 		}
 		s.executes = x

@@ -183,7 +183,7 @@ func (s *session) assure() {
 	defer s.mu.Unlock()
 	for _, name := range s.unsure {
 		if st := s.names[name]; st != nil && st.under == nil && st.cursor == nil {
-			fresh, older := s.pool.statements.intern(s.settings, true, false, st.body, st.use, s.pooler.shapes)
+			fresh, older := s.pool.statements.intern(s.settings, true, st.garbled, st.body, st.use, s.pooler.shapes)
 			if s.names[name] = fresh; older {
 				s.untry(name)
 			}

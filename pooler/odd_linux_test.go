@@ -215,7 +215,7 @@ func TestWhatTheCatalogCallsDirectlyIsNotLeftToOthers(t *testing.T) {
 		{"set role directed; select * from direct.secured; reset role", "d.p", "left"}, {"select direct.f()", "d.f", "left"}, {"call direct.pr()", "d.o", "left"},
 		{"select 7 operator(direct.===) 8", locks, "8"}, {"select * from direct.ow", locks, "9"}, {"select direct.agg('left', false) from (values (1)) as one", "d.agg", "left"},
 		{"select direct.q('set d.q1 = ''left''')", "d.q1", "left"}, {"select direct.q2('set d.q2 = ''left''')", "d.q2", "left"}, {"select direct.q3('d.q' || 3, 'left')", "d.q3", "left"},
-		{"select direct.q4('d.q' || 4 || ' = ''left''')", "d.q4", "left"}, {"select direct.q5('d.q' || 5, 'left')", "d.q5", "left"}, {"select direct.q6()", "d.q6", "left"},
+		{"select direct.q4('d.q' || 4 || ' = ''left''')", "d.q4", ""}, {"select direct.q5('d.q' || 5, 'left')", "d.q5", "left"}, {"select direct.q6()", "d.q6", "left"},
 		{"select direct.tt()", temp, "made"}, {"set search_path = 'pg_temp'; select 1 into made_too", temp, "made_too"},
 		{"begin; select set_config('search_path', 'pg_temp', false); select 1 into made_three; set search_path = public; commit", temp, "made_three"},
 	} {

@@ -234,7 +234,7 @@ func (s *session) keepSaid(text []byte) {
 	b, u := s.backend, &s.unnamed
 	if u.left&(scan.Setting|scan.AnyChange) != 0 {
 		for _, backslash := range scan.Modes(text, b.backslash(), !s.swayed()) {
-			u.said.Find(text, backslash)
+			u.said.Find(text, backslash, u.left)
 			b.pool.home().hidden.hints().Find(text, backslash, &u.said)
 		}
 	}
@@ -249,15 +249,48 @@ func (s *session) read(text []byte, known *revealed) (e scan.Effect, varies bool
 		changes, varied := hints.Changes(text, backslash)
 		e := changes | scan.Effects(text, backslash) | hints.Find(text, backslash, &b.mentions)
 		if e&(scan.Setting|scan.AnyChange) != 0 {
-			b.mentions.Find(text, backslash)
+			b.mentions.Find(text, backslash, e)
 		}
 		varies = varies || varied
 		return e
 	})
 	if s.garbled(text) {
-		e |= scan.Unknown
+		e |= scan.Unknown | scan.Catalog
 	}
 	return e, varies
+}
+
+// partly is what a text may do of which there is only the beginning, which does e.
+func (s *session) partly(e scan.Effect, text []byte, known *revealed) scan.Effect {
+	b := s.backend
+	for _, hint := range known.all() {
+		for _, name := range hint.Settings {
+			b.mentions.Add(name)
+		}
+	}
+	changes, _ := scan.Hints{}.Changes(text, b.backslash())
+	return e.Unlikely()&^(scan.Prepares|scan.Back) | changes&scan.Catalog | scan.Unseen | scan.Opaque
+}
+
+// given is what the values of a Bind, of so many bytes, may add to what the statement does: one may be the name of a setting,
+// or lead search_path to what is temporary.
+func (s *session) given(values []byte, size int) (e scan.Effect) {
+	b := s.backend
+	if b.left&(scan.Setting|scan.AnyChange|scan.Local) == 0 {
+		return 0
+	}
+	if scan.Contains(values, "pg_temp") {
+		e = scan.Temporary
+	}
+	if b.left&scan.AnyChange != 0 {
+		if pgwire.Values(values, b.mentions.Guess); len(values) < size {
+			e |= scan.Opaque
+		}
+		if b.left&scan.Opaque != 0 {
+			pgwire.Values(values, b.mentions.Code)
+		}
+	}
+	return e
 }
 
 // eachWay is what reading a text in these ways says. Of the second, which is not the likely one, only what lasts counts.
@@ -265,7 +298,7 @@ func eachWay(modes []bool, read func(backslash bool) scan.Effect) (e scan.Effect
 	for i, backslash := range modes {
 		one := read(backslash)
 		if i > 0 {
-			one &= scan.Lasting
+			one = one.Unlikely()
 		}
 		e |= one
 	}
@@ -275,8 +308,8 @@ func eachWay(modes []bool, read func(backslash bool) scan.Effect) (e scan.Effect
 // whole are encodings in which no character of several bytes has a backslash for one of them. There are others.
 var whole = []string{"UTF8", "LATIN1", "LATIN9", "WIN1252"}
 
-// garbled reports whether a text may be another one to the server than it is to us, because it is converted: to another
-// encoding than the server's own, or maybe to one that the client has only just chosen.
+// garbled reports whether a text may be another one to the server than it is to us, because it is converted: from another
+// encoding than the server's own, or maybe from one that the client has only just chosen.
 func (s *session) garbled(text []byte) bool {
 	b := s.backend
 	server, _ := b.reports.Get("server_encoding")
@@ -288,7 +321,8 @@ func (s *session) garbled(text []byte) bool {
 		}
 	}
 	same := client == server || client == "SQL_ASCII" || server == "SQL_ASCII"
-	return scan.Garbled(text, s.swayed() || !same && !slices.Contains(whole, client), !same)
+	known := b.pool.home().hidden.known.Load()
+	return scan.Garbled(text, s.swayed() || !same && !slices.Contains(whole, client), !same && known != nil && known.foreign)
 }
 
 // leaves is what the client's statement of this name may leave behind.
@@ -303,6 +337,18 @@ func (s *session) leaves(name []byte) scan.Effect {
 		st = s.names[string(name)]
 	}
 	return s.leavesOf(st)
+}
+
+// leavesOf is what a statement, which may be nil, may leave behind.
+func (s *session) leavesOf(st *statement) scan.Effect {
+	if st == nil {
+		return 0
+	}
+	left := st.left | s.leavesOf(st.runs)
+	if in := s.hiddenIn(st); in != nil {
+		left |= in.effect
+	}
+	return left
 }
 
 // recall notes what a statement that is used again may leave behind.
@@ -344,6 +390,7 @@ func (s *session) calls(n int) scan.Effect {
 			return 0
 		}
 	}
+	s.asks(scan.Sequence)
 	return scan.Unknown
 }
 

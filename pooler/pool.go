@@ -37,6 +37,7 @@ type pool struct {
 	hub        *hub.Hub
 	settings   state.Table
 	sequences  atomic.Bool // some client asks for sequences' last values
+	opaque     atomic.Bool // some client has set what nobody can name
 	hidden     hidden
 	texts      *memo.Table[harmless] // those that were read
 

@@ -21,11 +21,12 @@ import (
 // A statement is a text with its parameters' types, under the settings that decide
 // what it means. It is immutable, and shared by all clients that prepare the same.
 type statement struct {
-	name string // on the servers
-	key  string // in the registry
-	body []byte // of the Parse message, after the name
-	left scan.Effect
-	said scan.Mentions // if what it leaves has names
+	name    string // on the servers
+	key     string // in the registry
+	body    []byte // of the Parse message, after the name
+	left    scan.Effect
+	garbled bool          // see [session.garbled]
+	said    scan.Mentions // if what it leaves has names
 	use
 
 	under  *state.Settings // those of its client when it was prepared; nil: not known
@@ -88,12 +89,12 @@ func (r *registry) intern(settings *state.Settings, certain, garbled bool, body 
 	if u.renames() {
 		made.left &^= scan.Prepares | scan.Executes // what it names is nothing that stays
 	}
-	if garbled {
-		made.left |= scan.Unknown
+	if made.garbled = garbled; garbled {
+		made.left |= scan.Unknown | scan.Catalog
 	}
 	if made.left&(scan.Setting|scan.AnyChange) != 0 {
 		for _, backslash := range scan.Modes(text, false, false) {
-			made.said.Find(text, backslash)
+			made.said.Find(text, backslash, made.left)
 		}
 	}
 	r.mu.Lock() // which those who prepare on the event loops wait for
@@ -324,9 +325,7 @@ func (s *session) rewriteBind(n int) (int, error) {
 	if s.bind(portal, name) {
 		s.resets = before // what it leads back is given again right behind it
 	}
-	if b.left&scan.AnyChange != 0 { // a value may be the name of a setting
-		pgwire.Values(s.head(n)[len(portal)+len(name)+2:], b.mentions.Guess)
-	}
+	b.left |= s.given(s.head(n)[len(portal)+len(name)+2:], n-len(portal)-len(name)-2)
 	b.out = pgwire.AppendHeader(b.out, pgwire.Bind, n-len(name)+len(as))
 	b.out = append(append(b.out, portal...), 0)
 	b.out = append(append(b.out, as...), 0)

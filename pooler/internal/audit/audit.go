@@ -168,7 +168,7 @@ func (f *Findings) Settings(q *Question, login *state.Settings, user string) (ha
 	if q.Everything() {
 		has = state.None
 		for _, p := range f.all {
-			if !strings.HasPrefix(p.Name, "transaction_") {
+			if !ofTransaction(p.Name) {
 				has = has.With(p.Name, p.Value)
 			}
 		}
@@ -179,7 +179,7 @@ func (f *Findings) Settings(q *Question, login *state.Settings, user string) (ha
 			has = has.Without(p.Name)
 		case back && p.Value == "" && strings.Contains(p.Name, ".") && q.wentBack(p.Name):
 			has = has.Without(p.Name)
-		case strings.HasPrefix(p.Name, "transaction_"):
+		case ofTransaction(p.Name):
 		case q.Everything() && !strings.Contains(p.Name, ".") && p.Name != "role" && p.Name != "session_authorization":
 			// It is among all of them, unless it went back to its default.
 		default:
@@ -198,6 +198,11 @@ func (f *Findings) Settings(q *Question, login *state.Settings, user string) (ha
 		}
 	}
 	return has, wants
+}
+
+// ofTransaction reports whether a setting is of the transaction alone.
+func ofTransaction(name string) bool {
+	return name == "transaction_isolation" || name == "transaction_read_only" || name == "transaction_deferrable"
 }
 
 // wentBack reports whether a setting of the client's own that is empty now, as one is that was reset,
@@ -274,17 +279,20 @@ func Wipe(left scan.Effect) string {
 			sql.WriteString(step.sql)
 		}
 	}
-	if left&scan.Nameless != 0 { // it may have been the seed of random(), which RESET ALL leaves
-		fmt.Fprintf(&sql, "SELECT pg_catalog.setseed(%.17f);", seed())
+	if left&(scan.Nameless|scan.Opaque) != 0 {
+		sql.WriteString(reseed())
 	}
 	return sql.String()
 }
 
-// seed is one that nobody can guess, between 0 and 1.
-func seed() float64 {
+// WipeSettings is the SQL that leads back all settings that a client may have made, whatever their names are.
+func WipeSettings() string { return Unset + ";" + reseed() }
+
+// reseed makes random() return what nobody knows. RESET ALL does not, and that it was given a seed may have been hidden.
+func reseed() string {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // it never fails
-	return float64(binary.BigEndian.Uint64(b[:])>>11) / (1 << 53)
+	return fmt.Sprintf("SELECT pg_catalog.setseed(%.17f);", float64(binary.BigEndian.Uint64(b[:])>>11)/(1<<53))
 }
 
 // Wreck are effects that nothing undoes: such a connection is closed when its client

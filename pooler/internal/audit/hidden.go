@@ -11,13 +11,13 @@ import (
 // be no such letters, do not matter. Nor does PostgreSQL compile the questions (from 11 on): that takes twenty times as long as to answer them, and
 // the planner believes it to be worth it, since it takes them to be dear.
 const (
-	catalog = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE;SET LOCAL search_path=pg_catalog;SET LOCAL statement_timeout='25s';SET LOCAL client_encoding=SQL_ASCII;" +
+	catalog = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE;SET LOCAL search_path=pg_catalog;SET LOCAL statement_timeout='25s';SET LOCAL lock_timeout='1s';SET LOCAL client_encoding=SQL_ASCII;" +
 		"SELECT WHERE CASE WHEN current_setting('server_version_num')::int>=110000 THEN set_config('jit','off',true) END='';"
 
-	ours = "NOT IN (SELECT oid FROM pg_namespace WHERE nspname IN ('pg_catalog','information_schema'))"
+	ours = "NOT IN (SELECT oid FROM pg_namespace WHERE nspname IN ('pg_catalog','information_schema'))" // of relations
 
 	// Functions with a source, and those in C, or of PostgreSQL's own under another name, that may leave something.
-	sources = "SELECT p.oid,p.xmin,p.proname,p.prosrc,l.lanname FROM pg_proc p JOIN pg_language l ON l.oid=p.prolang WHERE p.pronamespace " + ours +
+	sources = "SELECT p.oid,p.xmin,p.proname,p.prosrc,l.lanname FROM pg_proc p JOIN pg_language l ON l.oid=p.prolang WHERE p.oid>=16384" +
 		" AND CASE l.lanname WHEN 'internal' THEN p.prosrc ~ '^(set_config|pg_(try_)?advisory|setseed|pg_listening)'" +
 		" WHEN 'c' THEN p.oid NOT IN (SELECT d.objid FROM pg_depend d JOIN pg_extension e ON e.oid=d.refobjid WHERE d.classid='pg_proc'::regclass" +
 		" AND d.refclassid='pg_extension'::regclass AND d.deptype='e' AND e.extname IN (" + harmless + ")) ELSE true END"
@@ -50,6 +50,11 @@ const (
 		" UNION ALL SELECT oid::text||xmin::text FROM pg_trigger WHERE NOT tgisinternal UNION ALL SELECT oid::text||xmin::text FROM pg_rewrite WHERE oid>=16384" +
 		" UNION ALL SELECT oid::text||xmin::text FROM pg_policy UNION ALL SELECT oid::text||xmin::text FROM pg_attrdef" +
 		" UNION ALL SELECT oid::text||xmin::text FROM pg_constraint WHERE contype IN ('c','f') AND oid>=16384" +
+		// By other names than before, they do the same: what depends on a table, and what has a domain for its type.
+		" UNION ALL SELECT oid::text||relname FROM pg_class WHERE oid>=16384 AND relpersistence<>'t' AND (relhasrules OR relhastriggers OR relrowsecurity OR relchecks>0" +
+		" OR oid IN (SELECT adrelid FROM pg_attrdef) OR relkind='c')" +
+		" UNION ALL SELECT attrelid::text||attnum::text||atttypid::text FROM pg_attribute WHERE attrelid>=16384 AND atttypid IN (SELECT oid FROM pg_type WHERE oid>=16384 AND typtype='d')" +
+		" UNION ALL SELECT p.oid::text||p.proname FROM pg_aggregate a JOIN pg_proc p ON p.oid=a.aggfnoid WHERE p.oid>=16384" +
 		" UNION ALL SELECT oid::text||xmin::text FROM pg_operator WHERE oid>=16384 UNION ALL SELECT oid::text||xmin::text FROM pg_cast WHERE oid>=16384" +
 		" UNION ALL SELECT oid::text||xmin::text FROM pg_amproc WHERE oid>=16384 UNION ALL SELECT oid::text||xmin::text FROM pg_event_trigger" +
 		" UNION ALL SELECT oid::text||xmin::text FROM pg_type WHERE oid>=16384 AND typtype='d' UNION ALL SELECT aggfnoid::oid::text||xmin::text FROM pg_aggregate WHERE aggfnoid::oid>=16384" +
@@ -58,11 +63,16 @@ const (
 )
 
 // Catalog is the SQL that asks for those sources and uses, for PostgreSQL of this major
-// version (0: unknown). [Hidden] takes its rows.
-func Catalog(version int) string {
+// version (0: unknown). [Hidden] takes its rows. To write views and their like as texts PostgreSQL locks the tables under them, for
+// which it does not wait for long (55P03): without texts it does not, and what they do is known less well.
+func Catalog(version int, texts bool) string {
 	source := "f.prosrc"
 	if version >= 14 {
 		source = "COALESCE(pg_get_function_sqlbody(f.oid),f.prosrc)"
+	}
+	expressions := written
+	if !texts {
+		expressions = unwritten
 	}
 	// What depends on a function, operator or view, by the table that holds it.
 	const users = " CASE d.classid WHEN 'pg_rewrite'::regclass THEN (SELECT ev_class FROM pg_rewrite WHERE oid=d.objid)" +
@@ -71,17 +81,17 @@ func Catalog(version int) string {
 		" WHEN 'pg_attrdef'::regclass THEN (SELECT adrelid FROM pg_attrdef WHERE oid=d.objid)" +
 		" WHEN 'pg_constraint'::regclass THEN (SELECT conrelid FROM pg_constraint WHERE oid=d.objid)" +
 		" WHEN 'pg_class'::regclass THEN COALESCE((SELECT indrelid FROM pg_index WHERE indexrelid=d.objid),d.objid) END"
-	const written = "CASE WHEN d.classid IN ('pg_trigger'::regclass,'pg_attrdef'::regclass,'pg_constraint'::regclass,'pg_class'::regclass) THEN '!' ELSE '' END"
+	const writes = "CASE WHEN d.classid IN ('pg_trigger'::regclass,'pg_attrdef'::regclass,'pg_constraint'::regclass,'pg_class'::regclass) THEN '!' ELSE '' END"
 	// What is used: a function that is not PostgreSQL's, or an operator that is not.
-	const used = "CASE d.refclassid WHEN 'pg_proc'::regclass THEN (SELECT q.proname||'(' FROM pg_proc q WHERE q.oid=d.refobjid AND q.pronamespace " + ours + ")" +
+	const used = "CASE d.refclassid WHEN 'pg_proc'::regclass THEN (SELECT q.proname||'(' FROM pg_proc q WHERE q.oid=d.refobjid AND q.oid>=16384)" +
 		" WHEN 'pg_operator'::regclass THEN (SELECT chr(1)||o.oprname FROM pg_operator o WHERE o.oid=d.refobjid AND o.oid>=16384) END"
-	return catalog + expressions + "SELECT CASE WHEN f.lanname IN ('c','internal') THEN 'c' WHEN f.lanname IN ('sql','plpgsql') THEN 'f' ELSE 'g' END,f.proname," + source + " FROM (" + sources + ") f;" +
-		"SELECT 'u',c.relname||" + written + "," + used + " FROM pg_depend d JOIN pg_class c ON c.oid=" + users + " WHERE d.refclassid IN ('pg_proc'::regclass,'pg_operator'::regclass);" +
+	return catalog + expressions + temporary + "SELECT CASE WHEN f.lanname IN ('c','internal') THEN 'c' WHEN f.lanname IN ('sql','plpgsql') THEN 'f' ELSE 'g' END,f.proname," + source + " FROM (" + sources + ") f;" +
+		"SELECT 'u',c.relname||" + writes + "," + used + " FROM pg_depend d JOIN pg_class c ON c.oid=" + users + " WHERE d.refclassid IN ('pg_proc'::regclass,'pg_operator'::regclass);" +
 		"SELECT 'u',c.relname||side,v.relname||side FROM (VALUES(''),('!')) AS s(side),pg_depend d JOIN pg_class v ON v.oid=d.refobjid JOIN pg_class c ON c.oid=(SELECT ev_class FROM pg_rewrite WHERE oid=d.objid)" +
 		" WHERE d.classid='pg_rewrite'::regclass AND d.refclassid='pg_class'::regclass AND c.oid<>v.oid AND c.relnamespace " + ours + ";" +
 		// Functions of aggregates, and of bodies that are no text; operators; what fires with changes of the schema.
 		"SELECT 'u',p.proname||'('," + used + " FROM pg_depend d JOIN pg_proc p ON p.oid=d.objid WHERE d.classid='pg_proc'::regclass AND d.refclassid IN ('pg_proc'::regclass,'pg_operator'::regclass);" +
-		"SELECT 'u',chr(1)||o.oprname,p.proname||'(' FROM pg_operator o JOIN pg_proc p ON p.oid=o.oprcode WHERE o.oid>=16384 AND p.pronamespace " + ours + ";" +
+		"SELECT 'u',chr(1)||o.oprname,p.proname||'(' FROM pg_operator o JOIN pg_proc p ON p.oid=o.oprcode WHERE o.oid>=16384 AND p.oid>=16384;" +
 		"SELECT 'u',chr(1)||o.oprname,chr(3)||b.proname FROM pg_operator o JOIN (" + builtins + ") b ON b.oid=o.oprcode WHERE o.oid>=16384;" +
 		"SELECT 'u',p.proname||'(',chr(3)||b.proname FROM pg_aggregate a JOIN (" + builtins + ") b ON b.oid IN (a.aggtransfn,a.aggfinalfn,a.aggmtransfn,a.aggmfinalfn,a.aggminvtransfn)" +
 		" JOIN pg_proc p ON p.oid=a.aggfnoid WHERE a.aggfnoid::oid>=16384;" +
@@ -100,16 +110,28 @@ var (
 
 	holds = "::text ~ (SELECT ':(funcid|opfuncid|aggfnoid|winfnoid) ('||string_agg(oid::text,'|')||') ' FROM (" + builtins + ") b)"
 
-	expressions = "SELECT 'e',c.relname,regexp_replace(pg_get_ruledef(r.oid),'^CREATE RULE','') FROM pg_rewrite r JOIN pg_class c ON c.oid=r.ev_class" +
+	written = "SELECT 'e',c.relname,regexp_replace(pg_get_ruledef(r.oid),'^CREATE RULE','') FROM pg_rewrite r JOIN pg_class c ON c.oid=r.ev_class" +
 		" WHERE r.oid>=16384 AND (r.ev_action" + holds + " OR r.ev_qual" + holds + ");" +
 		"SELECT 'e',c.relname||'!',pg_get_expr(d.adbin,d.adrelid) FROM pg_attrdef d JOIN pg_class c ON c.oid=d.adrelid WHERE d.adbin" + holds + ";" +
 		"SELECT 'e',c.relname||'!',pg_get_expr(k.conbin,k.conrelid) FROM pg_constraint k JOIN pg_class c ON c.oid=k.conrelid WHERE k.contype='c' AND k.conbin" + holds + ";" +
 		"SELECT 'e',c.relname,concat_ws(',',pg_get_expr(p.polqual,p.polrelid),pg_get_expr(p.polwithcheck,p.polrelid)) FROM pg_policy p JOIN pg_class c ON c.oid=p.polrelid" +
 		" WHERE p.polqual" + holds + " OR p.polwithcheck" + holds + ";" +
 		"SELECT 'e',c.relname||'!',substr(pg_get_triggerdef(t.oid),8) FROM pg_trigger t JOIN pg_class c ON c.oid=t.tgrelid WHERE t.tgqual" + holds + ";" +
-		"SELECT 'e',proname||'(',pg_get_expr(proargdefaults,0) FROM pg_proc WHERE oid>=16384 AND proargdefaults" + holds + ";" +
-		// What it makes is temporary.
-		"SELECT 'e',proname||'(','pg_temp' FROM pg_proc WHERE EXISTS (SELECT FROM unnest(proconfig) AS one WHERE one ~ '^search_path=\"?pg_temp');"
+		"SELECT 'e',proname||'(',pg_get_expr(proargdefaults,0) FROM pg_proc WHERE oid>=16384 AND proargdefaults" + holds + ";"
+
+	// The same, but which functions they call alone.
+	unwritten = "SELECT 'u',name,chr(3)||b.proname FROM (" +
+		"SELECT c.relname::text,concat(r.ev_action,r.ev_qual) FROM pg_rewrite r JOIN pg_class c ON c.oid=r.ev_class WHERE r.oid>=16384" +
+		" UNION ALL SELECT c.relname||'!',d.adbin::text FROM pg_attrdef d JOIN pg_class c ON c.oid=d.adrelid" +
+		" UNION ALL SELECT c.relname||'!',k.conbin::text FROM pg_constraint k JOIN pg_class c ON c.oid=k.conrelid WHERE k.contype='c'" +
+		" UNION ALL SELECT c.relname,concat(p.polqual,p.polwithcheck) FROM pg_policy p JOIN pg_class c ON c.oid=p.polrelid" +
+		" UNION ALL SELECT c.relname||'!',t.tgqual::text FROM pg_trigger t JOIN pg_class c ON c.oid=t.tgrelid" +
+		" UNION ALL SELECT proname||'(',proargdefaults::text FROM pg_proc WHERE oid>=16384" +
+		") AS e(name,tree),regexp_matches(e.tree,':(?:funcid|opfuncid|aggfnoid|winfnoid) (\\d+) ','g') AS m JOIN (" + builtins + ") b ON b.oid=m[1]::oid;"
+
+	// What functions make is temporary: search_path leads there, first of all or behind schemas that may not exist.
+	temporary = "SELECT 'e',p.proname||'(','pg_temp' FROM pg_proc p WHERE p.oid>=16384 AND EXISTS (SELECT FROM unnest(p.proconfig) AS one WHERE lower(one) ~ '^search_path=.*pg_temp'" +
+		" AND NOT EXISTS (SELECT FROM pg_namespace n WHERE nspname<>'pg_catalog' AND nspname=ANY(string_to_array(replace(substr(split_part(lower(one),'pg_temp',1),13),'\"',''),', '))));"
 )
 
 // types asks which types use functions, when their values are read, written, checked, compared
@@ -122,8 +144,8 @@ var types = "WITH RECURSIVE b AS (" + builtins + "), f(oid,name) AS (SELECT oid,
 	" UNION SELECT k.contypid,o.oprcode FROM pg_constraint k JOIN pg_depend d ON d.classid='pg_constraint'::regclass AND d.objid=k.oid AND d.refclassid='pg_operator'::regclass JOIN pg_operator o ON o.oid=d.refobjid WHERE k.contypid<>0" +
 	" UNION SELECT d.objid,d.refobjid FROM pg_depend d WHERE d.classid='pg_type'::regclass AND d.refclassid='pg_proc'::regclass" +
 	" UNION SELECT CASE WHEN oprleft>=16384 OR oprright=0 THEN oprleft ELSE oprright END,oprcode FROM pg_operator WHERE oid>=16384 AND oprname IN ('=','<>','<','>','<=','>=','~~','!~~','~~*','!~~*','~')" +
-	" UNION SELECT k.contypid,b.oid FROM pg_constraint k JOIN b ON k.conbin::text ~ (':funcid '||b.oid||' ') WHERE k.contypid<>0" +
-	" UNION SELECT t.oid,b.oid FROM pg_type t JOIN b ON t.typdefaultbin::text ~ (':funcid '||b.oid||' ') WHERE t.oid>=16384" +
+	" UNION SELECT k.contypid,m[1]::oid FROM pg_constraint k,regexp_matches(k.conbin::text,':(?:funcid|opfuncid) (\\d+) ','g') AS m WHERE k.contypid<>0" +
+	" UNION SELECT t.oid,m[1]::oid FROM pg_type t,regexp_matches(t.typdefaultbin::text,':(?:funcid|opfuncid) (\\d+) ','g') AS m WHERE t.oid>=16384" +
 	" UNION SELECT amproclefttype,amproc FROM pg_amproc WHERE oid>=16384 AND amproclefttype>=16384)," +
 	" has(typ,of) AS (SELECT oid,typelem FROM pg_type WHERE typelem>=16384 UNION ALL SELECT oid,typbasetype FROM pg_type WHERE typbasetype>=16384 UNION ALL SELECT rngtypid,rngsubtype FROM pg_range" +
 	" UNION ALL SELECT c.reltype,a.atttypid FROM pg_attribute a JOIN pg_class c ON c.oid=a.attrelid WHERE a.attnum>0 AND NOT a.attisdropped AND a.atttypid>=16384 AND c.reltype<>0)," +

@@ -96,7 +96,7 @@ func readAll(t testing.TB, sql []byte, backslash bool) {
 	hints.Find(sql, backslash, &m)
 	hints.Changes(sql, backslash)
 	Hints(nil).Changes(sql, backslash)
-	m.Find(sql, backslash)
+	m.Find(sql, backslash, Effect(len(sql))&1*Opaque)
 	Resets(sql, backslash)
 	First(sql, backslash)
 	Repeatable(sql, backslash)

@@ -7,14 +7,18 @@ import (
 
 // Body says what a function's source may do, in SQL or a language like it, and which
 // settings it names. What it executes as text is looked into where that begins with a
-// constant, and taken for anything otherwise.
+// constant, and taken for anything if the rest may be anything.
 func Body(source []byte) (e Effect, m Mentions) {
-	if e = body(source, 0, false); e&Catalog != 0 {
-		e |= anything // what it makes may be used in the same transaction
+	for i, backslash := range Modes(source, false, false) { // the server's default may be either
+		one := body(code{sql: source, backslash: backslash}, 0, false)
+		if i > 0 {
+			one = one.Unlikely()
+		}
+		e |= one
+		m.find(source, backslash, false, 1)
 	}
-	m.find(source, false, 1)
-	if e&Setting != 0 && len(m.Settings) == 0 {
-		e |= AnyChange | Nameless
+	if e&Catalog != 0 {
+		e |= anything // what it makes may be used in the same transaction
 	}
 	return e & (hinted | Advances), m
 }
@@ -23,15 +27,24 @@ func Body(source []byte) (e Effect, m Mentions) {
 // which some make all the time, unless they call what is worth a hint.
 var remakes = [...]bool{another: false, aRoutine: true, anExtension: true, aCaller: true, aTable: false}
 
-// anything is what a text may do that nobody knows.
-const anything = AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances
+// free is what code may do that can be read, and anything what code may do that cannot.
+const (
+	free     = AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances
+	anything = free | Opaque
+)
+
+// code is a text that is executed. One that comes later than the first constant of a text that is put together goes on with
+// a statement.
+type code struct {
+	sql              []byte
+	backslash, later bool
+}
 
 // body is Body without names. tables is whether it tells that tables are made, too.
-func body(source []byte, nested int, tables bool) (e Effect) {
-	w := walk{lexer: lexer{sql: source}, piece: true}
-	dynamic := false // the statement executes a text
-	clear := 0       // up to here, no statement touches what is worth a hint
-	var executed variables
+func body(source code, nested int, tables bool) (e Effect) {
+	w := walk{lexer: lexer{sql: source.sql, backslash: source.backslash}, piece: true, began: source.later}
+	dynamic := 0 // so many constants of a text that the statement executes have been read, and one more
+	clear := 0   // up to here, no statement touches what is worth a hint
 	for {
 		t := w.next()
 		if w.calling {
@@ -39,7 +52,7 @@ func body(source []byte, nested int, tables bool) (e Effect) {
 		}
 		switch {
 		case t.kind == end:
-			return e | w.toTemporary(e) | executed.hold(source, nested, tables)
+			return e | w.toTemporary(e)
 		case !w.began && (w.is(t, "create") || w.is(t, "alter") || w.is(t, "drop")):
 			e |= w.word(t)
 			w.began = true
@@ -47,12 +60,13 @@ func body(source []byte, nested int, tables bool) (e Effect) {
 				e |= Catalog
 			}
 		case w.isMark(t, ';'), w.opens(t):
-			w.first, w.second, w.began, dynamic = wordNone, wordNone, false, false
+			w.first, w.second, w.began, dynamic = wordNone, wordNone, false, 0
 		case w.is(t, "execute") && !w.privilege():
-			w.began, dynamic = true, true
-			e |= w.executes(&executed)
-		case dynamic && t.kind == text && nested < maxNested:
-			e |= body(w.code(t), nested+1, tables)
+			w.began, dynamic = true, 1
+			e |= w.executes()
+		case dynamic > 0 && t.kind == text && nested < maxNested:
+			e |= body(code{w.code(t), w.backslash, dynamic > 1}, nested+1, tables)
+			dynamic++
 		case t.kind == word:
 			e |= w.word(t)
 			w.began = true
@@ -64,144 +78,118 @@ func body(source []byte, nested int, tables bool) (e Effect) {
 	}
 }
 
-// executes says what an EXECUTE may do beyond what its own constants say; the word itself has been read. A
-// variable is added to those that are executed.
-func (l lexer) executes(executed *variables) Effect {
-	if after := l; after.constantText() {
-		return 0
-	}
-	t, after := l.next(), l
-	switch {
-	case l.isMark(t, '('), t.kind == word && after.isMark(after.next(), '('):
-		if l.composes() {
+// executes says what an EXECUTE may do beyond what its own constants say; the word itself has been read. A text that is
+// put together is known by its first constant: if that is a command like INSERT, what follows is mostly a table's name,
+// and if it is one like SELECT, what follows is known if it is quoted as a name or value.
+func (l lexer) executes() Effect {
+	t, formats := l.next(), false
+	if l.is(t, "format") {
+		if formats = true; !l.isMark(l.next(), '(') {
 			return anything
 		}
-	case t.kind == word || t.kind == quoted:
-		executed.add(l, t)
+		t = l.next()
+	}
+	if t.kind != text || !l.legible(t) {
 		return anything
 	}
-	return anything | Nameless
+	made := l.sql[t.from:t.to]
+	if after := l; !formats && !after.isMark(after.next(), '|') {
+		return 0
+	}
+	inner := lexer{sql: made}
+	first, second := inner.next(), inner.next()
+	name, _ := inner.value(first)
+	switch {
+	case first.kind != word || inner.at >= len(made) && second.kind == end && !bytes.ContainsAny(made[first.to:], " \t\r\n"):
+		return anything
+	case name == "set", name == "reset", namedCommands[name]:
+		return 0
+	case name == "create":
+		if second.kind == word && inner.at < len(made) {
+			return 0
+		}
+		return anything
+	case !readingCommands[name]:
+		return anything
+	case formats && quotes(made), !formats && l.quoted():
+		return 0
+	}
+	return anything
 }
 
-// maxArguments bounds how many tokens are looked at for the first constant among arguments: there may be such in each of them.
-const maxArguments = 100
+// Commands that are put together, by their first word: those that are followed by names, and those that
+// may be followed by calls.
+var namedCommands, readingCommands = words("insert update delete merge truncate analyze vacuum reindex cluster refresh lock copy grant revoke comment alter drop"),
+	words("select with values table explain")
 
-// composes reports whether the first constant in what comes next, as in the arguments of concat or format, begins with a
-// command: then what is put together is known to be no other.
-func (l *lexer) composes() bool {
-	for range maxArguments {
-		switch t := l.next(); {
-		case t.kind == end, l.isMark(t, ';'):
+func words(list string) map[string]bool {
+	m := map[string]bool{}
+	for name := range strings.FieldsSeq(list) {
+		m[name] = true
+	}
+	return m
+}
+
+// quotes reports whether all that a format takes in is quoted as a name or value, and no name is that of a function.
+func quotes(format []byte) bool {
+	for i := bytes.IndexByte(format, '%'); i >= 0; i = bytes.IndexByte(format, '%') {
+		format = format[i+1:]
+		n := 0
+		for n < len(format) && (isDigit(format[n]) || bytes.IndexByte([]byte("$-*"), format[n]) >= 0) {
+			n++
+		}
+		if n == len(format) || bytes.IndexByte([]byte("IL%"), format[n]) < 0 {
 			return false
-		case t.kind == text:
-			word, rest := l.command(t)
-			return word && rest
+		}
+		if format = format[n+1:]; bytes.HasPrefix(bytes.TrimLeft(format, "\" \t\r\n"), []byte("(")) {
+			return false
+		}
+	}
+	return true
+}
+
+// maxPieces bounds how many tokens of a text that is put together are looked at: there may be such in each of them.
+const maxPieces = 100
+
+// quoted reports whether all that follows the first constant of a text that is put together is constants, and what
+// is quoted as a name or value, and no name is that of a function.
+func (l lexer) quoted() bool {
+	name := false // the piece before was one
+	for range maxPieces {
+		t := l.next()
+		switch {
+		case t.kind == end, l.isMark(t, ';'), l.is(t, "using"), l.is(t, "into"), l.is(t, "loop"):
+			return true
+		case l.isMark(t, '|'):
+		case t.kind == text && l.legible(t):
+			if name && bytes.HasPrefix(bytes.TrimLeft(l.sql[t.from:t.to], " \t\r\n"), []byte("(")) {
+				return false
+			}
+			name = false
+		case l.is(t, "quote_ident"), l.is(t, "quote_literal"), l.is(t, "quote_nullable"):
+			if name = l.is(t, "quote_ident"); !l.isMark(l.next(), '(') || !l.skipBrackets() {
+				return false
+			}
+		default:
+			return false
 		}
 	}
 	return false
 }
 
-// command reports whether a constant begins with the word of a command, and whether there is more of it. What a SET sets
-// is looked for elsewhere.
-func (l *lexer) command(t token) (is, more bool) {
-	inner := lexer{sql: l.sql[t.from:t.to]}
-	first := inner.next()
-	for inner.isMark(first, '(') {
-		first = inner.next()
-	}
-	if first.kind != word {
-		return false, false
-	}
-	name, _ := inner.value(first)
-	return commands[name], inner.at < len(inner.sql)
-}
-
-// commands are those that routines put together.
-var commands = func() map[string]bool {
-	m := map[string]bool{}
-	for name := range strings.FieldsSeq("select insert update delete merge with values table create alter drop truncate grant revoke comment " +
-		"analyze vacuum reindex cluster refresh copy lock explain call security import set reset listen unlisten notify") {
-		m[name] = true
-	}
-	return m
-}()
-
-// variables are those that a source executes as texts, by name, and whether what they hold is put together there.
-type variables map[string]bool
-
-func (v *variables) add(l lexer, t token) {
-	if name, ok := l.value(t); ok && !(*v)[name] {
-		if *v == nil {
-			*v = variables{}
-		}
-		(*v)[name] = false
-	}
-}
-
-// hold looks for where the variables get their texts, and says what those do. If a source executes what it was given, it may
-// set what nobody can name.
-func (v variables) hold(source []byte, nested int, tables bool) (e Effect) {
-	if len(v) == 0 {
-		return 0
-	}
-	l := lexer{sql: source}
-	for more := true; more; {
-		var targets []string
-		var texts []token
-		targets, texts, more = l.assignment(v)
-		for _, t := range texts {
-			if nested < maxNested {
-				e |= body(l.code(t), nested+1, tables)
-			}
-			is, _ := l.command(t)
-			for _, name := range targets {
-				v[name] = v[name] || is
-			}
+// skipBrackets passes what follows a bracket up to the one that closes it, if that is not far.
+func (l *lexer) skipBrackets() bool {
+	for depth, n := 1, 0; depth > 0; n++ {
+		switch t := l.next(); {
+		case t.kind == end || n == maxPieces:
+			return false
+		case l.isMark(t, '('):
+			depth++
+		case l.isMark(t, ')'):
+			depth--
 		}
 	}
-	for _, held := range v {
-		if !held {
-			return e | Nameless
-		}
-	}
-	return e
-}
-
-// assignment reads a statement to its end. It returns to which of the variables it gives something, and its constants if there
-// are any: v := …; declare v text := …; for v in …; select … into v. What EXECUTE brings comes from elsewhere.
-func (l *lexer) assignment(v variables) (targets []string, texts []token, more bool) {
-	named := func(t token) {
-		if name, ok := l.value(t); ok && t.kind != text {
-			if _, ok := v[name]; ok {
-				targets = append(targets, name)
-			}
-		}
-	}
-	begins, into, elsewhere := true, false, false
-	for t := l.next(); ; t = l.next() {
-		switch {
-		case t.kind == end, l.isMark(t, ';'), l.opens(t), l.is(t, "declare"):
-			if elsewhere || len(targets) == 0 {
-				texts = nil
-			}
-			return targets, texts, t.kind != end
-		case t.kind == text:
-			texts = append(texts, t)
-		case begins && (l.is(t, "for") || l.is(t, "foreach")), into && (l.is(t, "strict") || l.isMark(t, ',')):
-			continue
-		case l.is(t, "into"):
-			begins, into = false, true
-			continue
-		case begins && l.is(t, "execute"):
-			elsewhere = true
-		case begins || into:
-			named(t)
-			if after := *l; into && after.isMark(after.next(), ',') {
-				continue
-			}
-		}
-		begins, into = false, false
-	}
+	return true
 }
 
 // touches reports whether the statement, up to its end, names a function of PostgreSQL's that is worth a hint. Up to clear
@@ -258,26 +246,4 @@ func (l *lexer) opens(t token) bool {
 		}
 	}
 	return false
-}
-
-// constantText reports whether what comes next is a string constant, or made from one by
-// format, of which at least the command can be read.
-func (l *lexer) constantText() bool {
-	t := l.next()
-	formats := l.is(t, "format")
-	if formats {
-		if !l.isMark(l.next(), '(') {
-			return false
-		}
-		t = l.next()
-	}
-	if t.kind != text || !l.legible(t) {
-		return false
-	}
-	made := l.sql[t.from:t.to]
-	if after := *l; formats || after.isMark(after.next(), '|') { // to be continued
-		made = bytes.TrimLeft(made, " \t\r\n")
-		return bytes.IndexAny(made, " \t\r\n(") > 0 && (!formats || !bytes.Contains(made, []byte("%s")))
-	}
-	return true
 }

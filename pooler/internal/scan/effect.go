@@ -37,10 +37,11 @@ const (
 	Local                         // changes a setting until the transaction's end
 	Keeps                         // keeps something in the server's memory that nothing shows: pg_backup_start, a library's own variables
 	Fetches                       // FETCH: what it returns depends on the cursors that there are when it is prepared
+	Opaque                        // was not read, or cannot be: may have set what nobody can ask for by its name
 )
 
 // Lasting are the effects that outlive a transaction.
-const Lasting = Setting | AnyChange | Back | Temporary | Locks | Hold | Listens | Prepares | Seeds | Connects | Loads | Discards | Unseen | Nameless | Catalog | Keeps
+const Lasting = Setting | AnyChange | Back | Temporary | Locks | Hold | Listens | Prepares | Seeds | Connects | Loads | Discards | Unseen | Nameless | Catalog | Keeps | Opaque
 
 // Effects says what a text may do. backslash is whether plain strings know backslash
 // escapes.
@@ -71,10 +72,23 @@ func Effects(sql []byte, backslash bool) (e Effect) {
 // toTemporary says whether a text with these effects may have search_path lead to what is temporary: then any table that it
 // makes is.
 func (w *walk) toTemporary(e Effect) Effect {
-	if e&(Setting|AnyChange|Local) != 0 && e&Temporary == 0 && (bytes.Contains(w.sql, []byte("pg_temp")) || bytes.Contains(w.sql, []byte("PG_TEMP"))) {
+	if e&(Setting|AnyChange|Local) == 0 || e&Temporary != 0 || !Contains(w.sql, "search_path") && e&AnyChange == 0 {
+		return 0
+	}
+	if Contains(w.sql, "pg_temp") || bytes.IndexByte(w.sql, '\\') >= 0 || bytes.Contains(w.sql, []byte("||")) {
 		return Temporary
 	}
 	return 0
+}
+
+// Contains reports whether a text has a word in it, which must be lower case, however it is written.
+func Contains(sql []byte, word string) bool {
+	for i := 0; i+len(word) <= len(sql); i++ {
+		if lower(sql[i]) == word[0] && strings.EqualFold(string(sql[i:i+len(word)]), word) {
+			return true
+		}
+	}
+	return false
 }
 
 // A walk is a lexer that knows where in its statement it is.
@@ -116,6 +130,7 @@ const (
 	wordDrop
 	wordClose
 	wordStart
+	wordTruncate
 )
 
 // word says what a word does where it stands.
@@ -131,7 +146,10 @@ func (w *walk) word(t token) (e Effect) {
 		w.first, w.last = id, id
 		return e
 	}
-	switch e |= w.call(buf[:n]); string(buf[:n]) {
+	if t.kind == word || w.calls() {
+		e |= w.call(buf[:n])
+	}
+	switch string(buf[:n]) {
 	case "temp", "temporary":
 		if w.temporary() {
 			e |= Temporary
@@ -155,6 +173,10 @@ func (w *walk) word(t token) (e Effect) {
 	case "execute":
 		if w.first == wordExplain || w.first == wordCreate {
 			e |= Executes
+		}
+	case "cascade":
+		if w.first == wordTruncate {
+			e |= anything // what triggers of tables do that it does not name
 		}
 	case "transaction":
 		if w.first == wordPrepare && w.second == wordNone {
@@ -195,7 +217,7 @@ func (w *walk) call(name []byte) Effect {
 	case "query_to_xml", "query_to_xmlschema", "query_to_xml_and_xmlschema", "cursor_to_xml", "cursor_to_xmlschema", "table_to_xml",
 		"table_to_xml_and_xmlschema", "schema_to_xml", "schema_to_xml_and_xmlschema", "database_to_xml", "database_to_xml_and_xmlschema",
 		"ts_stat", "ts_rewrite", "crosstab", "crosstab2", "crosstab3", "crosstab4", "connectby", "xpath_table":
-		return Unknown // by a text that it is given
+		return anything // by a text that it is given
 	case "pg_create_physical_replication_slot", "pg_create_logical_replication_slot", "pg_copy_physical_replication_slot", "pg_copy_logical_replication_slot":
 		return Keeps // a temporary one
 	case "pg_backup_start", "pg_start_backup", "pg_replication_origin_session_setup", "isn_weak", "hypopg_create_index", "hypopg_hide_index":
@@ -208,12 +230,15 @@ func (w *walk) call(name []byte) Effect {
 	return 0
 }
 
-// Unknown is what a text may do that is executed, and cannot be read.
+// Unknown is what a text may do that is executed, and cannot be read, or is another one.
 const Unknown = anything | Nameless | Seeds
+
+// calls reports whether an argument list comes next.
+func (l lexer) calls() bool { return l.isMark(l.next(), '(') }
 
 // spelled reports whether a name is a U&"…", which may spell any other.
 func (w *walk) spelled(t token) bool {
-	return t.kind == quoted && t.from > 1 && w.sql[t.from-2] == '&'
+	return t.kind == quoted && t.from > 2 && w.sql[t.from-2] == '&' && lower(w.sql[t.from-3]) == 'u'
 }
 
 // named says what the mere name of something betrays.
@@ -275,9 +300,9 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 		}
 		return wordOther, Temporary // PLANS and SEQUENCES leave nothing, and nothing out
 	case "do":
-		return wordDo, AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances | w.doing()
+		return wordDo, free | w.doing()
 	case "call":
-		return wordCall, AnyChange | Temporary | Locks | Hold | Listens | Prepares | Ends | Advances
+		return wordCall, free | Ends
 	case "create":
 		return wordCreate, 0
 	case "explain":
@@ -288,6 +313,8 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 		return wordClose, Hold
 	case "drop":
 		return wordDrop, Temporary
+	case "truncate":
+		return wordTruncate, 0
 	case "fetch":
 		return wordOther, Fetches
 	case "listen", "unlisten":
@@ -320,35 +347,38 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 func (w *walk) set() Effect {
 	l := w.lexer
 	t := l.next()
-	if l.is(t, "constraints") || l.is(t, "transaction") {
+	if l.keyword(t, "constraints") || l.keyword(t, "transaction") {
 		return 0
 	}
-	name, after := t, l
-	if (l.is(t, "local") || l.is(t, "session")) && !after.isMark(after.next(), '.') {
-		after = l
+	name, after, local := t, l, l.keyword(t, "local")
+	if local || l.keyword(t, "session") {
 		name = after.next()
 	}
 	switch seed, _ := after.value(name); {
-	case name.kind != text && strings.EqualFold(seed, "seed"): // no transaction takes that back
+	case name.kind != text && strings.EqualFold(seed, "seed") && !after.dotted(): // no transaction takes that back
 		return Seeds
-	case l.is(t, "local"):
+	case local:
 		return Local | w.toDefault(l, t)
 	}
 	e := Setting | w.toDefault(l, t)
-	if l.odd(t) || w.piece && l.goesOn(t) {
+	if after.odd(name) || w.piece && after.goesOn(name) {
 		e |= AnyChange | Nameless
 	}
 	return e
 }
 
+// keyword reports whether a token, which is the last that was read, is this keyword and not the first part of a name that has that
+// for one: SET session.x sets session.x.
+func (l lexer) keyword(t token, word string) bool { return l.is(t, word) && !l.dotted() }
+
+// dotted reports whether a dot comes next.
+func (l lexer) dotted() bool { return l.isMark(l.next(), '.') }
+
 // goesOn reports whether the name of what a SET sets, of which t is the first word, may be put together: the
 // text, or a format's constant part, ends with it.
 func (l lexer) goesOn(t token) bool {
-	if l.is(t, "session") {
-		t = l.next()
-	}
 	for _, keyword := range []string{"role", "time", "schema", "names", "xml", "authorization", "characteristics"} {
-		if l.is(t, keyword) {
+		if l.keyword(t, keyword) {
 			return false
 		}
 	}
@@ -362,15 +392,12 @@ func (l lexer) goesOn(t token) bool {
 	return true
 }
 
-// odd reports whether PostgreSQL has the setting that a SET names, of which t is the first word, under another name than
+// odd reports whether PostgreSQL has the setting that a SET or RESET names, of which t is the first word, under another name than
 // can be told here: see strange. In U&"…" it may be written in any way.
 func (l lexer) odd(t token) bool {
-	if after := l; l.is(t, "session") && !after.isMark(after.next(), '.') {
-		t = l.next()
-	}
 	for t.kind == word || t.kind == quoted {
 		name, ok := l.value(t)
-		if !ok || strange(name) || t.kind == quoted && t.from > 1 && l.sql[t.from-2] == '&' {
+		if w := (walk{lexer: l}); !ok || strange(name) || w.spelled(t) {
 			return true
 		}
 		if !l.isMark(l.next(), '.') {

@@ -34,6 +34,16 @@ const (
 // hinted are the effects that are worth a hint.
 const hinted = Lasting | Sequence
 
+// Foreign reports whether any name has letters beyond ASCII.
+func (h Hints) Foreign() bool {
+	for name := range h {
+		if !ascii(name) {
+			return true
+		}
+	}
+	return false
+}
+
 // Find says what a text does by the names that it uses, and adds the settings that this
 // may change. m may be nil.
 func (h Hints) Find(sql []byte, backslash bool, m *Mentions) (e Effect) {
@@ -101,7 +111,7 @@ func (c *changes) change(t *token) (e Effect) {
 				continue
 			}
 			c.varies = true
-			if does := body(c.code(*t), 0, c.hints != nil); does&anything == anything || !c.legible(*t) { // also what nobody knows
+			if does := body(code{sql: c.code(*t), backslash: c.backslash}, 0, c.hints != nil); does&free == free || !c.legible(*t) { // also what nobody knows
 				e |= Catalog
 			} else {
 				e |= does & Catalog
@@ -116,7 +126,7 @@ func (c *changes) change(t *token) (e Effect) {
 		c.varies = true
 		if c.hints == nil && !c.harmless {
 			rest := c.sql[c.at:] // all of it, so that long texts are not read time and again
-			c.harmless = body(rest, 0, false)&(hinted&^Catalog) == 0 && !executesCode(rest)
+			c.harmless = body(code{sql: rest}, 0, false)&(hinted&^Catalog) == 0 && !executesCode(rest)
 		}
 		if c.hints == nil && c.harmless {
 			return 0
@@ -167,7 +177,7 @@ func (l lexer) made() made {
 
 // code is the text that a constant stands for, as far as it matters to code.
 func (l *lexer) code(t token) []byte {
-	if !t.escaped {
+	if t.how&escaped == 0 {
 		return l.sql[t.from:t.to]
 	}
 	return bytes.ReplaceAll(l.sql[t.from:t.to], []byte("''"), []byte("'"))
@@ -175,7 +185,7 @@ func (l *lexer) code(t token) []byte {
 
 // legible reports whether it is: it has no escapes but for quotes.
 func (l *lexer) legible(t token) bool {
-	return !t.joined && (!t.escaped || bytes.IndexByte(l.sql[t.from:t.to], '\\') < 0)
+	return t.how&joined == 0 && (t.how&escaped == 0 || bytes.IndexByte(l.sql[t.from:t.to], '\\') < 0)
 }
 
 // executesCode reports whether a constant of a text, taken for code, does what is worth a
@@ -183,7 +193,7 @@ func (l *lexer) legible(t token) bool {
 func executesCode(sql []byte) bool {
 	l := lexer{sql: sql}
 	for t := l.next(); t.kind != end; t = l.next() {
-		if t.kind == text && body(l.code(t), 0, false)&hinted != 0 {
+		if t.kind == text && body(code{sql: l.code(t)}, 0, false)&hinted != 0 {
 			return true
 		}
 	}
@@ -242,7 +252,7 @@ func (h Hints) names(sql []byte, backslash, code bool, depth int, yield func(nam
 			continue
 		}
 		name := sql[t.from:t.to]
-		if t.kind == quoted && t.escaped {
+		if t.kind == quoted && t.how&escaped != 0 {
 			name = bytes.ReplaceAll(name, []byte(`""`), []byte(`"`))
 		}
 		n := len(cut(name))

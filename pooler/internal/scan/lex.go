@@ -26,9 +26,16 @@ const (
 type token struct {
 	kind     kind
 	from, to int // of its bytes; of a string or quoted name, those between the quotes
-	escaped  bool
-	joined   bool // a string that goes on in another line: 'a'⏎'b' is 'ab'
+	how      spelling
 }
+
+// spelling says how a string or quoted name is written. It is one byte: a token of four fields stays in registers.
+type spelling uint8
+
+const (
+	escaped spelling = 1 << iota // with a quote in it, or by what may be escapes
+	joined                       // it goes on in another line: 'a'⏎'b' is 'ab'
+)
 
 // A lexer walks a text. With backslash, plain strings know backslash escapes too
 // (standard_conforming_strings is off).
@@ -124,12 +131,12 @@ func (l *lexer) word() token {
 		switch l.sql[from+2] {
 		case '\'':
 			t := l.string(from+3, false)
-			t.escaped = true
+			t.how |= escaped
 			return t
 		case '"':
 			l.at = from + 2
 			t := l.quotedName()
-			t.escaped = true
+			t.how |= escaped
 			return t
 		}
 	}
@@ -146,17 +153,17 @@ func (l *lexer) string(from int, backslash bool) token {
 	for i := from; i < len(l.sql); i++ {
 		switch c := l.sql[i]; {
 		case c == '\\' && backslash:
-			t.escaped = true
+			t.how |= escaped
 			i++
 		case c == '\'' && i+1 < len(l.sql) && l.sql[i+1] == '\'':
-			t.escaped = true
+			t.how |= escaped
 			i++
 		case c == '\'':
 			t.to, l.at = i, i+1
 			if i = Resumes(l.sql, l.at); i < 0 {
 				return t
 			}
-			t.joined = true
+			t.how |= joined
 		}
 	}
 	l.at = len(l.sql)
@@ -194,7 +201,7 @@ func (l *lexer) quotedName() token {
 			continue
 		}
 		if i+1 < len(l.sql) && l.sql[i+1] == '"' {
-			t.escaped = true
+			t.how |= escaped
 			i++
 			continue
 		}
@@ -238,9 +245,9 @@ func (l *lexer) value(t token) (s string, ok bool) {
 	switch {
 	case t.kind == word:
 		return string(bytes.ToLower(raw)), true
-	case t.kind != text && t.kind != quoted, t.joined:
+	case t.kind != text && t.kind != quoted, t.how&joined != 0:
 		return "", false
-	case !t.escaped:
+	case t.how&escaped == 0:
 		return string(raw), true
 	case t.kind == quoted && l.sql[t.from-1] == '"' && (t.from < 3 || l.sql[t.from-2] != '&'):
 		return string(bytes.ReplaceAll(raw, []byte(`""`), []byte(`"`))), true
@@ -261,6 +268,11 @@ func (l *lexer) is(t token, keyword string) bool {
 		}
 	}
 	return true
+}
+
+// named reports whether a token is this name, which must be lower case, with quotes or without.
+func (l *lexer) named(t token, name string) bool {
+	return l.is(t, name) || t.kind == quoted && string(l.sql[t.from:t.to]) == name
 }
 
 // isMark reports whether a token is this byte.
@@ -293,6 +305,14 @@ func Modes(sql []byte, backslash, sure bool) []bool {
 }
 
 var modes = []bool{false, true, false}
+
+// Unlikely is what counts of the effects of a text that is read in the way that is not the likely one.
+func (e Effect) Unlikely() Effect {
+	if e &= Lasting; e&Nameless != 0 {
+		e = e&^Nameless | Opaque
+	}
+	return e
+}
 
 // Garbled reports whether a text may be another one to PostgreSQL than it is to this package, because it comes in another encoding
 // than the server's: halves is whether the second half of a character may be a backslash there, names whether names may

@@ -9,6 +9,7 @@ import (
 type Mentions struct {
 	Settings []string // in lower case; some may be no settings at all
 	Odd      bool     // there may be one that cannot be asked for by its name
+	Full     bool     // there are more
 }
 
 // MaxMentions bounds how many names are taken from one text.
@@ -17,22 +18,27 @@ const MaxMentions = 200
 // maxNested bounds how deep strings that hold code are looked into.
 const maxNested = 3
 
-// Find adds what a text mentions. It is for texts whose effects hold Setting or
-// AnyChange.
-func (m *Mentions) Find(sql []byte, backslash bool) { m.find(sql, backslash, 0) }
+// Find adds what a text with these effects mentions, which hold Setting or AnyChange. If they hold Opaque, its constants may be
+// code, as those of DO are.
+func (m *Mentions) Find(sql []byte, backslash bool, e Effect) {
+	m.find(sql, backslash, e&Opaque != 0, 0)
+}
 
-func (m *Mentions) find(sql []byte, backslash bool, nested int) {
+// Code adds what a value mentions that may be executed.
+func (m *Mentions) Code(value []byte) { m.find(value, false, true, 1) }
+
+func (m *Mentions) find(sql []byte, backslash, all bool, nested int) {
 	l := lexer{sql: sql, backslash: backslash}
-	first, code := true, false
+	first, code := true, all
 	for {
 		t := l.next()
 		switch {
 		case t.kind == end:
 			return
 		case l.isMark(t, ';'):
-			first, code = true, false
+			first, code = true, all
 			continue
-		case l.is(t, "set_config"):
+		case l.named(t, "set_config"):
 			m.setConfig(l)
 		case (first || nested > 0) && l.is(t, "set"):
 			m.set(l)
@@ -41,7 +47,7 @@ func (m *Mentions) find(sql []byte, backslash bool, nested int) {
 		case first && (l.is(t, "do") || l.is(t, "call")):
 			code = true
 		case (code || nested > 0) && t.kind == text && nested < maxNested:
-			m.find(sql[t.from:t.to], backslash, nested+1)
+			m.find(l.code(t), backslash, all, nested+1)
 		}
 		if t.kind == text {
 			m.guess(sql[t.from:t.to])
@@ -55,27 +61,28 @@ func (m *Mentions) Join(o *Mentions) {
 	for _, name := range o.Settings {
 		m.add(name)
 	}
-	m.Odd = m.Odd || o.Odd
+	m.Odd, m.Full = m.Odd || o.Odd, m.Full || o.Full
 }
 
 // Reset forgets all.
-func (m *Mentions) Reset() { m.Settings, m.Odd = m.Settings[:0], false }
+func (m *Mentions) Reset() { *m = Mentions{Settings: m.Settings[:0]} }
 
 // Add adds a setting's name.
 func (m *Mentions) Add(name string) { m.add(strings.ToLower(name)) }
 
 // Guess adds a value that may be the name of a setting, as of a parameter that
 // set_config is called with.
-func (m *Mentions) Guess(value []byte) { m.guess(value) }
+func (m *Mentions) Guess(value []byte) {
+	if len(value) == len("seed") && strings.EqualFold(string(value), "seed") { // what that is shows nowhere
+		m.Odd = true
+	}
+	m.guess(value)
+}
 
 // guess takes a string for a setting's name if it looks like one of the settings
 // that applications make up, which have a dot.
 func (m *Mentions) guess(value []byte) {
 	if len(value) < 3 {
-		return
-	}
-	if len(value) == len("seed") && strings.EqualFold(string(value), "seed") { // it shows nowhere what that is
-		m.Odd = true
 		return
 	}
 	dot := false
@@ -96,30 +103,40 @@ func (m *Mentions) guess(value []byte) {
 }
 
 func (m *Mentions) add(name string) {
-	if len(m.Settings) < MaxMentions && !slices.Contains(m.Settings, name) {
+	switch {
+	case slices.Contains(m.Settings, name):
+	case len(m.Settings) < MaxMentions:
 		m.Settings = append(m.Settings, name)
+	default:
+		m.Full = true
 	}
 }
 
 // set reads what SET names; the word itself has been read.
 func (m *Mentions) set(l lexer) {
 	t := l.next()
-	if l.is(t, "local") {
+	if l.keyword(t, "local") {
 		return
 	}
-	if l.is(t, "session") {
-		if t = l.next(); l.is(t, "characteristics") {
+	if l.keyword(t, "session") {
+		if t = l.next(); l.keyword(t, "characteristics") {
 			for _, name := range []string{"isolation", "read_only", "deferrable"} {
 				m.add("default_transaction_" + name)
 			}
 			return
 		}
-		if l.is(t, "authorization") {
+		if l.keyword(t, "authorization") {
 			m.add("session_authorization")
 			return
 		}
 	}
 	m.setting(&l, t)
+}
+
+// stand are the keywords that stand for settings, for which SET has a syntax of its own.
+var stand = map[string]string{
+	"time": "timezone", "names": "client_encoding", "schema": "search_path", "xml": "xmloption", "session": "session_authorization",
+	"transaction": "", "constraints": "", "seed": "",
 }
 
 // setting reads a setting's name, which may be a keyword that stands for one.
@@ -129,18 +146,10 @@ func (m *Mentions) setting(l *lexer, t token) {
 	if !ok || t.kind == text {
 		return
 	}
-	switch name {
-	case "time":
-		name = "timezone"
-	case "names":
-		name = "client_encoding"
-	case "schema":
-		name = "search_path"
-	case "xml":
-		name = "xmloption"
-	case "session":
-		name = "session_authorization"
-	case "transaction", "constraints", "seed":
+	if is, ok := stand[name]; ok && t.kind == word && !l.dotted() {
+		if is != "" {
+			m.add(is)
+		}
 		return
 	}
 	all := []byte(name) // there may be very many parts

@@ -2,7 +2,6 @@ package scan
 
 import (
 	"bytes"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -44,7 +43,7 @@ func (w *walk) doing() (e Effect) {
 			return Unknown // UESCAPE, or a constant that has to be made out first
 		default:
 			seen = true
-			e |= body(l.code(t), 0, false) & (Nameless | Seeds | Connects | Loads | Keeps)
+			e |= body(code{sql: l.code(t), backslash: l.backslash}, 0, false) & (Nameless | Seeds | Connects | Loads | Keeps | Opaque)
 		}
 	}
 	return e
@@ -70,7 +69,9 @@ func Reveal(routines []Routine, links []Link) Hints {
 	for _, r := range routines {
 		h := all.of(r.key())
 		e, m := r.does()
-		h.Effect |= e
+		if h.Effect |= e; m.Odd || m.Full {
+			h.Effect |= AnyChange | Opaque
+		}
 		h.Settings = append(h.Settings, m.Settings...)
 	}
 	for _, l := range links {
@@ -84,6 +85,13 @@ func Reveal(routines []Routine, links []Link) Hints {
 				used[name], links = true, append(links, Link{r.key(), name})
 			}
 		})
+	}
+	for name := range all {
+		if strings.HasPrefix(name, Operator) && len(name) > maxOperator+len(Operator) { // which is not looked for
+			all.of(Always)
+			links = append(links, Link{Always, name})
+			break
+		}
 	}
 	all.spread(links)
 	for name, h := range all {
@@ -124,8 +132,12 @@ func (h *Hint) take(other *Hint) (changed bool) {
 	changed = h.Effect|other.Effect != h.Effect
 	h.Effect |= other.Effect
 	for _, name := range other.Settings {
-		if len(h.Settings) < MaxMentions && !slices.Contains(h.Settings, name) {
+		switch {
+		case slices.Contains(h.Settings, name):
+		case len(h.Settings) < MaxMentions:
 			h.Settings, changed = append(h.Settings, name), true
+		case h.Effect&Opaque == 0:
+			h.Effect, changed = h.Effect|AnyChange|Opaque, true
 		}
 	}
 	return changed
@@ -151,7 +163,7 @@ func (r *Routine) does() (e Effect, m Mentions) {
 	}
 	// What it calls stands in strings of a kind that is not known here.
 	lower := bytes.ToLower(source)
-	for _, state := range []string{"_shared", "gd[", "sd[", "spi_prepare", "globalthis"} {
+	for _, state := range []string{"_shared", "gd[", "sd[", "gd.", "sd.", "gd(", "$main::", "our $", "our @", "our %", "spi_prepare", "globalthis"} {
 		if bytes.Contains(lower, []byte(state)) {
 			e |= Keeps
 		}
@@ -159,14 +171,8 @@ func (r *Routine) does() (e Effect, m Mentions) {
 	for _, name := range bytes.FieldsFunc(source, func(r rune) bool { return r >= 0x80 || r != '.' && !isWord(byte(r)) && !isDigit(byte(r)) }) {
 		m.guess(name)
 	}
-	if m.Odd || len(sets.FindAll(lower, -1)) > len(namedSets.FindAll(lower, -1)) {
+	if m.Odd {
 		e |= Nameless
 	}
 	return e | anything, m
 }
-
-// How code in strings of another language sets something, and how it does so by a name that is there to be read.
-var (
-	sets      = regexp.MustCompile("set_config|[\"'`]\\s*set\\s")
-	namedSets = regexp.MustCompile("set_config\\s*\\(\\s*\\\\?'[a-z0-9_.$]+\\\\?'\\s*,|[\"'`]\\s*set\\s+(session\\s+|local\\s+)?[a-z0-9_.$]+\\s*(=|\\sto\\s)")
-)

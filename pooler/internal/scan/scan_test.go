@@ -18,7 +18,7 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 		"select set_config('a.b', 'c', true)": Local, "select set_config('a.b', 'c', false)": Setting, "select set_config($1, $2, true)": Local,
 		"select set_config('a.b', null, false)": Setting | Back, "select set_config('a.b', NULL, true)": Local, "select set_config($1, null, $2)": AnyChange | Back,
 		"select set_config($1, $2, $3)": AnyChange, "select set_config(n, v, false) from t": AnyChange | Nameless, "select pg_catalog.set_config('a', f(1, 2), $1)": Setting,
-		"select set_config('a.' || 'b', 'c', false)": AnyChange | Nameless, "select set_config($1 || 'b', 'c', false)": AnyChange | Nameless,
+		"select set_config('a.' || 'b', 'c', false)": Temporary | AnyChange | Nameless, "select set_config($1 || 'b', 'c', false)": Temporary | AnyChange | Nameless,
 		"select set_config($1::text, $2::text, false)": AnyChange, "select set_config('a.b'::text, 'c', false)": Setting, "select set_config('a.' || 'b', 'c', true)": Local,
 		"select set_config('a', b[1,2], 't')": Local, "select set_config('request.jwt.claims', '{}', true), set_config('role', 'x', false)": Setting | Local,
 		"select set_config('a', set_config('b', 'c', true), true)": Local, "select set_config('a', set_config('b', 'c', false), true)": Setting | Local,
@@ -41,12 +41,14 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 		"set É.x = 1":                    Setting | AnyChange | Nameless, `set session "É".x = 1`: Setting | AnyChange | Nameless, "set local É.x = 1": Local,
 		`set u&"\0061".x = 1`: Setting | Unknown, `set u&"!0061" uescape '!'.x = 1`: Setting | Unknown, "set session.x = 'É'": Setting,
 		"set x." + strings.Repeat("y", 64) + " = 1": Setting | AnyChange | Nameless, "set x." + strings.Repeat("y", 63) + " = 1": Setting,
-		"select set_config('É.x', 'y', false)": AnyChange | Nameless, `select set_config(e'a\x2eb', 'y', false)`: AnyChange | Nameless, "select set_config('É.x', 'y', true)": Local,
+		"select set_config('É.x', 'y', false)": AnyChange | Nameless, `select set_config(e'a\x2eb', 'y', false)`: Temporary | AnyChange | Nameless, "select set_config('É.x', 'y', true)": Local,
 		"select E'a'\n'\\'', set_config('a.b', 'c', false) --'": Setting, "select E'a' -- '\n\t'\\', setseed(1)'": 0, "select E'a' '\\', setseed(1) --'": Seeds, "select set_config('a.'\n'b', 'c', false)": AnyChange | Nameless,
+		"set search_path = 'Pg_Temp'": Setting | Temporary, "set local search_path = E'pg\137temp'": Local | Temporary, "set search_path = a, b": Setting, "truncate a cascade": anything, "truncate a": 0, "drop table a cascade": Temporary,
+		"set session.a = 1; set transaction.b to 'c'; set constraints.d = 1": Setting, "set local.a = 1": Setting, "set session.seed = 1": Setting, `set "session".a = 1`: Setting, "set session session.a = 1": Setting,
 		"set session seed to 0.5": Seeds, "set local seed to 0.5": Seeds, `set "seed" to 0.5`: Seeds, "select set_config('Seed', '0.5', true)": Seeds,
-		`select u&"set\005fconfig"('x.y', 'z', false)`: Unknown, "select query_to_xml('', true, false, '')": Unknown, "(select 1 into local temp x)": Temporary,
-		"do $$ begin perform setseed(1); end $$":                                         anything | Seeds,
-		"do language plpgsql $$ begin perform set_config('a' || 'b', '', false); end $$": anything | Nameless,
+		`select u&"set\005fconfig"('x.y', 'z', false)`: Unknown, "select query_to_xml('', true, false, '')": anything, "(select 1 into local temp x)": Temporary,
+		"do $$ begin perform setseed(1); end $$":                                         free | Seeds,
+		"do language plpgsql $$ begin perform set_config('a' || 'b', '', false); end $$": free | Nameless,
 		"do $$ $$ language plpython3u":                                                   anything | Unknown, "do E'begin perform set\\x5fconfig(); end'": anything | Unknown,
 	} {
 		if got := Effects([]byte(sql), false); got != want {
@@ -60,16 +62,19 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 
 func TestTheNamesThatATextChangesAreFound(t *testing.T) {
 	for sql, want := range map[string]Mentions{
-		"set a = 1; reset b; set session c.D to 'x'; set local e = 1":                      {Settings: []string{"a", "b", "c.d"}},
-		"set time zone 'UTC'; set names 'x'; set schema 'y'; set role z; reset all":        {Settings: []string{"timezone", "client_encoding", "search_path", "role", "all"}},
-		"set session authorization x; reset session authorization":                         {Settings: []string{"session_authorization"}},
-		"set session characteristics as transaction read only":                             {Settings: []string{"default_transaction_isolation", "default_transaction_read_only", "default_transaction_deferrable"}},
-		`set "Custom"."Name" = 1`:                                                          {Settings: []string{"custom.name"}},
+		"set a = 1; reset b; set session c.D to 'x'; set local e = 1":                                                                                                         {Settings: []string{"a", "b", "c.d"}},
+		"set time zone 'UTC'; set names 'x'; set schema 'y'; set role z; reset all":                                                                                           {Settings: []string{"timezone", "client_encoding", "search_path", "role", "all"}},
+		"set session authorization x; reset session authorization":                                                                                                            {Settings: []string{"session_authorization"}},
+		"set session characteristics as transaction read only":                                                                                                                {Settings: []string{"default_transaction_isolation", "default_transaction_read_only", "default_transaction_deferrable"}},
+		"set session.a = 1; set time.b = 1; set local.c = 1; set session session.d = 1; set transaction.e = 1; set local f = 1":                                               {Settings: []string{"session.a", "time.b", "local.c", "session.d", "transaction.e"}},
+		`set "schema".a = 1; set "time" = 1; reset session.b; reset session authorization`:                                                                                    {Settings: []string{"schema.a", "time", "session.b", "session_authorization"}},
+		`select "set_config"('work_mem', '1', false); do 'begin perform set_config(''a.b'', ''c'', false); execute ''select set_config(''''d.e'''', '''''''', false)''; end'`: {Settings: []string{"work_mem", "a.b", "d.e"}},
+		`set "Custom"."Name" = 1`: {Settings: []string{"custom.name"}},
 		"select set_config('A.b', 'x', false), set_config(n, 'x', false)":                  {Settings: []string{"a.b"}},
 		"do $$ begin perform set_config('x.y', '1', false); execute 'set p.q = 1'; end $$": {Settings: []string{"x.y", "p.q"}},
 	} {
 		var got Mentions
-		got.Find([]byte(sql), false)
+		got.Find([]byte(sql), false, 0)
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s: %s", sql, diff)
 		}
@@ -85,7 +90,7 @@ func TestTheNamesThatATextChangesAreFound(t *testing.T) {
 		"set a.b = 'É'": false, "do $$ begin set É.b = 1; end $$": true, "do $$ begin perform set_config('É.b', '', false); end $$": true, "execute p('É.b')": true, "execute p('É')": false,
 	} {
 		var m Mentions
-		if m.Find([]byte(sql), false); m.Odd != odd {
+		if m.Find([]byte(sql), false, 0); m.Odd != odd {
 			t.Errorf("%s: odd %v", sql, m.Odd)
 		}
 	}
@@ -105,7 +110,7 @@ func FuzzEffects(f *testing.F) {
 	f.Fuzz(func(t *testing.T, sql []byte, backslash bool) {
 		Effects(sql, backslash)
 		var m Mentions
-		m.Find(sql, backslash)
+		m.Find(sql, backslash, Effect(len(sql))&1*Opaque)
 	})
 }
 

@@ -47,12 +47,18 @@ func (s *Settings) has(trait uint32) bool {
 		if v, _ := s.Get(conforming); v == "off" {
 			has |= escapes
 		}
-		if v, _ := s.Get("search_path"); strings.Contains(v, "pg_temp") {
+		if v, _ := s.Get("search_path"); toTemporary(v) {
 			has |= temporary
 		}
 		s.traits.Store(has)
 	}
 	return has&trait != 0
+}
+
+// toTemporary reports whether a search_path may lead to what is temporary before all else: many name it last, for safety.
+func toTemporary(path string) bool {
+	first, _, _ := strings.Cut(strings.TrimPrefix(strings.ReplaceAll(path, " ", ""), `"$user",`), ",")
+	return strings.Contains(strings.ToLower(first), "pg_temp")
 }
 
 // Backslash reports whether plain strings know backslash escapes.
