@@ -50,10 +50,10 @@ const (
 		" UNION ALL SELECT oid::text||xmin::text FROM pg_trigger WHERE NOT tgisinternal UNION ALL SELECT oid::text||xmin::text FROM pg_rewrite WHERE oid>=16384" +
 		" UNION ALL SELECT oid::text||xmin::text FROM pg_policy UNION ALL SELECT oid::text||xmin::text FROM pg_attrdef" +
 		" UNION ALL SELECT oid::text||xmin::text FROM pg_constraint WHERE contype IN ('c','f') AND oid>=16384" +
-		// By other names than before, they do the same: what depends on a table, and what has a domain for its type.
+		// Under another name a table does the same; and there is what has a type of its database's own.
 		" UNION ALL SELECT oid::text||relname FROM pg_class WHERE oid>=16384 AND relpersistence<>'t' AND (relhasrules OR relhastriggers OR relrowsecurity OR relchecks>0" +
 		" OR oid IN (SELECT adrelid FROM pg_attrdef) OR relkind='c')" +
-		" UNION ALL SELECT attrelid::text||attnum::text||atttypid::text FROM pg_attribute WHERE attrelid>=16384 AND atttypid IN (SELECT oid FROM pg_type WHERE oid>=16384 AND typtype='d')" +
+		" UNION ALL SELECT objid::text||objsubid::text||refobjid::text FROM pg_depend WHERE classid='pg_class'::regclass AND refclassid='pg_type'::regclass AND refobjid>=16384" +
 		" UNION ALL SELECT p.oid::text||p.proname FROM pg_aggregate a JOIN pg_proc p ON p.oid=a.aggfnoid WHERE p.oid>=16384" +
 		" UNION ALL SELECT oid::text||xmin::text FROM pg_operator WHERE oid>=16384 UNION ALL SELECT oid::text||xmin::text FROM pg_cast WHERE oid>=16384" +
 		" UNION ALL SELECT oid::text||xmin::text FROM pg_amproc WHERE oid>=16384 UNION ALL SELECT oid::text||xmin::text FROM pg_event_trigger" +

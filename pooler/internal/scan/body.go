@@ -20,7 +20,7 @@ func Body(source []byte) (e Effect, m Mentions) {
 	if e&Catalog != 0 {
 		e |= anything // what it makes may be used in the same transaction
 	}
-	return e & (hinted | Advances), m
+	return e & (hinted | Advances | Executes), m
 }
 
 // remakes says of what a routine makes whether the catalog is to be read again behind it: of tables it is not,
@@ -80,7 +80,8 @@ func body(source code, nested int, tables bool) (e Effect) {
 
 // executes says what an EXECUTE may do beyond what its own constants say; the word itself has been read. A text that is
 // put together is known by its first constant: if that is a command like INSERT, what follows is mostly a table's name,
-// and if it is one like SELECT, what follows is known if it is quoted as a name or value.
+// and if it is one like SELECT, what follows is known if it is quoted as a name or value. That is Executes: by
+// names that are not known.
 func (l lexer) executes() Effect {
 	t, formats := l.next(), false
 	if l.is(t, "format") {
@@ -102,17 +103,12 @@ func (l lexer) executes() Effect {
 	switch {
 	case first.kind != word || inner.at >= len(made) && second.kind == end && !bytes.ContainsAny(made[first.to:], " \t\r\n"):
 		return anything
-	case name == "set", name == "reset", namedCommands[name]:
+	case name == "set", name == "reset":
 		return 0
-	case name == "create":
-		if second.kind == word && inner.at < len(made) {
-			return 0
-		}
-		return anything
-	case !readingCommands[name]:
-		return anything
-	case formats && quotes(made), !formats && l.quoted():
-		return 0
+	case namedCommands[name], name == "create" && second.kind == word && inner.at < len(made):
+		return Executes
+	case readingCommands[name] && (formats && quotes(made) || !formats && l.quoted()):
+		return Executes
 	}
 	return anything
 }

@@ -32,11 +32,11 @@ func TestTheEffectsOfAFunctionsBodyAreSeen(t *testing.T) {
 		"begin execute 'create ' || a || ' table b (c int)'; end":                                                   anything,
 		"begin execute 'declare ' || a || ' cursor with hold for select 1'; end":                                    anything,
 		"begin execute 'select' || a; end":                                                                          anything,
-		"begin execute format('select * from %I where a = %L', a, b); end":                                          0,
-		"begin execute 'select * from ' || quote_ident(a) || ' where b = ' || quote_literal(lower(c)) using d; end": 0,
-		"begin execute 'insert into ' || tg_table_name || ' values ($1.*)' using new; end":                          Advances,
-		"begin execute format('update %s set %I = 1', a, b); execute 'update ' || a || ' set ' || b || ' = 1'; end": 0,
-		"begin execute 'create table ' || a || ' partition of b'; execute 'drop table ' || c; end":                  Temporary,
+		"begin execute format('select * from %I where a = %L', a, b); end":                                          Executes,
+		"begin execute 'select * from ' || quote_ident(a) || ' where b = ' || quote_literal(lower(c)) using d; end": Executes,
+		"begin execute 'insert into ' || tg_table_name || ' values ($1.*)' using new; end":                          Advances | Executes,
+		"begin execute format('update %s set %I = 1', a, b); execute 'update ' || a || ' set ' || b || ' = 1'; end": Executes,
+		"begin execute 'create table ' || a || ' partition of b'; execute 'drop table ' || c; end":                  Temporary | Executes,
 		"begin execute 'set a.b = 1' || c; execute 'set session ' || d; end":                                        Setting | Temporary | AnyChange | Nameless,
 		"begin execute 'set a.b = 1; set c.' || d; end":                                                             Setting | Temporary | AnyChange | Nameless,
 		"begin execute format('set a.%s = 1', b); execute format('set role %I', c); end":                            Setting | AnyChange | Nameless,
@@ -99,6 +99,14 @@ func TestWhatIsHiddenIsFoundByItsNames(t *testing.T) {
 	h = Reveal([]Routine{{Name: "act", Source: "set x.y = 1"}}, []Link{{Always, "act("}})
 	if got := h.Find([]byte("select 1"), false, nil); got != Setting {
 		t.Errorf("any text: %b", got)
+	}
+	h = Reveal([]Routine{
+		{Name: "fill", Source: "begin execute format('insert into %I values (1)', t); end"}, {Name: "act", Source: "set a.b = 1"}, {Name: "calls", Source: "select fill()"}, {Name: "seen", Source: "set_config(a, 'c'::text, false)", Language: Expression},
+	}, []Link{{"t!", "act("}})
+	for sql, want := range map[string]Effect{"select calls()": Setting | AnyChange | Opaque | Advances, "select 1 from t": 0, "insert into t values (1)": Setting, "do $$ begin execute 'insert into ' || t || ' values (1)'; end $$": 0} {
+		if got := h.Find([]byte(sql), false, nil); got != want {
+			t.Errorf("%s: %b, want %b", sql, got, want)
+		}
 	}
 	h = Reveal([]Routine{
 		{Name: "seen", Source: "set_config('a.b'::text, 'c'::text, false)", Language: Expression}, {Name: "kept!", Source: "currval('s'::regclass)", Language: Expression}, {Name: "at_once", Source: "set_config('a.b'::text, 'c'::text, true)", Language: Expression},

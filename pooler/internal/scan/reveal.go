@@ -43,8 +43,11 @@ func (w *walk) doing() (e Effect) {
 			return Unknown // UESCAPE, or a constant that has to be made out first
 		default:
 			seen = true
-			e |= body(code{sql: l.code(t), backslash: l.backslash}, 0, false) & (Nameless | Seeds | Connects | Loads | Keeps | Opaque)
+			e |= body(code{sql: l.code(t), backslash: l.backslash}, 0, false) & (Nameless | Seeds | Connects | Loads | Keeps | Opaque | Executes)
 		}
+	}
+	if e&Executes != 0 {
+		e = e&^Executes | Opaque
 	}
 	return e
 }
@@ -63,6 +66,9 @@ func (l *Link) brings() Effect {
 	return 0
 }
 
+// anyTable stands for every table, view and type.
+const anyTable = "\x04"
+
 // Reveal makes hints of what the catalog holds.
 func Reveal(routines []Routine, links []Link) Hints {
 	all := Hints{}
@@ -73,6 +79,10 @@ func Reveal(routines []Routine, links []Link) Hints {
 			h.Effect |= AnyChange | Opaque
 		}
 		h.Settings = append(h.Settings, m.Settings...)
+		if h.Effect&Executes != 0 { // it may use any table
+			h.Effect &^= Executes
+			links = append(links, Link{r.key(), anyTable})
+		}
 	}
 	for _, l := range links {
 		all.of(l.From)
@@ -94,6 +104,15 @@ func Reveal(routines []Routine, links []Link) Hints {
 		}
 	}
 	all.spread(links)
+	if table := all[anyTable]; table != nil { // which has what all have, as far as it can be said without knowing which is used
+		for name, h := range all {
+			if !strings.HasSuffix(name, "(") && !strings.HasPrefix(name, Builtin) {
+				table.take(h)
+			}
+		}
+		table.Effect = table.Effect.Unlikely()
+		all.spread(links)
+	}
 	for name, h := range all {
 		if h.Effect&hinted == 0 {
 			delete(all, name)

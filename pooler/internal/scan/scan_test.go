@@ -43,6 +43,7 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 		"set x." + strings.Repeat("y", 64) + " = 1": Setting | AnyChange | Nameless, "set x." + strings.Repeat("y", 63) + " = 1": Setting,
 		"select set_config('É.x', 'y', false)": AnyChange | Nameless, `select set_config(e'a\x2eb', 'y', false)`: Temporary | AnyChange | Nameless, "select set_config('É.x', 'y', true)": Local,
 		"select E'a'\n'\\'', set_config('a.b', 'c', false) --'": Setting, "select E'a' -- '\n\t'\\', setseed(1)'": 0, "select E'a' '\\', setseed(1) --'": Seeds, "select set_config('a.'\n'b', 'c', false)": AnyChange | Nameless,
+		"do $$ begin execute 'insert into ' || t || ' values (1)'; end $$": anything, "do $$ begin execute 'insert into t values (1)'; end $$": free,
 		"set search_path = 'Pg_Temp'": Setting | Temporary, "set local search_path = E'pg\137temp'": Local | Temporary, "set search_path = a, b": Setting, "truncate a cascade": anything, "truncate a": 0, "drop table a cascade": Temporary,
 		"set session.a = 1; set transaction.b to 'c'; set constraints.d = 1": Setting, "set local.a = 1": Setting, "set session.seed = 1": Setting, `set "session".a = 1`: Setting, "set session session.a = 1": Setting,
 		"set session seed to 0.5": Seeds, "set local seed to 0.5": Seeds, `set "seed" to 0.5`: Seeds, "select set_config('Seed', '0.5', true)": Seeds,
