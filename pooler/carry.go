@@ -56,6 +56,7 @@ func (s *session) equip() {
 	if opaque {
 		forget += audit.WipeSettings()
 		b.settings, b.opaque = state.None, nobodys
+		b.pool.wiped.Add(1)
 	}
 	queries := b.settings.Change(s.settings)
 	if len(queries) > 0 {

@@ -88,6 +88,44 @@ func TestWhatWasOnceLeftToOthersIsNot(t *testing.T) {
 	}
 }
 
+// A server goes back to the client that may have set there what nobody can name, as it left it, and to another one
+// when it has been wiped.
+func TestAServerWhoseStateNobodyCanNameIsWipedForOthersAlone(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), `create or replace function public.composes(n text) returns void language plpgsql as $$ declare q text; begin q := 'set w.' || n || ' = 1'; execute q; end $$`); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), func(d *Database) { d.Pool.Max = 2 })))
+	wiped := func() uint64 { return h.Stats().Databases[0].wiped }
+	a, b, c := h.connect(t), h.connect(t), h.connect(t)
+	do(t, a, "set work_mem = '77MB'")
+	do(t, b, "begin")
+	do(t, a, "select composes('a')")
+	do(t, b, "commit") // its server is the one that was used last
+	for range 5 {
+		if got := value(t, a, "select current_setting('w.a') || current_setting('work_mem')"); got != "177MB" {
+			t.Errorf("got %s", got)
+		}
+	}
+	if n := wiped(); n > 0 {
+		t.Errorf("wiped %d times", n)
+	}
+	do(t, b, "begin")
+	do(t, c, "begin")
+	for _, other := range []*pgx.Conn{b, c} {
+		if got := value(t, other, "select coalesce(current_setting('w.a', true), '') || current_setting('work_mem')"); got == "177MB" {
+			t.Errorf("another client has %s", got)
+		}
+		do(t, other, "rollback")
+	}
+	if n := wiped(); n != 1 {
+		t.Errorf("wiped %d times, not once", n)
+	}
+	if got := value(t, a, "show work_mem"); got != "77MB" {
+		t.Errorf("its own client has %s", got)
+	}
+}
+
 // sets is a text that sets so many settings.
 func sets(n int) string {
 	var sql strings.Builder

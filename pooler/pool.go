@@ -36,8 +36,9 @@ type pool struct {
 	strange    atomic.Bool // its connections are nothing for the event loops
 	hub        *hub.Hub
 	settings   state.Table
-	sequences  atomic.Bool // some client asks for sequences' last values
-	opaque     atomic.Bool // some client has set what nobody can name
+	sequences  atomic.Bool   // some client asks for sequences' last values
+	opaque     atomic.Bool   // some client may have set what nobody can name
+	wiped      atomic.Uint64 // servers that were led back for that, before another client got them
 	hidden     hidden
 	texts      *memo.Table[harmless] // those that were read
 

@@ -156,7 +156,7 @@ type DatabaseStats struct {
 	Paused      *time.Time    `json:"paused,omitempty"`    // since when no server is given away
 	Outage      string        `json:"outage,omitempty"`
 
-	notifications, losses uint64
+	notifications, losses, wiped uint64
 }
 
 // ClientStats is how one client stands now.
@@ -251,7 +251,7 @@ func (d *DatabaseStats) add(m DatabaseStats) {
 	d.LongestWait, d.LongestUse = max(d.LongestWait, m.LongestWait), max(d.LongestUse, m.LongestUse)
 	d.Outage = cmp.Or(d.Outage, m.Outage)
 	d.Listeners, d.Channels = d.Listeners+m.Listeners, d.Channels+m.Channels
-	d.notifications, d.losses = d.notifications+m.notifications, d.losses+m.losses
+	d.notifications, d.losses, d.wiped = d.notifications+m.notifications, d.losses+m.losses, d.wiped+m.wiped
 }
 
 func (p *pool) stats() DatabaseStats {
@@ -278,7 +278,7 @@ func (p *pool) stats() DatabaseStats {
 	}
 	st.Reserve = p.room() - config.Pool.Max
 	st.Listeners, st.Channels = p.hub.Levels()
-	st.notifications, st.losses = p.hub.Notifications.Load(), p.hub.Losses.Load()
+	st.notifications, st.losses, st.wiped = p.hub.Notifications.Load(), p.hub.Losses.Load(), p.wiped.Load()
 	return st
 }
 
@@ -360,6 +360,7 @@ func (p *Server) Levels() []telemetry.Level {
 			{Name: "mainstay_pooler_channels", Help: "Channels to which they listen, through one connection more.", Value: float64(d.Channels)},
 			{Name: "mainstay_pooler_notifications_total", Help: "Notifications that were handed to clients.", Value: float64(d.notifications), Counter: true},
 			{Name: "mainstay_pooler_listener_losses_total", Help: "How often that connection was lost while clients listened: notifications may be lost.", Value: float64(d.losses), Counter: true},
+			{Name: "mainstay_pooler_wiped_total", Help: "How often a connection to PostgreSQL had its settings led back before another client got it, since what had been done there could not be read.", Value: float64(d.wiped), Counter: true},
 		} {
 			l.Labels = []telemetry.Label{database}
 			levels = append(levels, l)
