@@ -45,6 +45,7 @@ type backend struct {
 	canceling int            // cancel requests under way; of the holder's lock
 	cancels   sync.WaitGroup // those; none may outlive the lease
 	sequences uint32         // whose values currval and lastval know there: a session's id, or nobodys, or severals
+	changes   uint32         // of what the catalog hides, as of when it was wiped last
 	opaque    uint32         // who may have set there what nobody can name: a session's id, or nobodys
 
 	// Guarded by the pool's lock.
@@ -81,7 +82,7 @@ func newBackend(p *pool, c *upstream.Conn) *backend {
 		Conn: c, pool: p, sock: sock, probe: socket.Of(c.Raw), born: time.Now(), spread: rand.Float64(), status: pgwire.Idle,
 		settings: state.None, named: state.None, entered: state.None, reports: p.settings.Intern(state.Of(c.Params)), prepared: map[*statement]uint64{},
 	}
-	s.atLogin = s.reports
+	s.atLogin, s.changes = s.reports, p.home().hidden.changes.Load()
 	return s
 }
 

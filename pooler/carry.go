@@ -45,6 +45,8 @@ func (s *session) equip() {
 	}
 	s.findAgain()
 	sequences, opaque := s.takeSequences(), b.opaque != nobodys && b.opaque != s.id
+	changes := b.pool.home().hidden.changes.Load()
+	opaque = opaque || b.changes != changes
 	if b.settings == s.settings && b.named == s.prepares && !sequences && !opaque {
 		return
 	}
@@ -54,8 +56,8 @@ func (s *session) equip() {
 		forget += forgetSequences + ";"
 	}
 	if opaque {
-		forget += audit.WipeSettings()
-		b.settings, b.opaque = state.None, nobodys
+		forget += audit.WipeUnseen()
+		b.settings, b.opaque, b.changes = state.None, nobodys, changes
 		b.pool.wiped.Add(1)
 	}
 	queries := b.settings.Change(s.settings)

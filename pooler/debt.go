@@ -372,7 +372,7 @@ func (s *session) settle(b *backend) (free bool, err error) {
 	if b.pins != 0 && s.settings.Temporary() {
 		b.left |= scan.Temporary
 	}
-	if (b.left|b.pins)&(scan.Opaque|scan.Temporary) != 0 { // temporary tables may have defaults that nobody reads
+	if b.left&scan.Opaque != 0 || b.pins&scan.Temporary != 0 {
 		b.opaque = s.id
 		b.pool.opaque.Store(true)
 	}

@@ -38,7 +38,9 @@ type hidden struct {
 	known atomic.Pointer[revealed]
 	next  atomic.Int64 // when it is to be looked at again, in nanoseconds since 1970
 	first sync.Mutex   // over the first look, which all wait for
-	looks *audit.Looks // behind transactions
+
+	changes atomic.Uint32 // of what is known: who used a function before that was seen may have left what was not asked for
+	looks   *audit.Looks  // behind transactions
 }
 
 // revealed is what was read from the catalog.
@@ -130,6 +132,9 @@ func (s *backend) reveal(tables bool) error {
 		return s.unlessRefused(err)
 	}
 	hints := found.Hints()
+	if known != nil && !hints.Equal(known.hints) {
+		h.changes.Add(1)
+	}
 	h.known.Store(&revealed{found.Mark, hints, hints.Foreign(), found.Columns})
 	s.pool.statements.renew()
 	return nil
@@ -390,6 +395,9 @@ func (s *session) keepSequences(b *backend) {
 	}
 	if b.left&scan.Local != 0 {
 		s.unsure = s.unsure[:0]
+	}
+	if b.left&scan.Makes != 0 && b.left&(scan.Temporary|scan.Setting|scan.AnyChange|scan.Local) != 0 {
+		b.left |= scan.Temporary | scan.Opaque // by where search_path leads now, and with defaults that nobody reads
 	}
 	b.left &= scan.Lasting
 }

@@ -23,6 +23,9 @@ func TestWhatWasOnceLeftToOthersIsNot(t *testing.T) {
 		create function foo() returns void language plpgsql set search_path = nowhere, pg_temp as $$ begin create table made_too (n int); end $$;
 		create function act() returns bool language plpgsql as $$ begin perform set_config('o.act', 'left', false); return true; end $$;
 		create operator |+*/<>=~!@#%^&? (function = pg_try_advisory_lock, rightarg = bigint);
+		create function fmts(q text) returns void language plpgsql as $$ begin execute format('select ' || q); end $$; create function ins(q text) returns void language plpgsql as $$ begin execute 'insert into once.plain ' || q; end $$;
+		create function tbl(a text, b text) returns void language plpgsql as $$ begin execute format('create table %I.%I (n int)', a, b); end $$; create table plain (n text);
+		create table indexed (n int); create function idx(n int) returns int immutable language plpgsql as $$ begin perform pg_try_advisory_lock(79); return n; end $$; create index on indexed (idx(n)); insert into indexed values (1);
 		create table parent (id int primary key); create table child (id int references parent); create function empties() returns trigger language plpgsql as $$ begin perform set_config('o.cascade', 'left', false); return null; end $$;
 		create trigger e after truncate on child execute function empties()`); err != nil {
 		t.Fatal(err)
@@ -63,6 +66,15 @@ func TestWhatWasOnceLeftToOthersIsNot(t *testing.T) {
 		{"a search_path in capitals", []string{"begin; select set_config('search_path', 'Pg_Temp', true); create table capital (n int); commit"}, temp, "capital"},
 		{"a temporary table's default", []string{"create temp table t (a text default set_config('o.td', 'left', false), n int); set o.x = 1", "insert into t (n) values (1); drop table t"}, "o.td", "-"},
 		{"a long operator", []string{"select operator(once.|+*/<>=~!@#%^&?) 78::bigint"}, locks, "78"},
+		{"a format that is put together", []string{"select once.fmts('set_config(''o.fmt'', ''left'', false)')"}, "o.fmt", "left"},
+		{"a query that is inserted", []string{"select once.ins('select pg_try_advisory_lock(80)::text')"}, locks, "80"},
+		{"a schema that is given", []string{"select once.tbl('pg_temp', 'given')"}, temp, "given"},
+		{"set schema", []string{"set schema 'pg_temp'; create table schemed (n int); set schema 'public'"}, temp, "schemed"},
+		{"a search_path that is computed", []string{"begin; select set_config('search_path', concat('pg_', 'temp'), true); select 1 as n into computed; commit"}, temp, "computed"},
+		{"one that goes on", []string{"begin; set local search_path to 'pg_'\n'temp'; create table joined (n int); commit"}, temp, "joined"},
+		{"a setting of transactions", []string{"set session session characteristics as transaction deferrable"}, "select case setting when 'on' then 'on' else '' end from pg_settings where name = 'default_transaction_deferrable'", "on"},
+		{"a view in a schema", []string{`create schema "Sv" create view v as select set_config('o.sv', 'left', false)`, `select * from "Sv".v; drop schema "Sv" cascade`}, "o.sv", "left"},
+		{"analyze", []string{"analyze"}, locks, "79"},
 		{"truncate cascade", []string{"truncate once.parent cascade"}, "o.cascade", "-"},
 	} {
 		h := run(t, config(database(s.URL(), func(d *Database) { d.Pool.Max, d.Pool.AcquireTimeout = 1, 300*time.Millisecond })))
@@ -124,6 +136,42 @@ func TestAServerWhoseStateNobodyCanNameIsWipedForOthersAlone(t *testing.T) {
 	if got := value(t, a, "show work_mem"); got != "77MB" {
 		t.Errorf("its own client has %s", got)
 	}
+}
+
+// Who uses a function that another client has only just made, before anybody has read it, leaves nothing to those who come later.
+func TestAFunctionThatIsUsedBeforeItIsReadIsWipedLater(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 3 })))
+	a, b := h.connect(t), h.connect(t)
+	do(t, a, "drop function if exists public.fresh()")
+	do(t, b, "select 1")
+	used := make(chan error, 1)
+	go func() {
+		var err error
+		for range 500 {
+			if _, err = b.Exec(t.Context(), "select public.fresh()", pgx.QueryExecModeSimpleProtocol); err == nil {
+				break
+			}
+		}
+		used <- err
+	}()
+	do(t, a, "create function public.fresh() returns text language sql as $$ select set_config('o.fresh', 'left', false) $$")
+	if err := <-used; err != nil {
+		t.Fatal(err)
+	}
+	do(t, a, "select 1") // behind the look
+	var others []*pgx.Conn
+	for range 3 {
+		c := h.connect(t)
+		do(t, c, "begin")
+		others = append(others, c)
+		if got := value(t, c, "select coalesce(current_setting('o.fresh', true), '')", pgx.QueryExecModeSimpleProtocol); got != "" {
+			t.Errorf("another client has %q", got)
+		}
+	}
+	for _, c := range others {
+		do(t, c, "rollback")
+	}
+	do(t, a, "drop function public.fresh()")
 }
 
 // sets is a text that sets so many settings.

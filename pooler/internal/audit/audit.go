@@ -285,8 +285,10 @@ func Wipe(left scan.Effect) string {
 	return sql.String()
 }
 
-// WipeSettings is the SQL that leads back all settings that a client may have made, whatever their names are.
-func WipeSettings() string { return Unset + ";" + reseed() }
+// WipeUnseen is the SQL that removes what a client may have left without having been seen, but for what SQL's PREPARE made.
+func WipeUnseen() string {
+	return "CLOSE ALL;" + Unset + ";DISCARD TEMP;SELECT pg_catalog.pg_advisory_unlock_all();" + reseed()
+}
 
 // reseed makes random() return what nobody knows. RESET ALL does not, and that it was given a seed may have been hidden.
 func reseed() string {

@@ -79,8 +79,7 @@ func body(source code, nested int, tables bool) (e Effect) {
 }
 
 // executes says what an EXECUTE may do beyond what its own constants say; the word itself has been read. A text that is
-// put together is known by its first constant: if that is a command like INSERT, what follows is mostly a table's name,
-// and if it is one like SELECT, what follows is known if it is quoted as a name or value. That is Executes: by
+// put together is known if it begins with a command, and what follows is quoted as names or values. That is Executes: by
 // names that are not known.
 func (l lexer) executes() Effect {
 	t, formats := l.next(), false
@@ -94,40 +93,47 @@ func (l lexer) executes() Effect {
 		return anything
 	}
 	made := l.sql[t.from:t.to]
-	if after := l; !formats && !after.isMark(after.next(), '|') {
+	after := l
+	switch next := after.next(); {
+	case formats && !after.isMark(next, ',') && !after.isMark(next, ')'):
+		return anything
+	case !formats && !after.isMark(next, '|'):
 		return 0
 	}
 	inner := lexer{sql: made}
 	first, second := inner.next(), inner.next()
 	name, _ := inner.value(first)
+	tables := 0 // names behind which a bracket is no call: INSERT INTO a.b (c)
+	switch name {
+	case "insert", "create", "copy", "grant", "analyze", "vacuum":
+		tables = 2
+	}
 	switch {
-	case first.kind != word || inner.at >= len(made) && second.kind == end && !bytes.ContainsAny(made[first.to:], " \t\r\n"):
+	case first.kind != word || inner.at >= len(made) && second.kind == end && !bytes.ContainsAny(made[first.to:], " \t\r\n"),
+		formats && !quotes(made, tables), !formats && !l.quoted(tables):
 		return anything
 	case name == "set", name == "reset":
 		return 0
-	case namedCommands[name], name == "create" && second.kind == word && inner.at < len(made):
-		return Executes
-	case readingCommands[name] && (formats && quotes(made) || !formats && l.quoted()):
+	case name == "create" && second.kind == word && inner.at < len(made):
+		return Executes | Temporary // by its schema, maybe
+	case composed[name]:
 		return Executes
 	}
 	return anything
 }
 
-// Commands that are put together, by their first word: those that are followed by names, and those that
-// may be followed by calls.
-var namedCommands, readingCommands = words("insert update delete merge truncate analyze vacuum reindex cluster refresh lock copy grant revoke comment alter drop"),
-	words("select with values table explain")
-
-func words(list string) map[string]bool {
+// composed are the first words of commands that are put together.
+var composed = func() map[string]bool {
 	m := map[string]bool{}
-	for name := range strings.FieldsSeq(list) {
+	for name := range strings.FieldsSeq("select with values table explain insert update delete merge truncate analyze vacuum reindex cluster refresh lock copy grant revoke comment alter drop") {
 		m[name] = true
 	}
 	return m
-}
+}()
 
-// quotes reports whether all that a format takes in is quoted as a name or value, and no name is that of a function.
-func quotes(format []byte) bool {
+// quotes reports whether all that a format takes in is quoted as a name or value, and no name is that of a function; the
+// first are those of tables.
+func quotes(format []byte, tables int) bool {
 	for i := bytes.IndexByte(format, '%'); i >= 0; i = bytes.IndexByte(format, '%') {
 		format = format[i+1:]
 		n := 0
@@ -137,19 +143,26 @@ func quotes(format []byte) bool {
 		if n == len(format) || bytes.IndexByte([]byte("IL%"), format[n]) < 0 {
 			return false
 		}
-		if format = format[n+1:]; bytes.HasPrefix(bytes.TrimLeft(format, "\" \t\r\n"), []byte("(")) {
+		if format = format[n+1:]; tables <= 0 && calledBy(format) {
 			return false
 		}
+		tables--
 	}
 	return true
+}
+
+// calledBy reports whether a name is that of a function by what comes behind it.
+func calledBy(rest []byte) bool {
+	l := lexer{sql: bytes.TrimLeft(rest, `"`)}
+	return l.calls()
 }
 
 // maxPieces bounds how many tokens of a text that is put together are looked at: there may be such in each of them.
 const maxPieces = 100
 
 // quoted reports whether all that follows the first constant of a text that is put together is constants, and what
-// is quoted as a name or value, and no name is that of a function.
-func (l lexer) quoted() bool {
+// is quoted as a name or value, and no name is that of a function; the first are those of tables.
+func (l lexer) quoted(tables int) bool {
 	name := false // the piece before was one
 	for range maxPieces {
 		t := l.next()
@@ -158,11 +171,14 @@ func (l lexer) quoted() bool {
 			return true
 		case l.isMark(t, '|'):
 		case t.kind == text && l.legible(t):
-			if name && bytes.HasPrefix(bytes.TrimLeft(l.sql[t.from:t.to], " \t\r\n"), []byte("(")) {
+			if name && tables < 0 && calledBy(l.sql[t.from:t.to]) {
 				return false
 			}
+			name = name && t.from == t.to
+		case l.is(t, "tg_table_name"), l.is(t, "tg_table_schema"): // which nobody gives
 			name = false
 		case l.is(t, "quote_ident"), l.is(t, "quote_literal"), l.is(t, "quote_nullable"):
+			tables--
 			if name = l.is(t, "quote_ident"); !l.isMark(l.next(), '(') || !l.skipBrackets() {
 				return false
 			}

@@ -1,9 +1,6 @@
 package scan
 
-import (
-	"bytes"
-	"strings"
-)
+import "strings"
 
 // Effect is what a text may do to its session beyond its transaction, and what else
 // a pooler must know of it.
@@ -37,6 +34,7 @@ const (
 	Local                         // changes a setting until the transaction's end
 	Keeps                         // keeps something in the server's memory that nothing shows: pg_backup_start, a library's own variables
 	Fetches                       // FETCH: what it returns depends on the cursors that there are when it is prepared
+	Makes                         // CREATE, SELECT INTO: what it makes is temporary if search_path leads there
 	Opaque                        // was not read, or cannot be: may have set what nobody can ask for by its name
 )
 
@@ -69,13 +67,10 @@ func Effects(sql []byte, backslash bool) (e Effect) {
 	}
 }
 
-// toTemporary says whether a text with these effects may have search_path lead to what is temporary: then any table that it
-// makes is.
+// toTemporary says whether a text with these effects has search_path lead to what is temporary: then any table that it
+// makes is. (Where it may, by a path that is not there to be read, is known by what it makes: see Makes.)
 func (w *walk) toTemporary(e Effect) Effect {
-	if e&(Setting|AnyChange|Local) == 0 || e&Temporary != 0 || !Contains(w.sql, "search_path") && e&AnyChange == 0 {
-		return 0
-	}
-	if Contains(w.sql, "pg_temp") || bytes.IndexByte(w.sql, '\\') >= 0 || bytes.Contains(w.sql, []byte("||")) {
+	if e&(Setting|AnyChange|Local) != 0 && Contains(w.sql, "pg_temp") {
 		return Temporary
 	}
 	return 0
@@ -155,7 +150,11 @@ func (w *walk) word(t token) (e Effect) {
 			e |= Temporary
 		}
 	case "into":
-		id = wordInto
+		if id = wordInto; (w.first == wordSelect || w.first == wordWith) && w.last != wordInsert {
+			e |= Makes
+		}
+	case "insert", "merge":
+		id = wordInsert
 	case "create":
 		id = wordCreate
 	case "local":
@@ -304,7 +303,7 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 	case "call":
 		return wordCall, free | Ends
 	case "create":
-		return wordCreate, 0
+		return wordCreate, Makes
 	case "explain":
 		return wordExplain, 0
 	case "declare":
@@ -337,7 +336,16 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 		return wordOther, Begins
 	case "commit", "rollback", "end", "abort":
 		return wordOther, Ends
-	case "vacuum", "cluster", "reindex", "checkpoint":
+	case "vacuum", "analyze":
+		l := w.lexer
+		if t := l.next(); t.kind == end || l.isMark(t, ';') || l.isMark(t, '(') {
+			e = anything // of any table, whose indexes may call functions
+		}
+		if string(name) == "vacuum" {
+			e |= Alone
+		}
+		return wordOther, e
+	case "cluster", "reindex", "checkpoint":
 		return wordOther, Alone
 	}
 	return wordOther, 0

@@ -34,6 +34,13 @@ const (
 // hinted are the effects that are worth a hint.
 const hinted = Lasting | Sequence
 
+// Equal reports whether two say the same.
+func (h Hints) Equal(o Hints) bool {
+	return maps.EqualFunc(h, o, func(a, b *Hint) bool {
+		return a.Effect == b.Effect && len(a.Settings) == len(b.Settings) && !slices.ContainsFunc(a.Settings, func(s string) bool { return !slices.Contains(b.Settings, s) })
+	})
+}
+
 // Foreign reports whether any name has letters beyond ASCII.
 func (h Hints) Foreign() bool {
 	for name := range h {
@@ -158,6 +165,7 @@ func (l lexer) made() made {
 	for range 8 {
 		t := l.next()
 		switch {
+		case t.kind == quoted: // the schema's, in which more may be made
 		case t.kind != word:
 			return another
 		case l.is(t, "temp"), l.is(t, "temporary"):

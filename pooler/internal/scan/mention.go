@@ -119,7 +119,10 @@ func (m *Mentions) set(l lexer) {
 		return
 	}
 	if l.keyword(t, "session") {
-		if t = l.next(); l.keyword(t, "characteristics") {
+		if t = l.next(); l.keyword(t, "session") { // SET SESSION SESSION CHARACTERISTICS is right too
+			t = l.next()
+		}
+		if l.keyword(t, "characteristics") {
 			for _, name := range []string{"isolation", "read_only", "deferrable"} {
 				m.add("default_transaction_" + name)
 			}
