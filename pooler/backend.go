@@ -46,6 +46,7 @@ type backend struct {
 	cancels   sync.WaitGroup // those; none may outlive the lease
 	sequences uint32         // whose values currval and lastval know there: a session's id, or nobodys, or severals
 	changes   uint32         // of what the catalog hides, as of when it was wiped last
+	had       uint32         // by which session, last
 	opaque    uint32         // who may have set there what nobody can name: a session's id, or nobodys
 
 	// Guarded by the pool's lock.

@@ -46,7 +46,8 @@ func (s *session) equip() {
 	s.findAgain()
 	sequences, opaque := s.takeSequences(), b.opaque != nobodys && b.opaque != s.id
 	changes := b.pool.home().hidden.changes.Load()
-	opaque = opaque || b.changes != changes
+	opaque = opaque || b.changes != changes && b.had != s.id // not what its own client has there
+	b.had = s.id
 	if b.settings == s.settings && b.named == s.prepares && !sequences && !opaque {
 		return
 	}

@@ -174,6 +174,28 @@ func TestAFunctionThatIsUsedBeforeItIsReadIsWipedLater(t *testing.T) {
 	do(t, a, "drop function public.fresh()")
 }
 
+// Nor is it taken from who has it: a change of what functions do wipes no server that its client keeps, or has a transaction on.
+func TestAChangeOfFunctionsTakesNothingFromWhoHasAServer(t *testing.T) {
+	s := pg.Start(t)
+	h := run(t, config(database(s.URL(), func(d *Database) { d.Pool.Max = 3 })))
+	a, b, c := h.connect(t), h.connect(t), h.connect(t)
+	do(t, a, "create temp table mine (n int); insert into mine values (1)", pgx.QueryExecModeSimpleProtocol)
+	do(t, b, "begin; set local work_mem = '77MB'; select pg_advisory_xact_lock(81); create temp table ours (n int) on commit drop", pgx.QueryExecModeSimpleProtocol)
+	for _, source := range []string{"set_config(''o.one'', ''x'', false)", "set_config(''o.two'', ''x'', false)"} {
+		do(t, c, "create or replace function public.changed() returns text language sql as 'select "+source+"'", pgx.QueryExecModeSimpleProtocol)
+		for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeSimpleProtocol, pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec} {
+			if got := value(t, a, "select count(*)::text from mine", mode); got != "1" {
+				t.Errorf("%v: got %s", mode, got)
+			}
+			if got := value(t, b, "select count(*)::text || current_setting('work_mem') from ours", mode); got != "077MB" {
+				t.Errorf("%v: got %s", mode, got)
+			}
+		}
+	}
+	do(t, b, "commit")
+	do(t, c, "drop function public.changed()")
+}
+
 // sets is a text that sets so many settings.
 func sets(n int) string {
 	var sql strings.Builder
