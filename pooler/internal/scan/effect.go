@@ -336,19 +336,23 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 		return wordOther, Begins
 	case "commit", "rollback", "end", "abort":
 		return wordOther, Ends
-	case "vacuum", "analyze":
-		l := w.lexer
-		if t := l.next(); t.kind == end || l.isMark(t, ';') || l.isMark(t, '(') {
-			e = anything // of any table, whose indexes may call functions
-		}
-		if string(name) == "vacuum" {
-			e |= Alone
-		}
-		return wordOther, e
+	case "analyze":
+		return wordOther, w.ofTables()
+	case "vacuum":
+		return wordOther, Alone | w.ofTables()
 	case "cluster", "reindex", "checkpoint":
 		return wordOther, Alone
 	}
 	return wordOther, 0
+}
+
+// ofTables says what VACUUM or ANALYZE does: of all tables, whose indexes may call functions, if it names none.
+func (w *walk) ofTables() Effect {
+	l := w.lexer
+	if t := l.next(); t.kind == end || l.isMark(t, ';') || l.isMark(t, '(') {
+		return anything
+	}
+	return 0
 }
 
 // set says what a SET does; the word itself has been read.
