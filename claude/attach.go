@@ -33,12 +33,17 @@ func (c *call) attach(w http.ResponseWriter, r *http.Request, s *Server) bool {
 	}
 	who := c.identity()
 	if again := c.request.again > 0; joins || again {
-		if f := s.board.Join(who, c.body.Kept); f != nil && c.ride(w, f) {
+		f, leads := s.board.JoinOrBegin(s.base, who, c.body.Kept, c.rules.attach)
+		if leads {
+			c.flight = f
+		} else if c.ride(w, f) {
 			c.attached = again
 			return true
 		}
 	}
-	c.flight = s.board.Begin(s.base, who, c.body.Kept, c.rules.attach)
+	if c.flight == nil {
+		c.flight = s.board.Begin(s.base, who, c.body.Kept, c.rules.attach)
+	}
 	c.ctx = c.flight.Context()
 	c.leave = context.AfterFunc(r.Context(), c.flight.Leave)
 	return false

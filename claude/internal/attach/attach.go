@@ -80,9 +80,24 @@ func (w *Who) same(other *Who) bool {
 // Join finds the flight of a call: the same body, to the byte, of the same who. Nil:
 // there is none. Who joins must Leave.
 func (b *Board[A]) Join(who Who, body []byte) *Flight[A] {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.join(who, body, maphash.Bytes(b.seed, body))
+}
+
+// JoinOrBegin joins one or, if there is none, begins one: of several who come at once one leads.
+func (b *Board[A]) JoinOrBegin(parent context.Context, who Who, body []byte, grace time.Duration) (f *Flight[A], leads bool) {
 	hash := maphash.Bytes(b.seed, body)
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if f = b.join(who, body, hash); f != nil {
+		return f, false
+	}
+	return b.begin(parent, who, body, hash, grace), true
+}
+
+// join is Join while the lock is held.
+func (b *Board[A]) join(who Who, body []byte, hash uint64) *Flight[A] {
 	for f := b.of[hash]; f != nil; f = f.next {
 		if f.who.same(&who) && bytes.Equal(f.body, body) && !f.over() {
 			f.riders++
@@ -100,10 +115,15 @@ func (b *Board[A]) Join(who Who, body []byte) *Flight[A] {
 // must stay as it is until then. When all have left, the flight is kept for grace and
 // then cancelled.
 func (b *Board[A]) Begin(parent context.Context, who Who, body []byte, grace time.Duration) *Flight[A] {
-	f := &Flight[A]{board: b, hash: maphash.Bytes(b.seed, body), who: who, body: body, grace: grace, riders: 1}
-	f.ctx, f.cancel = context.WithCancelCause(parent)
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.begin(parent, who, body, maphash.Bytes(b.seed, body), grace)
+}
+
+// begin is Begin while the lock is held.
+func (b *Board[A]) begin(parent context.Context, who Who, body []byte, hash uint64, grace time.Duration) *Flight[A] {
+	f := &Flight[A]{board: b, hash: hash, who: who, body: body, grace: grace, riders: 1}
+	f.ctx, f.cancel = context.WithCancelCause(parent)
 	f.next, b.of[f.hash] = b.of[f.hash], f
 	return f
 }
