@@ -337,9 +337,7 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 		e, varies = s.partly(e, text, known), true
 	}
 	if e&scan.Executes != 0 {
-		if e |= s.executesSQL(); e&scan.AnyChange != 0 {
-			e |= scan.Opaque // it may be given a name that is computed
-		}
+		e |= s.executesSQL()
 		b.mentions.Find(text, b.backslash(), e) // what it is given
 	}
 	if e == 0 {

@@ -132,10 +132,10 @@ func (s *backend) reveal(tables bool) error {
 		return s.unlessRefused(err)
 	}
 	hints := found.Hints()
-	if known != nil && !hints.Equal(known.hints) {
+	h.known.Store(&revealed{found.Mark, hints, hints.Foreign(), found.Columns})
+	if known != nil && !hints.Equal(known.hints) { // not before: who gets a server from here on knows them
 		h.changes.Add(1)
 	}
-	h.known.Store(&revealed{found.Mark, hints, hints.Foreign(), found.Columns})
 	s.pool.statements.renew()
 	return nil
 }

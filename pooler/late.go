@@ -487,5 +487,9 @@ func (s *session) executesSQL() scan.Effect {
 		b.executed = x
 		b.mentions.Join(&x.said)
 	}
-	return x.left | x.hidden
+	left := x.left | x.hidden
+	if left&(scan.AnyChange|scan.Unseen) != 0 {
+		left |= scan.Opaque // it may be given a name that is computed
+	}
+	return left
 }

@@ -100,7 +100,6 @@ func Reveal(routines []Routine, links []Link) Hints {
 		if strings.HasPrefix(name, Operator) && len(name) > maxOperator+len(Operator) { // which is not looked for
 			all.of(Always)
 			links = append(links, Link{Always, name})
-			break
 		}
 	}
 	all.spread(links)
