@@ -77,15 +77,8 @@ func (w *Who) same(other *Who) bool {
 	return true
 }
 
-// Join finds the flight of a call: the same body, to the byte, of the same who. Nil:
-// there is none. Who joins must Leave.
-func (b *Board[A]) Join(who Who, body []byte) *Flight[A] {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.join(who, body, maphash.Bytes(b.seed, body))
-}
-
-// JoinOrBegin joins one or, if there is none, begins one: of several who come at once one leads.
+// JoinOrBegin joins the flight of a call, of the same body, to the byte, and the same who, or begins one as [Board.Begin] does if
+// there is none: of several who come at once one leads. Who joins must Leave.
 func (b *Board[A]) JoinOrBegin(parent context.Context, who Who, body []byte, grace time.Duration) (f *Flight[A], leads bool) {
 	hash := maphash.Bytes(b.seed, body)
 	b.mu.Lock()
@@ -96,7 +89,7 @@ func (b *Board[A]) JoinOrBegin(parent context.Context, who Who, body []byte, gra
 	return b.begin(parent, who, body, hash, grace), true
 }
 
-// join is Join while the lock is held.
+// join finds the flight of a call; nil: there is none. The lock is held.
 func (b *Board[A]) join(who Who, body []byte, hash uint64) *Flight[A] {
 	for f := b.of[hash]; f != nil; f = f.next {
 		if f.who.same(&who) && bytes.Equal(f.body, body) && !f.over() {

@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"hash/maphash"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -9,16 +10,23 @@ import (
 
 func who(path string) Who { return Who{Path: path} }
 
+// ride joins a call's flight; nil: there is none.
+func ride[A any](b *Board[A], path, body string) *Flight[A] {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.join(who(path), []byte(body), maphash.String(b.seed, body))
+}
+
 func TestARiderSeesAllThatWasToldInItsOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBoard[string]()
 		f := b.Begin(t.Context(), who("me"), []byte("ask"), time.Second)
-		if b.Join(who("you"), []byte("ask")) != nil || b.Join(who("me"), []byte("other")) != nil {
+		if ride(b, "you", "ask") != nil || ride(b, "me", "other") != nil {
 			t.Error("a stranger rides")
 		}
 		var wg sync.WaitGroup
 		for range 3 {
-			r := b.Join(who("me"), []byte("ask"))
+			r := ride(b, "me", "ask")
 			wg.Go(func() {
 				defer r.Leave()
 				var got string
@@ -64,19 +72,19 @@ func TestAnAnswerIsFreedOnceWhenNobodyCanAskForItAnyMore(t *testing.T) {
 		one := 1
 		f.Land(&one, true)
 		f.Free(func() { freed++ })
-		if r := b.Join(who(""), []byte("x")); r == nil || *r.Progress().Answer != 1 || freed != 0 {
+		if r := ride(b, "", "x"); r == nil || *r.Progress().Answer != 1 || freed != 0 {
 			t.Fatal("the answer was not kept")
 		} else {
 			r.Leave()
 		}
 		time.Sleep(2 * time.Second)
-		if b.Len() != 0 || freed != 1 || b.Join(who(""), []byte("x")) != nil {
+		if b.Len() != 0 || freed != 1 || ride(b, "", "x") != nil {
 			t.Errorf("%d flights, freed %d times", b.Len(), freed)
 		}
 		f.End()
 
 		f = b.Begin(t.Context(), who(""), []byte("y"), time.Second)
-		r := b.Join(who(""), []byte("y"))
+		r := ride(b, "", "y")
 		f.Free(func() { freed++ })
 		f.Close()
 		f.Land(nil, false)
