@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -16,8 +17,7 @@ import (
 func TestASettingWithAnOddNameIsNotLeftToOthers(t *testing.T) {
 	long, cut := strings.Repeat("a", 70), strings.Repeat("a", 63)
 	accents := strings.Repeat("é", 40)
-	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 40 })))
-	b := h.connect(t)
+	h := run(t, config(database(pg.Start(t).URL(), impatient)))
 	for _, c := range []struct {
 		sql  string
 		args []any
@@ -38,7 +38,6 @@ func TestASettingWithAnOddNameIsNotLeftToOthers(t *testing.T) {
 		{"do $$ begin set É.t to 'left'; end $$", nil, "É.t"},
 		{"select set_config($1, 'left', false)", []any{"É.u"}, "É.u"},
 		{"select set_config($1, 'left', false)", []any{long + ".u"}, long + ".u"},
-		{"prepare odd(text) as select set_config($1, 'left', false)", nil, ""},
 		{"execute odd('É.v')", nil, "É.v"},
 		{"execute odd('" + long + ".v')", nil, long + ".v"},
 		{`select U&"set\005fconfig"('k.a', 'left', false)`, nil, "k.a"},
@@ -56,19 +55,36 @@ func TestASettingWithAnOddNameIsNotLeftToOthers(t *testing.T) {
 			t.Errorf("%s: %v", c.sql, err)
 			continue
 		}
-		if c.name == "" {
-			continue
+		h.ownAlone(t, c.sql, a, c.name, "left")
+	}
+}
+
+// impatient gives a database one server, and its clients little time to wait for that.
+func impatient(d *Database) { d.Pool.Max, d.Pool.AcquireTimeout = 1, 300*time.Millisecond }
+
+// ownAlone fails unless what a has left behind, a setting of this name or what is asked for, is seen by nobody else who
+// gets the only server, if anybody does, and by a is seen as own; "-": that does not matter. a is closed.
+func (h *house) ownAlone(t *testing.T, what string, a *pgx.Conn, name, own string) {
+	t.Helper()
+	show := name
+	if !strings.HasPrefix(show, "select") {
+		show = "select coalesce(current_setting('" + name + "', true), '')"
+	}
+	b := h.connect(t)
+	for range 2 {
+		if !b.IsClosed() { // a client that has waited in vain is disconnected
+			results, err := b.PgConn().Exec(t.Context(), show).ReadAll()
+			if err != nil && sqlState(err) != "53300" {
+				t.Errorf("%s: %v", what, err)
+			} else if err == nil && len(results[0].Rows[0][0]) > 0 {
+				t.Errorf("%s: another client has %q", what, results[0].Rows[0][0])
+			}
 		}
-		show := "select coalesce(current_setting('" + c.name + "', true), '')"
-		for range 3 {
-			if got := value(t, b, show, pgx.QueryExecModeSimpleProtocol); got != "" {
-				t.Errorf("%s: another client has %q", c.sql, got)
-			}
-			if got := value(t, a, show, pgx.QueryExecModeSimpleProtocol); got != "left" {
-				t.Errorf("%s: its own client has %q", c.sql, got)
-			}
+		if got := tell(t, a, show); got != own && own != "-" {
+			t.Errorf("%s: its own client has %q", what, got)
 		}
 	}
+	_, _ = a.Close(t.Context()), b.Close(t.Context()) // they give way to the next
 }
 
 // What only looks like such a name, a token say, does not keep a server.
@@ -123,12 +139,14 @@ func tell(t *testing.T, conn *pgx.Conn, sql string) string {
 	return string(all[0].Rows[0][0])
 }
 
+// handOver stands for the server's being given to another client.
+const handOver = "; hand over"
+
 // What PostgreSQL reads in another way than it is written at first sight is read so here too: strings that go on in another line,
 // strings behind a change of how they are written that has not been answered yet, and encodings with half a character that
 // is a backslash.
 func TestATextThatIsReadInAnotherWayIsNotLeftToOthers(t *testing.T) {
-	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 60 })))
-	b := h.connect(t)
+	h := run(t, config(database(pg.Start(t).URL(), impatient)))
 	for _, c := range []struct{ before, sql, name string }{
 		{"", "select E'a'\n'\\'', set_config('l.a', 'left', false) --'", "l.a"},
 		{"", "select E'a' -- it's\r\t\n'\\'', set_config('l.b', 'left', false) --'", "l.b"},
@@ -139,22 +157,21 @@ func TestATextThatIsReadInAnotherWayIsNotLeftToOthers(t *testing.T) {
 		{"set client_encoding = big5", "select E'\xa5\\', set_config('l.g', 'left', false) --'", "l.g"},
 		{"set client_encoding = uhc; begin", "select E'\xb0\xa1', set_config('l.h', 'left', false) --'", "l.h"},
 		{"set standard_conforming_strings = off; begin", "select '\\'', set_config('l.i', 'left', false) --'; commit", "l.i"},
+		{"set client_encoding = sjis" + handOver, "select E'\x95\\', set_config('l.j', 'left', false) --'", "l.j"},
+		{"set standard_conforming_strings = off" + handOver, "select '\\'', set_config('l.k', 'left', false) --'", "l.k"},
 	} {
 		a := h.connect(t)
-		if c.before != "" {
-			do(t, a, c.before, pgx.QueryExecModeSimpleProtocol)
+		if before, hands := strings.CutSuffix(c.before, handOver); before != "" {
+			do(t, a, before, pgx.QueryExecModeSimpleProtocol)
+			if hands { // what was chosen is replayed in front of the text
+				do(t, h.connect(t), "select 1")
+			}
 		}
 		if _, err := a.PgConn().Exec(t.Context(), c.sql).ReadAll(); err != nil {
 			t.Errorf("%s: %v", c.sql, err)
 		}
 		_, _ = a.PgConn().Exec(t.Context(), "commit").ReadAll()
-		show := "select coalesce(current_setting('" + c.name + "', true), '')"
-		if got := tell(t, b, show); got != "" {
-			t.Errorf("%s: another client has %q", c.sql, got)
-		}
-		if got := tell(t, a, show); got != "left" {
-			t.Errorf("%s: its own client has %q", c.sql, got)
-		}
+		h.ownAlone(t, c.before+"; "+c.sql, a, c.name, "left")
 	}
 	// In one pipeline, with an unnamed and a named statement.
 	for i, named := range []string{"", "s"} {
@@ -174,13 +191,7 @@ func TestATextThatIsReadInAnotherWayIsNotLeftToOthers(t *testing.T) {
 		if err := p.Close(); err != nil {
 			t.Errorf("%s: %v", sql, err)
 		}
-		show := "select coalesce(current_setting('" + name + "', true), '')"
-		if got := tell(t, b, show); got != "" {
-			t.Errorf("%q: another client has %q", named, got)
-		}
-		if got := tell(t, a, show); got != "left" {
-			t.Errorf("%q: its own client has %q", named, got)
-		}
+		h.ownAlone(t, "a pipeline of "+named, a, name, "left")
 	}
 }
 
@@ -205,8 +216,7 @@ func TestWhatTheCatalogCallsDirectlyIsNotLeftToOthers(t *testing.T) {
 		create role directed; grant all on schema direct to directed; grant all on all tables in schema direct to directed`); err != nil {
 		t.Fatal(err)
 	}
-	h := run(t, config(database(s.URL(), func(d *Database) { d.Pool.Max = 60 })))
-	b := h.connect(t)
+	h := run(t, config(database(s.URL(), impatient)))
 	const locks, temp = "select coalesce(max(objid::text), '') from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()", "select coalesce(max(relname)::text, '') from pg_class where relnamespace = pg_my_temp_schema()"
 	for _, c := range []struct{ sql, name, has string }{
 		{"select * from direct.v", "d.v", "left"}, {"select * from direct.w", "d.v", "left"},
@@ -224,18 +234,7 @@ func TestWhatTheCatalogCallsDirectlyIsNotLeftToOthers(t *testing.T) {
 			t.Errorf("%s: %v", c.sql, err)
 			continue
 		}
-		show := c.name
-		if !strings.HasPrefix(show, "select") {
-			show = "select coalesce(current_setting('" + c.name + "', true), '')"
-		}
-		for range 3 {
-			if got := tell(t, b, show); got != "" {
-				t.Errorf("%s: another client has %q", c.sql, got)
-			}
-			if got := tell(t, a, show); got != c.has {
-				t.Errorf("%s: its own client has %q", c.sql, got)
-			}
-		}
+		h.ownAlone(t, c.sql, a, c.name, c.has)
 	}
 }
 
