@@ -356,7 +356,7 @@ func (s *session) failed(body []byte) (keep bool) {
 	x := s.exchange
 	x.DB.SQLState = string(code)
 	x.DB.Queries++
-	s.copying, s.unsure = false, s.unsure[:0]
+	s.backend.cleared, s.copying, s.unsure = cleared{}, false, s.unsure[:0]
 	// A plan that does not fit any more: a new Parse must really be one, everywhere.
 	if x.DB.SQLState == "0A000" {
 		s.backend.pool.statements.renew()

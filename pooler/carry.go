@@ -143,6 +143,7 @@ func (s *session) executeReset(n int, statements *again.Statements) {
 	b.out = append(b.out, s.in.Peek(pgwire.HeaderSize+n)...)
 	s.in.Skip(pgwire.HeaderSize + n)
 	s.debts.asked++
+	b.cleared.chosen = true
 	for _, sql := range statements.SQL {
 		b.out = again.Append(b.out, namePrefix+"_again", sql)
 		for _, kind := range []debtKind{owesOurClose, owesOurParse, owesOurRun, owesOurClose} {

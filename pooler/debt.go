@@ -1,13 +1,10 @@
 package pooler
 
 import (
-	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/again"
-	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 )
@@ -352,97 +349,10 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 	if e&(sways|scan.Ends) != 0 {
 		s.sway(false)
 	}
-	b.left |= e
+	b.taint(e)
 	s.resets = s.resets || e&scan.Back != 0
 	s.next.ends = s.next.ends || e&scan.Ends != 0
 	return e
-}
-
-// settle finds out what the client has left on its server at a transaction's end. It
-// returns whether the server may go to another client.
-func (s *session) settle(b *backend) (free bool, err error) {
-	s.keepSequences(b)
-	if b.left&scan.Catalog != 0 {
-		if err := s.lookIntoCatalog(b); err != nil {
-			return true, err
-		}
-	}
-	if b.pins != 0 && s.settings.Temporary() {
-		b.left |= scan.Temporary
-	}
-	if b.left&scan.Opaque != 0 || b.pins&scan.Temporary != 0 {
-		b.opaque = s.id
-		b.pool.opaque.Store(true)
-	}
-	if b.left&scan.Lasting != 0 {
-		if err := s.look(b); err != nil {
-			b.broken.Store(true)
-			return true, err
-		}
-	}
-	if b.pins != 0 {
-		return false, nil
-	}
-	if b.left != 0 || b.pool.resetAlways() {
-		_ = b.clean() // what cannot be cleaned is not used again
-	}
-	return true, nil
-}
-
-// lookLimit bounds how long that may take: mostly it is less than a millisecond.
-const lookLimit = 30 * time.Second
-
-// look asks the server what the client has left there.
-func (s *session) look(b *backend) (err error) {
-	if b.mentions.Full || b.mentions.Odd && b.left&scan.AnyChange != 0 {
-		b.left |= scan.Nameless
-	}
-	q := audit.Question{Effects: b.left, Names: b.mentions.Settings, Known: b.settings}
-	var found audit.Findings
-	if err := b.execWithin(lookLimit, q.SQL(), found.Row); err != nil {
-		return s.unread(err)
-	}
-	if b.status != pgwire.Idle {
-		return s.unread(errOutOfStep)
-	}
-	user, _ := b.atLogin.Get("session_authorization")
-	has, wants := found.Settings(&q, s.login, user)
-	before := s.settings
-	b.settings, s.settings = b.pool.settings.Intern(has), b.pool.settings.Intern(wants)
-	s.assure()
-	if s.settings != before {
-		s.varied = s.varies()
-	}
-	if q.Asked()&scan.Prepares != 0 {
-		if named := b.pool.settings.Intern(s.carried(found.Statements())); named != b.named {
-			b.named, s.prepares = named, named
-			s.executes = &executions{left: effectsOf(named)}
-		}
-		b.stuck = found.Stuck
-	}
-	if found.Pins&scan.Prepares != 0 {
-		s.executes = &executions{left: scan.Unseen}
-	}
-	b.pins = b.pins&^q.Asked() | found.Pins | b.left&audit.Sticky
-	b.left = 0
-	b.mentions.Reset()
-	b.executed = nil
-	reasons := ""
-	if b.pins != 0 {
-		reasons = audit.Reasons(b.pins)
-	}
-	s.mu.Lock()
-	s.pinned = reasons
-	s.mu.Unlock()
-	if err := s.attend(b, found.Channels); err != nil || !s.settings.Temporary() || q.Asked()&scan.Temporary != 0 {
-		return err
-	}
-	b.left = scan.Temporary // what was made since is
-	return s.look(b)
-}
-
-func (s *session) unread(err error) error {
-	return end(Lost, "the session's settings could not be read back from the server", "connect again").because(fmt.Errorf("audit: %w", err))
 }
 
 // bind notes what executing a portal will do to names. It reports whether something is carried out behind it.

@@ -357,7 +357,7 @@ func (s *session) recall(left scan.Effect, said *scan.Mentions) {
 	if left&scan.Executes != 0 {
 		left |= s.executesSQL()
 	}
-	b.left |= left
+	b.taint(left)
 	if left&(sways|scan.Ends) != 0 {
 		s.sway(true)
 	}

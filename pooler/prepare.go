@@ -159,17 +159,21 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 				s.in.Skip(pgwire.HeaderSize + n)
 				return 0, nil
 			}
-			before := s.resets
+			before, first := s.resets, b.left&^scan.Catalog == 0 && whole
 			e := s.suspect(text, whole)
 			s.leadsBack(e, text)
 			s.asks(e)
+			if first && b.status == pgwire.Idle {
+				b.clears(e, text)
+			}
 			if whole && e&scan.Back != 0 && s.login != state.None && s.queryReset(text) {
+				b.cleared.chosen = true
 				s.resets = before || e&(scan.AnyChange|scan.Unseen) != 0 // all others are led back at once
 				s.in.Skip(pgwire.HeaderSize + n)
 				return 0, nil
 			}
 		case pgwire.FunctionCall:
-			b.left |= s.calls(n)
+			b.taint(s.calls(n))
 		case pgwire.Execute:
 			if again := s.execute(n); again != nil {
 				s.executeReset(n, again)

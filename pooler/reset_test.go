@@ -1,6 +1,11 @@
 package pooler
 
-import "testing"
+import (
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+)
 
 // What PostgreSQL answers directly stands in each step: it was asked.
 func TestResetLeadsBackToWhatWasChosenAtLogin(t *testing.T) {
@@ -127,5 +132,71 @@ func TestSetLocalToDefaultIsOverWithItsTransaction(t *testing.T) {
 		"a word of its own":  {query("set my.word = 'b'"), begin, query("set local my.word to default"), query("show my.word"), commit, query("show my.word")},
 	} {
 		t.Run(what, func(t *testing.T) { m.inTurn(t, []string{"options", "-c work_mem=9MB -c my.word=a"})(c) })
+	}
+}
+
+// What drivers send when a connection goes back to a pool of theirs needs no question to the server, in whatever protocol,
+// and is believed only if it was carried out.
+func TestWhatClearsAllIsNotAskedAfter(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "do $$ begin if not exists (select from pg_roles where rolname = 'cleared') then create role cleared; end if; end $$"); err != nil {
+		t.Fatal(err)
+	}
+	const (
+		discard  = "DISCARD ALL"
+		asyncpg  = "SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;"
+		npgsql   = "SET SESSION AUTHORIZATION DEFAULT;RESET ALL;CLOSE ALL;UNLISTEN *;SELECT pg_advisory_unlock_all();DISCARD SEQUENCES;DISCARD TEMP"
+		look     = "select current_setting('work_mem') || ' ' || coalesce(current_setting('my.x', true), '') || ' ' || current_setting('role') || ' ' || current_setting('datestyle')"
+		extended = pgx.QueryExecModeExec
+	)
+	for what, c := range map[string]struct {
+		login, before, clears string
+		mode                  pgx.QueryExecMode
+		asked                 bool
+		want                  string
+	}{
+		"discard":                          {"", "set work_mem = '7MB'; set my.x = 1; set role cleared", discard, simple, false, "4MB  none ISO, MDY"},
+		"discard, extended":                {"", "set work_mem = '7MB'; set my.x = 1; set role cleared", discard, extended, false, "4MB  none ISO, MDY"},
+		"discard to what was chosen":       {"-c work_mem=9MB -c my.x=login", "set work_mem = '7MB'; set my.x = 1", discard, simple, false, "9MB login none ISO, MDY"},
+		"to what was chosen, extended":     {"-c work_mem=9MB -c my.x=login", "set work_mem = '7MB'; set my.x = 1", discard, extended, false, "9MB login none ISO, MDY"},
+		"discard to a role":                {"-c role=cleared", "set role none", discard, simple, true, "4MB  cleared ISO, MDY"},
+		"what is reported":                 {"", "set datestyle = german", discard, simple, false, "4MB  none ISO, MDY"},
+		"reset all":                        {"", "set work_mem = '7MB'; set my.x = 1; set role cleared", "reset all", simple, false, "4MB  cleared ISO, MDY"},
+		"reset all to what was chosen":     {"-c work_mem=9MB -c datestyle=german", "set work_mem = '7MB'; set datestyle = sql; set my.x = 1", "reset all", simple, false, "9MB  none German, DMY"},
+		"asyncpg":                          {"-c work_mem=9MB", "set work_mem = '7MB'; set my.x = 1; listen heard; declare c cursor with hold for select 1", asyncpg, simple, false, "9MB  none ISO, MDY"},
+		"asyncpg with a lock":              {"", "set my.x = 1; select pg_advisory_lock(5)", asyncpg, simple, true, "4MB  none ISO, MDY"},
+		"npgsql":                           {"", "set my.x = 1; set role cleared; create temp table gone (n int); select 1", npgsql, simple, false, "4MB  none ISO, MDY"},
+		"npgsql with what was chosen":      {"-c my.x=login", "set my.x = 1; set role cleared", npgsql, simple, false, "4MB login none ISO, MDY"},
+		"temporary tables alone":           {"", "set my.x = 1; create temp table gone (n int)", "discard temp", simple, false, "4MB 1 none ISO, MDY"},
+		"what was prepared":                {"", "prepare p as select 1", "deallocate all", simple, false, "4MB  none ISO, MDY"},
+		"a block that is rolled back":      {"", "set my.x = 1", "begin; reset all; rollback", simple, true, "4MB 1 none ISO, MDY"},
+		"one that fails":                   {"", "set my.x = 1", "reset all; select 1 / 0", simple, true, "4MB 1 none ISO, MDY"},
+		"discard where it is not possible": {"", "set my.x = 1", "select 1; discard all", simple, true, "4MB 1 none ISO, MDY"},
+		"one that cannot be carried out":   {"", "set my.x = 1", "close all; discard all", simple, true, "4MB 1 none ISO, MDY"},
+		"more":                             {"", "set work_mem = '7MB'", "reset all; set my.x = 1", simple, true, "4MB 1 none ISO, MDY"},
+	} {
+		h := run(t, config(database(s.URL(), impatient)))
+		a := h.connect(t, "options="+c.login)
+		do(t, a, "begin; "+c.before+"; commit", simple)
+		_, err := a.Exec(t.Context(), c.clears, c.mode)
+		if fails := strings.Contains(c.clears, "/ 0") || strings.HasSuffix(c.clears, "; discard all"); (err != nil) != fails {
+			t.Errorf("%s: %v", what, err)
+		}
+		await(t, what+" gives the server back", func() bool { return h.Stats().Databases[0].Active == 0 })
+		last, err := s.Value(t.Context(), "select query from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid() order by state_change desc limit 1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if asked := last != c.clears; asked != c.asked && c.login == "" && c.mode == simple {
+			t.Errorf("%s: asked %v", what, asked)
+		}
+		for range 2 {
+			if got := value(t, h.connect(t), look, simple); got != "4MB  none ISO, MDY" {
+				t.Errorf("%s: another client has %s", what, got)
+			}
+			if got := value(t, a, look, simple); got != c.want {
+				t.Errorf("%s: got %s, want %s", what, got, c.want)
+			}
+		}
 	}
 }

@@ -27,6 +27,7 @@ type Question struct {
 	Names   []string        // settings that they named
 	Known   *state.Settings // those that the client had before
 	Locally bool            // what was led back is that until the transaction's end
+	Cleared scan.Effect     // what is surely gone, and not asked for: see [scan.Clears]
 }
 
 // What a question's effects make worth asking.
@@ -72,11 +73,10 @@ const (
 	channels = "SELECT 'n',channel,NULL FROM pg_catalog.pg_listening_channels() AS channel;"
 )
 
-// SQL is the question as one simple query.
+// SQL is the question as one simple query; empty if there is nothing to ask.
 func (q *Question) SQL() string {
 	var sql strings.Builder
-	sql.WriteString(begin)
-	if q.Effects&asksSettings != 0 {
+	if q.Effects&asksSettings != 0 && q.Cleared&scan.Setting == 0 {
 		names := q.Names
 		if q.Everything() {
 			sql.WriteString(everyone)
@@ -96,15 +96,20 @@ func (q *Question) SQL() string {
 		}
 	}
 	for _, part := range [...]struct {
-		when scan.Effect
-		sql  string
-	}{{asksTables, tables}, {asksLocks, locks}, {asksCursors, cursors}, {asksPrepared, prepared}, {asksChannels, channels}} {
-		if q.Effects&part.when != 0 {
+		when, of scan.Effect
+		sql      string
+	}{
+		{asksTables, scan.Temporary, tables}, {asksLocks, scan.Locks, locks}, {asksCursors, scan.Hold, cursors},
+		{asksPrepared, scan.Prepares, prepared}, {asksChannels, scan.Listens, channels},
+	} {
+		if q.Effects&part.when != 0 && q.Cleared&part.of == 0 {
 			sql.WriteString(part.sql)
 		}
 	}
-	sql.WriteString("COMMIT")
-	return sql.String()
+	if sql.Len() == 0 {
+		return ""
+	}
+	return begin + sql.String() + "COMMIT"
 }
 
 // Findings are the answer.
@@ -165,6 +170,13 @@ func (f *Findings) Settings(q *Question, login *state.Settings, user string) (ha
 	}
 	has = q.Known
 	back := q.Effects&(scan.Back|scan.Discards) != 0
+	if q.Cleared&(scan.Setting|scan.Discards) == scan.Setting { // but for who one is
+		for _, name := range [...]string{"role", "session_authorization"} {
+			if value, ok := q.Known.Get(name); ok {
+				f.named = append(f.named, pgwire.Param{Name: name, Value: value})
+			}
+		}
+	}
 	if q.Everything() {
 		has = state.None
 		for _, p := range f.all {

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"encoding/binary"
+	"slices"
 	"strings"
 	"testing"
 
@@ -84,4 +85,37 @@ func FuzzRow(f *testing.F) {
 		var found Findings
 		_ = found.Row(body)
 	})
+}
+
+func TestWhatIsGoneIsNotAskedFor(t *testing.T) {
+	known := state.None.With("work_mem", "7MB").With("app.x", "1").With("role", "me")
+	const all = scan.Setting | scan.Discards | scan.Temporary | scan.Locks | scan.Hold | scan.Listens | scan.Prepares
+	for _, c := range []struct {
+		effects, cleared scan.Effect
+		sql              []string // in the question, which has these parts alone
+		has, wants       *state.Settings
+	}{
+		{scan.Discards | scan.Back, all, nil, state.None, state.None.With("app.x", "login")},
+		{scan.Setting | scan.Back, scan.Setting, nil, state.None.With("role", "me"), state.None.With("role", "me").With("app.x", "login")},
+		{scan.Setting | scan.Back | scan.Locks, scan.Setting, []string{"pg_locks"}, state.None.With("role", "me"), state.None.With("role", "me").With("app.x", "login")},
+		{scan.Discards | scan.Back, all &^ scan.Locks &^ scan.Listens, []string{"pg_locks", "pg_listening_channels"}, state.None, state.None.With("app.x", "login")},
+	} {
+		q := Question{Effects: c.effects, Names: []string{"all"}, Known: known, Cleared: c.cleared}
+		sql := q.SQL()
+		if (sql == "") != (c.sql == nil) {
+			t.Errorf("%b: %s", c.cleared, sql)
+		}
+		for _, part := range []string{"pg_settings", "current_setting", "pg_depend", "pg_locks", "pg_cursors", "pg_prepared_statements", "pg_listening_channels"} {
+			if asked := strings.Contains(sql, part); asked != slices.Contains(c.sql, part) {
+				t.Errorf("%b: %s is asked for: %v", c.cleared, part, asked)
+			}
+		}
+		has, wants := new(Findings).Settings(&q, state.None.With("app.x", "login"), "owner")
+		if !has.Equal(c.has) || !wants.Equal(c.wants) {
+			t.Errorf("%b: has %v, wants %v", c.cleared, has.All(), wants.All())
+		}
+		if q.Asked() == 0 && c.effects&scan.Discards != 0 {
+			t.Error("nothing is over")
+		}
+	}
 }

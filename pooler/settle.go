@@ -1,0 +1,142 @@
+package pooler
+
+import (
+	"fmt"
+	"time"
+
+	"mainstay.dev/mainstay/pooler/internal/audit"
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/scan"
+)
+
+// At a transaction's end the server is asked what the client has left there (package audit), if that cannot be told without.
+
+// taint notes what the message that is being sent may leave behind.
+func (s *backend) taint(e scan.Effect) {
+	s.left |= e
+	if e != 0 {
+		s.cleared = cleared{}
+	}
+}
+
+// A cleared is what the last text has ended, if it has been carried out, and the server need not be asked for. Many drivers
+// send such a text whenever a connection goes back to a pool of theirs.
+type cleared struct {
+	by     scan.Effect // see [scan.Clears]
+	chosen bool        // what was chosen at login has been given again behind it
+}
+
+// clears notes what is gone behind the text that is being sent, which may do e and is not in a transaction block.
+func (s *backend) clears(e scan.Effect, text []byte) {
+	const itself = scan.Setting | scan.Back | scan.Discards | scan.Temporary | scan.Locks | scan.Hold | scan.Listens | scan.Prepares
+	if e != 0 && e&^itself == 0 {
+		s.cleared.by = scan.Clears(text, s.backslash())
+	}
+}
+
+// foretell completes what is known without asking.
+func (s *session) foretell(b *backend) {
+	c := &b.cleared
+	if db := &s.exchange.DB; db.Command == "DISCARD ALL" && db.Queries == 1 && db.SQLState == "" {
+		c.by = scan.Clears([]byte(db.Command), false) // in whatever protocol, and whatever was before
+	}
+	if _, role := s.login.Get("role"); role {
+		c.by = 0 // it is not always led back
+	}
+	if b.pins&scan.Locks != 0 {
+		c.by &^= scan.Locks // the function may be another one of this name
+	}
+}
+
+// settle finds out what the client has left on its server at a transaction's end. It
+// returns whether the server may go to another client.
+func (s *session) settle(b *backend) (free bool, err error) {
+	s.keepSequences(b)
+	if b.left&scan.Catalog != 0 {
+		if err := s.lookIntoCatalog(b); err != nil {
+			return true, err
+		}
+	}
+	if b.pins != 0 && s.settings.Temporary() {
+		b.left |= scan.Temporary
+	}
+	if b.left&scan.Opaque != 0 || b.pins&scan.Temporary != 0 {
+		b.opaque = s.id
+		b.pool.opaque.Store(true)
+	}
+	if b.left&scan.Lasting != 0 {
+		s.foretell(b)
+		if err := s.look(b); err != nil {
+			b.broken.Store(true)
+			return true, err
+		}
+	}
+	if b.pins != 0 {
+		return false, nil
+	}
+	if b.left != 0 || b.pool.resetAlways() {
+		_ = b.clean() // what cannot be cleaned is not used again
+	}
+	return true, nil
+}
+
+// lookLimit bounds how long that may take: mostly it is less than a millisecond.
+const lookLimit = 30 * time.Second
+
+// look asks the server what the client has left there.
+func (s *session) look(b *backend) (err error) {
+	if b.mentions.Full || b.mentions.Odd && b.left&scan.AnyChange != 0 {
+		b.left |= scan.Nameless
+	}
+	q := audit.Question{Effects: b.left, Names: b.mentions.Settings, Known: b.settings, Cleared: b.cleared.by}
+	var found audit.Findings
+	if sql := q.SQL(); sql != "" {
+		if err := b.execWithin(lookLimit, sql, found.Row); err != nil {
+			return s.unread(err)
+		}
+	}
+	if b.status != pgwire.Idle {
+		return s.unread(errOutOfStep)
+	}
+	user, _ := b.atLogin.Get("session_authorization")
+	has, wants := found.Settings(&q, s.login, user)
+	if q.Cleared&scan.Setting != 0 && b.cleared.chosen {
+		has = wants // what was chosen at login has been given again
+	}
+	before := s.settings
+	b.settings, s.settings = b.pool.settings.Intern(has), b.pool.settings.Intern(wants)
+	s.assure()
+	if s.settings != before {
+		s.varied = s.varies()
+	}
+	if q.Asked()&scan.Prepares != 0 {
+		if named := b.pool.settings.Intern(s.carried(found.Statements())); named != b.named {
+			b.named, s.prepares = named, named
+			s.executes = &executions{left: effectsOf(named)}
+		}
+		b.stuck = found.Stuck
+	}
+	if found.Pins&scan.Prepares != 0 {
+		s.executes = &executions{left: scan.Unseen}
+	}
+	b.pins = b.pins&^q.Asked() | found.Pins | b.left&audit.Sticky
+	b.left, b.cleared = 0, cleared{}
+	b.mentions.Reset()
+	b.executed = nil
+	reasons := ""
+	if b.pins != 0 {
+		reasons = audit.Reasons(b.pins)
+	}
+	s.mu.Lock()
+	s.pinned = reasons
+	s.mu.Unlock()
+	if err := s.attend(b, found.Channels); err != nil || !s.settings.Temporary() || q.Asked()&scan.Temporary != 0 {
+		return err
+	}
+	b.left = scan.Temporary // what was made since is
+	return s.look(b)
+}
+
+func (s *session) unread(err error) error {
+	return end(Lost, "the session's settings could not be read back from the server", "connect again").because(fmt.Errorf("audit: %w", err))
+}
