@@ -36,6 +36,7 @@ type backend struct {
 	hurried   atomic.Bool           // has a deadline that must not outlive the lease
 	left      scan.Effect           // what the client may have left there since it was looked at
 	pins      scan.Effect           // what the client is known to have there
+	earlier   scan.Effect           // left, but for the last message's
 	cleared   cleared               // what is surely gone of all that
 	replays   int                   // answers to settings that are still to come; of the session's lock
 	settings  *state.Settings       // those that a client chose and it has now

@@ -329,6 +329,7 @@ func (s *session) garbled(text []byte) bool {
 func (s *session) leaves(name []byte) scan.Effect {
 	if len(name) == 0 {
 		s.rebindUnnamed()
+		s.relearn()
 		return s.unnamed.left | s.leavesOf(s.unnamed.runs)
 	}
 	st := s.names[string(name)]

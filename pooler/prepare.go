@@ -133,6 +133,7 @@ type unnamed struct {
 	under   *state.Settings // those of the client when it was prepared; nil: not known
 	body    []byte          // of its Parse, if it was short enough to keep
 	kept    bool
+	by      uint16 // changes of what the catalog hides, as of when left was known
 	left    scan.Effect
 	said    scan.Mentions
 	cursor  *sighting // as a statement's
@@ -236,7 +237,7 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 func (s *session) newUnnamed() *unnamed {
 	u := &s.unnamed
 	u.last++
-	u.under, u.cursor, u.typed, u.use = s.present(), nil, nil, use{}
+	u.under, u.cursor, u.typed, u.use, u.by = s.present(), nil, nil, use{}, s.backend.pool.home().hidden.turn()
 	return u
 }
 
@@ -292,7 +293,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 	if st.under == nil {
 		s.doubt(name)
 	}
-	s.ownSequences(st.left)
+	s.ownSequences(s.leavesOf(st))
 	d := debt{kind: owesParse, statement: st, name: name}
 	if _, known := b.prepared[st]; known {
 		// The client is owed a ParseComplete, in its place: an empty statement gets one, and
@@ -413,6 +414,7 @@ func (s *session) resolve(name []byte, typ byte, rest []byte) string {
 
 func (s *session) resolveUnnamed(typ byte, rest []byte) string {
 	b, u := s.backend, &s.unnamed
+	s.relearn()
 	f, there := u.runs.fetch(), s.hasUnnamed()
 	switch {
 	case typ == pgwire.Describe && u.version != 0 && u.late != nil && u.late.silent:

@@ -13,6 +13,7 @@ import (
 
 // taint notes what the message that is being sent may leave behind.
 func (s *backend) taint(e scan.Effect) {
+	s.earlier = s.left
 	s.left |= e
 	if e != 0 {
 		s.cleared = cleared{}
@@ -139,4 +140,91 @@ func (s *session) look(b *backend) (err error) {
 
 func (s *session) unread(err error) error {
 	return end(Lost, "the session's settings could not be read back from the server", "connect again").because(fmt.Errorf("audit: %w", err))
+}
+
+// currval and lastval answer with what the server's session was given last, whoever its
+// client was. They must never answer with another client's value.
+//
+// Nothing is done for databases whose clients never ask for them. Once one has, each
+// server forgets such values (DISCARD SEQUENCES, in front of the client's first message)
+// when it changes hands. So a value that was given in the same transaction is right, and
+// one that is not there is PostgreSQL's own error (55000). A client that asks for what an
+// earlier transaction was given keeps its server from its next such transaction on;
+// until then it gets the server that it had last, if nobody has had it since.
+
+// Whose values a server's session knows, besides the id of a session.
+const (
+	nobodys  = 0
+	severals = ^uint32(0)
+)
+
+// takeSequences makes the values that the server knows the client's own, if it matters. It
+// reports whether the server has to forget those that it has.
+func (s *session) takeSequences() (forget bool) {
+	b := s.backend
+	switch {
+	case b.sequences == s.id:
+	case b.sequences == nobodys:
+		b.sequences = s.id
+	case b.pool.sequences.Load():
+		b.sequences = s.id
+		return true
+	default:
+		b.sequences = severals
+	}
+	return false
+}
+
+const forgetSequences = "DISCARD SEQUENCES"
+
+// asks notes that the next message, which may do e, is carried out now.
+func (s *session) asks(e scan.Effect) {
+	if e&scan.Sequence != 0 && (s.backend.left|e)&scan.Advances == 0 {
+		s.straddles = true
+	}
+	s.ownSequences(e)
+}
+
+// ownSequences sees to it, before a message is sent that asks for a sequence's last value,
+// that the server knows none of another client's. The lock is held.
+func (s *session) ownSequences(e scan.Effect) {
+	b := s.backend
+	amid := s.behind || s.uplink != nil || s.debts.len() > b.replays
+	if e&scan.Sequence == 0 {
+		if e&scan.Opaque != 0 && b.sequences == severals && !amid && b.status != pgwire.InFailed && b.earlier&scan.Advances == 0 { // it may ask
+			b.sequences = s.id
+			s.sendReplay(forgetSequences, "")
+		}
+		return
+	}
+	if !b.pool.sequences.Load() {
+		b.pool.sequences.Store(true)
+	}
+	switch {
+	case b.sequences == s.id || b.status == pgwire.InFailed:
+	case amid:
+		s.refused = end(Unsupported, "currval or lastval is asked for in the middle of a pipeline, and the server may know another client's values",
+			"use INSERT … RETURNING, or connect again: from now on servers forget them in time")
+	default: // the database's first to ask
+		b.sequences = s.id
+		s.sendReplay(forgetSequences, "")
+	}
+}
+
+// keepSequences pins the server, at a transaction's end, for a client that will ask for the
+// values that it was given. What is over with the transaction is forgotten.
+func (s *session) keepSequences(b *backend) {
+	if s.straddles && b.left&scan.Advances != 0 {
+		b.pins |= scan.Sequence
+		s.mu.Lock()
+		s.pinned = audit.Reasons(b.pins)
+		s.mu.Unlock()
+	}
+	if b.left&scan.Local != 0 {
+		s.unsure = s.unsure[:0]
+	}
+	if b.left&scan.Makes != 0 && b.left&(scan.Temporary|scan.Setting|scan.AnyChange|scan.Local) != 0 {
+		b.left |= scan.Temporary | scan.Opaque // by where search_path leads now, and with defaults that nobody reads
+	}
+	b.left &= scan.Lasting
 }

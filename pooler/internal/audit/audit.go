@@ -299,7 +299,7 @@ func Wipe(left scan.Effect) string {
 
 // WipeUnseen is the SQL that removes what a client may have left without having been seen, but for what SQL's PREPARE made.
 func WipeUnseen() string {
-	return "CLOSE ALL;" + Unset + ";DISCARD TEMP;SELECT pg_catalog.pg_advisory_unlock_all();" + reseed()
+	return "CLOSE ALL;" + Unset + ";UNLISTEN *;DISCARD TEMP;SELECT pg_catalog.pg_advisory_unlock_all();" + reseed()
 }
 
 // reseed makes random() return what nobody knows. RESET ALL does not, and that it was given a seed may have been hidden.

@@ -8,10 +8,10 @@ import (
 )
 
 // The catalog is asked in a transaction of its own, so that the client's search_path, limits and encoding, in which there may
-// be no such letters, do not matter. Nor does PostgreSQL compile the questions (from 11 on): that takes twenty times as long as to answer them, and
+// be no such letters, do not matter, and nothing temporary is found in its place (pg_temp comes first unless it is named). Nor does PostgreSQL compile the questions (from 11 on): that takes twenty times as long as to answer them, and
 // the planner believes it to be worth it, since it takes them to be dear.
 const (
-	catalog = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE;SET LOCAL search_path=pg_catalog;SET LOCAL statement_timeout='25s';SET LOCAL lock_timeout='1s';SET LOCAL client_encoding=SQL_ASCII;" +
+	catalog = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE;SET LOCAL search_path=pg_catalog,pg_temp;SET LOCAL statement_timeout='25s';SET LOCAL lock_timeout='1s';SET LOCAL client_encoding=SQL_ASCII;" +
 		"SELECT WHERE CASE WHEN current_setting('server_version_num')::int>=110000 THEN set_config('jit','off',true) END='';"
 
 	ours = "NOT IN (SELECT oid FROM pg_namespace WHERE nspname IN ('pg_catalog','information_schema'))" // of relations
@@ -52,14 +52,15 @@ const (
 		" UNION ALL SELECT oid::text||xmin::text FROM pg_constraint WHERE contype IN ('c','f') AND oid>=16384" +
 		// Under another name a table does the same; and there is what has a type of its database's own.
 		" UNION ALL SELECT oid::text||relname FROM pg_class WHERE oid>=16384 AND relpersistence<>'t' AND (relhasrules OR relhastriggers OR relrowsecurity OR relchecks>0" +
-		" OR oid IN (SELECT adrelid FROM pg_attrdef) OR relkind='c')" +
+		" OR relhassubclass OR oid IN (SELECT adrelid FROM pg_attrdef UNION ALL SELECT indrelid FROM pg_index WHERE indexrelid>=16384 AND (indexprs IS NOT NULL OR indpred IS NOT NULL)" +
+		" UNION ALL SELECT objid FROM pg_depend WHERE classid='pg_class'::regclass AND refclassid='pg_type'::regclass AND refobjid>=16384 UNION ALL SELECT stxrelid FROM pg_statistic_ext) OR relkind='c')" +
 		" UNION ALL SELECT objid::text||objsubid::text||refobjid::text FROM pg_depend WHERE classid='pg_class'::regclass AND refclassid='pg_type'::regclass AND refobjid>=16384" +
 		" UNION ALL SELECT p.oid::text||p.proname FROM pg_aggregate a JOIN pg_proc p ON p.oid=a.aggfnoid WHERE p.oid>=16384" +
 		" UNION ALL SELECT oid::text||xmin::text FROM pg_operator WHERE oid>=16384 UNION ALL SELECT oid::text||xmin::text FROM pg_cast WHERE oid>=16384" +
 		" UNION ALL SELECT oid::text||xmin::text FROM pg_amproc WHERE oid>=16384 UNION ALL SELECT oid::text||xmin::text FROM pg_event_trigger" +
 		" UNION ALL SELECT oid::text||xmin::text FROM pg_type WHERE oid>=16384 AND typtype='d' UNION ALL SELECT aggfnoid::oid::text||xmin::text FROM pg_aggregate WHERE aggfnoid::oid>=16384" +
 		" UNION ALL SELECT indexrelid::text||xmin::text FROM pg_index WHERE indexrelid>=16384 AND (indexprs IS NOT NULL OR indpred IS NOT NULL)" +
-		" UNION ALL SELECT inhrelid::text||xmin::text FROM pg_inherits) AS all_of_them;COMMIT"
+		" UNION ALL SELECT oid::text||xmin::text FROM pg_statistic_ext UNION ALL SELECT inhrelid::text||xmin::text FROM pg_inherits) AS all_of_them;COMMIT"
 )
 
 // Catalog is the SQL that asks for those sources and uses, for PostgreSQL of this major
@@ -80,12 +81,14 @@ func Catalog(version int, texts bool) string {
 		" WHEN 'pg_policy'::regclass THEN (SELECT polrelid FROM pg_policy WHERE oid=d.objid)" +
 		" WHEN 'pg_attrdef'::regclass THEN (SELECT adrelid FROM pg_attrdef WHERE oid=d.objid)" +
 		" WHEN 'pg_constraint'::regclass THEN (SELECT conrelid FROM pg_constraint WHERE oid=d.objid)" +
+		" WHEN 'pg_statistic_ext'::regclass THEN (SELECT stxrelid FROM pg_statistic_ext WHERE oid=d.objid)" +
 		" WHEN 'pg_class'::regclass THEN COALESCE((SELECT indrelid FROM pg_index WHERE indexrelid=d.objid),d.objid) END"
-	const writes = "CASE WHEN d.classid IN ('pg_trigger'::regclass,'pg_attrdef'::regclass,'pg_constraint'::regclass,'pg_class'::regclass) THEN '!' ELSE '' END"
+	// What a constraint or index calls may be called by the planner, too, if it is immutable.
+	const writes = "CASE WHEN d.classid IN ('pg_trigger'::regclass,'pg_attrdef'::regclass,'pg_statistic_ext'::regclass) THEN '!' ELSE '' END"
 	// What is used: a function that is not PostgreSQL's, or an operator that is not.
 	const used = "CASE d.refclassid WHEN 'pg_proc'::regclass THEN (SELECT q.proname||'(' FROM pg_proc q WHERE q.oid=d.refobjid AND q.oid>=16384)" +
 		" WHEN 'pg_operator'::regclass THEN (SELECT chr(1)||o.oprname FROM pg_operator o WHERE o.oid=d.refobjid AND o.oid>=16384) END"
-	return catalog + expressions + temporary + "SELECT CASE WHEN f.lanname IN ('c','internal') THEN 'c' WHEN f.lanname IN ('sql','plpgsql') THEN 'f' ELSE 'g' END,f.proname," + source + " FROM (" + sources + ") f;" +
+	return catalog + expressions + temporary + seeded + "SELECT CASE WHEN f.lanname IN ('c','internal') THEN 'c' WHEN f.lanname IN ('sql','plpgsql') THEN 'f' ELSE 'g' END,f.proname," + source + " FROM (" + sources + ") f;" +
 		"SELECT 'u',c.relname||" + writes + "," + used + " FROM pg_depend d JOIN pg_class c ON c.oid=" + users + " WHERE d.refclassid IN ('pg_proc'::regclass,'pg_operator'::regclass);" +
 		"SELECT 'u',c.relname||side,v.relname||side FROM (VALUES(''),('!')) AS s(side),pg_depend d JOIN pg_class v ON v.oid=d.refobjid JOIN pg_class c ON c.oid=(SELECT ev_class FROM pg_rewrite WHERE oid=d.objid)" +
 		" WHERE d.classid='pg_rewrite'::regclass AND d.refclassid='pg_class'::regclass AND c.oid<>v.oid AND c.relnamespace " + ours + ";" +
@@ -127,7 +130,10 @@ var (
 		" UNION ALL SELECT c.relname,concat(p.polqual,p.polwithcheck) FROM pg_policy p JOIN pg_class c ON c.oid=p.polrelid" +
 		" UNION ALL SELECT c.relname||'!',t.tgqual::text FROM pg_trigger t JOIN pg_class c ON c.oid=t.tgrelid" +
 		" UNION ALL SELECT proname||'(',proargdefaults::text FROM pg_proc WHERE oid>=16384" +
-		") AS e(name,tree),regexp_matches(e.tree,':(?:funcid|opfuncid|aggfnoid|winfnoid) (\\d+) ','g') AS m JOIN (" + builtins + ") b ON b.oid=m[1]::oid;"
+		") AS e(name,tree),regexp_matches(e.tree,':(?:funcid|opfuncid|aggfnoid|winfnoid) ([0-9]+) ','g') AS m JOIN (" + builtins + ") b ON b.oid=m[1]::oid;"
+
+	// A function's own seed stays when it is over.
+	seeded = "SELECT 'e',p.proname||'(','setseed(0)' FROM pg_proc p WHERE p.oid>=16384 AND EXISTS (SELECT FROM unnest(p.proconfig) AS one WHERE lower(one) ~ '^seed=');"
 
 	// What functions make is temporary: search_path leads there, first of all or behind schemas that may not exist.
 	temporary = "SELECT 'e',p.proname||'(','pg_temp' FROM pg_proc p WHERE p.oid>=16384 AND EXISTS (SELECT FROM unnest(p.proconfig) AS one WHERE lower(one) ~ '^search_path=.*pg_temp'" +
@@ -143,9 +149,9 @@ var types = "WITH RECURSIVE b AS (" + builtins + "), f(oid,name) AS (SELECT oid,
 	" UNION SELECT k.contypid,d.refobjid FROM pg_constraint k JOIN pg_depend d ON d.classid='pg_constraint'::regclass AND d.objid=k.oid AND d.refclassid='pg_proc'::regclass WHERE k.contypid<>0" +
 	" UNION SELECT k.contypid,o.oprcode FROM pg_constraint k JOIN pg_depend d ON d.classid='pg_constraint'::regclass AND d.objid=k.oid AND d.refclassid='pg_operator'::regclass JOIN pg_operator o ON o.oid=d.refobjid WHERE k.contypid<>0" +
 	" UNION SELECT d.objid,d.refobjid FROM pg_depend d WHERE d.classid='pg_type'::regclass AND d.refclassid='pg_proc'::regclass" +
-	" UNION SELECT CASE WHEN oprleft>=16384 OR oprright=0 THEN oprleft ELSE oprright END,oprcode FROM pg_operator WHERE oid>=16384 AND oprname IN ('=','<>','<','>','<=','>=','~~','!~~','~~*','!~~*','~')" +
-	" UNION SELECT k.contypid,m[1]::oid FROM pg_constraint k,regexp_matches(k.conbin::text,':(?:funcid|opfuncid) (\\d+) ','g') AS m WHERE k.contypid<>0" +
-	" UNION SELECT t.oid,m[1]::oid FROM pg_type t,regexp_matches(t.typdefaultbin::text,':(?:funcid|opfuncid) (\\d+) ','g') AS m WHERE t.oid>=16384" +
+	" UNION SELECT CASE WHEN oprleft>=16384 OR oprright=0 THEN oprleft ELSE oprright END,oprcode FROM pg_operator WHERE oid>=16384 AND oprname IN ('=','<>','<','>','<=','>=','~~','!~~','~~*','!~~*','~','!~')" +
+	" UNION SELECT k.contypid,m[1]::oid FROM pg_constraint k,regexp_matches(k.conbin::text,':(?:funcid|opfuncid) ([0-9]+) ','g') AS m WHERE k.contypid<>0" +
+	" UNION SELECT t.oid,m[1]::oid FROM pg_type t,regexp_matches(t.typdefaultbin::text,':(?:funcid|opfuncid) ([0-9]+) ','g') AS m WHERE t.oid>=16384" +
 	" UNION SELECT amproclefttype,amproc FROM pg_amproc WHERE oid>=16384 AND amproclefttype>=16384)," +
 	" has(typ,of) AS (SELECT oid,typelem FROM pg_type WHERE typelem>=16384 UNION ALL SELECT oid,typbasetype FROM pg_type WHERE typbasetype>=16384 UNION ALL SELECT rngtypid,rngsubtype FROM pg_range" +
 	" UNION ALL SELECT c.reltype,a.atttypid FROM pg_attribute a JOIN pg_class c ON c.oid=a.attrelid WHERE a.attnum>0 AND NOT a.attisdropped AND a.atttypid>=16384 AND c.reltype<>0)," +

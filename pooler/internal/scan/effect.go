@@ -1,6 +1,9 @@
 package scan
 
-import "strings"
+import (
+	"bytes"
+	"strings"
+)
 
 // Effect is what a text may do to its session beyond its transaction, and what else
 // a pooler must know of it.
@@ -215,8 +218,10 @@ func (w *walk) call(name []byte) Effect {
 		return Locks
 	case "query_to_xml", "query_to_xmlschema", "query_to_xml_and_xmlschema", "cursor_to_xml", "cursor_to_xmlschema", "table_to_xml",
 		"table_to_xml_and_xmlschema", "schema_to_xml", "schema_to_xml_and_xmlschema", "database_to_xml", "database_to_xml_and_xmlschema",
-		"ts_stat", "ts_rewrite", "crosstab", "crosstab2", "crosstab3", "crosstab4", "connectby", "xpath_table":
+		"ts_stat", "ts_rewrite", "crosstab", "crosstab2", "crosstab3", "crosstab4", "connectby", "xpath_table", "standardize_address":
 		return anything // by a text that it is given
+	case "check_foreign_key", "_internal_resolve", "run_job", "st_mapalgebra", "_st_mapalgebra":
+		return anything // by triggers or functions that it comes to: of refint, pg_graphql, timescaledb, postgis_raster
 	case "pg_create_physical_replication_slot", "pg_create_logical_replication_slot", "pg_copy_physical_replication_slot", "pg_copy_logical_replication_slot":
 		return Keeps // a temporary one
 	case "pg_backup_start", "pg_start_backup", "pg_replication_origin_session_setup", "isn_weak", "hypopg_create_index", "hypopg_hide_index":
@@ -225,6 +230,9 @@ func (w *walk) call(name []byte) Effect {
 		return Terminates
 	case "pg_cancel_backend":
 		return Cancels
+	}
+	if bytes.HasPrefix(name, []byte("pgr_")) || bytes.HasPrefix(name, []byte("_pgr_")) {
+		return anything // of pgrouting: by a text that it is given
 	}
 	return 0
 }

@@ -43,7 +43,7 @@ func (w *walk) doing() (e Effect) {
 			return Unknown // UESCAPE, or a constant that has to be made out first
 		default:
 			seen = true
-			e |= body(code{sql: l.code(t), backslash: l.backslash}, 0, false) & (Nameless | Seeds | Connects | Loads | Keeps | Opaque | Executes)
+			e |= body(code{sql: l.code(t), backslash: l.backslash}, 0, false) & (Nameless | Seeds | Connects | Loads | Keeps | Opaque | Executes | Sequence)
 		}
 	}
 	if e&Executes != 0 {
@@ -108,6 +108,9 @@ func Reveal(routines []Routine, links []Link) Hints {
 			if !strings.HasSuffix(name, "(") && !strings.HasPrefix(name, Builtin) {
 				table.take(h)
 			}
+		}
+		if table.Effect&Sequence != 0 {
+			table.Effect |= Opaque // which may ask for it, too
 		}
 		table.Effect = table.Effect.Unlikely()
 		all.spread(links)

@@ -58,6 +58,9 @@ func choose(chosen map[string]string, name, value string) error {
 	if !ok {
 		return refuse("42704", fmt.Sprintf("unrecognized configuration parameter %q", name))
 	}
+	if name == "seed" { // which no RESET takes back
+		return refuse("0A000", "seed cannot be chosen at login; SET it in the session, or call setseed")
+	}
 	chosen[name] = value
 	return nil
 }
