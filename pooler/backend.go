@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -280,72 +279,6 @@ func (s *backend) rollBack() error {
 		s.broken.Store(true)
 		return fmt.Errorf("roll back: %w", err)
 	}
-	return nil
-}
-
-// clean makes the server fit for another client: no transaction, nothing left
-// behind. A server that cannot be cleaned is broken.
-func (s *backend) clean() error {
-	if err := s.rollBack(); err != nil {
-		return err
-	}
-	left := s.left | s.pins
-	if left&audit.Wreck != 0 {
-		s.broken.Store(true)
-		return errors.New("what the client left cannot be undone")
-	}
-	if s.pool.resetAlways() {
-		left |= scan.Lasting | scan.Sequence
-	}
-	sql := audit.Wipe(left)
-	if s.tuned {
-		sql += s.pool.hub.Closes(0)
-	}
-	if sql == "" {
-		s.forgive()
-		return nil
-	}
-	if err := s.exec(sql); err != nil || s.status != pgwire.Idle {
-		s.broken.Store(true)
-		return fmt.Errorf("reset: %w", err)
-	}
-	if strings.Contains(sql, "RESET ALL") {
-		s.settings, s.opaque = state.None, nobodys
-	}
-	if strings.Contains(sql, "DEALLOCATE") {
-		clear(s.prepared)
-		s.named = state.None
-	}
-	if strings.Contains(sql, forgetSequences) {
-		s.sequences = nobodys
-	}
-	s.forgive()
-	return nil
-}
-
-// forgive forgets what may have been left: it is not there, or it has been wiped.
-func (s *backend) forgive() {
-	s.left, s.pins, s.heard, s.tuned, s.stuck = 0, 0, nil, false, nil
-	s.mentions.Reset()
-	s.executed = nil
-}
-
-// discard wipes everything at the end of a session that had the server to itself.
-func (s *backend) discard() error {
-	if err := s.rollBack(); err != nil {
-		return err
-	}
-	if (s.left|s.pins)&audit.Wreck != 0 {
-		s.broken.Store(true)
-		return errors.New("what the client left cannot be undone")
-	}
-	if err := s.exec("DISCARD ALL"); err != nil {
-		s.broken.Store(true)
-		return err
-	}
-	s.settings, s.named, s.sequences, s.opaque = s.entered, state.None, nobodys, nobodys
-	clear(s.prepared)
-	s.forgive()
 	return nil
 }
 

@@ -33,7 +33,7 @@ func replay(query string) string {
 // client sends: what that takes is ready to be sent. It does not wait.
 func (s *session) equip() {
 	b := s.backend
-	if b.replays > 0 {
+	if b.replays > 0 || b.status != pgwire.Idle || s.open {
 		return // it has been equipped
 	}
 	s.untold = b.reports != s.told
@@ -46,13 +46,17 @@ func (s *session) equip() {
 	s.findAgain()
 	sequences, opaque := s.takeSequences(), b.opaque != nobodys && b.opaque != s.id
 	changes := b.pool.home().hidden.changes.Load()
-	opaque = opaque || b.changes != changes && b.had != s.id // not what its own client has there
-	b.had = s.id
+	stale := b.changes != changes && b.had != s.id // not what its own client has there
+	opaque, b.had = opaque || stale, s.id
 	if b.settings == s.settings && b.named == s.prepares && !sequences && !opaque {
 		return
 	}
 	s.mu.Lock()
 	forget := b.named.Forget(s.prepares)
+	if stale { // else what SQL's PREPARE has made was asked for
+		forget, b.named = "DEALLOCATE ALL;", state.None
+		clear(b.prepared)
+	}
 	if sequences {
 		forget += forgetSequences + ";"
 	}
@@ -208,47 +212,6 @@ func (s *session) hearBack() {
 		if ok && (back == "all" || strings.EqualFold(back, p.Name)) && p.Value == usual && told == usual && chosen != usual {
 			s.held = pgwire.AppendParameter(s.held, p.Name, chosen)
 			s.told = b.pool.settings.Intern(s.told.With(p.Name, chosen))
-		}
-	}
-}
-
-// inform tells the client what the server reports differently from what the client
-// was told last, and what was heard while the server answered the pooler itself.
-func (s *session) inform() {
-	if s.informed() {
-		return
-	}
-	out := s.backend.heard
-	s.backend.heard = nil
-	for p := range s.news {
-		out = pgwire.AppendParameter(out, p.Name, p.Value)
-	}
-	s.told, s.untold = s.backend.reports, false
-	if !s.mute {
-		_ = s.give(out) // a client that is gone is noticed where it is served
-	}
-}
-
-// informed reports whether there is nothing of that.
-func (s *session) informed() bool {
-	if !s.untold {
-		return true
-	}
-	for range s.news {
-		return false
-	}
-	if len(s.backend.heard) > 0 {
-		return false
-	}
-	s.told, s.untold = s.backend.reports, false
-	return true
-}
-
-// news yields what the server reports differently.
-func (s *session) news(yield func(pgwire.Param) bool) {
-	for _, p := range s.backend.reports.All() {
-		if value, ok := s.told.Get(p.Name); (!ok || value != p.Value) && !yield(p) {
-			return
 		}
 	}
 }

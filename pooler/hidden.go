@@ -38,6 +38,7 @@ type hidden struct {
 	known atomic.Pointer[revealed]
 	next  atomic.Int64 // when it is to be looked at again, in nanoseconds since 1970
 	first sync.Mutex   // over the first look, which all wait for
+	blind atomic.Bool  // that has shown nothing, and servers were given out without
 
 	changes atomic.Uint32 // of what is known: who used a function before that was seen may have left what was not asked for
 	looks   *audit.Looks  // behind transactions
@@ -92,8 +93,20 @@ func (s *backend) learnHidden() error {
 	if s.pool.sessions() || h.known.Load() != nil || !h.due(time.Now()) {
 		return nil
 	}
-	return s.reveal(true)
+	err := s.reveal(true)
+	if err != nil {
+		h.lookSoon(0)
+	}
+	s.changes = h.changes.Load() // nobody has had it
+	h.blind.Store(h.known.Load() == nil)
+	return err
 }
+
+// lookSoon has the catalog looked at behind the next transaction that begins in so long.
+func (h *hidden) lookSoon(wait time.Duration) { h.next.Store(time.Now().Add(wait).UnixNano()) }
+
+// anew is after how long the catalog is asked again when PostgreSQL could not answer.
+const anew = 5 * time.Second
 
 // reveal reads the catalog if it has changed. A server that refuses to show it is served
 // without; only a connection that is lost is an error. tables is whether they may have changed without our having seen it.
@@ -133,7 +146,7 @@ func (s *backend) reveal(tables bool) error {
 	}
 	hints := found.Hints()
 	h.known.Store(&revealed{found.Mark, hints, hints.Foreign(), found.Columns})
-	if known != nil && !hints.Equal(known.hints) { // not before: who gets a server from here on knows them
+	if known != nil && !hints.Equal(known.hints) || known == nil && h.blind.Load() { // not before: who gets a server from here on knows them
 		h.changes.Add(1)
 	}
 	s.pool.statements.renew()
@@ -169,6 +182,7 @@ func (s *session) lookIntoCatalog(b *backend) error {
 		}
 		return nil
 	}
+	h.lookSoon(0)
 	b.broken.Store(true)
 	if b.left == 0 && b.pins == 0 { // the client has nothing there
 		return nil
@@ -178,8 +192,12 @@ func (s *session) lookIntoCatalog(b *backend) error {
 
 // unlessRefused ends the transaction in which PostgreSQL refused to show its catalog.
 func (s *backend) unlessRefused(err error) error {
-	if _, refused := errors.AsType[*upstream.Refused](err); !refused {
+	refused, ok := errors.AsType[*upstream.Refused](err)
+	if !ok {
 		return err
+	}
+	if class := refused.SQLState[:min(2, len(refused.SQLState))]; class == "53" || class == "57" { // of resources, or canceled
+		s.pool.home().hidden.lookSoon(anew)
 	}
 	s.pool.log.Warn("the sources of functions cannot be read: what they leave in a session is not seen", "database", s.pool.name, "err", err)
 	return s.rollBack()

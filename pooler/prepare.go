@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/prepared"
@@ -182,7 +183,7 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 			}
 		}
 	} else if text != nil && whole {
-		b.left |= scan.Effects(text, false) & (scan.Terminates | scan.Cancels)
+		b.left |= scan.Effects(text, false) & (scan.Terminates | scan.Cancels | audit.Wreck&^scan.Seeds)
 	}
 	b.out = pgwire.AppendHeader(b.out, typ, n)
 	s.in.Skip(pgwire.HeaderSize)

@@ -166,10 +166,13 @@ func (s *session) surrender() {
 	}
 	s.part()
 	if !quiet || b.broken.Load() {
+		if b.left&scan.Catalog != 0 {
+			b.pool.home().hidden.lookSoon(0) // it may have been carried out
+		}
 		b.pool.drop(b)
 		return
 	}
-	tidy := b.clean
+	tidy := func() error { return s.tidy(b) }
 	if b.pool.sessions() {
 		tidy = b.discard
 	}

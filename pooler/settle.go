@@ -1,12 +1,15 @@
 package pooler
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/state"
 )
 
 // At a transaction's end the server is asked what the client has left there (package audit), if that cannot be told without.
@@ -81,6 +84,20 @@ func (s *session) settle(b *backend) (free bool, err error) {
 	return true, nil
 }
 
+// tidy is settle at the end of a session, whose client will not hear of it.
+func (s *session) tidy(b *backend) error {
+	if err := b.rollBack(); err != nil {
+		return err
+	}
+	s.keepSequences(b)
+	if b.left&scan.Catalog != 0 {
+		if err := s.lookIntoCatalog(b); err != nil {
+			return err
+		}
+	}
+	return b.clean()
+}
+
 // lookLimit bounds how long that may take: mostly it is less than a millisecond.
 const lookLimit = 30 * time.Second
 
@@ -140,6 +157,79 @@ func (s *session) look(b *backend) (err error) {
 
 func (s *session) unread(err error) error {
 	return end(Lost, "the session's settings could not be read back from the server", "connect again").because(fmt.Errorf("audit: %w", err))
+}
+
+// clean makes the server fit for another client: no transaction, nothing left
+// behind. A server that cannot be cleaned is broken.
+func (s *backend) clean() error {
+	if err := s.rollBack(); err != nil {
+		return err
+	}
+	left := s.left | s.pins
+	if left&audit.Wreck != 0 {
+		s.broken.Store(true)
+		return errors.New("what the client left cannot be undone")
+	}
+	if s.pool.resetAlways() {
+		left |= scan.Lasting | scan.Sequence
+	}
+	if s.opaque != nobodys {
+		left |= scan.Opaque // it may have a seed
+	}
+	sql := audit.Wipe(left)
+	if s.tuned {
+		sql += s.pool.hub.Closes(0)
+	}
+	if sql == "" {
+		s.forgive()
+		return nil
+	}
+	if err := s.exec(sql); err != nil || s.status != pgwire.Idle {
+		s.broken.Store(true)
+		return fmt.Errorf("reset: %w", err)
+	}
+	if strings.Contains(sql, "RESET ALL") {
+		s.settings, s.opaque = state.None, nobodys
+	}
+	if strings.Contains(sql, "DEALLOCATE") {
+		clear(s.prepared)
+		s.named = state.None
+	}
+	if strings.Contains(sql, forgetSequences) {
+		s.sequences = nobodys
+	}
+	s.forgive()
+	return nil
+}
+
+// forgive forgets what may have been left: it is not there, or it has been wiped.
+func (s *backend) forgive() {
+	s.left, s.pins, s.heard, s.tuned, s.stuck = 0, 0, nil, false, nil
+	s.mentions.Reset()
+	s.executed = nil
+}
+
+// discard wipes everything at the end of a session that had the server to itself.
+func (s *backend) discard() error {
+	if err := s.rollBack(); err != nil {
+		return err
+	}
+	if (s.left|s.pins)&audit.Wreck != 0 {
+		s.broken.Store(true)
+		return errors.New("what the client left cannot be undone")
+	}
+	err := s.exec("DISCARD ALL")
+	if err == nil {
+		err = s.exec(audit.Reseed()) // which that does not
+	}
+	if err != nil {
+		s.broken.Store(true)
+		return err
+	}
+	s.settings, s.named, s.sequences, s.opaque = s.entered, state.None, nobodys, nobodys
+	clear(s.prepared)
+	s.forgive()
+	return nil
 }
 
 // currval and lastval answer with what the server's session was given last, whoever its

@@ -292,18 +292,18 @@ func Wipe(left scan.Effect) string {
 		}
 	}
 	if left&(scan.Nameless|scan.Opaque) != 0 {
-		sql.WriteString(reseed())
+		sql.WriteString(Reseed())
 	}
 	return sql.String()
 }
 
 // WipeUnseen is the SQL that removes what a client may have left without having been seen, but for what SQL's PREPARE made.
 func WipeUnseen() string {
-	return "CLOSE ALL;" + Unset + ";UNLISTEN *;DISCARD TEMP;SELECT pg_catalog.pg_advisory_unlock_all();" + reseed()
+	return "CLOSE ALL;" + Unset + ";UNLISTEN *;DISCARD TEMP;SELECT pg_catalog.pg_advisory_unlock_all();" + Reseed()
 }
 
-// reseed makes random() return what nobody knows. RESET ALL does not, and that it was given a seed may have been hidden.
-func reseed() string {
+// Reseed is the SQL that makes random() return what nobody knows. RESET ALL does not, and that it was given a seed may have been hidden.
+func Reseed() string {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // it never fails
 	return fmt.Sprintf("SELECT pg_catalog.setseed(%.17f);", float64(binary.BigEndian.Uint64(b[:])>>11)/(1<<53))

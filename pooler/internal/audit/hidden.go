@@ -71,6 +71,7 @@ func Catalog(version int, texts bool) string {
 	if version >= 14 {
 		source = "COALESCE(pg_get_function_sqlbody(f.oid),f.prosrc)"
 	}
+	source = "CASE WHEN octet_length(f.prosrc)<=1048576 THEN " + source + " END" // longer ones are not read
 	expressions := written
 	if !texts {
 		expressions = unwritten
@@ -175,7 +176,11 @@ func (h *Hidden) Row(body []byte) error {
 		return nil
 	}
 	first, second := string(columns[1]), string(columns[2])
-	switch string(columns[0]) {
+	kind := string(columns[0])
+	if columns[2] == nil && (kind == "f" || kind == "g") {
+		kind = "c" // too long
+	}
+	switch kind {
 	case "m":
 		h.Mark, h.Columns = first, second
 	case "f":

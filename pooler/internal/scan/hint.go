@@ -31,8 +31,8 @@ const (
 	Always   = ""
 )
 
-// hinted are the effects that are worth a hint.
-const hinted = Lasting | Sequence
+// hinted are the effects that are worth a hint. What notifies is: who listens is told before its command ends.
+const hinted = Lasting | Sequence | Notifies
 
 // Equal reports whether two say the same.
 func (h Hints) Equal(o Hints) bool {
