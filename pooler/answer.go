@@ -318,7 +318,7 @@ func (s *session) unname(name string) {
 // Those that it was told to prepare since are still to come.
 func (s *session) forget() {
 	b := s.backend
-	clear(b.prepared)
+	b.unlearn()
 	clear(s.names)
 	clear(s.untried)
 	s.nameBytes, s.missing = 0, state.None

@@ -42,6 +42,7 @@ type backend struct {
 	named     *state.Settings       // texts by which SQL's PREPARE made what it has, by name
 	prepared  map[*statement]uint64 // statements that exist there, and when each was last used
 	uses      uint64
+	brief     briefness      // whether it has those of the audit
 	unnamed   ticket         // whose unnamed statement is there
 	canceling int            // cancel requests under way; of the holder's lock
 	cancels   sync.WaitGroup // those; none may outlive the lease
@@ -195,13 +196,18 @@ func (s *backend) exec(sql string) (err error) { return s.execWithin(execLimit, 
 
 // execWithin is exec within another limit; rows may be nil.
 func (s *backend) execWithin(limit time.Duration, sql string, rows func(body []byte) error) (err error) {
+	s.unnamed = ticket{} // PostgreSQL drops it with every simple query
+	return s.talk(limit, pgwire.AppendQuery(nil, sql), rows)
+}
+
+// talk sends messages of which the last has the server say that it is ready.
+func (s *backend) talk(limit time.Duration, messages []byte, rows func(body []byte) error) (err error) {
 	if err := s.SetDeadline(time.Now().Add(limit)); err != nil {
 		return err
 	}
-	if _, err := s.Write(pgwire.AppendQuery(nil, sql)); err != nil {
+	if _, err := s.Write(messages); err != nil {
 		return err
 	}
-	s.unnamed = ticket{} // PostgreSQL drops it with every simple query
 	var refused error
 	for {
 		typ, body, err := s.In.NextLarge(maxAnswer)

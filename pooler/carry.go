@@ -55,7 +55,7 @@ func (s *session) equip() {
 	forget := b.named.Forget(s.prepares)
 	if stale { // else what SQL's PREPARE has made was asked for
 		forget, b.named = "DEALLOCATE ALL;", state.None
-		clear(b.prepared)
+		b.unlearn()
 	}
 	if sequences {
 		forget += forgetSequences + ";"

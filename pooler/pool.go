@@ -39,6 +39,7 @@ type pool struct {
 	sequences  atomic.Bool   // some client asks for sequences' last values
 	opaque     atomic.Bool   // some client may have set what nobody can name
 	wiped      atomic.Uint64 // servers that were led back for that, before another client got them
+	brief      audit.Brief   // hashes of what its servers have set
 	hidden     hidden
 	texts      *memo.Table[harmless] // those that were read
 

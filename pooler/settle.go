@@ -10,6 +10,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
+	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
 
 // At a transaction's end the server is asked what the client has left there (package audit), if that cannot be told without.
@@ -107,11 +108,9 @@ func (s *session) look(b *backend) (err error) {
 		b.left |= scan.Nameless
 	}
 	q := audit.Question{Effects: b.left, Names: b.mentions.Settings, Known: b.settings, Cleared: b.cleared.by}
-	var found audit.Findings
-	if sql := q.SQL(); sql != "" {
-		if err := b.execWithin(lookLimit, sql, found.Row); err != nil {
-			return s.unread(err)
-		}
+	found, err := b.inquire(&q)
+	if err != nil {
+		return s.unread(err)
 	}
 	if b.status != pgwire.Idle {
 		return s.unread(errOutOfStep)
@@ -120,6 +119,9 @@ func (s *session) look(b *backend) (err error) {
 	has, wants := found.Settings(&q, s.login, user)
 	if q.Cleared&scan.Setting != 0 && b.cleared.chosen {
 		has = wants // what was chosen at login has been given again
+	}
+	if q.Hash {
+		b.pool.brief.Learn(has, &found)
 	}
 	before := s.settings
 	b.settings, s.settings = b.pool.settings.Intern(has), b.pool.settings.Intern(wants)
@@ -153,6 +155,66 @@ func (s *session) look(b *backend) (err error) {
 	}
 	b.left = scan.Temporary // what was made since is
 	return s.look(b)
+}
+
+// inquire asks what there is: briefly, if that may do.
+func (s *backend) inquire(q *audit.Question) (found audit.Findings, err error) {
+	brief := &s.pool.brief
+	q.Brief = brief.Serves(q) && s.isBriefed(brief)
+	for {
+		sql := q.SQL()
+		if sql == "" {
+			return found, nil
+		}
+		found = audit.Findings{}
+		err = s.execWithin(lookLimit, sql, found.Row)
+		refused, ok := errors.AsType[*upstream.Refused](err)
+		switch {
+		case ok && (q.Brief || q.Hash):
+			if s.brief = unbriefed; refused.SQLState != "26000" { // else somebody has dropped it
+				brief.Off()
+			}
+			if err = s.rollBack(); err != nil {
+				return found, err
+			}
+			q.Brief, q.Hash = false, false
+		case err == nil && q.Brief && !brief.Settles(q, &found):
+			q.Brief, q.Hash = false, !found.Forged()
+			if !q.Hash {
+				s.brief = neverBriefed
+			}
+		default:
+			return found, err
+		}
+	}
+}
+
+// briefness is whether a server has the statements of [audit.Brief].
+type briefness uint8
+
+const (
+	unbriefed briefness = iota
+	briefed
+	neverBriefed
+)
+
+// isBriefed reports whether it has, and sees to it.
+func (s *backend) isBriefed(brief *audit.Brief) bool {
+	if s.brief != unbriefed {
+		return s.brief == briefed
+	}
+	s.brief = neverBriefed
+	if !brief.Read() && s.execWithin(lookLimit, audit.Names, brief.Row) != nil {
+		return false // what is asked next tells of a connection that is lost
+	}
+	var messages []byte
+	for _, one := range brief.Statements() {
+		messages = pgwire.Append(messages, pgwire.Parse, []byte(one.Name), nul, []byte(one.Value), []byte{0, 0, 0})
+	}
+	if s.talk(lookLimit, pgwire.Append(messages, pgwire.Sync), nil) == nil {
+		s.brief = briefed
+	}
+	return s.brief == briefed
 }
 
 func (s *session) unread(err error) error {
@@ -192,7 +254,7 @@ func (s *backend) clean() error {
 		s.settings, s.opaque = state.None, nobodys
 	}
 	if strings.Contains(sql, "DEALLOCATE") {
-		clear(s.prepared)
+		s.unlearn()
 		s.named = state.None
 	}
 	if strings.Contains(sql, forgetSequences) {
@@ -200,6 +262,12 @@ func (s *backend) clean() error {
 	}
 	s.forgive()
 	return nil
+}
+
+// unlearn notes that the server has dropped all that was prepared.
+func (s *backend) unlearn() {
+	clear(s.prepared)
+	s.brief = unbriefed
 }
 
 // forgive forgets what may have been left: it is not there, or it has been wiped.
@@ -227,7 +295,7 @@ func (s *backend) discard() error {
 		return err
 	}
 	s.settings, s.named, s.sequences, s.opaque = s.entered, state.None, nobodys, nobodys
-	clear(s.prepared)
+	s.unlearn()
 	s.forgive()
 	return nil
 }

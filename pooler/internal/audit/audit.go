@@ -28,6 +28,8 @@ type Question struct {
 	Known   *state.Settings // those that the client had before
 	Locally bool            // what was led back is that until the transaction's end
 	Cleared scan.Effect     // what is surely gone, and not asked for: see [scan.Clears]
+	Brief   bool            // a hash of all settings is asked for instead of their list: see [Brief]
+	Hash    bool            // that is, too
 }
 
 // What a question's effects make worth asking.
@@ -78,8 +80,13 @@ func (q *Question) SQL() string {
 	var sql strings.Builder
 	if q.Effects&asksSettings != 0 && q.Cleared&scan.Setting == 0 {
 		names := q.Names
+		if q.Brief || q.Hash {
+			sql.WriteString("EXECUTE " + briefName + ";")
+		}
 		if q.Everything() {
-			sql.WriteString(everyone)
+			if !q.Brief {
+				sql.WriteString(everyone)
+			}
 			names = append([]string{"role", "session_authorization"}, names...)
 			for _, p := range q.Known.All() {
 				if strings.Contains(p.Name, ".") && !slices.Contains(names, p.Name) {
@@ -90,19 +97,28 @@ func (q *Question) SQL() string {
 		if slices.Contains(names, "session_authorization") && !slices.Contains(names, "role") {
 			names = append(slices.Clip(names), "role") // which SET SESSION AUTHORIZATION resets
 		}
-		for _, name := range names {
-			name = state.Literal(name)
-			sql.WriteString("SELECT 's'," + name + ",pg_catalog.current_setting(" + name + ",true);")
+		if len(names) > 0 {
+			sql.WriteString("SELECT 's',n,pg_catalog.current_setting(n,true) FROM pg_catalog.unnest(" + array(names) + ") AS n;")
 		}
 	}
-	for _, part := range [...]struct {
+	parts, asked := [...]struct {
 		when, of scan.Effect
 		sql      string
 	}{
 		{asksTables, scan.Temporary, tables}, {asksLocks, scan.Locks, locks}, {asksCursors, scan.Hold, cursors},
-		{asksPrepared, scan.Prepares, prepared}, {asksChannels, scan.Listens, channels},
-	} {
+		{asksChannels, scan.Listens, channels}, {asksPrepared, scan.Prepares, prepared}, // the last is asked apart, lest a forged statement hides it
+	}, 0
+	for _, part := range parts[:4] {
 		if q.Effects&part.when != 0 && q.Cleared&part.of == 0 {
+			asked++
+		}
+	}
+	rest := q.Brief && asked == 4
+	if rest {
+		sql.WriteString("EXECUTE " + restName + ";")
+	}
+	for n, part := range parts {
+		if q.Effects&part.when != 0 && q.Cleared&part.of == 0 && !(rest && n < 4) {
 			sql.WriteString(part.sql)
 		}
 	}
@@ -118,8 +134,10 @@ type Findings struct {
 	Channels []string // to which the server listens
 	Stuck    []string // names of statements that SQL's PREPARE made, and that cannot be carried
 
-	all   []pgwire.Param // every setting of the session
-	named []pgwire.Param // those that were asked for by name, and exist
+	hash   string         // of the values of all settings
+	forged bool           // there is a statement that has one of our names, and is not ours
+	all    []pgwire.Param // every setting of the session
+	named  []pgwire.Param // those that were asked for by name, and exist
 
 	statements []pgwire.Param // that SQL's PREPARE made: name and text
 }
@@ -146,7 +164,14 @@ func (f *Findings) Row(body []byte) error {
 		f.Pins |= scan.Locks
 	case 'c':
 		f.Pins |= scan.Hold
+	case 'd':
+		f.hash = name
 	case 'p':
+		if f.forged = f.forged || name == briefName || name == restName; f.forged {
+			f.Pins |= scan.Prepares
+			f.Stuck = append(f.Stuck, name)
+			break
+		}
 		if named, ok := scan.PreparedBy(columns[2]); !ok || named != name || len(f.statements) >= maxStatements {
 			f.Pins |= scan.Prepares
 			f.Stuck = append(f.Stuck, name)

@@ -23,6 +23,7 @@ func TestOneLooksForAllWhoCameBefore(t *testing.T) {
 					t.Error(err)
 				}
 			})
+			synctest.Wait() // the first looks by then
 		}
 		all.Wait()
 		if looks != 2 { // the second, for those who came while the first looked

@@ -1,0 +1,69 @@
+package pooler
+
+import (
+	"strings"
+	"testing"
+)
+
+// What servers keep prepared for the audit may be dropped, or forged, by a client: nothing is left to others for that.
+func TestTheAuditsOwnStatementsAreNotBelievedBlindly(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), `create or replace function audited(q text) returns void language plpgsql as $$ begin execute q; end $$;
+		do $$ begin if not exists (select from pg_roles where rolname = 'audited') then create role audited; end if; end $$`); err != nil {
+		t.Fatal(err)
+	}
+	const (
+		forge = "deallocate _ms_settings; prepare _ms_settings as select 'd', 'HASH', null; deallocate _ms_rest; prepare _ms_rest as select 't', null, null where false"
+		mem   = "select case setting when '4096' then '' else setting end from pg_settings where name = 'work_mem'"
+		locks = "select coalesce(max(objid::text), '') from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
+	)
+	for what, c := range map[string]struct {
+		sql       []string
+		look, own string
+	}{
+		"as ever":             {nil, mem, "7168"},
+		"of a lesser role":    {[]string{"set role audited"}, mem, "7168"},
+		"dropped":             {[]string{"deallocate _ms_settings; deallocate _ms_rest"}, mem, "7168"},
+		"dropped by all":      {[]string{"deallocate all"}, mem, "7168"},
+		"forged":              {[]string{forge}, mem, "7168"},
+		"forged unseen":       {[]string{"do $$ begin execute '" + strings.ReplaceAll(forge, "'", "''") + "'; end $$"}, mem, "7168"},
+		"locks behind forged": {[]string{forge, "do $$ begin perform pg_advisory_lock(91); end $$"}, locks, "91"},
+	} {
+		h := run(t, config(database(s.URL(), impatient)))
+		a := h.connect(t)
+		do(t, a, "do $$ begin end $$", simple) // its statements are there
+		answer, err := a.PgConn().Exec(t.Context(), "execute _ms_settings").ReadAll()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, sql := range c.sql {
+			do(t, a, strings.ReplaceAll(sql, "HASH", string(answer[0].Rows[0][1])), simple)
+		}
+		do(t, a, "select audited('set work_mem = ''7MB''')", simple)
+		if what != "locks behind forged" {
+			do(t, a, "deallocate all", simple) // what is forged would keep the server
+		}
+		h.ownAlone(t, what, a, c.look, c.own)
+	}
+}
+
+// How often the server lists all settings is known by what it ran last.
+func TestNothingIsListedThatIsKnown(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), `create or replace function audited(q text) returns void language plpgsql as $$ begin execute q; end $$`); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), one)))
+	a, b := h.connect(t), h.connect(t)
+	do(t, a, "do $$ begin end $$", simple)
+	do(t, a, "set work_mem = '7MB'; select audited('set app.x = 1')", simple)
+	for i := range 3 {
+		do(t, a, "select audited('set app.x = "+strings.Repeat("1", i+1)+"')", simple)
+		do(t, b, "do $$ begin end $$", simple)
+		await(t, "the server is free", func() bool { return h.Stats().Databases[0].Active == 0 })
+		last, err := s.Value(t.Context(), "select query from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid() order by state_change desc limit 1")
+		if err != nil || strings.Contains(last, "pg_catalog.pg_settings") || !strings.Contains(last, "EXECUTE") {
+			t.Errorf("%d: %s, %v", i, last, err)
+		}
+	}
+}

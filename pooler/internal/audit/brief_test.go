@@ -1,0 +1,99 @@
+package audit
+
+import (
+	"strings"
+	"testing"
+
+	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/state"
+)
+
+func TestAHashStandsForTheListThatItWasLearntWith(t *testing.T) {
+	var b Brief
+	if b.Read() || b.Row(row("b", "work_mem", "-")) != nil || b.Row(row("b", "TimeZone", "-")) != nil || !b.Read() || b.Row(row("x", "y", "-")) == nil {
+		t.Error("the names are not read")
+	}
+	set := state.None.With("work_mem", "7MB")
+	hashed := func(hash string) *Findings {
+		f := &Findings{}
+		if err := f.Row(row("d", hash, "-")); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	b.Learn(set.With("app.x", "1").With("role", "me"), hashed("set"))
+	b.Learn(state.None, hashed("none"))
+	for _, c := range []struct {
+		effects scan.Effect
+		known   *state.Settings
+		hash    string
+		want    *state.Settings // nil: it is not settled
+	}{
+		{scan.AnyChange, set, "set", set},
+		{scan.AnyChange, set.With("app.x", "2"), "set", set}, // names with a dot are asked for one by one
+		{scan.AnyChange, set, "none", nil},
+		{scan.AnyChange, state.None, "none", state.None},
+		{scan.AnyChange, state.None, "set", nil},
+		{scan.AnyChange, set.With("timezone", "UTC"), "set", nil},
+		{scan.AnyChange | scan.Back, set, "none", state.None},
+		{scan.AnyChange | scan.Back, set, "set", nil}, // one of them may have gone back to what it was
+		{scan.Discards, set, "none", state.None},
+	} {
+		q, f := Question{Effects: c.effects, Known: c.known}, hashed(c.hash)
+		if ok := b.Settles(&q, f); ok != (c.want != nil) {
+			t.Errorf("%+v: settled %v", c, ok)
+			continue
+		}
+		if has, _ := f.Settings(&q, state.None, "owner"); c.want != nil && !has.Equal(c.want) {
+			t.Errorf("%+v: %v", c, has.All())
+		}
+	}
+}
+
+func TestOnlyAQuestionForAllSettingsIsBrief(t *testing.T) {
+	var b Brief
+	_ = b.Row(row("b", "TimeZone", "-"))
+	for _, c := range []struct {
+		q    Question
+		want bool
+	}{
+		{Question{Effects: scan.AnyChange, Names: []string{"timezone", "app.x", "role"}}, true},
+		{Question{Effects: scan.AnyChange, Names: []string{"dynamic_library_path"}}, false}, // which is not hashed
+		{Question{Effects: scan.Setting, Names: []string{"timezone"}}, false},
+		{Question{Effects: scan.Locks}, false},
+		{Question{Effects: scan.Discards, Cleared: scan.Setting}, false},
+	} {
+		if got := b.Serves(&c.q); got != c.want {
+			t.Errorf("%+v: %v", c.q, got)
+		}
+	}
+	if b.Off(); b.Serves(&Question{Effects: scan.AnyChange}) {
+		t.Error("it is off")
+	}
+	q := Question{Effects: scan.Discards, Known: state.None, Brief: true}
+	if got := q.SQL(); !strings.Contains(got, "EXECUTE "+briefName+";") || !strings.Contains(got, "EXECUTE "+restName+";") || strings.Contains(got, "pg_settings") || strings.Contains(got, "pg_locks") || !strings.Contains(got, "from_sql") {
+		t.Error(got)
+	}
+	q.Cleared = scan.Locks
+	if got := q.SQL(); strings.Contains(got, restName) || !strings.Contains(got, "pg_depend") {
+		t.Error(got)
+	}
+	q.Brief, q.Hash = false, true
+	if got := q.SQL(); !strings.Contains(got, briefName) || !strings.Contains(got, "source OPERATOR") {
+		t.Error(got)
+	}
+}
+
+func TestAStatementUnderOneOfOurNamesIsForged(t *testing.T) {
+	var b Brief
+	b.Learn(state.None, &Findings{hash: "none"})
+	f := &Findings{}
+	for _, r := range [][]byte{row("d", "none", "-"), row("p", briefName, "prepare _ms_settings as select 'd', 'none', null")} {
+		if err := f.Row(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if b.Settles(&Question{Effects: scan.AnyChange, Known: state.None}, f) || !f.Forged() || f.Pins&scan.Prepares == 0 {
+		t.Error("it is believed")
+	}
+}
