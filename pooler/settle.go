@@ -108,7 +108,7 @@ func (s *session) look(b *backend) (err error) {
 		b.left |= scan.Nameless
 	}
 	q := audit.Question{Effects: b.left, Names: b.mentions.Settings, Known: b.settings, Cleared: b.cleared.by}
-	found, err := b.inquire(&q)
+	found, err := b.inquire(&q, s.login)
 	if err != nil {
 		return s.unread(err)
 	}
@@ -158,9 +158,9 @@ func (s *session) look(b *backend) (err error) {
 }
 
 // inquire asks what there is: briefly, if that may do.
-func (s *backend) inquire(q *audit.Question) (found audit.Findings, err error) {
+func (s *backend) inquire(q *audit.Question, login *state.Settings) (found audit.Findings, err error) {
 	brief := &s.pool.brief
-	q.Brief = brief.Serves(q) && s.isBriefed(brief)
+	q.Brief = brief.Serves(q, login) && s.isBriefed(brief)
 	for {
 		sql := q.SQL()
 		if sql == "" {

@@ -65,8 +65,13 @@ func (b *Brief) Off() {
 	b.off = true
 }
 
-// Serves reports whether the question can be asked in this way: it asks for all settings, and names none that is not hashed.
-func (b *Brief) Serves(q *Question) bool {
+// Serves reports whether the question can be asked in this way: it asks for all settings, and names none that is not hashed. Nor
+// does it of a client that chose some at login, and may have led one back: that is not the same as to set it to the
+// server's default.
+func (b *Brief) Serves(q *Question, login *state.Settings) bool {
+	if q.Effects&(scan.Back|scan.Discards) != 0 && login.Len() > 0 {
+		return false
+	}
 	if !q.Everything() || q.Effects&asksSettings == 0 || q.Cleared&scan.Setting != 0 {
 		return false
 	}

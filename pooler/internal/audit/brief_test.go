@@ -63,11 +63,15 @@ func TestOnlyAQuestionForAllSettingsIsBrief(t *testing.T) {
 		{Question{Effects: scan.Locks}, false},
 		{Question{Effects: scan.Discards, Cleared: scan.Setting}, false},
 	} {
-		if got := b.Serves(&c.q); got != c.want {
+		if got := b.Serves(&c.q, state.None); got != c.want {
 			t.Errorf("%+v: %v", c.q, got)
 		}
 	}
-	if b.Off(); b.Serves(&Question{Effects: scan.AnyChange}) {
+	chosen := state.None.With("work_mem", "7MB")
+	if !b.Serves(&Question{Effects: scan.AnyChange}, chosen) || b.Serves(&Question{Effects: scan.AnyChange | scan.Back}, chosen) {
+		t.Error("what was chosen at login does not matter")
+	}
+	if b.Off(); b.Serves(&Question{Effects: scan.AnyChange}, state.None) {
 		t.Error("it is off")
 	}
 	q := Question{Effects: scan.Discards, Known: state.None, Brief: true}
