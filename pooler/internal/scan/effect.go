@@ -90,6 +90,7 @@ func Contains(sql []byte, word string) bool {
 type walk struct {
 	lexer
 	piece         bool // the text is a routine's, or a piece of what one executes: others give it its parameters, and the rest
+	nested        int  // how deep in code that is executed the text is: see maxNested
 	began         bool // the statement's first token has been seen
 	first, second wordID
 	last          wordID // the word before

@@ -277,6 +277,9 @@ func (h Hints) names(sql []byte, backslash, code bool, depth int, yield func(nam
 			behind(n, '(')
 		}
 		dot = false
+		if code && l.is(t, "execute") {
+			all = h.executed(l, depth, yield) && all
+		}
 		if writes {
 			behind(n, '!')
 		} else if t.kind == word {
@@ -292,6 +295,12 @@ func (h Hints) names(sql []byte, backslash, code bool, depth int, yield func(nam
 		}
 	}
 	return all
+}
+
+// executed is names for what an EXECUTE, whose word has been read, puts together: a name may be cut.
+func (h Hints) executed(l lexer, depth int, yield func(name string)) (all bool) {
+	made, pieces, ok := l.assembled()
+	return !ok || pieces == 1 || depth < maxNested && h.names(made, l.backslash, true, depth+1, yield)
 }
 
 // isOperator reports whether operators may hold this byte.

@@ -60,6 +60,17 @@ func TestTheEffectsOfAFunctionsBodyAreSeen(t *testing.T) {
 		"-- set role x\nbegin raise notice 'set role x'; end":                                                       0,
 		"declare c cursor for select 1; begin open c; end":                                                          0,
 		"begin perform dblink_connect('x', 'y'); exception when others then load 'x'; end":                          Connects | Loads,
+		"begin return query execute format('select * from %I', a) || b; end":                                        anything, "begin execute 'select '::text || a; execute 'select ' collate \"C\" || a; end": anything, "begin execute 'select ' || quote_ident(a)::text || b; end": anything,
+		"for r in execute format('select * from %I', a) || ' where b = 1' loop end loop;": Executes, "open c for execute 'select 1' using a;": 0, "return query execute 'select a' || ' from b' using c;": 0, "execute (a); execute 'a', b; execute quote_ident(a);": anything,
+		"execute 'select ' || tg_table_name || '_act()';": anything, "execute 'insert into ' || tg_table_name || '_log (a) values (1)' using new;": Advances | Executes, "execute 'insert into log.' || tg_table_name || '_log values (1)';": Advances | Executes,
+		"execute format('insert into t select %I()', a);": Advances | anything, "execute format('insert into %I select %I()', a, b);": Advances | anything, "execute 'insert into t select ' || quote_ident(a) || '()';": Advances | anything,
+		"execute format('create table %I as select %I()', a, b);": anything, "execute format('create index on %I (%I(n))', a, b);": anything, "execute format('create index %I on %I.%I (%I, lower(%I))', a, b, c, d, e);": Temporary | Executes,
+		"execute format('create table if not exists %I.%I (n int, foreign key (%I) references %I (n))', a, b, c, d);": Temporary | Executes, "execute format('copy %I (a) from %L', a, b);": Advances | Executes, "execute format('create %I x', a); execute format('drop %I y', b);": anything,
+		"execute format('explain %I x', a);": anything, "execute format('explain (analyze) select %I from %I', a, b);": Executes, "execute format('select ''%I''', a);": anything, "execute format('select ''%L''', a);": anything, "execute format('select 1 /* %L */', a);": anything, "execute format('select $$%L$$', a);": anything,
+		"execute format('select 1; %I x', a);": anything, "execute format('select 1; do %L', a);": Unknown, "execute format('select %L::%I, %s%%', a, b);": anything, "execute format('select %L::%I, 1%%2', a, b);": Executes, "execute 'select ' || quote_ident(a) || ' ' || '()';": anything,
+		"execute 'select set_' || 'config(''a.b'', ''c'', false)';": Setting, "execute 'select set_config' || '(''a.' || 'b'', ''c'', false)';": Setting, "execute 'se' || 't a.b = 1';": Setting, "execute 'set a' || '.b = ' || quote_literal(c);": Setting | AnyChange | Nameless,
+		"execute function; execute procedure || '()';": anything, "create trigger t after insert on u execute procedure f.g();": Catalog | Advances | Executes | anything, "execute function operator(pg_catalog.||) a;": anything, "grant execute on function f(int) to u; execute format('grant execute on function %I(int) to u', a);": Executes,
+		"execute $a$ do $b$ begin set a.b = 1; end $b$ $a$;": free, "execute $a$ do $b$ begin execute $c$ set a.b = 1 $c$; end $b$ $a$;": anything,
 		"return query execute q;": anything, "for r in execute 'select 1' loop end loop;": 0, "grant execute on function f to x": 0, "set_config := 1;": 0,
 		"begin call other(); end": free,
 		"begin insert into t values (1) on conflict do update set a = excluded.a; set x = 1; end": Setting | Advances,
@@ -137,6 +148,13 @@ func TestWhatIsHiddenIsFoundByItsNames(t *testing.T) {
 		}
 		if got := h.Find([]byte("do"+tags+" select act() "+behind), false, nil); got != want {
 			t.Errorf("%d constants deep: %b, want %b", depth, got, want)
+		}
+	}
+	h = Reveal([]Routine{{Name: "act", Source: "set x.y = 1"}, {Name: "cut", Source: "begin execute 'select a' || 'ct' || '()'; end"}, {Name: "named", Source: "begin execute 'select set_config(''p.' || 'q'', ''r'', false)'; end"}}, nil)
+	for sql, want := range map[string][]string{"select cut()": {"x.y"}, "select named()": {"p.q"}, "do $$ begin execute 'select cu' || 't()'; end $$": {"x.y"}} {
+		var m Mentions
+		if h.Find([]byte(sql), false, &m); !slices.Equal(m.Settings, want) {
+			t.Errorf("%s: %q", sql, m.Settings)
 		}
 	}
 	if Reveal([]Routine{{Name: "f", Source: "select 1"}}, []Link{{"t", "f("}}) != nil {

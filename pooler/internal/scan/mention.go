@@ -46,6 +46,8 @@ func (m *Mentions) find(sql []byte, backslash, all bool, nested int) {
 			m.setting(&l, l.next())
 		case first && (l.is(t, "do") || l.is(t, "call")):
 			code = true
+		case nested > 0 && nested < maxNested && l.is(t, "execute"):
+			m.executed(l, nested)
 		case (code || nested > 0) && t.kind == text && nested < maxNested:
 			m.find(l.code(t), backslash, all, nested+1)
 		}
@@ -54,6 +56,23 @@ func (m *Mentions) find(sql []byte, backslash, all bool, nested int) {
 		}
 		first = false
 	}
+}
+
+// executed adds what a text mentions that an EXECUTE, whose word has been read, puts together, but for names that are not all known,
+// or odd: whatever sets these says so by its effects.
+func (m *Mentions) executed(l lexer, nested int) {
+	made, pieces, ok := l.assembled()
+	if !ok || pieces == 1 {
+		return
+	}
+	var one Mentions
+	one.find(made, l.backslash, false, nested+1)
+	for _, name := range one.Settings {
+		if !strange(name) {
+			m.add(name)
+		}
+	}
+	m.Full = m.Full || one.Full
 }
 
 // Join adds what another mentions.

@@ -39,11 +39,11 @@ func (w *walk) doing() (e Effect) {
 			if name, _ := l.value(l.next()); name != "plpgsql" {
 				return Unknown
 			}
-		case t.kind != text || seen || !l.legible(t):
+		case t.kind != text || seen || !l.legible(t) || w.nested == maxNested:
 			return Unknown // UESCAPE, or a constant that has to be made out first
 		default:
 			seen = true
-			e |= body(code{sql: l.code(t), backslash: l.backslash}, 0, false) & (Nameless | Seeds | Connects | Loads | Keeps | Opaque | Executes)
+			e |= body(code{sql: l.code(t), backslash: l.backslash}, w.nested+1, false) & (Nameless | Seeds | Connects | Loads | Keeps | Opaque | Executes)
 		}
 	}
 	if e&Executes != 0 {

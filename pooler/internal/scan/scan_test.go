@@ -48,9 +48,10 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 		"set session.a = 1; set transaction.b to 'c'; set constraints.d = 1": Setting, "set local.a = 1": Setting, "set session.seed = 1": Setting, `set "session".a = 1`: Setting, "set session session.a = 1": Setting,
 		"set session seed to 0.5": Seeds, "set local seed to 0.5": Seeds, `set "seed" to 0.5`: Seeds, "select set_config('Seed', '0.5', true)": Seeds,
 		`select u&"set\005fconfig"('x.y', 'z', false)`: Unknown, "select query_to_xml('', true, false, '')": anything, "(select 1 into local temp x)": Temporary,
-		"do $$ begin perform setseed(1); end $$":                                         free | Seeds,
-		"do language plpgsql $$ begin perform set_config('a' || 'b', '', false); end $$": free | Nameless,
-		"do $$ $$ language plpython3u":                                                   anything | Unknown, "do E'begin perform set\\x5fconfig(); end'": anything | Unknown,
+		"do $$ begin perform setseed(1); end $$":                                                free | Seeds,
+		"do language plpgsql $$ begin perform set_config('a' || 'b', '', false); end $$":        free | Nameless,
+		"do $a$ begin execute $b$ do $c$ begin execute $d$ set x = 1 $d$; end $c$ $b$; end $a$": anything, "do $a$ begin execute $b$ do $c$ begin perform 1; end $c$ $b$; end $a$": free,
+		"do $$ $$ language plpython3u": anything | Unknown, "do E'begin perform set\\x5fconfig(); end'": anything | Unknown,
 	} {
 		if got := Effects([]byte(sql), false); got != want {
 			t.Errorf("%q: %b, want %b", sql, got, want)
@@ -71,8 +72,9 @@ func TestTheNamesThatATextChangesAreFound(t *testing.T) {
 		`set "schema".a = 1; set "time" = 1; reset session.b; reset session authorization`:                                                                                    {Settings: []string{"schema.a", "time", "session.b", "session_authorization"}},
 		`select "set_config"('work_mem', '1', false); do 'begin perform set_config(''a.b'', ''c'', false); execute ''select set_config(''''d.e'''', '''''''', false)''; end'`: {Settings: []string{"work_mem", "a.b", "d.e"}},
 		`set "Custom"."Name" = 1`: {Settings: []string{"custom.name"}},
-		"select set_config('A.b', 'x', false), set_config(n, 'x', false)":                  {Settings: []string{"a.b"}},
-		"do $$ begin perform set_config('x.y', '1', false); execute 'set p.q = 1'; end $$": {Settings: []string{"x.y", "p.q"}},
+		"select set_config('A.b', 'x', false), set_config(n, 'x', false)":                                                                                    {Settings: []string{"a.b"}},
+		"do $$ begin execute 'set a' || '.b = ' || quote_literal(c); execute format('set %I.c = 1', d); execute format('set local e.%I = %L', f, g); end $$": {Settings: []string{"a.b", "a"}},
+		"do $$ begin perform set_config('x.y', '1', false); execute 'set p.q = 1'; end $$":                                                                   {Settings: []string{"x.y", "p.q"}},
 	} {
 		var got Mentions
 		got.Find([]byte(sql), false, 0)
