@@ -156,6 +156,8 @@ func (w *walk) word(t token) (e Effect) {
 		}
 	case "insert", "merge":
 		id = wordInsert
+	case "update":
+		e |= w.updates()
 	case "create":
 		id = wordCreate
 	case "local":
@@ -233,6 +235,18 @@ func (w *walk) call(name []byte) Effect {
 // Unknown is what a text may do that is executed, and cannot be read, or is another one.
 const Unknown = anything | Nameless | Seeds
 
+// updates says what an UPDATE, whose word has been read, does by the name of what it updates: pg_settings sets what it is told to.
+func (l lexer) updates() Effect {
+	for range 8 { // ONLY, and a database and schema
+		if t := l.next(); l.named(t, "pg_settings") {
+			return AnyChange
+		} else if l.is(t, "set") || t.kind != word && t.kind != quoted && !l.isMark(t, '.') && !l.isMark(t, '(') {
+			return 0
+		}
+	}
+	return 0
+}
+
 // calls reports whether an argument list comes next.
 func (l lexer) calls() bool { return l.isMark(l.next(), '(') }
 
@@ -287,6 +301,8 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 		return wordInsert, Advances
 	case "merge", "copy":
 		return wordOther, Advances
+	case "update":
+		return wordOther, w.updates()
 	case "with":
 		return wordWith, 0
 	case "set":

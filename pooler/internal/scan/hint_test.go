@@ -72,6 +72,7 @@ func TestTheEffectsOfAFunctionsBodyAreSeen(t *testing.T) {
 		"execute function; execute procedure || '()';": anything, "create trigger t after insert on u execute procedure f.g();": Catalog | Advances | Executes | anything, "execute function operator(pg_catalog.||) a;": anything, "grant execute on function f(int) to u; execute format('grant execute on function %I(int) to u', a);": Executes,
 		"execute $a$ do $b$ begin set a.b = 1; end $b$ $a$;": free, "execute $a$ do $b$ begin execute $c$ set a.b = 1 $c$; end $b$ $a$;": anything,
 		"return query execute q;": anything, "for r in execute 'select 1' loop end loop;": 0, "grant execute on function f to x": 0, "set_config := 1;": 0,
+		"begin update pg_catalog.pg_settings set setting = a where name = b; end": AnyChange,
 		"begin call other(); end": free,
 		"begin insert into t values (1) on conflict do update set a = excluded.a; set x = 1; end": Setting | Advances,
 	} {
@@ -149,6 +150,10 @@ func TestWhatIsHiddenIsFoundByItsNames(t *testing.T) {
 		if got := h.Find([]byte("do"+tags+" select act() "+behind), false, nil); got != want {
 			t.Errorf("%d constants deep: %b, want %b", depth, got, want)
 		}
+	}
+	h = Reveal(nil, []Link{{"seen", "pg_settings"}, {"seen!", "pg_settings!"}})
+	if h.Find([]byte("select * from seen, pg_settings"), false, nil) != 0 || h.Find([]byte("update seen set setting = '1'"), false, nil) != AnyChange {
+		t.Error("a view of pg_settings")
 	}
 	h = Reveal([]Routine{{Name: "act", Source: "set x.y = 1"}, {Name: "cut", Source: "begin execute 'select a' || 'ct' || '()'; end"}, {Name: "named", Source: "begin execute 'select set_config(''p.' || 'q'', ''r'', false)'; end"}}, nil)
 	for sql, want := range map[string][]string{"select cut()": {"x.y"}, "select named()": {"p.q"}, "do $$ begin execute 'select cu' || 't()'; end $$": {"x.y"}} {
