@@ -35,11 +35,12 @@ const (
 type code struct {
 	sql              []byte
 	backslash, later bool
+	open             bool // it holds what stands for what is not known
 }
 
 // body is Body without names. tables is whether it tells that tables are made, too.
 func body(source code, nested int, tables bool) (e Effect) {
-	w := walk{lexer: lexer{sql: source.sql, backslash: source.backslash}, piece: true, nested: nested, began: source.later}
+	w := walk{lexer: lexer{sql: source.sql, backslash: source.backslash}, piece: true, open: source.open, nested: nested, began: source.later}
 	dynamic := 0 // so many constants of a text that the statement executes have been read, and one more
 	clear := 0   // up to here, no statement touches what is worth a hint
 	for {
@@ -64,7 +65,7 @@ func body(source code, nested int, tables bool) (e Effect) {
 		case dynamic > 0 && t.kind == text && nested == maxNested:
 			e |= anything
 		case dynamic > 0 && t.kind == text:
-			e |= body(code{w.code(t), w.backslash, dynamic > 1}, nested+1, tables)
+			e |= body(code{sql: w.code(t), backslash: w.backslash, later: dynamic > 1}, nested+1, tables)
 			dynamic++
 		case t.kind == word:
 			e |= w.word(t)

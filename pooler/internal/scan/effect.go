@@ -1,6 +1,9 @@
 package scan
 
-import "strings"
+import (
+	"bytes"
+	"strings"
+)
 
 // Effect is what a text may do to its session beyond its transaction, and what else
 // a pooler must know of it.
@@ -36,6 +39,8 @@ const (
 	Fetches                       // FETCH: what it returns depends on the cursors that there are when it is prepared
 	Makes                         // CREATE, SELECT INTO: what it makes is temporary if search_path leads there
 	Opaque                        // was not read, or cannot be: may have set what nobody can ask for by its name
+
+	leads // in a routine: has search_path lead to where it is told
 )
 
 // Lasting are the effects that outlive a transaction.
@@ -70,7 +75,7 @@ func Effects(sql []byte, backslash bool) (e Effect) {
 // toTemporary says whether a text with these effects has search_path lead to what is temporary: then any table that it
 // makes is. (Where it may, by a path that is not there to be read, is known by what it makes: see Makes.)
 func (w *walk) toTemporary(e Effect) Effect {
-	if e&(Setting|AnyChange|Local) != 0 && Contains(w.sql, "pg_temp") {
+	if e&(Setting|AnyChange|Local) != 0 && Contains(w.sql, "pg_temp") || e&(leads|Makes) == leads|Makes {
 		return Temporary
 	}
 	return 0
@@ -90,6 +95,7 @@ func Contains(sql []byte, word string) bool {
 type walk struct {
 	lexer
 	piece         bool // the text is a routine's, or a piece of what one executes: others give it its parameters, and the rest
+	open          bool // it takes in what is not known: see aName
 	nested        int  // how deep in code that is executed the text is: see maxNested
 	began         bool // the statement's first token has been seen
 	first, second wordID
@@ -387,13 +393,22 @@ func (w *walk) set() Effect {
 	case name.kind != text && strings.EqualFold(seed, "seed") && !after.dotted(): // no transaction takes that back
 		return Seeds
 	case local:
-		return Local | w.toDefault(l, t)
+		return Local | w.toDefault(l, t) | w.leads(after, name)
 	}
-	e := Setting | w.toDefault(l, t)
+	e := Setting | w.toDefault(l, t) | w.leads(after, name)
 	if after.odd(name) || w.piece && after.goesOn(name) {
 		e |= AnyChange | Nameless
 	}
 	return e
+}
+
+// leads says whether the setting that a SET names by this token, in a text that is not all known, may be search_path, which SCHEMA
+// stands for.
+func (w *walk) leads(l lexer, name token) Effect {
+	if w.open && (l.named(name, "search_path") || l.keyword(name, "schema") || bytes.IndexByte(w.sql[name.from:name.to], aName) >= 0) {
+		return leads
+	}
+	return 0
 }
 
 // keyword reports whether a token, which is the last that was read, is this keyword and not the first part of a name that has that

@@ -19,15 +19,16 @@ const maxPieces = 100
 // names that are not known.
 func (l lexer) executes(nested int, tables bool) Effect {
 	made, pieces, ok := l.assembled()
+	open := bytes.IndexByte(made, aName) >= 0 || bytes.IndexByte(made, aValue) >= 0
 	switch {
 	case !ok:
 		return anything
-	case pieces == 1 && bytes.IndexByte(made, aName) < 0 && bytes.IndexByte(made, aValue) < 0: // it is read anyway
+	case pieces == 1 && !open: // it is read anyway
 		return 0
 	case nested == maxNested:
 		return anything
 	}
-	e := body(code{sql: made, backslash: l.backslash}, nested+1, tables)
+	e := body(code{sql: made, backslash: l.backslash, open: open}, nested+1, tables)
 	switch named, ok := l.takesIn(made); {
 	case !ok:
 		return e | anything

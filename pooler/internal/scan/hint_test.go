@@ -72,7 +72,10 @@ func TestTheEffectsOfAFunctionsBodyAreSeen(t *testing.T) {
 		"execute function; execute procedure || '()';": anything, "create trigger t after insert on u execute procedure f.g();": Catalog | Advances | Executes | anything, "execute function operator(pg_catalog.||) a;": anything, "grant execute on function f(int) to u; execute format('grant execute on function %I(int) to u', a);": Executes,
 		"execute $a$ do $b$ begin set a.b = 1; end $b$ $a$;": free, "execute $a$ do $b$ begin execute $c$ set a.b = 1 $c$; end $b$ $a$;": anything,
 		"return query execute q;": anything, "for r in execute 'select 1' loop end loop;": 0, "grant execute on function f to x": 0, "set_config := 1;": 0,
-		"begin update pg_catalog.pg_settings set setting = a where name = b; end": AnyChange,
+		"begin update pg_catalog.pg_settings set setting = a where name = b; end":       AnyChange,
+		"begin perform set_config('search_path', a, true); create table t (n int); end": Temporary, "begin perform set_config('search_path', 'b, c'::text, true); create table t (n int); end": 0, "begin perform set_config(a, b, true); execute 'create table t (n int)'; end": Temporary,
+		"begin execute format('set local search_path to %I', a); create table t (n int); end": Temporary, "begin execute 'set schema ' || quote_literal(a); create table t (n int); end": Setting | Temporary, "begin set local search_path to b; create table t (n int); end": 0,
+		"begin perform set_config('search_path', a, true); select 1 from t; end": 0, "begin execute format('set local %I = %L', a, b); create table t (n int); end": Temporary, "begin perform set_config('a.b', c, true); execute format('set local a.b = %L', d); create table t (n int); end": 0,
 		"begin call other(); end": free,
 		"begin insert into t values (1) on conflict do update set a = excluded.a; set x = 1; end": Setting | Advances,
 	} {
