@@ -17,7 +17,7 @@ func Body(source []byte) (e Effect, m Mentions) {
 	if e&Catalog != 0 {
 		e |= anything // what it makes may be used in the same transaction
 	}
-	return e & (hinted | Advances | Executes), m
+	return e & (hinted | Advances | Executes | tables | alters), m
 }
 
 // remakes says of what a routine makes whether the catalog is to be read again behind it: of tables it is not,
@@ -38,11 +38,12 @@ type code struct {
 	open             bool // it holds what stands for what is not known
 }
 
-// body is Body without names. tables is whether it tells that tables are made, too.
-func body(source code, nested int, tables bool) (e Effect) {
+// body is Body without names. all is whether tables that are made are Catalog, too.
+func body(source code, nested int, all bool) (e Effect) {
 	w := walk{lexer: lexer{sql: source.sql, backslash: source.backslash}, piece: true, open: source.open, nested: nested, began: source.later}
-	dynamic := 0 // so many constants of a text that the statement executes have been read, and one more
-	clear := 0   // up to here, no statement touches what is worth a hint
+	dynamic := 0    // so many constants of a text that the statement executes have been read, and one more
+	making := false // a table
+	clear := 0      // up to here, no statement touches what is worth a hint
 	for {
 		t := w.next()
 		if w.calling {
@@ -54,22 +55,30 @@ func body(source code, nested int, tables bool) (e Effect) {
 		case !w.began && (w.is(t, "create") || w.is(t, "alter") || w.is(t, "drop")):
 			e |= w.word(t)
 			w.began = true
-			if m := w.made(); remakes[m] || m == aTable && (tables || e&Catalog == 0 && w.touches(&clear)) {
+			if m := w.made(); remakes[m] || m == aTable && (all || e&Catalog == 0 && w.touches(&clear)) {
 				e |= Catalog
+			} else if m == aTable && w.first == wordCreate {
+				e, making = e|tables, true
+			} else if m == aTable && w.is(t, "alter") {
+				e |= alters
 			}
 		case w.isMark(t, ';'), w.opens(t):
 			w.first, w.second, w.began, dynamic = wordNone, wordNone, false, 0
+			making = false
 		case w.is(t, "execute") && !w.privilege():
 			w.began, dynamic = true, 1
-			e |= w.executes(nested, tables)
+			e |= w.executes(nested, all)
 		case dynamic > 0 && t.kind == text && nested == maxNested:
 			e |= anything
 		case dynamic > 0 && t.kind == text:
-			e |= body(code{sql: w.code(t), backslash: w.backslash, later: dynamic > 1}, nested+1, tables)
+			e |= body(code{sql: w.code(t), backslash: w.backslash, later: dynamic > 1}, nested+1, all)
 			dynamic++
 		case t.kind == word:
 			e |= w.word(t)
 			w.began = true
+			if making && (w.is(t, "like") || w.is(t, "inherits") || w.is(t, "of")) { // LIKE another, PARTITION OF another, OF a type
+				e |= alters
+			}
 		case t.kind == quoted && w.began:
 			e |= w.word(t)
 		default:

@@ -40,7 +40,9 @@ const (
 	Makes                         // CREATE, SELECT INTO: what it makes is temporary if search_path leads there
 	Opaque                        // was not read, or cannot be: may have set what nobody can ask for by its name
 
-	leads // in a routine: has search_path lead to where it is told
+	leads  // in a routine: has search_path lead to where it is told
+	tables // in a routine: makes some, which may hide what it uses itself
+	alters // in a routine: changes some, or makes them like others, whatever these hide
 )
 
 // Lasting are the effects that outlive a transaction.

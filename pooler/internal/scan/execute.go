@@ -17,7 +17,7 @@ const maxPieces = 100
 // executes says what an EXECUTE may do beyond what its own constants say; the word itself has been read. A text that is
 // put together is known if it begins with a command, and what follows is quoted as names or values. That is Executes: by
 // names that are not known.
-func (l lexer) executes(nested int, tables bool) Effect {
+func (l lexer) executes(nested int, all bool) Effect {
 	made, pieces, ok := l.assembled()
 	open := bytes.IndexByte(made, aName) >= 0 || bytes.IndexByte(made, aValue) >= 0
 	switch {
@@ -28,7 +28,7 @@ func (l lexer) executes(nested int, tables bool) Effect {
 	case nested == maxNested:
 		return anything
 	}
-	e := body(code{sql: made, backslash: l.backslash, open: open}, nested+1, tables)
+	e := body(code{sql: made, backslash: l.backslash, open: open}, nested+1, all)
 	switch named, ok := l.takesIn(made); {
 	case !ok:
 		return e | anything
