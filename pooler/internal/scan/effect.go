@@ -226,8 +226,8 @@ func (w *walk) call(name []byte) Effect {
 		return Locks
 	case "query_to_xml", "query_to_xmlschema", "query_to_xml_and_xmlschema", "cursor_to_xml", "cursor_to_xmlschema", "table_to_xml",
 		"table_to_xml_and_xmlschema", "schema_to_xml", "schema_to_xml_and_xmlschema", "database_to_xml", "database_to_xml_and_xmlschema",
-		"ts_stat", "ts_rewrite", "crosstab", "crosstab2", "crosstab3", "crosstab4", "connectby", "xpath_table":
-		return anything // by a text that it is given
+		"ts_stat", "ts_rewrite", "brin_summarize_new_values", "brin_summarize_range", "crosstab", "crosstab2", "crosstab3", "crosstab4", "connectby", "xpath_table":
+		return anything // by a text, or the expressions of an index, that it is given
 	case "pg_create_physical_replication_slot", "pg_create_logical_replication_slot", "pg_copy_physical_replication_slot", "pg_copy_logical_replication_slot":
 		return Keeps // a temporary one
 	case "pg_backup_start", "pg_start_backup", "pg_replication_origin_session_setup", "isn_weak", "hypopg_create_index", "hypopg_hide_index":
@@ -361,20 +361,23 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 		return wordOther, Begins
 	case "commit", "rollback", "end", "abort":
 		return wordOther, Ends
-	case "analyze":
+	case "analyze", "analyse":
 		return wordOther, w.ofTables()
-	case "vacuum":
+	case "vacuum", "cluster", "reindex":
 		return wordOther, Alone | w.ofTables()
-	case "cluster", "reindex", "checkpoint":
+	case "checkpoint":
 		return wordOther, Alone
 	}
 	return wordOther, 0
 }
 
-// ofTables says what VACUUM or ANALYZE does: of all tables, whose indexes may call functions, if it names none.
-func (w *walk) ofTables() Effect {
-	l := w.lexer
-	if t := l.next(); t.kind == end || l.isMark(t, ';') || l.isMark(t, '(') {
+// ofTables says what VACUUM and its kind do: of all tables, whose indexes may call functions, if they name none.
+func (l lexer) ofTables() Effect {
+	t := l.next()
+	for l.is(t, "full") || l.is(t, "freeze") || l.is(t, "verbose") || l.is(t, "analyze") || l.is(t, "analyse") {
+		t = l.next()
+	}
+	if t.kind == end || t.kind == mark || l.is(t, "index") || l.is(t, "schema") || l.is(t, "database") || l.is(t, "system") {
 		return anything
 	}
 	return 0

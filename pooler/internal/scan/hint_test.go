@@ -92,6 +92,7 @@ func TestWhatIsHiddenIsFoundByItsNames(t *testing.T) {
 	}, []Link{{"watched!", "lock_it("}, {"seen", "outer("}, {"above", "seen"}, {"plain", "harmless("}})
 	for sql, want := range map[string]Effect{
 		"select login('x')": Setting, "SELECT public.LOGIN ('x')": Setting, "select login from plain": 0, `select "Outermost"()`: Setting, "do $$ begin perform outer(); end $$": Setting, "select outermost()": 0,
+		"analyze watched": Locks, "vacuum (full) watched": Locks, "reindex table watched": Locks, "explain analyze select * from watched": 0, "select cluster, analyze from watched": 0,
 		"select * from above": Setting, "insert into watched values (1)": Locks, "select fills()": Locks | Advances, "select 'login()'": 0, "select harmless(), even()": 0,
 		`update "watched" set a = 1`: Locks, "select * from watched": 0, "with x as (delete from watched returning *) select 1": Locks, "copy watched from stdin": Locks,
 	} {
@@ -198,7 +199,10 @@ func TestWhatChangesTheSchemaIsSeen(t *testing.T) {
 		"do language plpgsql 'begin execute ''drop function f()''; end'; select 1": {true, true}, "select $$ create function $$": {}, "create function f() returns void language plpgsql as 'begin execute ''set a.b = 1''; end'": {true, true}, ";;alter table t add b int;": {true, false},
 		"create view v as select set_config('a.b', 'c', false)": {true, true}, "create table t (a bigint default currval('s'), b int)": {true, true}, "create operator === (function = pg_advisory_lock)": {true, true},
 		"create aggregate a(text, boolean) (sfunc = set_config, stype = text)": {true, true}, "create table t (a int); select setseed(1)": {true, false}, "do $$ begin create table t (a int default pg_catalog.pg_advisory_lock(1)); end $$": {true, true},
-		"create rule r as on insert to t do also (select 1; select setseed(1))": {true, true}, "do 'begin '\n'create view v as select 1; end'": {true, true},
+		"create function f() returns int language plpython3u as 'plpy.execute(q)'": {true, true}, `create function f() returns int as $$ 1 $$ language "plv8"`: {true, true}, "create function f() returns int as 'select 1' language 'sql'": {true, false},
+		"create schema s authorization u create sequence q create view v as select set_config('a.b', 'c', false) create table t (n int)": {true, true}, "create schema if not exists s": {}, "alter schema s rename to t": {}, "create schema s create sequence q create table t (n int)": {true, false},
+		"do $$ begin create schema s authorization u grant select on t to u create trigger t after insert on x execute function f(); end $$": {true, true},
+		"create rule r as on insert to t do also (select 1; select setseed(1))":                                                              {true, true}, "do 'begin '\n'create view v as select 1; end'": {true, true},
 	} {
 		for i, h := range []Hints{some, nil} {
 			if got, _ := h.Changes([]byte(sql), false); got&Catalog != 0 != want[i] {

@@ -1,6 +1,7 @@
 package scan
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 )
@@ -92,6 +93,7 @@ func (m *Mentions) Add(name string) { m.add(strings.ToLower(name)) }
 // Guess adds a value that may be the name of a setting, as of a parameter that
 // set_config is called with.
 func (m *Mentions) Guess(value []byte) {
+	value = bytes.TrimRight(value, " ")                                        // as a cast to bpchar does
 	if len(value) == len("seed") && strings.EqualFold(string(value), "seed") { // what that is shows nowhere
 		m.Odd = true
 	}
@@ -101,6 +103,7 @@ func (m *Mentions) Guess(value []byte) {
 // guess takes a string for a setting's name if it looks like one of the settings
 // that applications make up, which have a dot.
 func (m *Mentions) guess(value []byte) {
+	value = bytes.TrimRight(value, " ")
 	if len(value) < 3 {
 		return
 	}
@@ -196,7 +199,8 @@ func (m *Mentions) setConfig(l lexer) {
 		return
 	}
 	if t := l.next(); t.kind == text {
-		switch name, ok := l.value(t); {
+		name, ok := l.value(t)
+		switch name = strings.TrimRight(name, " "); {
 		case !ok, strange(name):
 			m.Odd = true
 		case name != "":

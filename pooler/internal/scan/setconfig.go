@@ -25,6 +25,7 @@ func (w *walk) setConfig() Effect {
 	}
 	name := first.kind
 	value, ok := l.value(first)
+	value = strings.TrimRight(value, " ") // as a cast to bpchar does
 	if name == text && strings.EqualFold(value, "seed") {
 		return Seeds // even if it is local
 	}
