@@ -43,7 +43,7 @@ func (w *walk) doing() (e Effect) {
 			return Unknown // UESCAPE, or a constant that has to be made out first
 		default:
 			seen = true
-			e |= body(code{sql: l.code(t), backslash: l.backslash}, w.nested+1, false) & (Nameless | Seeds | Connects | Loads | Keeps | Opaque | Executes)
+			e |= body(code{sql: l.code(t), backslash: l.backslash}, w.nested+1, false) & (Nameless | Seeds | Sequence | Connects | Loads | Keeps | Opaque | Executes)
 		}
 	}
 	if e&Executes != 0 {

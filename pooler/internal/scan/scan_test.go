@@ -49,6 +49,7 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 		"set session.a = 1; set transaction.b to 'c'; set constraints.d = 1": Setting, "set local.a = 1": Setting, "set session.seed = 1": Setting, `set "session".a = 1`: Setting, "set session session.a = 1": Setting,
 		"set session seed to 0.5": Seeds, "set local seed to 0.5": Seeds, `set "seed" to 0.5`: Seeds, "select set_config('Seed', '0.5', true)": Seeds, "select set_config('seed '::bpchar, '0.5', true)": Seeds,
 		`select u&"set\005fconfig"('x.y', 'z', false)`: Unknown, "select query_to_xml('', true, false, '')": anything, "(select 1 into local temp x)": Temporary,
+		"do $$ begin perform lastval(); end $$":                                          free | Sequence,
 		"do $$ begin perform setseed(1); end $$":                                         free | Seeds,
 		"do language plpgsql $$ begin perform set_config('a' || 'b', '', false); end $$": free | Nameless,
 		"update pg_settings set setting = '1' where name = 'a'":                          AnyChange, `with a as (update only ("pg_catalog".pg_settings) as s set setting = '1' returning 1) select 1`: AnyChange,
