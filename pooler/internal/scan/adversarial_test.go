@@ -28,6 +28,7 @@ var adversaries = []struct{ name, prefix, unit, suffix string }{
 	{"set_config", "select ", "set_config('a.b', 'c', false), ", "1"},
 	{"execute", "do '", "execute ''set a'' ", "'"},
 	{"execute format", "do $q$", "begin execute format($r$ execute $s$ execute $t$ begin set x $t$ $s$ $r$); ", "$q$"},
+	{"execute what is put together", "do $q$", "begin execute $r$ execute $s$ execute a || b $s$ || quote_ident(execute) $r$ || format($s$ execute $t$ set x $t$ || $t$.y $t$ $s$); ", "$q$"},
 	{"execute and no more", "do $$begin ", "execute ", "$$"},
 	{"create", "do 'begin ", "create ", "'"},
 	{"create or replace function", "", "create or replace function f() language sql as 'select 1';", ""},

@@ -39,6 +39,10 @@ const (
 	Fetches                       // FETCH: what it returns depends on the cursors that there are when it is prepared
 	Makes                         // CREATE, SELECT INTO: what it makes is temporary if search_path leads there
 	Opaque                        // was not read, or cannot be: may have set what nobody can ask for by its name
+
+	leads  // in a routine: has search_path lead to where it is told
+	tables // in a routine: makes some, which may hide what it uses itself
+	alters // in a routine: changes some, or makes them like others, whatever these hide
 )
 
 // Lasting are the effects that outlive a transaction.
@@ -73,7 +77,7 @@ func Effects(sql []byte, backslash bool) (e Effect) {
 // toTemporary says whether a text with these effects has search_path lead to what is temporary: then any table that it
 // makes is. (Where it may, by a path that is not there to be read, is known by what it makes: see Makes.)
 func (w *walk) toTemporary(e Effect) Effect {
-	if e&(Setting|AnyChange|Local) != 0 && Contains(w.sql, "pg_temp") {
+	if e&(Setting|AnyChange|Local) != 0 && Contains(w.sql, "pg_temp") || e&(leads|Makes) == leads|Makes {
 		return Temporary
 	}
 	return 0
@@ -93,6 +97,8 @@ func Contains(sql []byte, word string) bool {
 type walk struct {
 	lexer
 	piece         bool // the text is a routine's, or a piece of what one executes: others give it its parameters, and the rest
+	open          bool // it takes in what is not known: see aName
+	nested        int  // how deep in code that is executed the text is: see maxNested
 	began         bool // the statement's first token has been seen
 	first, second wordID
 	last          wordID // the word before
@@ -158,6 +164,8 @@ func (w *walk) word(t token) (e Effect) {
 		}
 	case "insert", "merge":
 		id = wordInsert
+	case "update":
+		e |= w.updates()
 	case "create":
 		id = wordCreate
 	case "local":
@@ -218,8 +226,8 @@ func (w *walk) call(name []byte) Effect {
 		return Locks
 	case "query_to_xml", "query_to_xmlschema", "query_to_xml_and_xmlschema", "cursor_to_xml", "cursor_to_xmlschema", "table_to_xml",
 		"table_to_xml_and_xmlschema", "schema_to_xml", "schema_to_xml_and_xmlschema", "database_to_xml", "database_to_xml_and_xmlschema",
-		"ts_stat", "ts_rewrite", "crosstab", "crosstab2", "crosstab3", "crosstab4", "connectby", "xpath_table", "standardize_address":
-		return anything // by a text that it is given
+		"ts_stat", "ts_rewrite", "brin_summarize_new_values", "brin_summarize_range", "crosstab", "crosstab2", "crosstab3", "crosstab4", "connectby", "xpath_table", "standardize_address":
+		return anything // by a text, or the expressions of an index, that it is given
 	case "check_foreign_key", "_internal_resolve", "run_job", "st_mapalgebra", "_st_mapalgebra":
 		return anything // by triggers or functions that it comes to: of refint, pg_graphql, timescaledb, postgis_raster
 	case "pg_create_physical_replication_slot", "pg_create_logical_replication_slot", "pg_copy_physical_replication_slot", "pg_copy_logical_replication_slot":
@@ -239,6 +247,18 @@ func (w *walk) call(name []byte) Effect {
 
 // Unknown is what a text may do that is executed, and cannot be read, or is another one.
 const Unknown = anything | Nameless | Seeds
+
+// updates says what an UPDATE, whose word has been read, does by the name of what it updates: pg_settings sets what it is told to.
+func (l lexer) updates() Effect {
+	for range 8 { // ONLY, and a database and schema
+		if t := l.next(); l.named(t, "pg_settings") {
+			return AnyChange
+		} else if l.is(t, "set") || t.kind != word && t.kind != quoted && !l.isMark(t, '.') && !l.isMark(t, '(') {
+			return 0
+		}
+	}
+	return 0
+}
 
 // calls reports whether an argument list comes next.
 func (l lexer) calls() bool { return l.isMark(l.next(), '(') }
@@ -294,6 +314,8 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 		return wordInsert, Advances
 	case "merge", "copy":
 		return wordOther, Advances
+	case "update":
+		return wordOther, w.updates()
 	case "with":
 		return wordWith, 0
 	case "set":
@@ -344,20 +366,23 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 		return wordOther, Begins
 	case "commit", "rollback", "end", "abort":
 		return wordOther, Ends
-	case "analyze":
+	case "analyze", "analyse":
 		return wordOther, w.ofTables()
-	case "vacuum":
+	case "vacuum", "cluster", "reindex":
 		return wordOther, Alone | w.ofTables()
-	case "cluster", "reindex", "checkpoint":
+	case "checkpoint":
 		return wordOther, Alone
 	}
 	return wordOther, 0
 }
 
-// ofTables says what VACUUM or ANALYZE does: of all tables, whose indexes may call functions, if it names none.
-func (w *walk) ofTables() Effect {
-	l := w.lexer
-	if t := l.next(); t.kind == end || l.isMark(t, ';') || l.isMark(t, '(') {
+// ofTables says what VACUUM and its kind do: of all tables, whose indexes may call functions, if they name none.
+func (l lexer) ofTables() Effect {
+	t := l.next()
+	for l.is(t, "full") || l.is(t, "freeze") || l.is(t, "verbose") || l.is(t, "analyze") || l.is(t, "analyse") {
+		t = l.next()
+	}
+	if t.kind == end || t.kind == mark || l.is(t, "index") || l.is(t, "schema") || l.is(t, "database") || l.is(t, "system") {
 		return anything
 	}
 	return 0
@@ -378,13 +403,22 @@ func (w *walk) set() Effect {
 	case name.kind != text && strings.EqualFold(seed, "seed") && !after.dotted(): // no transaction takes that back
 		return Seeds
 	case local:
-		return Local | w.toDefault(l, t)
+		return Local | w.toDefault(l, t) | w.leads(after, name)
 	}
-	e := Setting | w.toDefault(l, t)
+	e := Setting | w.toDefault(l, t) | w.leads(after, name)
 	if after.odd(name) || w.piece && after.goesOn(name) {
 		e |= AnyChange | Nameless
 	}
 	return e
+}
+
+// leads says whether the setting that a SET names by this token, in a text that is not all known, may be search_path, which SCHEMA
+// stands for.
+func (w *walk) leads(l lexer, name token) Effect {
+	if w.open && (l.named(name, "search_path") || l.keyword(name, "schema") || bytes.IndexByte(w.sql[name.from:name.to], aName) >= 0) {
+		return leads
+	}
+	return 0
 }
 
 // keyword reports whether a token, which is the last that was read, is this keyword and not the first part of a name that has that

@@ -133,7 +133,7 @@ func (c *changes) change(t *token) (e Effect) {
 		c.varies = true
 		if c.hints == nil && !c.harmless {
 			rest := c.sql[c.at:] // all of it, so that long texts are not read time and again
-			c.harmless = body(code{sql: rest}, 0, false)&(hinted&^Catalog) == 0 && !executesCode(rest)
+			c.harmless = body(code{sql: rest}, 0, false)&(hinted&^Catalog) == 0 && !executesCode(rest) && !foreign(rest)
 		}
 		if c.hints == nil && c.harmless {
 			return 0
@@ -165,7 +165,9 @@ func (l lexer) made() made {
 	for range 8 {
 		t := l.next()
 		switch {
-		case t.kind == quoted: // the schema's, in which more may be made
+		case l.is(t, "schema"):
+			return l.inSchema()
+		case t.kind == quoted:
 		case t.kind != word:
 			return another
 		case l.is(t, "temp"), l.is(t, "temporary"):
@@ -181,6 +183,25 @@ func (l lexer) made() made {
 		}
 	}
 	return another
+}
+
+// inSchema is made for a CREATE SCHEMA, whose second word has been read, in which more may be made.
+func (l lexer) inSchema() (m made) {
+	for range maxPieces {
+		t := l.next()
+		if t.kind == end || l.isMark(t, ';') {
+			return m
+		}
+		if after := l; l.is(t, "create") && !after.is(after.next(), "schema") {
+			switch one := l.made(); one {
+			case aCaller:
+				return one
+			case aTable:
+				m = one
+			}
+		}
+	}
+	return aCaller
 }
 
 // code is the text that a constant stands for, as far as it matters to code.
@@ -203,6 +224,19 @@ func executesCode(sql []byte) bool {
 	for t := l.next(); t.kind != end; t = l.next() {
 		if t.kind == text && body(code{sql: l.code(t)}, 0, false)&hinted != 0 {
 			return true
+		}
+	}
+	return false
+}
+
+// foreign reports whether a text may name another language than those that are read.
+func foreign(sql []byte) bool {
+	l := lexer{sql: sql}
+	for t := l.next(); t.kind != end; t = l.next() {
+		if l.is(t, "language") {
+			if name, _ := l.value(l.next()); name != "sql" && name != "plpgsql" {
+				return true
+			}
 		}
 	}
 	return false
@@ -238,12 +272,8 @@ func (h Hints) names(sql []byte, backslash, code bool, depth int, yield func(nam
 			yield(string(buf[:n+1]))
 		}
 	}
-	schema := func() {
-		if h[Schema] != nil {
-			yield(Schema)
-		}
-	}
 	for t := l.next(); t.kind != end; t = l.next() {
+		first := begins
 		if begins {
 			do = code || l.is(t, "do")
 		}
@@ -277,21 +307,43 @@ func (h Hints) names(sql []byte, backslash, code bool, depth int, yield func(nam
 			behind(n, '(')
 		}
 		dot = false
+		if code && l.is(t, "execute") {
+			all = h.executed(l, depth, yield) && all
+		}
 		if writes {
 			behind(n, '!')
 		} else if t.kind == word {
-			switch string(buf[:n]) {
-			case "insert", "update", "delete", "merge", "copy", "truncate":
-				writes = true
-			case "into":
-				writes = true
-				schema()
-			case "create", "alter", "drop", "comment", "grant", "revoke", "reindex", "refresh", "security", "import":
-				schema()
+			changes := false
+			if writes, changes = use(buf[:n], first || code); changes && h[Schema] != nil {
+				yield(Schema)
 			}
 		}
 	}
 	return all
+}
+
+// use says whether a word is that of a command that writes to tables, or evaluates the expressions of their indexes, and whether it may
+// change the schema. first is whether it may be a command's first.
+func use(word []byte, first bool) (writes, changes bool) {
+	switch string(word) {
+	case "insert", "update", "delete", "merge", "copy", "truncate":
+		return true, false
+	case "into":
+		return true, true
+	case "vacuum", "analyze", "analyse", "cluster":
+		return first, false
+	case "reindex", "refresh":
+		return first, true
+	case "create", "alter", "drop", "comment", "grant", "revoke", "security", "import":
+		return false, true
+	}
+	return false, false
+}
+
+// executed is names for what an EXECUTE, whose word has been read, puts together: a name may be cut.
+func (h Hints) executed(l lexer, depth int, yield func(name string)) (all bool) {
+	made, pieces, ok := l.assembled()
+	return !ok || pieces == 1 || depth < maxNested && h.names(made, l.backslash, true, depth+1, yield)
 }
 
 // isOperator reports whether operators may hold this byte.

@@ -60,11 +60,26 @@ func TestTheEffectsOfAFunctionsBodyAreSeen(t *testing.T) {
 		"-- set role x\nbegin raise notice 'set role x'; end":                                                       0,
 		"declare c cursor for select 1; begin open c; end":                                                          0,
 		"begin perform dblink_connect('x', 'y'); exception when others then load 'x'; end":                          Connects | Loads,
+		"begin return query execute format('select * from %I', a) || b; end":                                        anything, "begin execute 'select '::text || a; execute 'select ' collate \"C\" || a; end": anything, "begin execute 'select ' || quote_ident(a)::text || b; end": anything,
+		"for r in execute format('select * from %I', a) || ' where b = 1' loop end loop;": Executes, "open c for execute 'select 1' using a;": 0, "return query execute 'select a' || ' from b' using c;": 0, "execute (a); execute 'a', b; execute quote_ident(a);": anything,
+		"execute 'select ' || tg_table_name || '_act()';": anything, "execute 'insert into ' || tg_table_name || '_log (a) values (1)' using new;": Advances | Executes, "execute 'insert into log.' || tg_table_name || '_log values (1)';": Advances | Executes,
+		"execute format('insert into t select %I()', a);": Advances | anything, "execute format('insert into %I select %I()', a, b);": Advances | anything, "execute 'insert into t select ' || quote_ident(a) || '()';": Advances | anything,
+		"execute format('create table %I as select %I()', a, b);": anything, "execute format('create index on %I (%I(n))', a, b);": anything, "execute format('create index %I on %I.%I (%I, lower(%I))', a, b, c, d, e);": Temporary | Executes,
+		"execute format('create table if not exists %I.%I (n int, foreign key (%I) references %I (n))', a, b, c, d);": Temporary | Executes, "execute format('copy %I (a) from %L', a, b);": Advances | Executes, "execute format('create %I x', a); execute format('drop %I y', b);": anything,
+		"execute format('explain %I x', a);": anything, "execute format('explain (analyze) select %I from %I', a, b);": Executes, "execute format('select ''%I''', a);": anything, "execute format('select ''%L''', a);": anything, "execute format('select 1 /* %L */', a);": anything, "execute format('select $$%L$$', a);": anything,
+		"execute format('select 1; %I x', a);": anything, "execute format('select 1; do %L', a);": Unknown, "execute format('select %L::%I, %s%%', a, b);": anything, "execute format('select %L::%I, 1%%2', a, b);": Executes, "execute 'select ' || quote_ident(a) || ' ' || '()';": anything,
+		"execute 'select set_' || 'config(''a.b'', ''c'', false)';": Setting, "execute 'select set_config' || '(''a.' || 'b'', ''c'', false)';": Setting, "execute 'se' || 't a.b = 1';": Setting, "execute 'set a' || '.b = ' || quote_literal(c);": Setting | AnyChange | Nameless,
+		"execute function; execute procedure || '()';": anything, "create trigger t after insert on u execute procedure f.g();": Catalog | Advances | Executes | anything, "execute function operator(pg_catalog.||) a;": anything, "grant execute on function f(int) to u; execute format('grant execute on function %I(int) to u', a);": Executes,
+		"execute $a$ do $b$ begin set a.b = 1; end $b$ $a$;": free, "execute $a$ do $b$ begin execute $c$ set a.b = 1 $c$; end $b$ $a$;": anything,
 		"return query execute q;": anything, "for r in execute 'select 1' loop end loop;": 0, "grant execute on function f to x": 0, "set_config := 1;": 0,
+		"begin update pg_catalog.pg_settings set setting = a where name = b; end":       AnyChange,
+		"begin perform set_config('search_path', a, true); create table t (n int); end": Temporary, "begin perform set_config('search_path', 'b, c'::text, true); create table t (n int); end": 0, "begin perform set_config(a, b, true); execute 'create table t (n int)'; end": Temporary,
+		"begin execute format('set local search_path to %I', a); create table t (n int); end": Temporary, "begin execute 'set schema ' || quote_literal(a); create table t (n int); end": Setting | Temporary, "begin set local search_path to b; create table t (n int); end": 0,
+		"begin perform set_config('search_path', a, true); select 1 from t; end": 0, "begin execute format('set local %I = %L', a, b); create table t (n int); end": Temporary, "begin perform set_config('a.b', c, true); execute format('set local a.b = %L', d); create table t (n int); end": 0,
 		"begin call other(); end": free,
 		"begin insert into t values (1) on conflict do update set a = excluded.a; set x = 1; end": Setting | Advances,
 	} {
-		if got, _ := Body([]byte(source)); got != want {
+		if got, _ := Body([]byte(source)); got&^(tables|alters) != want {
 			t.Errorf("%s: %b, want %b", source, got, want)
 		}
 	}
@@ -77,6 +92,7 @@ func TestWhatIsHiddenIsFoundByItsNames(t *testing.T) {
 	}, []Link{{"watched!", "lock_it("}, {"seen", "outer("}, {"above", "seen"}, {"plain", "harmless("}})
 	for sql, want := range map[string]Effect{
 		"select login('x')": Setting, "SELECT public.LOGIN ('x')": Setting, "select login from plain": 0, `select "Outermost"()`: Setting, "do $$ begin perform outer(); end $$": Setting, "select outermost()": 0,
+		"analyze watched": Locks, "vacuum (full) watched": Locks, "reindex table watched": Locks, "explain analyze select * from watched": 0, "select cluster, analyze from watched": 0,
 		"select * from above": Setting, "insert into watched values (1)": Locks, "select fills()": Locks | Advances, "select 'login()'": 0, "select harmless(), even()": 0,
 		`update "watched" set a = 1`: Locks, "select * from watched": 0, "with x as (delete from watched returning *) select 1": Locks, "copy watched from stdin": Locks,
 	} {
@@ -139,6 +155,32 @@ func TestWhatIsHiddenIsFoundByItsNames(t *testing.T) {
 			t.Errorf("%d constants deep: %b, want %b", depth, got, want)
 		}
 	}
+	h = Reveal([]Routine{
+		{Name: "act", Source: "set x.y = 1"}, {Name: "plain", Source: "begin create table t (n int default 0); execute format('create table %I (n int)', a); create temp table u (like v); select 1 into b; insert into v values (1); end"},
+		{Name: "defaults", Source: "create table t (n int default act())"}, {Name: "renames", Source: "alter table t rename to u"}, {Name: "attaches", Source: "begin execute format('create table %I partition of t default', a); end"}, {Name: "outer", Source: "select attaches('a')"},
+		{Name: "quiet", Source: "begin update t set n = 1 where a like b; drop table t; end"},
+	}, []Link{{"v!", "act("}})
+	for name, want := range map[string]Effect{
+		"plain": Temporary | Setting | Advances, "defaults": Setting | Catalog | anything, "renames": Catalog | anything, "attaches": Setting | Catalog | anything, "outer": Setting | Catalog | anything, "quiet": Temporary,
+	} {
+		if got := h.Find([]byte("select "+name+"()"), false, nil); got != want {
+			t.Errorf("%s: %b, want %b", name, got, want)
+		}
+	}
+	if h = Reveal([]Routine{{Name: "renames", Source: "alter table t rename to u"}, {Name: "makes", Source: "create table t (like u)"}}, nil); h != nil {
+		t.Errorf("nothing is hidden: %v", h)
+	}
+	h = Reveal(nil, []Link{{"seen", "pg_settings"}, {"seen!", "pg_settings!"}})
+	if h.Find([]byte("select * from seen, pg_settings"), false, nil) != 0 || h.Find([]byte("update seen set setting = '1'"), false, nil) != AnyChange {
+		t.Error("a view of pg_settings")
+	}
+	h = Reveal([]Routine{{Name: "act", Source: "set x.y = 1"}, {Name: "cut", Source: "begin execute 'select a' || 'ct' || '()'; end"}, {Name: "named", Source: "begin execute 'select set_config(''p.' || 'q'', ''r'', false)'; end"}}, nil)
+	for sql, want := range map[string][]string{"select cut()": {"x.y"}, "select named()": {"p.q"}, "do $$ begin execute 'select cu' || 't()'; end $$": {"x.y"}} {
+		var m Mentions
+		if h.Find([]byte(sql), false, &m); !slices.Equal(m.Settings, want) {
+			t.Errorf("%s: %q", sql, m.Settings)
+		}
+	}
 	if Reveal([]Routine{{Name: "f", Source: "select 1"}}, []Link{{"t", "f("}}) != nil {
 		t.Error("hints of nothing")
 	}
@@ -157,7 +199,10 @@ func TestWhatChangesTheSchemaIsSeen(t *testing.T) {
 		"do language plpgsql 'begin execute ''drop function f()''; end'; select 1": {true, true}, "select $$ create function $$": {}, "create function f() returns void language plpgsql as 'begin execute ''set a.b = 1''; end'": {true, true}, ";;alter table t add b int;": {true, false},
 		"create view v as select set_config('a.b', 'c', false)": {true, true}, "create table t (a bigint default currval('s'), b int)": {true, true}, "create operator === (function = pg_advisory_lock)": {true, true},
 		"create aggregate a(text, boolean) (sfunc = set_config, stype = text)": {true, true}, "create table t (a int); select setseed(1)": {true, false}, "do $$ begin create table t (a int default pg_catalog.pg_advisory_lock(1)); end $$": {true, true},
-		"create rule r as on insert to t do also (select 1; select setseed(1))": {true, true}, "do 'begin '\n'create view v as select 1; end'": {true, true},
+		"create function f() returns int language plpython3u as 'plpy.execute(q)'": {true, true}, `create function f() returns int as $$ 1 $$ language "plv8"`: {true, true}, "create function f() returns int as 'select 1' language 'sql'": {true, false},
+		"create schema s authorization u create sequence q create view v as select set_config('a.b', 'c', false) create table t (n int)": {true, true}, "create schema if not exists s": {}, "alter schema s rename to t": {}, "create schema s create sequence q create table t (n int)": {true, false},
+		"do $$ begin create schema s authorization u grant select on t to u create trigger t after insert on x execute function f(); end $$": {true, true},
+		"create rule r as on insert to t do also (select 1; select setseed(1))":                                                              {true, true}, "do 'begin '\n'create view v as select 1; end'": {true, true},
 	} {
 		for i, h := range []Hints{some, nil} {
 			if got, _ := h.Changes([]byte(sql), false); got&Catalog != 0 != want[i] {

@@ -1,6 +1,7 @@
 package scan
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 )
@@ -46,6 +47,8 @@ func (m *Mentions) find(sql []byte, backslash, all bool, nested int) {
 			m.setting(&l, l.next())
 		case first && (l.is(t, "do") || l.is(t, "call")):
 			code = true
+		case nested > 0 && nested < maxNested && l.is(t, "execute"):
+			m.executed(l, nested)
 		case (code || nested > 0) && t.kind == text && nested < maxNested:
 			m.find(l.code(t), backslash, all, nested+1)
 		}
@@ -54,6 +57,23 @@ func (m *Mentions) find(sql []byte, backslash, all bool, nested int) {
 		}
 		first = false
 	}
+}
+
+// executed adds what a text mentions that an EXECUTE, whose word has been read, puts together, but for names that are not all known,
+// or odd: whatever sets these says so by its effects.
+func (m *Mentions) executed(l lexer, nested int) {
+	made, pieces, ok := l.assembled()
+	if !ok || pieces == 1 {
+		return
+	}
+	var one Mentions
+	one.find(made, l.backslash, false, nested+1)
+	for _, name := range one.Settings {
+		if !strange(name) {
+			m.add(name)
+		}
+	}
+	m.Full = m.Full || one.Full
 }
 
 // Join adds what another mentions.
@@ -73,6 +93,7 @@ func (m *Mentions) Add(name string) { m.add(strings.ToLower(name)) }
 // Guess adds a value that may be the name of a setting, as of a parameter that
 // set_config is called with.
 func (m *Mentions) Guess(value []byte) {
+	value = bytes.TrimRight(value, " ")                                        // as a cast to bpchar does
 	if len(value) == len("seed") && strings.EqualFold(string(value), "seed") { // what that is shows nowhere
 		m.Odd = true
 	}
@@ -82,6 +103,7 @@ func (m *Mentions) Guess(value []byte) {
 // guess takes a string for a setting's name if it looks like one of the settings
 // that applications make up, which have a dot.
 func (m *Mentions) guess(value []byte) {
+	value = bytes.TrimRight(value, " ")
 	if len(value) < 3 {
 		return
 	}
@@ -177,7 +199,8 @@ func (m *Mentions) setConfig(l lexer) {
 		return
 	}
 	if t := l.next(); t.kind == text {
-		switch name, ok := l.value(t); {
+		name, ok := l.value(t)
+		switch name = strings.TrimRight(name, " "); {
 		case !ok, strange(name):
 			m.Odd = true
 		case name != "":

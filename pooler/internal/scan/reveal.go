@@ -39,11 +39,11 @@ func (w *walk) doing() (e Effect) {
 			if name, _ := l.value(l.next()); name != "plpgsql" {
 				return Unknown
 			}
-		case t.kind != text || seen || !l.legible(t):
+		case t.kind != text || seen || !l.legible(t) || w.nested == maxNested:
 			return Unknown // UESCAPE, or a constant that has to be made out first
 		default:
 			seen = true
-			e |= body(code{sql: l.code(t), backslash: l.backslash}, 0, false) & (Nameless | Seeds | Connects | Loads | Keeps | Opaque | Executes | Sequence)
+			e |= body(code{sql: l.code(t), backslash: l.backslash}, w.nested+1, false) & (Nameless | Seeds | Sequence | Connects | Loads | Keeps | Opaque | Executes)
 		}
 	}
 	if e&Executes != 0 {
@@ -57,6 +57,9 @@ type Link struct{ From, To string }
 
 // brings is what To may do by itself: there are functions of known effects that have no source to be read.
 func (l *Link) brings() Effect {
+	if l.To == "pg_settings!" { // by the view From
+		return AnyChange
+	}
 	if name, ok := strings.CutPrefix(l.To, Builtin); ok {
 		return builtin([]byte(name))
 	}
@@ -69,9 +72,12 @@ func (l *Link) brings() Effect {
 // anyTable stands for every table, view and type.
 const anyTable = "\x04"
 
+// remade stands for tables that are not what they were.
+const remade = "\x05"
+
 // Reveal makes hints of what the catalog holds.
 func Reveal(routines []Routine, links []Link) Hints {
-	all := Hints{}
+	all, makers := Hints{}, map[string]bool{} // of tables
 	for _, r := range routines {
 		h := all.of(r.key())
 		e, m := r.does()
@@ -79,6 +85,13 @@ func Reveal(routines []Routine, links []Link) Hints {
 			h.Effect |= AnyChange | Opaque
 		}
 		h.Settings = append(h.Settings, m.Settings...)
+		if h.Effect&alters != 0 {
+			links = append(links, Link{r.key(), remade})
+		}
+		if h.Effect&tables != 0 {
+			makers[r.key()] = true
+		}
+		h.Effect &^= alters | tables
 		if h.Effect&Executes != 0 { // it may use any table
 			h.Effect &^= Executes
 			links = append(links, Link{r.key(), anyTable})
@@ -115,6 +128,7 @@ func Reveal(routines []Routine, links []Link) Hints {
 		table.Effect = table.Effect.Unlikely()
 		all.spread(links)
 	}
+	all.remake(makers, links)
 	for name, h := range all {
 		if h.Effect&hinted == 0 {
 			delete(all, name)
@@ -124,6 +138,24 @@ func Reveal(routines []Routine, links []Link) Hints {
 		return nil
 	}
 	return all
+}
+
+// remake has the catalog looked at behind those routines that may give tables what hides something: by a function or type that they use, or
+// from others. Those that make plain tables do not, as some do all the time.
+func (h Hints) remake(makers map[string]bool, links []Link) {
+	for _, l := range links {
+		if to := h[l.To]; makers[l.From] && l.To != l.From && l.To != anyTable && !strings.HasSuffix(l.To, "!") && to.Effect&hinted != 0 {
+			h[l.From].Effect |= Catalog | anything
+		}
+	}
+	for _, one := range h {
+		if one.Effect&hinted != 0 {
+			h.of(remade).Effect = Catalog | anything
+			break
+		}
+	}
+	h.spread(links)
+	delete(h, remade)
 }
 
 // spread gives to all that use something what that may do, and goes on with those that this is new to: links may

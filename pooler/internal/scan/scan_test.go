@@ -34,7 +34,8 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 		"listen a": Listens, "unlisten *": Listens, "notify a, 'x'": Notifies, "select pg_notify('a', 'b')": Notifies,
 		"prepare x as select 1": Prepares, "prepare transaction 'x'": Ends, "execute x(1)": Executes | Advances, "deallocate all": Prepares,
 		"explain execute x": Executes, "create table y as execute x": Executes | Makes, "select currval('s')": Sequence, "select lastval()": Sequence,
-		"load 'x'": Loads, "discard all": Discards | Back, "commit": Ends, "ROLLBACK": Ends, "vacuum": Alone | anything, "vacuum a": Alone, "analyze (verbose)": anything, "analyze a": 0,
+		"load 'x'": Loads, "discard all": Discards | Back, "commit": Ends, "ROLLBACK": Ends, "vacuum": Alone | anything, "vacuum a": Alone, "analyze (verbose)": anything, "analyze a": 0, "analyze verbose": anything, "analyse verbose a": 0, "vacuum full freeze verbose analyze;": Alone | anything, "vacuum full a": Alone,
+		"reindex table a": Alone, "reindex index a": Alone | anything, "reindex schema a": Alone | anything, "reindex (verbose) table a": Alone | anything, "cluster": Alone | anything, "cluster a using b": Alone, "select brin_summarize_new_values('a')": anything,
 		"do $$ begin perform 1; end $$": AnyChange | Temporary | Locks | Hold | Listens | Prepares | Advances,
 		"select nextval('s')":           Advances, "with x as (insert into t select 1 returning a) select a from x": Advances, "copy t from stdin": Advances, "explain analyze insert into t values (1)": Advances,
 		"select dblink_connect('x', '')": Connects,
@@ -46,11 +47,15 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 		"do $$ begin execute 'insert into ' || t || ' values (1)'; end $$": anything, "do $$ begin execute 'insert into t values (1)'; end $$": free,
 		"set search_path = 'Pg_Temp'": Setting | Temporary, "set local search_path = E'pg\137temp'": Local | Temporary, "set search_path = a, b": Setting, "truncate a cascade": anything, "truncate a": 0, "drop table a cascade": Temporary,
 		"set session.a = 1; set transaction.b to 'c'; set constraints.d = 1": Setting, "set local.a = 1": Setting, "set session.seed = 1": Setting, `set "session".a = 1`: Setting, "set session session.a = 1": Setting,
-		"set session seed to 0.5": Seeds, "set local seed to 0.5": Seeds, `set "seed" to 0.5`: Seeds, "select set_config('Seed', '0.5', true)": Seeds,
+		"set session seed to 0.5": Seeds, "set local seed to 0.5": Seeds, `set "seed" to 0.5`: Seeds, "select set_config('Seed', '0.5', true)": Seeds, "select set_config('seed '::bpchar, '0.5', true)": Seeds,
 		`select u&"set\005fconfig"('x.y', 'z', false)`: Unknown, "select query_to_xml('', true, false, '')": anything, "(select 1 into local temp x)": Temporary,
+		"do $$ begin perform lastval(); end $$":                                          free | Sequence,
 		"do $$ begin perform setseed(1); end $$":                                         free | Seeds,
 		"do language plpgsql $$ begin perform set_config('a' || 'b', '', false); end $$": free | Nameless,
-		"do $$ $$ language plpython3u":                                                   anything | Unknown, "do E'begin perform set\\x5fconfig(); end'": anything | Unknown,
+		"update pg_settings set setting = '1' where name = 'a'":                          AnyChange, `with a as (update only ("pg_catalog".pg_settings) as s set setting = '1' returning 1) select 1`: AnyChange,
+		"update t set a = (select setting from pg_settings)": 0, "select * from pg_settings": 0, "insert into pg_settings values (1)": Advances, "insert into t values (1) on conflict do update set a = (select 1 from pg_settings)": Advances,
+		"do $a$ begin execute $b$ do $c$ begin execute $d$ set x = 1 $d$; end $c$ $b$; end $a$": anything, "do $a$ begin execute $b$ do $c$ begin perform 1; end $c$ $b$; end $a$": free,
+		"do $$ $$ language plpython3u": anything | Unknown, "do E'begin perform set\\x5fconfig(); end'": anything | Unknown,
 	} {
 		if got := Effects([]byte(sql), false); got != want {
 			t.Errorf("%q: %b, want %b", sql, got, want)
@@ -71,8 +76,10 @@ func TestTheNamesThatATextChangesAreFound(t *testing.T) {
 		`set "schema".a = 1; set "time" = 1; reset session.b; reset session authorization`:                                                                                    {Settings: []string{"schema.a", "time", "session.b", "session_authorization"}},
 		`select "set_config"('work_mem', '1', false); do 'begin perform set_config(''a.b'', ''c'', false); execute ''select set_config(''''d.e'''', '''''''', false)''; end'`: {Settings: []string{"work_mem", "a.b", "d.e"}},
 		`set "Custom"."Name" = 1`: {Settings: []string{"custom.name"}},
-		"select set_config('A.b', 'x', false), set_config(n, 'x', false)":                  {Settings: []string{"a.b"}},
-		"do $$ begin perform set_config('x.y', '1', false); execute 'set p.q = 1'; end $$": {Settings: []string{"x.y", "p.q"}},
+		"select set_config('A.b', 'x', false), set_config(n, 'x', false)":                                                                                    {Settings: []string{"a.b"}},
+		"do $$ begin execute 'set a' || '.b = ' || quote_literal(c); execute format('set %I.c = 1', d); execute format('set local e.%I = %L', f, g); end $$": {Settings: []string{"a.b", "a"}},
+		"select set_config('a.b  '::bpchar, '', false); do $$ begin perform set_config('c.d '::bpchar, '', false); end $$":                                   {Settings: []string{"a.b", "c.d"}},
+		"do $$ begin perform set_config('x.y', '1', false); execute 'set p.q = 1'; end $$":                                                                   {Settings: []string{"x.y", "p.q"}},
 	} {
 		var got Mentions
 		got.Find([]byte(sql), false, 0)

@@ -6,6 +6,7 @@ import "strings"
 type call struct {
 	name   kind // of its first argument: number if that is an expression
 	commas uint8
+	path   bool // it may be search_path
 	back   Effect
 	depth  int // of its arguments
 }
@@ -24,6 +25,7 @@ func (w *walk) setConfig() Effect {
 	}
 	name := first.kind
 	value, ok := l.value(first)
+	value = strings.TrimRight(value, " ") // as a cast to bpchar does
 	if name == text && strings.EqualFold(value, "seed") {
 		return Seeds // even if it is local
 	}
@@ -33,7 +35,7 @@ func (w *walk) setConfig() Effect {
 	if w.calling {
 		w.outer = append(w.outer, w.inner)
 	}
-	w.calling, w.inner = true, call{name: name, depth: w.depth + 1}
+	w.calling, w.inner = true, call{name: name, path: name != text || strings.EqualFold(value, "search_path"), depth: w.depth + 1}
 	return 0
 }
 
@@ -55,8 +57,12 @@ func (w *walk) argument(t token) (e Effect) {
 		return 0
 	case c.commas == 0:
 		c.commas = 1
-		if value := w.lexer; value.is(value.next(), "null") { // PostgreSQL leads it back then
+		value := w.lexer
+		t := value.next()
+		if value.is(t, "null") { // PostgreSQL leads it back then
 			c.back = Back
+		} else if w.piece && c.path && (t.kind != text || !value.constant()) {
+			return leads
 		}
 		return 0
 	default:
