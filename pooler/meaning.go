@@ -472,7 +472,7 @@ func (r *registry) anew(st *statement) *statement {
 	if other := r.by[st.key]; other != nil && other != st {
 		return other
 	}
-	c := r.copyOf(st)
+	c := copyOf(st)
 	if r.by == nil {
 		r.by = map[string]*statement{}
 	}
