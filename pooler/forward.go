@@ -302,6 +302,11 @@ func (s *session) send(typ byte, n int) (ends bool, err error) {
 	s.open = s.open || !copies
 	text, whole := s.text(typ, n)
 	s.midway = !whole
+	if s.setback != nil && !copies && s.turnDown(typ, n) {
+		s.mu.Unlock()
+		s.dropExcess()
+		return true, nil
+	}
 	if name := s.longName(typ, n, whole); name != "" {
 		s.mu.Unlock()
 		return false, s.sendLongParse(name, n)
