@@ -35,7 +35,6 @@ func (s *session) forward(extent pgwire.Extent) error {
 	b := s.backend
 	var begun []byte
 	s.mu.Lock()
-	s.next.start = s.exchange.Start
 	if s.open { // by an event loop
 		begun = s.attempt.cycle
 	}
