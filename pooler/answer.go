@@ -348,7 +348,7 @@ func (s *session) failed(body []byte) (keep bool) {
 	defer s.mu.Unlock()
 	if d, ok := s.debts.firstReady(); ok && d.kind == owesOurSync && !s.fatal {
 		if d, _ := s.debts.first(); d.statement != nil && bytes.HasSuffix(body, []byte{0, 0}) {
-			s.why = &unmade{d.statement.name, bytes.Clone(body)}
+			s.why = &unmade{name: d.statement.name, body: bytes.Clone(body)}
 		}
 		s.forgive()
 		return false // what the client sent fails too, behind it

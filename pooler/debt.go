@@ -1,10 +1,12 @@
 package pooler
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 
 	"mainstay.dev/mainstay/pooler/internal/again"
+	"mainstay.dev/mainstay/pooler/internal/explain"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 )
@@ -247,6 +249,45 @@ func (s *session) undoUnnamed(d debt, later []debt) {
 	default: // better none than a wrong one
 		b.unnamed, s.unnamed.version = ticket{}, 0
 	}
+}
+
+// What PostgreSQL refuses for the moment, it may take the next time: that is not the statement's fault. A client that waits
+// for what its cycle uses is told so, and nothing of the cycle is carried out.
+
+// momentary reports whether an error is no matter of what was asked for.
+func momentary(body []byte) bool {
+	return !(&explain.Refused{SQLState: string(pgwire.Field(body, 'C'))}).Lasting()
+}
+
+// setBack notes such an error in a replay, which comes before the client's cycle is sent.
+func (s *session) setBack(body []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.setback == nil && s.cycles.len() == 0 {
+		s.setback = &unmade{name: namePrefix, body: bytes.Clone(body)}
+	}
+}
+
+// turnDown lets the server refuse the cycle whose next message, of n bytes, is about to be sent, by a name that never
+// exists; [session.tellWhy] knows better. It reports whether that message, which is the last, is not to be sent itself: a
+// server does not pass over a Query. The lock is held.
+func (s *session) turnDown(typ byte, n int) (instead bool) {
+	b := s.backend
+	for _, st := range s.setback.taught {
+		s.unlearn(st)
+	}
+	s.why, s.setback = s.setback, nil
+	b.out = pgwire.Append(b.out, pgwire.Bind, nul, []byte(namePrefix), make([]byte, 7))
+	s.debts.asked++
+	s.behind, s.open = true, true
+	if typ != pgwire.Query && typ != pgwire.FunctionCall {
+		return false
+	}
+	b.unnamed, s.unnamed.version = ticket{}, 0 // as if it had been
+	b.out = pgwire.Append(b.out, pgwire.Sync)
+	s.excess, s.midway = pgwire.HeaderSize+n, false
+	s.noteSent(pgwire.Sync)
+	return true
 }
 
 // replaces notes what the unnamed statement is, before the message that is being sent

@@ -35,7 +35,6 @@ func (s *session) forward(extent pgwire.Extent) error {
 	b := s.backend
 	var begun []byte
 	s.mu.Lock()
-	s.next.start = s.exchange.Start
 	if s.open { // by an event loop
 		begun = s.attempt.cycle
 	}
@@ -302,6 +301,11 @@ func (s *session) send(typ byte, n int) (ends bool, err error) {
 	s.open = s.open || !copies
 	text, whole := s.text(typ, n)
 	s.midway = !whole
+	if s.setback != nil && !copies && s.turnDown(typ, n) {
+		s.mu.Unlock()
+		s.dropExcess()
+		return true, nil
+	}
 	if name := s.longName(typ, n, whole); name != "" {
 		s.mu.Unlock()
 		return false, s.sendLongParse(name, n)

@@ -274,21 +274,24 @@ func (s *session) cursorless() bool {
 }
 
 // apart is the same statement, of one client alone.
-func (r *registry) apart(st *statement) *statement {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	c := r.copyOf(st)
+func apart(st *statement) *statement {
+	c := copyOf(st)
 	c.cursor = &sighting{}
 	return c
 }
 
-// copyOf is the same statement under another name. The lock is held.
-func (r *registry) copyOf(st *statement) *statement {
-	r.last++
+// copyOf is the same statement under another name.
+func copyOf(st *statement) *statement {
 	return &statement{
-		name: namePrefix + strconv.FormatUint(r.last, 36), key: st.key, body: st.body, left: st.left, garbled: st.garbled, said: st.said, use: st.use, under: st.under, shape: st.shape,
+		name: newName(), key: st.key, body: st.body, left: st.left, garbled: st.garbled, said: st.said, use: st.use, under: st.under, shape: st.shape,
 	}
 }
+
+// lastName counts the statements of all pools: clients keep theirs when another pool takes their pool's place, and
+// a server must not know two by one name.
+var lastName atomic.Uint64
+
+func newName() string { return namePrefix + strconv.FormatUint(lastName.Add(1), 36) }
 
 // fetch is the statement, or the one that it executes, that is a FETCH; nil: none.
 func (st *statement) fetch() *statement {
@@ -369,6 +372,20 @@ func (s *session) standIn(body []byte) string {
 	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, prepared.Empty(body, b.backslash()))
 	s.owe(debt{kind: owesOurParse})
 	return name
+}
+
+// vacate closes whatever else has the names of statements that the server does not know: a simple query that executes them is
+// carried out even if their Parse is refused.
+func (s *session) vacate(list []*statement) {
+	b := s.backend
+	for _, st := range list {
+		for ; st != nil && st != occupied; st = st.runs {
+			if _, known := b.prepared[st]; !known {
+				b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(st.name), nul)
+				s.owe(debt{kind: owesOurClose})
+			}
+		}
+	}
 }
 
 // PostgreSQL tells what such a statement's parameters are, if it returns no rows. The types of those that a server does not

@@ -344,6 +344,7 @@ func (s *session) offerDecoy(as, name string) {
 func (s *session) runAll(list []*statement) {
 	b := s.backend
 	alone, news := s.debts.len() == b.replays, false
+	s.vacate(list)
 	for _, st := range list {
 		known := s.knows(st) || st == occupied // which cannot fail
 		if !known && (!alone || b.status == pgwire.InFailed && st.left&scan.Ends == 0) {

@@ -211,7 +211,7 @@ func (s *session) unmet() (found bool) {
 }
 
 // teach makes the server learn what the cycle uses and was prepared under other settings.
-// What it refuses then is prepared where it is used, and refused there.
+// What it refuses then for good is prepared where it is used, and refused there.
 func (s *session) teach() error {
 	s.findTypes()
 	if err := s.sever(); err != nil {
@@ -223,7 +223,7 @@ func (s *session) teach() error {
 		}
 	}
 	named, unnamed := s.toLearn()
-	if len(named) == 0 && !unnamed {
+	if len(named) == 0 && !unnamed || s.setback != nil {
 		return nil
 	}
 	s.mu.Lock()
@@ -235,7 +235,11 @@ func (s *session) teach() error {
 		s.backend.unnamed = ticket{s.id, u.version}
 	}
 	s.mu.Unlock()
-	return s.replayed()
+	if err := s.replayed(); err != nil || s.setback == nil {
+		return err
+	}
+	s.setback.taught, s.backend.unnamed = named, ticket{} // maybe under the wrong settings
+	return nil
 }
 
 // teachOne sends what makes the server learn one statement; st is nil for the unnamed one.
@@ -284,6 +288,9 @@ func (s *session) runAside(sql string, mayFail bool) {
 func (s *session) untaught(d debt, body []byte) {
 	s.sound = string(pgwire.Field(body, 'R')) == "exec_parse_message"
 	s.sensing = nil
+	if momentary(body) {
+		s.setBack(body)
+	}
 	if d.statement != nil {
 		delete(s.backend.prepared, d.statement)
 	}
@@ -303,8 +310,9 @@ func (s *session) forgotten() {
 
 // unmade is why the server did not prepare a statement that SQL is about to execute.
 type unmade struct {
-	name string
-	body []byte // of the ErrorResponse
+	name   string
+	body   []byte       // of the ErrorResponse
+	taught []*statement // which the server is to forget
 }
 
 // tellWhy tells the client that, in place of an error that says that there is no such statement: with
@@ -472,7 +480,7 @@ func (r *registry) anew(st *statement) *statement {
 	if other := r.by[st.key]; other != nil && other != st {
 		return other
 	}
-	c := r.copyOf(st)
+	c := copyOf(st)
 	if r.by == nil {
 		r.by = map[string]*statement{}
 	}

@@ -1,8 +1,14 @@
 package pooler
 
 import (
+	"context"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"mainstay.dev/mainstay/pooler/pgtest"
 )
 
 // ask is one cycle of the extended protocol.
@@ -186,6 +192,89 @@ func (m *match) inTurn(t *testing.T, login []string) (play func([]step)) {
 			if pooled, direct := both[0].hear(one.ready), both[1].hear(one.ready); pooled != direct {
 				t.Fatalf("%q\nPOOLED\n%s\nDIRECT\n%s", one.story, pooled, direct)
 			}
+		}
+	}
+}
+
+// lockable makes a table, with one row, and returns what locks it and what frees it.
+func lockable(t *testing.T, s *pgtest.Server, table string) (lock, free func()) {
+	t.Helper()
+	if err := s.Exec(t.Context(), "drop table if exists "+table+"; create table "+table+" as select 7 as n"); err != nil {
+		t.Fatal(err)
+	}
+	locker, err := pgx.Connect(t.Context(), s.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { locker.Close(context.WithoutCancel(t.Context())) })
+	do := func(sql string) {
+		if _, err := locker.Exec(context.WithoutCancel(t.Context()), sql, simple); err != nil {
+			t.Error(err)
+		}
+	}
+	return func() { do("begin; lock table " + table) }, func() { do("rollback") }
+}
+
+// A server that does not take a statement for the moment, since somebody has locked its table, is not told it under
+// other settings, which others who have prepared the same would be given too.
+func TestAStatementThatIsRefusedForTheMomentKeepsItsMeaning(t *testing.T) {
+	s := pg.Start(t)
+	lock, free := lockable(t, s, "public.locked")
+	change := func(name, sql string) string { return parsed(name, sql) + bound(name) + executed + synced } // a Query drops the unnamed one
+	for what, c := range map[string]struct{ use, want string }{
+		"by the protocol": {bound("s") + executed + synced, "2DCZ"},
+		"behind others":   {parsed("", "select 'other'") + bound("") + executed + bound("s") + executed + synced, "12DC2DCZ"},
+		"described":       {described("s") + bound("s") + executed + synced, "tT2DCZ"},
+		"in SQL":          {frame('Q', "execute s\x00"), "TDCZ"},
+		"in a long text":  {frame('Q', "/*"+strings.Repeat(" ", 8000)+"*/ execute s\x00"), "TDCZ"},
+		"in a long cycle": {bound("s") + executed + parsed("", "/*"+strings.Repeat(" ", 20000)+"*/") + bound("s") + executed + synced, "2DC12DCZ"},
+		"unnamed":         {bound("") + executed + synced, "2DCZ"},
+	} {
+		for _, begin := range []string{"", "begin"} {
+			t.Run(what+" "+begin, func(t *testing.T) {
+				h := run(t, config(database(s.URL(), one)))
+				a, other := newFrontend(t, h), newFrontend(t, h)
+				for _, f := range []*frontend{other, a} {
+					f.send(change("dmy", "set datestyle = 'ISO, DMY'"))
+					f.expect("12CZ")
+					for _, name := range []string{"s", ""} {
+						f.send(parsed(name, "select (date '01/02/2020')::text from public.locked") + synced)
+						f.expect("1Z")
+					}
+				}
+				a.send(change("mdy", "set datestyle = 'ISO, MDY'") + change("limit", "set lock_timeout = '100ms'"))
+				a.expect("12CZ12CZ")
+				if err := h.Reconnect("app"); err != nil {
+					t.Fatal(err)
+				}
+				lock()
+				if begin != "" {
+					a.send(change("begin", begin))
+					a.expect("12CZ")
+				}
+				freed := make(chan struct{})
+				a.send(c.use)
+				await(t, "the server waits for the table", func() bool {
+					waits, err := s.Value(t.Context(), "select count(*)::text from pg_locks where not granted")
+					return err == nil && waits == "1"
+				})
+				time.AfterFunc(150*time.Millisecond, func() { free(); close(freed) }) // before it would give up once more
+				a.fails("while the table is locked", "", "55P03")
+				if begin != "" {
+					a.send(change("one", "select 1"))
+					a.fails("in the aborted transaction", "", "25P02")
+					a.send(change("rollback", "rollback"))
+					a.expect("12CZ")
+				}
+				<-freed
+				for _, f := range []*frontend{a, other} {
+					f.send(c.use)
+					f.expectFor(what, c.want)
+					if f.row != "2020-02-01" {
+						t.Errorf("got %s", f.row)
+					}
+				}
+			})
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package pooler
 
 import (
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -59,9 +58,8 @@ const (
 
 // A registry knows the statements that several clients may share.
 type registry struct {
-	mu   sync.Mutex
-	by   map[string]*statement
-	last uint64
+	mu sync.Mutex
+	by map[string]*statement
 
 	schema atomic.Uint64 // counts changes of it
 }
@@ -112,8 +110,7 @@ func (r *registry) intern(settings *state.Settings, certain, garbled bool, body 
 		}
 		delete(r.by, k)
 	}
-	r.last++
-	made.name = namePrefix + strconv.FormatUint(r.last, 36)
+	made.name = newName()
 	r.by[key] = made
 	return made, false
 }
@@ -281,7 +278,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 	}
 	st, older := s.intern(body, u)
 	if st.left&scan.Fetches != 0 && !s.cursorless() {
-		st = b.pool.statements.apart(st)
+		st = apart(st)
 	}
 	if s.names == nil {
 		s.names = map[string]*statement{}

@@ -259,6 +259,7 @@ type errand struct {
 	renamed  *scan.Renaming  // the text of the simple query that was sent last; nil: as the client has sent it
 	back     leadBack
 	why      *unmade      // the server could not prepare what that executes
+	setback  *unmade      // nor, for the moment, what the cycle uses that is sent next
 	added    *again.Added // statements of ours in that text
 	attempt  attempt
 	asSent   []byte    // the cycle, as the client sent it to the event loops; reused
@@ -343,7 +344,7 @@ func (s *session) shedLocked() *errand {
 		clear(e.vanished)
 		clear(e.portals)
 	}
-	e.renamed, e.why, e.added, e.back = nil, nil, nil, leadBack{}
+	e.renamed, e.why, e.setback, e.added, e.back = nil, nil, nil, nil, leadBack{}
 	return e
 }
 

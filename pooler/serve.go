@@ -218,6 +218,9 @@ func (s *session) enterAt(from entry, extent pgwire.Extent) error {
 	case atForward:
 		s.equip()
 	}
+	s.mu.Lock()
+	s.next.start = s.exchange.Start // query_timeout counts what comes before the cycle, too
+	s.mu.Unlock()
 	if err := s.tune(extent); err != nil {
 		return err
 	}

@@ -71,6 +71,28 @@ func TestTheQueryTimeoutIsExactFromOneSweepUp(t *testing.T) {
 	}
 }
 
+// What a server is taught in front of a query takes the query's time.
+func TestTheQueryTimeoutCountsWhatAServerIsTaught(t *testing.T) {
+	s := pg.Start(t)
+	lock, free := lockable(t, s, "public.slow_to_learn")
+	h := run(t, config(database(s.URL(), one, func(d *Database) { d.QueryTimeout = 300 * time.Millisecond })))
+	a := newFrontend(t, h)
+	a.send(frame('Q', "set datestyle = 'ISO, DMY'\x00") + parsed("s", "select (date '01/02/2020')::text from public.slow_to_learn") + synced + frame('Q', "set datestyle = 'ISO, MDY'\x00"))
+	a.expect("CZ1ZCZ")
+	if err := h.Reconnect("app"); err != nil {
+		t.Fatal(err)
+	}
+	lock()
+	a.send(bound("s") + executed + synced)
+	a.expect("EZ") // with a notice
+	free()
+	a.send(bound("s") + executed + synced)
+	a.expect("2DCZ")
+	if a.row != "2020-02-01" {
+		t.Errorf("got %s", a.row)
+	}
+}
+
 // The time of a query that is over says nothing about the next.
 func TestTheQueryTimeoutIsEachQuerysOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

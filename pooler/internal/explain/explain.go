@@ -31,9 +31,9 @@ type Refused struct{ SQLState, Message string }
 
 func (r *Refused) Error() string { return fmt.Sprintf("%s (%s)", r.Message, r.SQLState) }
 
-// Lasting reports whether it is of the statement: no matter of room, locks, time or a restart (classes 53, 55, 57 and 58).
+// Lasting reports whether it is of the statement: no matter of others at work, room, locks, time or a restart (classes 40, 53, 55, 57 and 58).
 func (r *Refused) Lasting() bool {
-	return !slices.Contains([]string{"53", "55", "57", "58"}, r.SQLState[:min(2, len(r.SQLState))])
+	return !slices.Contains([]string{"40", "53", "55", "57", "58"}, r.SQLState[:min(2, len(r.SQLState))])
 }
 
 // Possible reports whether a statement, by its first word, is one that has a plan.
