@@ -170,3 +170,30 @@ func TestNothingRunsUnderSomebodyElsesSettings(t *testing.T) {
 		})
 	}
 }
+
+// What a client has set is not read in the encoding that another has left there, whether the server is wiped or not.
+func TestTheEncodingOfAnotherGarblesNothing(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), `create or replace function public.puts_together(q text) returns void language plpgsql as $$ begin execute q; end $$`); err != nil {
+		t.Fatal(err)
+	}
+	for what, sql := range map[string]string{"led back": "set client_encoding = 'latin1'", "wiped": "set client_encoding = 'latin1'; select public.puts_together('select 1')"} {
+		h := run(t, config(database(s.URL(), one)))
+		a, b, c := h.connect(t), h.connect(t), newFrontend(t, h, "client_encoding", "LATIN1")
+		do(t, b, "set app.town = 'Zoë'", pgx.QueryExecModeSimpleProtocol)
+		c.send(frame('Q', "set app.town = 'Zo\xeb'\x00"))
+		c.expect("CZ")
+		for range 2 {
+			if _, err := a.PgConn().Exec(t.Context(), sql).ReadAll(); err != nil {
+				t.Fatal(err)
+			}
+			if got := value(t, b, "select current_setting('app.town')", pgx.QueryExecModeSimpleProtocol); got != "Zoë" {
+				t.Errorf("%s: a client that is to have UTF-8 has %q", what, got)
+			}
+			c.send(frame('Q', "select current_setting('app.town')\x00"))
+			if c.expect("TDCZ"); c.row != "Zo\xeb" {
+				t.Errorf("%s: a client that is to have Latin-1 has %q", what, c.row)
+			}
+		}
+	}
+}

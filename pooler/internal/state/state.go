@@ -182,13 +182,12 @@ func (s *Settings) Change(to *Settings) (queries []string) {
 			sql.WriteString("RESET " + identifier(p.Name) + ";")
 		}
 	}
-	// What follows may be encoded in another way than what came before.
-	if was, _ := s.Get(encoding); !to.plain() {
-		if is, ok := to.Get(encoding); ok && is != was {
+	if s.Recodes(to) {
+		if is, ok := to.Get(encoding); ok {
 			sql.WriteString("SELECT " + assign(encoding, is))
-			queries = append(queries, sql.String())
-			sql.Reset()
 		}
+		queries = append(queries, sql.String())
+		sql.Reset()
 	}
 	separator := "SELECT "
 	set := func(name, value string) {
@@ -213,6 +212,14 @@ func (s *Settings) Change(to *Settings) (queries []string) {
 		queries = append(queries, sql.String())
 	}
 	return queries
+}
+
+// Recodes reports whether others, whose values are not the same in every encoding, are to be sent in another one than
+// these: PostgreSQL reads a whole query in the encoding that is in force when it comes.
+func (s *Settings) Recodes(to *Settings) bool {
+	was, had := s.Get(encoding)
+	is, has := to.Get(encoding)
+	return (had != has || is != was) && !to.plain()
 }
 
 // listed are the settings whose values are lists of names, which SET would take for one name.

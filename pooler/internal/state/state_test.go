@@ -76,6 +76,23 @@ func TestAChangeResetsWhatGoesAndSetsWhatComes(t *testing.T) {
 	}
 }
 
+func TestNothingIsSentInTheEncodingOfAnother(t *testing.T) {
+	plain, town := None.With("app.town", "Bonn"), None.With("app.town", "Zo\u00eb")
+	latin := None.With("client_encoding", "LATIN1")
+	for _, c := range []struct {
+		from, to *Settings
+		queries  int
+	}{
+		{latin, town, 2}, {latin, plain, 1}, {None, town, 1}, {None, town.With("client_encoding", "LATIN1"), 2}, {latin, town.With("client_encoding", "LATIN1"), 1},
+		{latin, town.With("client_encoding", "UTF8"), 2}, {latin, plain.With("client_encoding", "UTF8"), 1}, {town.With("client_encoding", "LATIN1"), None, 1},
+	} {
+		got := c.from.Change(c.to)
+		if len(got) != c.queries || len(got) == 2 && (!strings.Contains(got[0], "client_encoding") || strings.Contains(got[0], "Zo")) {
+			t.Errorf("%q to %q: %q", c.from.Key(), c.to.Key(), got)
+		}
+	}
+}
+
 func TestEqualSettingsOfATableAreTheSame(t *testing.T) {
 	var table Table
 	a, b := table.Intern(None.With("x", "1").With("y", "2")), table.Intern(None.With("y", "2").With("x", "0").With("x", "1"))
