@@ -177,6 +177,15 @@ func TestTheEncodingOfAnotherGarblesNothing(t *testing.T) {
 	if err := s.Exec(t.Context(), `create or replace function public.puts_together(q text) returns void language plpgsql as $$ begin execute q; end $$`); err != nil {
 		t.Fatal(err)
 	}
+	h := run(t, config(database(s.URL(), one)))
+	own, other := newFrontend(t, h), h.connect(t)
+	own.send(frame('Q', "set app.town = 'Zoë'\x00") + frame('Q', "set client_encoding = 'latin1'\x00"))
+	own.expect("CZCZ")
+	do(t, other, "select 1")
+	own.send(frame('Q', "select current_setting('app.town')\x00"))
+	if own.expect("TDCZ"); own.row != "Zo\xeb" {
+		t.Errorf("behind a change of its own encoding a client has %q", own.row)
+	}
 	for what, sql := range map[string]string{"led back": "set client_encoding = 'latin1'", "wiped": "set client_encoding = 'latin1'; select public.puts_together('select 1')"} {
 		h := run(t, config(database(s.URL(), one)))
 		a, b, c := h.connect(t), h.connect(t), newFrontend(t, h, "client_encoding", "LATIN1")

@@ -36,6 +36,16 @@ func TestOnlyWhatMayHaveChangedIsAsked(t *testing.T) {
 	}
 }
 
+func TestWhatIsEncodedAnewIsAskedFor(t *testing.T) {
+	known := state.None.With("app.town", "Zo\u00eb").With("app.x", "1").With("application_name", "\u00e9")
+	for name, want := range map[string]bool{"client_encoding": true, "work_mem": false} {
+		q := Question{Effects: scan.Setting, Names: []string{name}, Known: known}
+		if sql := q.SQL(); strings.Contains(sql, "app.town") != want || strings.Contains(sql, "application_name") != want || strings.Contains(sql, "app.x") {
+			t.Errorf("%s: %s", name, sql)
+		}
+	}
+}
+
 func TestWhatWentBackIsWhatWasGivenAtLogin(t *testing.T) {
 	login := state.None.With("work_mem", "7MB").With("app.x", "start")
 	q := Question{Effects: scan.Setting | scan.Back, Names: []string{"work_mem", "app.x"}, Known: login.With("timezone", "UTC")}

@@ -317,8 +317,11 @@ func (s *Settings) Make(others *Settings, yield func(name, value string)) {
 }
 
 // plain reports whether the values are the same in every encoding.
-func (s *Settings) plain() bool {
-	return strings.IndexFunc(s.key, func(r rune) bool { return r >= 0x80 }) < 0
+func (s *Settings) plain() bool { return Plain(s.key) }
+
+// Plain reports whether a text is the same in every encoding.
+func Plain(text string) bool {
+	return strings.IndexFunc(text, func(r rune) bool { return r >= 0x80 }) < 0
 }
 
 // assign calls set_config: it reads lists such as search_path as a startup packet
