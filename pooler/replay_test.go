@@ -206,3 +206,36 @@ func TestTheEncodingOfAnotherGarblesNothing(t *testing.T) {
 		}
 	}
 }
+
+// However strings are written on a server, what a client has set comes there as it was, and nobody's session ends for it.
+func TestWhatIsCarriedIsNotWrittenAsOthersWriteStrings(t *testing.T) {
+	s := pg.Start(t)
+	encodings := map[string][]string{
+		"UTF8": {"O'Brien", `C:\`, `\'`, `$_ms$'$_ms`, "Zoë's $"}, "SJIS": {"\x95\\", "\x83\\'", "\x94\\\\"}, "BIG5": {"\xa5\\'", "\xa4A"}, "GBK": {"\x95\\", "\x81\\'"},
+		"UHC": {"\xb0\xa1\\", "\x81A'"}, "GB18030": {"\x95\\", "\x81\x30\x81\x31\\'"}, "JOHAB": {"\xd0\xb9\\'"}, "SHIFT_JIS_2004": {"\x95\\", "\x83\\'"},
+	}
+	for _, writes := range []string{"set backslash_quote = off", "set standard_conforming_strings = off", "set backslash_quote = off; set standard_conforming_strings = off", "set client_encoding = sjis", "select 1"} {
+		h := run(t, config(database(s.URL(), one)))
+		other := newFrontend(t, h)
+		for encoding, values := range encodings {
+			f := newFrontend(t, h)
+			f.send(frame('Q', "set client_encoding = '"+encoding+"'\x00"))
+			f.expectFor(encoding, "CZ")
+			for _, v := range values {
+				f.send(parsed("", "select set_config('app.name', $1, false)") + bindTexts("", "", []string{v}) + executed + synced)
+				f.expectFor(encoding, "12DCZ")
+				other.send(frame('Q', writes+"\x00"))
+				for typ := other.next(); typ != "Z"; typ = other.next() {
+					if typ == "E" {
+						t.Fatal(writes)
+					}
+				}
+				f.send(frame('Q', "select current_setting('app.name')\x00"))
+				if f.expectFor(encoding, "TDCZ"); f.row != v {
+					t.Errorf("%s, behind %s: %q came as %q", encoding, writes, v, f.row)
+				}
+			}
+			f.conn.Close()
+		}
+	}
+}

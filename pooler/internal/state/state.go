@@ -331,9 +331,18 @@ func assign(name, value string) string {
 	return "pg_catalog.set_config(" + Literal(name) + "," + Literal(value) + ",false) IS NULL"
 }
 
-// Literal quotes a string whatever standard_conforming_strings says.
+// Literal quotes a string so that it is the same whatever standard_conforming_strings and backslash_quote say, and whatever
+// the encoding: there is no escape in it. In some encodings half a character may be a backslash, or a letter, but never a
+// quote or a dollar.
 func Literal(s string) string {
-	return "E'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
+	if !strings.ContainsAny(s, `'\`) {
+		return "'" + s + "'"
+	}
+	tag := "$_ms$"
+	for strings.Index(s+tag, tag) < len(s) { // it ends where the first one stands
+		tag = "$_ms" + tag[1:]
+	}
+	return tag + s + tag
 }
 
 // identifier quotes a setting's name, part by part.
