@@ -60,16 +60,17 @@ func (s *session) equip() {
 	if sequences {
 		forget += forgetSequences + ";"
 	}
+	apart := opaque && b.settings.Recodes(s.settings)
 	if opaque {
 		forget += audit.WipeUnseen()
 		b.settings, b.opaque, b.changes = state.None, nobodys, changes
 		b.pool.wiped.Add(1)
 	}
 	queries := b.settings.Change(s.settings)
-	if len(queries) > 0 {
-		queries[0] = forget + queries[0]
+	if forget != "" && (len(queries) == 0 || apart) {
+		queries = slices.Insert(queries, 0, strings.TrimSuffix(forget, ";"))
 	} else if forget != "" {
-		queries = []string{strings.TrimSuffix(forget, ";")}
+		queries[0] = forget + queries[0]
 	}
 	for _, query := range queries {
 		s.sendReplay(replay(query), "")

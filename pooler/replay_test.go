@@ -170,3 +170,72 @@ func TestNothingRunsUnderSomebodyElsesSettings(t *testing.T) {
 		})
 	}
 }
+
+// What a client has set is not read in the encoding that another has left there, whether the server is wiped or not.
+func TestTheEncodingOfAnotherGarblesNothing(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), `create or replace function public.puts_together(q text) returns void language plpgsql as $$ begin execute q; end $$`); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), one)))
+	own, other := newFrontend(t, h), h.connect(t)
+	own.send(frame('Q', "set app.town = 'Zoë'\x00") + frame('Q', "set client_encoding = 'latin1'\x00"))
+	own.expect("CZCZ")
+	do(t, other, "select 1")
+	own.send(frame('Q', "select current_setting('app.town')\x00"))
+	if own.expect("TDCZ"); own.row != "Zo\xeb" {
+		t.Errorf("behind a change of its own encoding a client has %q", own.row)
+	}
+	for what, sql := range map[string]string{"led back": "set client_encoding = 'latin1'", "wiped": "set client_encoding = 'latin1'; select public.puts_together('select 1')"} {
+		h := run(t, config(database(s.URL(), one)))
+		a, b, c := h.connect(t), h.connect(t), newFrontend(t, h, "client_encoding", "LATIN1")
+		do(t, b, "set app.town = 'Zoë'", pgx.QueryExecModeSimpleProtocol)
+		c.send(frame('Q', "set app.town = 'Zo\xeb'\x00"))
+		c.expect("CZ")
+		for range 2 {
+			if _, err := a.PgConn().Exec(t.Context(), sql).ReadAll(); err != nil {
+				t.Fatal(err)
+			}
+			if got := value(t, b, "select current_setting('app.town')", pgx.QueryExecModeSimpleProtocol); got != "Zoë" {
+				t.Errorf("%s: a client that is to have UTF-8 has %q", what, got)
+			}
+			c.send(frame('Q', "select current_setting('app.town')\x00"))
+			if c.expect("TDCZ"); c.row != "Zo\xeb" {
+				t.Errorf("%s: a client that is to have Latin-1 has %q", what, c.row)
+			}
+		}
+	}
+}
+
+// However strings are written on a server, what a client has set comes there as it was, and nobody's session ends for it.
+func TestWhatIsCarriedIsNotWrittenAsOthersWriteStrings(t *testing.T) {
+	s := pg.Start(t)
+	encodings := map[string][]string{
+		"UTF8": {"O'Brien", `C:\`, `\'`, `$_ms$'$_ms`, "Zoë's $"}, "SJIS": {"\x95\\", "\x83\\'", "\x94\\\\"}, "BIG5": {"\xa5\\'", "\xa4A"}, "GBK": {"\x95\\", "\x81\\'"},
+		"UHC": {"\xb0\xa1\\", "\x81A'"}, "GB18030": {"\x95\\", "\x81\x30\x81\x31\\'"}, "JOHAB": {"\xd0\xb9\\'"}, "SHIFT_JIS_2004": {"\x95\\", "\x83\\'"},
+	}
+	for _, writes := range []string{"set backslash_quote = off", "set standard_conforming_strings = off", "set backslash_quote = off; set standard_conforming_strings = off", "set client_encoding = sjis", "select 1"} {
+		h := run(t, config(database(s.URL(), one)))
+		other := newFrontend(t, h)
+		for encoding, values := range encodings {
+			f := newFrontend(t, h)
+			f.send(frame('Q', "set client_encoding = '"+encoding+"'\x00"))
+			f.expectFor(encoding, "CZ")
+			for _, v := range values {
+				f.send(parsed("", "select set_config('app.name', $1, false)") + bindTexts("", "", []string{v}) + executed + synced)
+				f.expectFor(encoding, "12DCZ")
+				other.send(frame('Q', writes+"\x00"))
+				for typ := other.next(); typ != "Z"; typ = other.next() {
+					if typ == "E" {
+						t.Fatal(writes)
+					}
+				}
+				f.send(frame('Q', "select current_setting('app.name')\x00"))
+				if f.expectFor(encoding, "TDCZ"); f.row != v {
+					t.Errorf("%s, behind %s: %q came as %q", encoding, writes, v, f.row)
+				}
+			}
+			f.conn.Close()
+		}
+	}
+}

@@ -11,10 +11,10 @@ import (
 var login = state.None.With("datestyle", "German").With("search_path", "a, b").With("role", "r").With("my.x", "it's").With("log_statement", "all")
 
 const (
-	date = `SET "datestyle" TO E'German'`
-	path = `SET search_path TO E'a',E'b'`
-	mine = `SET "my"."x" TO E'it\'s'`
-	role = `SET "role" TO E'r'`
+	date = `SET "datestyle" TO 'German'`
+	path = `SET search_path TO 'a','b'`
+	mine = `SET "my"."x" TO $_ms$it's$_ms$`
+	role = `SET "role" TO 'r'`
 	all  = date + ";" + mine + ";" + path
 )
 
@@ -27,8 +27,8 @@ func TestWhatWasChosenFollowsWhatLeadsItBack(t *testing.T) {
 		`reset "datestyle"`:                   `reset "datestyle";` + date,
 		"set datestyle to default; x":         "set datestyle to default;" + date + "; x",
 		"set session datestyle = default; x":  "set session datestyle = default;" + date + "; x",
-		"set local datestyle = default; x":    `set local datestyle = default;SET LOCAL "datestyle" TO E'German'; x`,
-		"set local search_path to default; x": "set local search_path to default;SET LOCAL search_path TO E'a',E'b'; x",
+		"set local datestyle = default; x":    `set local datestyle = default;SET LOCAL "datestyle" TO 'German'; x`,
+		"set local search_path to default; x": "set local search_path to default;SET LOCAL search_path TO 'a','b'; x",
 		"reset my.x;reset role":               "reset my.x;" + mine + ";reset role;" + role,
 		"reset all; x":                        "reset all;" + all + "; x",
 		"discard all; x":                      "discard all;" + date + ";" + mine + ";" + role + ";" + path + "; x",
@@ -58,7 +58,7 @@ func TestWhatWasChosenFollowsWhatLeadsItBack(t *testing.T) {
 		t.Errorf("not in every encoding: %s", longer.Text())
 	}
 	const local = "set local datestyle = default"
-	if longer, _ := Text([]byte(local), false, true, login); longer == nil || longer.Text() != local+`;SET LOCAL "datestyle" TO E'German'` {
+	if longer, _ := Text([]byte(local), false, true, login); longer == nil || longer.Text() != local+`;SET LOCAL "datestyle" TO 'German'` {
 		t.Errorf("in a transaction: %v", longer)
 	}
 }

@@ -88,10 +88,12 @@ func (q *Question) SQL() string {
 				sql.WriteString(everyone)
 			}
 			names = append([]string{"role", "session_authorization"}, names...)
-			for _, p := range q.Known.All() {
-				if strings.Contains(p.Name, ".") && !slices.Contains(names, p.Name) {
-					names = append(names, p.Name)
-				}
+		}
+		recoded := slices.Contains(q.Names, "client_encoding")
+		for _, p := range q.Known.All() {
+			own := strings.Contains(p.Name, ".")
+			if (q.Everything() && own || recoded && !state.Plain(p.Value)) && !slices.Contains(names, p.Name) {
+				names = append(slices.Clip(names), p.Name)
 			}
 		}
 		if slices.Contains(names, "session_authorization") && !slices.Contains(names, "role") {

@@ -25,13 +25,23 @@ func row(columns ...string) []byte {
 
 func TestOnlyWhatMayHaveChangedIsAsked(t *testing.T) {
 	q := Question{Effects: scan.Setting, Names: []string{"it's"}, Known: state.None}
-	if got := q.SQL(); !strings.Contains(got, `unnest(ARRAY[E'it\'s']`) || strings.Contains(got, "pg_settings") || strings.Contains(got, "pg_locks") {
+	if got := q.SQL(); !strings.Contains(got, `unnest(ARRAY[$_ms$it's$_ms$]`) || strings.Contains(got, "pg_settings") || strings.Contains(got, "pg_locks") {
 		t.Error(got)
 	}
 	q = Question{Effects: scan.Unseen, Known: state.None.With("app.x", "1")}
-	for _, want := range []string{"pg_settings", "pg_locks", "pg_cursors", "pg_depend", "E'app.x'", "E'role'"} {
+	for _, want := range []string{"pg_settings", "pg_locks", "pg_cursors", "pg_depend", "'app.x'", "'role'"} {
 		if got := q.SQL(); !strings.Contains(got, want) {
 			t.Errorf("%s is missing in %s", want, got)
+		}
+	}
+}
+
+func TestWhatIsEncodedAnewIsAskedFor(t *testing.T) {
+	known := state.None.With("app.town", "Zo\u00eb").With("app.x", "1").With("application_name", "\u00e9")
+	for name, want := range map[string]bool{"client_encoding": true, "work_mem": false} {
+		q := Question{Effects: scan.Setting, Names: []string{name}, Known: known}
+		if sql := q.SQL(); strings.Contains(sql, "app.town") != want || strings.Contains(sql, "application_name") != want || strings.Contains(sql, "app.x") {
+			t.Errorf("%s: %s", name, sql)
 		}
 	}
 }

@@ -22,10 +22,10 @@ func TestOnlySomeSettingsDecideWhatATextMeans(t *testing.T) {
 func TestMeaningGivesEachSettingAValueOrItsDefault(t *testing.T) {
 	sql := None.With("role", "it's").With("datestyle", "German").With("work_mem", "4MB").Meaning()
 	first, others := sql[0], strings.Join(sql[1:], "")
-	if want := `SET LOCAL SESSION AUTHORIZATION DEFAULT;SELECT pg_catalog.set_config(E'role',E'it\'s',true) IS NULL;SET LOCAL client_encoding TO DEFAULT;`; first != want {
+	if want := `SET LOCAL SESSION AUTHORIZATION DEFAULT;SELECT pg_catalog.set_config('role',$_ms$it's$_ms$,true) IS NULL;SET LOCAL client_encoding TO DEFAULT;`; first != want {
 		t.Errorf("got %s\nwant %s", first, want)
 	}
-	if !strings.Contains(others, `set_config(E'datestyle',E'German',true)`) || !strings.Contains(others, "SET LOCAL search_path TO DEFAULT;") || strings.Contains(others, "work_mem") {
+	if !strings.Contains(others, `set_config('datestyle','German',true)`) || !strings.Contains(others, "SET LOCAL search_path TO DEFAULT;") || strings.Contains(others, "work_mem") {
 		t.Error(others)
 	}
 }

@@ -182,13 +182,12 @@ func (s *Settings) Change(to *Settings) (queries []string) {
 			sql.WriteString("RESET " + identifier(p.Name) + ";")
 		}
 	}
-	// What follows may be encoded in another way than what came before.
-	if was, _ := s.Get(encoding); !to.plain() {
-		if is, ok := to.Get(encoding); ok && is != was {
+	if s.Recodes(to) {
+		if is, ok := to.Get(encoding); ok {
 			sql.WriteString("SELECT " + assign(encoding, is))
-			queries = append(queries, sql.String())
-			sql.Reset()
 		}
+		queries = append(queries, sql.String())
+		sql.Reset()
 	}
 	separator := "SELECT "
 	set := func(name, value string) {
@@ -213,6 +212,14 @@ func (s *Settings) Change(to *Settings) (queries []string) {
 		queries = append(queries, sql.String())
 	}
 	return queries
+}
+
+// Recodes reports whether others, whose values are not the same in every encoding, are to be sent in another one than
+// these: PostgreSQL reads a whole query in the encoding that is in force when it comes.
+func (s *Settings) Recodes(to *Settings) bool {
+	was, had := s.Get(encoding)
+	is, has := to.Get(encoding)
+	return (had != has || is != was) && !to.plain()
 }
 
 // listed are the settings whose values are lists of names, which SET would take for one name.
@@ -310,8 +317,11 @@ func (s *Settings) Make(others *Settings, yield func(name, value string)) {
 }
 
 // plain reports whether the values are the same in every encoding.
-func (s *Settings) plain() bool {
-	return strings.IndexFunc(s.key, func(r rune) bool { return r >= 0x80 }) < 0
+func (s *Settings) plain() bool { return Plain(s.key) }
+
+// Plain reports whether a text is the same in every encoding.
+func Plain(text string) bool {
+	return strings.IndexFunc(text, func(r rune) bool { return r >= 0x80 }) < 0
 }
 
 // assign calls set_config: it reads lists such as search_path as a startup packet
@@ -321,9 +331,18 @@ func assign(name, value string) string {
 	return "pg_catalog.set_config(" + Literal(name) + "," + Literal(value) + ",false) IS NULL"
 }
 
-// Literal quotes a string whatever standard_conforming_strings says.
+// Literal quotes a string so that it is the same whatever standard_conforming_strings and backslash_quote say, and whatever
+// the encoding: there is no escape in it. In some encodings half a character may be a backslash, or a letter, but never a
+// quote or a dollar.
 func Literal(s string) string {
-	return "E'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
+	if !strings.ContainsAny(s, `'\`) {
+		return "'" + s + "'"
+	}
+	tag := "$_ms$"
+	for strings.Index(s+tag, tag) < len(s) { // it ends where the first one stands
+		tag = "$_ms" + tag[1:]
+	}
+	return tag + s + tag
 }
 
 // identifier quotes a setting's name, part by part.

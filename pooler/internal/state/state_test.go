@@ -58,7 +58,7 @@ func TestAStartupThatCannotBeObeyedIsRefused(t *testing.T) {
 func TestAChangeResetsWhatGoesAndSetsWhatComes(t *testing.T) {
 	from, _ := OfStartup(start("a", "1", "b", "2"))
 	to, _ := OfStartup(start("b", `it's \`, "c", "3"))
-	want := `RESET "a";SELECT pg_catalog.set_config(E'b',E'it\'s \\',false) IS NULL,pg_catalog.set_config(E'c',E'3',false) IS NULL`
+	want := `RESET "a";SELECT pg_catalog.set_config('b',$_ms$it's \$_ms$,false) IS NULL,pg_catalog.set_config('c','3',false) IS NULL`
 	if got := strings.Join(from.Change(to), " | "); got != want {
 		t.Errorf("got %s\nwant %s", got, want)
 	}
@@ -68,11 +68,28 @@ func TestAChangeResetsWhatGoesAndSetsWhatComes(t *testing.T) {
 	// What a role may set and see depends on it: it goes first and comes last.
 	from = None.With("role", "r").With("a.b", "1").With("client_encoding", "UTF8")
 	to = None.With("role", "q").With("session_authorization", "u").With("client_encoding", "LATIN1").With("x.y", "\u00e9")
-	want = `RESET ROLE;RESET "a"."b";SELECT pg_catalog.set_config(E'client_encoding',E'LATIN1',false) IS NULL | ` +
-		`SELECT pg_catalog.set_config(E'client_encoding',E'LATIN1',false) IS NULL,pg_catalog.set_config(E'x.y',E'` + "\u00e9" + `',false) IS NULL;` +
-		`SELECT pg_catalog.set_config(E'session_authorization',E'u',false) IS NULL;SELECT pg_catalog.set_config(E'role',E'q',false) IS NULL`
+	want = `RESET ROLE;RESET "a"."b";SELECT pg_catalog.set_config('client_encoding','LATIN1',false) IS NULL | ` +
+		`SELECT pg_catalog.set_config('client_encoding','LATIN1',false) IS NULL,pg_catalog.set_config('x.y','` + "\u00e9" + `',false) IS NULL;` +
+		`SELECT pg_catalog.set_config('session_authorization','u',false) IS NULL;SELECT pg_catalog.set_config('role','q',false) IS NULL`
 	if got := strings.Join(from.Change(to), " | "); got != want {
 		t.Errorf("got %s\nwant %s", got, want)
+	}
+}
+
+func TestNothingIsSentInTheEncodingOfAnother(t *testing.T) {
+	plain, town := None.With("app.town", "Bonn"), None.With("app.town", "Zo\u00eb")
+	latin := None.With("client_encoding", "LATIN1")
+	for _, c := range []struct {
+		from, to *Settings
+		queries  int
+	}{
+		{latin, town, 2}, {latin, plain, 1}, {None, town, 1}, {None, town.With("client_encoding", "LATIN1"), 2}, {latin, town.With("client_encoding", "LATIN1"), 1},
+		{latin, town.With("client_encoding", "UTF8"), 2}, {latin, plain.With("client_encoding", "UTF8"), 1}, {town.With("client_encoding", "LATIN1"), None, 1},
+	} {
+		got := c.from.Change(c.to)
+		if len(got) != c.queries || len(got) == 2 && (!strings.Contains(got[0], "client_encoding") || strings.Contains(got[0], "Zo")) {
+			t.Errorf("%q to %q: %q", c.from.Key(), c.to.Key(), got)
+		}
 	}
 }
 
@@ -101,20 +118,42 @@ func FuzzOfStartup(f *testing.F) {
 				t.Fatalf("a name that is no name: %q", p.Name)
 			}
 		}
-		if sql := strings.Join(None.Change(s), ";"); strings.Count(strings.NewReplacer(`\\`, "", `\'`, "").Replace(sql), "'")%2 != 0 {
+		sql := strings.Join(None.Change(s), ";")
+		for _, p := range s.list {
+			sql = strings.ReplaceAll(sql, Literal(p.Value), "")
+		}
+		if strings.Count(sql, "'")%2 != 0 {
 			t.Fatalf("a quote is open: %s", sql)
+		}
+	})
+}
+
+func FuzzLiteral(f *testing.F) {
+	for _, s := range []string{"", "a", "$", "é", "it's", `\`, `'$_ms`, `'$_ms$`, `\$_ms$_ms`, `$_ms$'$_ms_ms$`, `'$_ms_ms`, "\x95\\", "'$"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		got := Literal(s)
+		tag, _, _ := strings.Cut(strings.TrimPrefix(got, "$"), "$")
+		switch tag = "$" + tag + "$"; {
+		case got == "'"+s+"'":
+			if strings.ContainsAny(s, `'\`) {
+				t.Errorf("%s has to be escaped", got)
+			}
+		case got != tag+s+tag, strings.Trim(tag, "$_ms") != "", strings.Index(s+tag, tag) != len(s):
+			t.Errorf("%q is %s", s, got)
 		}
 	})
 }
 
 func TestAListIsGivenAgainBySETWhereThatWritesTheSame(t *testing.T) {
 	for value, want := range map[string]string{
-		"other": "SET search_path TO E'other'", `"$user", public`: "SET search_path TO E'$user',E'public'", `"It's", a_1`: `SET search_path TO E'It\'s',E'a_1'`,
+		"other": "SET search_path TO 'other'", `"$user", public`: "SET search_path TO '$user','public'", `"It's", a_1`: `SET search_path TO $_ms$It's$_ms$,'a_1'`,
 		"a,b": "", "Other": "", `"public"`: "", "": "", `"a""b"`: "", "a , b": "", "1a": "", "a, ": "",
 	} {
 		got := None.With("search_path", value).Again("search_path", false)
 		if want == "" {
-			want = "SELECT WHERE pg_catalog.set_config(E'search_path'," + Literal(value) + ",false) IS NULL"
+			want = "SELECT WHERE pg_catalog.set_config('search_path'," + Literal(value) + ",false) IS NULL"
 		}
 		if len(got) != 1 || got[0] != want {
 			t.Errorf("%s: %q, want %s", value, got, want)
