@@ -18,7 +18,7 @@ const (
 
 	// Functions with a source, and those in C, or of PostgreSQL's own under another name, that may leave something.
 	sources = "SELECT p.oid,p.xmin,p.proname,p.prosrc,l.lanname FROM pg_proc p JOIN pg_language l ON l.oid=p.prolang WHERE p.oid>=16384" +
-		" AND CASE l.lanname WHEN 'internal' THEN p.prosrc ~ '^(set_config|pg_(try_)?advisory|setseed|pg_listening)'" +
+		" AND CASE l.lanname WHEN 'internal' THEN p.prosrc ~ '^(set_config|pg_(try_)?advisory|setseed|pg_listening|pg_notify)'" +
 		" WHEN 'c' THEN p.oid NOT IN (SELECT d.objid FROM pg_depend d JOIN pg_extension e ON e.oid=d.refobjid WHERE d.classid='pg_proc'::regclass" +
 		" AND d.refclassid='pg_extension'::regclass AND d.deptype='e' AND e.extname IN (" + harmless + ")) ELSE true END"
 
@@ -115,7 +115,7 @@ var (
 	holds = "::text ~ (SELECT ':(funcid|opfuncid|aggfnoid|winfnoid) ('||string_agg(oid::text,'|')||') ' FROM (" + builtins + ") b)"
 
 	written = "SELECT 'e',c.relname,regexp_replace(pg_get_ruledef(r.oid),'^CREATE RULE','') FROM pg_rewrite r JOIN pg_class c ON c.oid=r.ev_class" +
-		" WHERE r.oid>=16384 AND (r.ev_action" + holds + " OR r.ev_qual" + holds + ");" +
+		" WHERE r.oid>=16384 AND (r.ev_action" + holds + " OR r.ev_qual" + holds + " OR r.ev_action::text ~ '{NOTIFYSTMT');" +
 		"SELECT 'e',c.relname||'!',pg_get_expr(d.adbin,d.adrelid) FROM pg_attrdef d JOIN pg_class c ON c.oid=d.adrelid WHERE d.adbin" + holds + ";" +
 		"SELECT 'e',c.relname||'!',pg_get_expr(k.conbin,k.conrelid) FROM pg_constraint k JOIN pg_class c ON c.oid=k.conrelid WHERE k.contype='c' AND k.conbin" + holds + ";" +
 		"SELECT 'e',c.relname,concat_ws(',',pg_get_expr(p.polqual,p.polrelid),pg_get_expr(p.polwithcheck,p.polrelid)) FROM pg_policy p JOIN pg_class c ON c.oid=p.polrelid" +

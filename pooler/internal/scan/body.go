@@ -119,8 +119,8 @@ func builtin(name []byte) Effect {
 	return (&walk{}).call(name) | named(name)
 }
 
-// Builtins are the functions of PostgreSQL's own that may stay in a session when others call them: views, defaults, rules.
-var Builtins = strings.Fields("set_config setseed currval lastval pg_listening_channels " +
+// Builtins are the functions of PostgreSQL's own that matter when others call them: views, defaults, rules.
+var Builtins = strings.Fields("set_config setseed currval lastval pg_listening_channels pg_notify " +
 	"pg_advisory_lock pg_advisory_lock_shared pg_try_advisory_lock pg_try_advisory_lock_shared pg_advisory_unlock pg_advisory_unlock_shared pg_advisory_unlock_all " +
 	"query_to_xml query_to_xmlschema query_to_xml_and_xmlschema cursor_to_xml cursor_to_xmlschema table_to_xml table_to_xml_and_xmlschema schema_to_xml " +
 	"schema_to_xml_and_xmlschema database_to_xml database_to_xml_and_xmlschema ts_stat ts_rewrite pg_create_physical_replication_slot " +
