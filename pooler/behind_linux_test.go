@@ -108,7 +108,7 @@ func TestALongFunctionHidesNothing(t *testing.T) {
 	}
 	defer func() { _ = s.Exec(context.WithoutCancel(t.Context()), "drop schema long cascade") }()
 	for _, name := range []string{"sly", "huge"} {
-		h := run(t, config(database(s.URL(), impatient)))
+		h := impatientHouse(t, s.URL())
 		a := h.connect(t)
 		do(t, a, "select long."+name+"()", simple)
 		h.ownAlone(t, name, a, "long."+name, "-")
@@ -179,7 +179,7 @@ func TestAFunctionThatIsReplacedUnderAnUnnamedStatementIsSeen(t *testing.T) {
 	if err := s.Exec(t.Context(), `create or replace function replaced() returns text language sql as $$ select 'plain'::text $$`); err != nil {
 		t.Fatal(err)
 	}
-	h := run(t, config(database(s.URL(), impatient)))
+	h := impatientHouse(t, s.URL())
 	f, b := newFrontend(t, h), h.connect(t)
 	f.send(frame('P', "\x00select replaced()\x00\x00\x00") + frame('S', ""))
 	f.expect("1Z")

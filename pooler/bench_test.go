@@ -134,7 +134,7 @@ var (
 
 func answerAlways(conn net.Conn) {
 	defer conn.Close()
-	in := pgwire.NewReader(conn, 1<<14)
+	in := pgwire.NewReader(conn, 1<<16)
 	if _, err := in.ReadStartup(); err != nil {
 		return
 	}

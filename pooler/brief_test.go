@@ -29,7 +29,7 @@ func TestTheAuditsOwnStatementsAreNotBelievedBlindly(t *testing.T) {
 		"forged unseen":       {[]string{"do $$ begin execute '" + strings.ReplaceAll(forge, "'", "''") + "'; end $$"}, mem, "7168"},
 		"locks behind forged": {[]string{forge, "do $$ begin perform pg_advisory_lock(91); end $$"}, locks, "91"},
 	} {
-		h := run(t, config(database(s.URL(), impatient)))
+		h := impatientHouse(t, s.URL())
 		a := h.connect(t)
 		do(t, a, "do $$ begin end $$", simple) // its statements are there
 		answer, err := a.PgConn().Exec(t.Context(), "execute _ms_settings").ReadAll()

@@ -90,15 +90,13 @@ func (s *backend) learnHidden() error {
 	h := &s.pool.home().hidden
 	h.first.Lock()
 	defer h.first.Unlock()
-	if s.pool.sessions() || h.known.Load() != nil || !h.due(time.Now()) {
+	if s.pool.sessions() || h.known.Load() != nil || h.blind.Load() || !h.due(time.Now()) {
 		return nil
 	}
 	err := s.reveal(true)
-	if err != nil {
-		h.lookSoon(0)
+	if h.blind.Store(h.known.Load() == nil); err != nil {
+		h.lookSoon(0) // not before others are served: whatever breaks it may do so again
 	}
-	s.changes = h.changes.Load() // nobody has had it
-	h.blind.Store(h.known.Load() == nil)
 	return err
 }
 

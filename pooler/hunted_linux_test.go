@@ -77,7 +77,7 @@ func TestWhatWasOnceLeftToOthersIsNot(t *testing.T) {
 		{"analyze", []string{"analyze"}, locks, "79"},
 		{"truncate cascade", []string{"truncate once.parent cascade"}, "o.cascade", "-"},
 	} {
-		h := run(t, config(database(s.URL(), impatient)))
+		h := impatientHouse(t, s.URL())
 		a := h.connect(t)
 		for _, sql := range c.sql {
 			if _, err := a.PgConn().Exec(t.Context(), sql).ReadAll(); err != nil {

@@ -111,7 +111,7 @@ func TestWhatCodeHidesIsNotLeftToOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, c := range group.cases {
-			h := run(t, config(database(s.URL(), impatient)))
+			h := impatientHouse(t, s.URL())
 			show := c.look
 			if !strings.HasPrefix(show, "select") {
 				show = "select coalesce(current_setting('" + c.look + "', true), '')"

@@ -17,7 +17,7 @@ import (
 func TestASettingWithAnOddNameIsNotLeftToOthers(t *testing.T) {
 	long, cut := strings.Repeat("a", 70), strings.Repeat("a", 63)
 	accents := strings.Repeat("é", 40)
-	h := run(t, config(database(pg.Start(t).URL(), impatient)))
+	h := impatientHouse(t, pg.Start(t).URL())
 	for _, c := range []struct {
 		sql  string
 		args []any
@@ -60,7 +60,17 @@ func TestASettingWithAnOddNameIsNotLeftToOthers(t *testing.T) {
 }
 
 // impatient gives a database one server, and its clients little time to wait for that.
-func impatient(d *Database) { d.Pool.Max, d.Pool.AcquireTimeout = 1, 300*time.Millisecond }
+func impatient(d *Database) {
+	d.Pool.Min, d.Pool.Max, d.Pool.AcquireTimeout = 1, 1, 300*time.Millisecond
+}
+
+// impatientHouse runs a pooler with such a database, whose server is open.
+func impatientHouse(t *testing.T, url string) *house {
+	t.Helper()
+	h := run(t, config(database(url, impatient)))
+	await(t, "the server is open", func() bool { return h.Stats().Databases[0].Idle == 1 })
+	return h
+}
 
 // ownAlone fails unless what a has left behind, a setting of this name or what is asked for, is seen by nobody else who
 // gets the only server, if anybody does, and by a is seen as own; "-": that does not matter. a is closed.
@@ -146,7 +156,7 @@ const handOver = "; hand over"
 // strings behind a change of how they are written that has not been answered yet, and encodings with half a character that
 // is a backslash.
 func TestATextThatIsReadInAnotherWayIsNotLeftToOthers(t *testing.T) {
-	h := run(t, config(database(pg.Start(t).URL(), impatient)))
+	h := impatientHouse(t, pg.Start(t).URL())
 	for _, c := range []struct{ before, sql, name string }{
 		{"", "select E'a'\n'\\'', set_config('l.a', 'left', false) --'", "l.a"},
 		{"", "select E'a' -- it's\r\t\n'\\'', set_config('l.b', 'left', false) --'", "l.b"},
@@ -216,7 +226,7 @@ func TestWhatTheCatalogCallsDirectlyIsNotLeftToOthers(t *testing.T) {
 		create role directed; grant all on schema direct to directed; grant all on all tables in schema direct to directed`); err != nil {
 		t.Fatal(err)
 	}
-	h := run(t, config(database(s.URL(), impatient)))
+	h := impatientHouse(t, s.URL())
 	const locks, temp = "select coalesce(max(objid::text), '') from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()", "select coalesce(max(relname)::text, '') from pg_class where relnamespace = pg_my_temp_schema()"
 	for _, c := range []struct{ sql, name, has string }{
 		{"select * from direct.v", "d.v", "left"}, {"select * from direct.w", "d.v", "left"},

@@ -175,7 +175,7 @@ func TestWhatClearsAllIsNotAskedAfter(t *testing.T) {
 		"one that cannot be carried out":   {"", "set my.x = 1", "close all; discard all", simple, true, "4MB 1 none ISO, MDY"},
 		"more":                             {"", "set work_mem = '7MB'", "reset all; set my.x = 1", simple, true, "4MB 1 none ISO, MDY"},
 	} {
-		h := run(t, config(database(s.URL(), impatient)))
+		h := impatientHouse(t, s.URL())
 		a := h.connect(t, "options="+c.login)
 		do(t, a, "begin; "+c.before+"; commit", simple)
 		_, err := a.Exec(t.Context(), c.clears, c.mode)
