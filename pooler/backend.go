@@ -235,11 +235,22 @@ func (s *backend) execWithin(limit time.Duration, sql string, rows func(body []b
 	}
 }
 
-// suit gives the server the client's settings. One that refuses them has those that it
-// had, or none: a client must not cost the pool a connection by asking for what there
-// is not.
+// errAstray means that a server cannot be led back from what others have left there.
+var errAstray = errors.New("what another client has left cannot be led back")
+
+// suit gives the server the client's settings. One that refuses them has none: a client
+// must not cost the pool a connection by asking for what there is not.
 func (s *backend) suit(want *state.Settings) error {
-	for i, sql := range s.settings.Change(want) {
+	if s.settings != state.None && !s.settings.Equal(want) { // by itself: it is not asked for by the client
+		queries, _ := s.settings.Change(state.None)
+		if err := s.exec(queries[0]); err != nil || s.status != pgwire.Idle {
+			s.broken.Store(true)
+			return fmt.Errorf("%w: %w", errAstray, err)
+		}
+		s.settings = state.None
+	}
+	queries, _ := s.settings.Change(want)
+	for i, sql := range queries {
 		err := s.exec(sql)
 		if err == nil {
 			continue
@@ -247,7 +258,6 @@ func (s *backend) suit(want *state.Settings) error {
 		refused, ok := errors.AsType[*upstream.Refused](err)
 		if ok && i > 0 { // those before are in force
 			err = s.exec(audit.Unset)
-			s.settings = state.None
 		}
 		if !ok || i > 0 && err != nil || s.status != pgwire.Idle {
 			s.broken.Store(true)
@@ -377,12 +387,13 @@ func (s *backend) calm() {
 }
 
 // An attempt is what is known of a cycle that may have to be sent to another server,
-// since the one that had it was shut down.
+// since the one that had it was shut down, or could not be led back from what others had left there.
 type attempt struct {
 	tries int       // before this one
 	began time.Time // the first; zero: this is it
 	size  int       // of the cycle, if nothing went before it in its transaction and it was sent whole
-	cycle []byte    // a copy, once the client is read besides
+	part  int       // of what a goroutine has sent of it
+	cycle []byte    // a copy, once the client is read besides; of what the event loops have sent, until size is known
 	told  bool      // the client has been told something of the answer
 	anew  []byte    // the answer, if the cycle is to be sent again since a statement was out of date
 	last  bool      // it has been, and is not again
@@ -472,29 +483,4 @@ func (p *pool) goingDown() bool {
 		return refused.SQLState == "57P03"
 	}
 	return upstream.Passing(err)
-}
-
-// takeBack makes the client's cycle the next that it sends.
-func (s *session) takeBack() error {
-	if err := s.join(false); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	s.forgive()
-	for !s.debts.none() {
-		s.debts.pop()
-	}
-	s.debts.asked, s.debts.answered, s.debts.uncounted = 0, 0, false
-	first, _ := s.cycles.pop()
-	s.next, s.withheld = cycle{}, false
-	b, a := s.backend, s.attempt
-	s.mu.Unlock()
-	b.broken.Store(true)
-	s.part()
-	b.pool.drop(b)
-	s.attempt = attempt{tries: a.tries + 1, began: first.start, last: a.last}
-	if !s.in.Unread(a.cycle) {
-		return end(Lost, "the server was shut down before it answered", "try again")
-	}
-	return nil
 }

@@ -1,12 +1,15 @@
 package pooler
 
 import (
+	"bytes"
 	"fmt"
+	"slices"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/state"
 )
 
 // At a transaction's end the server is asked what the client has left there (package audit), if that cannot be told without.
@@ -227,4 +230,106 @@ func (s *session) keepSequences(b *backend) {
 		b.left |= scan.Temporary | scan.Opaque // by where search_path leads now, and with defaults that nobody reads
 	}
 	b.left &= scan.Lasting
+}
+
+// What leads a server back from what another client has left may be refused: that is no fault of the client that has the
+// server now. Nothing of its cycle has been carried out by then, so the server is closed and the cycle goes to another one.
+
+// sendChange sends one of the queries that change settings, of which so many statements, the first, lead back what another
+// client has left. timed is whether that client's time limit is in force. What fails before its own BEGIN is carried out would not keep what follows from
+// being carried out: where that may be, the BEGIN goes ahead. The lock is held.
+func (s *session) sendChange(query string, timed bool, back int) {
+	b, sql := s.backend, replay(query)
+	if timed || !state.Plain(query) {
+		b.out = pgwire.AppendQuery(b.out, beginReplay)
+		s.aside(debt{aside: true})
+		sql = query + ";COMMIT"
+	}
+	b.out = pgwire.AppendQuery(b.out, sql)
+	s.aside(debt{at: int32(back)})
+	b.unnamed = ticket{}
+}
+
+// maxAstray bounds how many servers are closed for one cycle. Those that are opened in their place have nothing to be led back.
+const maxAstray = 100
+
+// astray reports whether the server's error is of what leads back what another client has left, and the client's cycle is
+// still at hand.
+func (s *session) astray(d debt, body []byte) bool {
+	begun := s.debts.answered >= 1 && !s.debts.uncounted // otherwise what follows may be carried out
+	if !begun || s.debts.answered > d.at || s.mute || s.attempt.tries >= maxAstray {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	cycle, ok := s.resendable()
+	canceled := string(pgwire.Field(body, 'C')) == "57014" && (s.backend.canceling > 0 || s.overdue.Load() != nil)
+	room := s.at != aside || len(cycle)+s.in.Buffered() <= s.in.Size() // a goroutine looks again, with a buffer of its own
+	return ok && room && !canceled && s.stage == running && s.lost == nil
+}
+
+// resendable is what has been sent of the client's cycle, as it came; false if that is not known any more. The lock is held.
+func (s *session) resendable() (cycle []byte, ok bool) {
+	a := &s.attempt
+	switch {
+	case a.size > 0 && a.cycle == nil:
+		cycle = s.in.Behind(a.size)
+		return cycle, cycle != nil
+	case a.size > 0:
+		return a.cycle, true
+	case a.part > 0:
+		rest := s.in.Behind(a.part)
+		return slices.Concat(a.cycle, rest), rest != nil
+	}
+	return a.cycle, s.cycles.len() == 0 // the event loops have begun it, if anybody has
+}
+
+// takeBack makes the client's cycle the next that it sends.
+func (s *session) takeBack() error {
+	if err := s.join(false); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	sent, _ := s.resendable()
+	sent = bytes.Clone(sent)
+	s.debts.asked, s.debts.answered, s.debts.uncounted = 0, 0, false
+	for !s.debts.none() {
+		s.forgive()
+		s.debts.pop()
+	}
+	first, ok := s.cycles.pop()
+	if !ok { // it has not been sent whole
+		first.start = s.exchange.Start
+	}
+	s.next, s.withheld, s.open, s.midway = cycle{}, false, false, false
+	b, a := s.backend, s.attempt
+	s.mu.Unlock()
+	b.broken.Store(true)
+	s.part()
+	b.pool.drop(b)
+	s.attempt = attempt{tries: a.tries + 1, began: first.start, last: a.last}
+	if !s.in.Unread(sent) {
+		return end(Lost, "the server was shut down before it answered", "try again")
+	}
+	return nil
+}
+
+// makeAgain sends what makes a statement that SQL's PREPARE made. It stays, whatever becomes of the
+// transaction that it was made in. If settings are refused before it, nothing of it ends their transaction.
+func (s *session) makeAgain(name, value string) {
+	b := s.backend
+	text, under := state.OfCarried(value)
+	if under == nil || under.MeansSame(s.settings) {
+		s.sendReplay(text, name)
+		return
+	}
+	for _, sql := range append([]string{beginReplay + ";SAVEPOINT _ms"}, under.Meaning()...) {
+		b.out = pgwire.AppendQuery(b.out, sql)
+		s.aside(debt{aside: true})
+	}
+	b.out = pgwire.AppendQuery(b.out, text)
+	s.aside(debt{aside: true, name: name})
+	b.out = pgwire.AppendQuery(b.out, "ROLLBACK TO SAVEPOINT _ms")
+	s.aside(debt{aside: true})
+	s.sendReplay("SELECT;ROLLBACK", "")
 }
