@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
+	"mainstay.dev/mainstay/pooler/internal/upstream"
 )
 
 // At a transaction's end the server is asked what the client has left there (package audit), if that cannot be told without.
@@ -87,6 +89,15 @@ func (s *session) settle(b *backend) (free bool, err error) {
 // lookLimit bounds how long that may take: mostly it is less than a millisecond.
 const lookLimit = 30 * time.Second
 
+// maxLooks bounds how often the question is asked again.
+const maxLooks = 20
+
+// timed reports whether PostgreSQL has refused a statement since it took, or waited, too long.
+func timed(err error) bool {
+	refused, ok := errors.AsType[*upstream.Refused](err)
+	return ok && (refused.SQLState == "57014" || refused.SQLState == "55P03")
+}
+
 // look asks the server what the client has left there.
 func (s *session) look(b *backend) (err error) {
 	if b.mentions.Full || b.mentions.Odd && b.left&scan.AnyChange != 0 {
@@ -95,7 +106,15 @@ func (s *session) look(b *backend) (err error) {
 	q := audit.Question{Effects: b.left, Names: b.mentions.Settings, Known: b.settings, Cleared: b.cleared.by}
 	var found audit.Findings
 	if sql := q.SQL(); sql != "" {
-		if err := b.execWithin(lookLimit, sql, found.Row); err != nil {
+		err := b.execWithin(lookLimit, sql, found.Row)
+		for tries := 0; tries < maxLooks && timed(err); tries++ { // by what the client has set: it may be short even for the first of this
+			if found, q.Untimed = (audit.Findings{}), true; b.status != pgwire.Idle {
+				err = b.execWithin(lookLimit, "ROLLBACK;"+q.SQL(), found.Row)
+			} else {
+				err = b.execWithin(lookLimit, q.SQL(), found.Row)
+			}
+		}
+		if err != nil {
 			return s.unread(err)
 		}
 	}
