@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -240,11 +241,22 @@ func (s *backend) talk(limit time.Duration, messages []byte, rows func(body []by
 	}
 }
 
-// suit gives the server the client's settings. One that refuses them has those that it
-// had, or none: a client must not cost the pool a connection by asking for what there
-// is not.
+// errAstray means that a server cannot be led back from what others have left there.
+var errAstray = errors.New("what another client has left cannot be led back")
+
+// suit gives the server the client's settings. One that refuses them has none: a client
+// must not cost the pool a connection by asking for what there is not.
 func (s *backend) suit(want *state.Settings) error {
-	for i, sql := range s.settings.Change(want) {
+	if s.settings != state.None && !s.settings.Equal(want) { // by itself: it is not asked for by the client
+		queries, _ := s.settings.Change(state.None)
+		if err := s.exec(queries[0]); err != nil || s.status != pgwire.Idle {
+			s.broken.Store(true)
+			return fmt.Errorf("%w: %w", errAstray, err)
+		}
+		s.settings = state.None
+	}
+	queries, _ := s.settings.Change(want)
+	for i, sql := range queries {
 		err := s.exec(sql)
 		if err == nil {
 			continue
@@ -252,7 +264,6 @@ func (s *backend) suit(want *state.Settings) error {
 		refused, ok := errors.AsType[*upstream.Refused](err)
 		if ok && i > 0 { // those before are in force
 			err = s.exec(audit.Unset)
-			s.settings = state.None
 		}
 		if !ok || i > 0 && err != nil || s.status != pgwire.Idle {
 			s.broken.Store(true)
@@ -316,12 +327,13 @@ func (s *backend) calm() {
 }
 
 // An attempt is what is known of a cycle that may have to be sent to another server,
-// since the one that had it was shut down.
+// since the one that had it was shut down, or could not be led back from what others had left there.
 type attempt struct {
 	tries int       // before this one
 	began time.Time // the first; zero: this is it
 	size  int       // of the cycle, if nothing went before it in its transaction and it was sent whole
-	cycle []byte    // a copy, once the client is read besides
+	part  int       // of what a goroutine has sent of it
+	cycle []byte    // a copy, once the client is read besides; of what the event loops have sent, until size is known
 	told  bool      // the client has been told something of the answer
 	anew  []byte    // the answer, if the cycle is to be sent again since a statement was out of date
 	last  bool      // it has been, and is not again
@@ -413,26 +425,47 @@ func (p *pool) goingDown() bool {
 	return upstream.Passing(err)
 }
 
+// resendable is what has been sent of the client's cycle, as it came; false if that is not known any more. The lock is held.
+func (s *session) resendable() (cycle []byte, ok bool) {
+	a := &s.attempt
+	switch {
+	case a.size > 0 && a.cycle == nil:
+		cycle = s.in.Behind(a.size)
+		return cycle, cycle != nil
+	case a.size > 0:
+		return a.cycle, true
+	case a.part > 0:
+		rest := s.in.Behind(a.part)
+		return slices.Concat(a.cycle, rest), rest != nil
+	}
+	return a.cycle, s.cycles.len() == 0 // the event loops have begun it, if anybody has
+}
+
 // takeBack makes the client's cycle the next that it sends.
 func (s *session) takeBack() error {
 	if err := s.join(false); err != nil {
 		return err
 	}
 	s.mu.Lock()
-	s.forgive()
+	sent, _ := s.resendable()
+	sent = bytes.Clone(sent)
+	s.debts.asked, s.debts.answered, s.debts.uncounted = 0, 0, false
 	for !s.debts.none() {
+		s.forgive()
 		s.debts.pop()
 	}
-	s.debts.asked, s.debts.answered, s.debts.uncounted = 0, 0, false
-	first, _ := s.cycles.pop()
-	s.next, s.withheld = cycle{}, false
+	first, ok := s.cycles.pop()
+	if !ok { // it has not been sent whole
+		first.start = s.exchange.Start
+	}
+	s.next, s.withheld, s.open, s.midway = cycle{}, false, false, false
 	b, a := s.backend, s.attempt
 	s.mu.Unlock()
 	b.broken.Store(true)
 	s.part()
 	b.pool.drop(b)
 	s.attempt = attempt{tries: a.tries + 1, began: first.start, last: a.last}
-	if !s.in.Unread(a.cycle) {
+	if !s.in.Unread(sent) {
 		return end(Lost, "the server was shut down before it answered", "try again")
 	}
 	return nil

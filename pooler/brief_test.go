@@ -13,7 +13,7 @@ func TestTheAuditsOwnStatementsAreNotBelievedBlindly(t *testing.T) {
 		t.Fatal(err)
 	}
 	const (
-		forge = "deallocate _ms_settings; prepare _ms_settings as select 'd', 'HASH', null; deallocate _ms_rest; prepare _ms_rest as select 't', null, null where false"
+		forge = "deallocate _ms_settings; prepare _ms_settings as select 'h', 'HASH', null; deallocate _ms_rest; prepare _ms_rest as select 't', null, null where false"
 		mem   = "select case setting when '4096' then '' else setting end from pg_settings where name = 'work_mem'"
 		locks = "select coalesce(max(objid::text), '') from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
 	)

@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -22,12 +23,13 @@ import (
 // settings of somebody else. So each change of settings is a transaction block of its own. One
 // that fails is left aborted, and PostgreSQL refuses everything that follows, but for
 // what ends a transaction; that waits for the replay's answer (mustKnow). Then the
-// session ends with PostgreSQL's reason, and the server is closed.
+// session ends with PostgreSQL's reason, and the server is closed. If it is what another
+// client has left that cannot be led back, the client goes on elsewhere (astray).
+
+const beginReplay = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE"
 
 // replay is the text that carries out one of [state.Settings.Change]'s queries.
-func replay(query string) string {
-	return "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE;" + query + ";COMMIT"
-}
+func replay(query string) string { return beginReplay + ";" + query + ";COMMIT" }
 
 // equip gives the server that was claimed what the client carries, before whatever the
 // client sends: what that takes is ready to be sent. It does not wait.
@@ -46,34 +48,39 @@ func (s *session) equip() {
 	s.findAgain()
 	sequences, opaque := s.takeSequences(), b.opaque != nobodys && b.opaque != s.id
 	changes := b.pool.home().hidden.changes.Load()
-	stale := b.changes != changes && b.had != s.id // not what its own client has there
+	others := b.had != s.id // what is there is not its own
+	stale := b.changes != changes && others
 	opaque, b.had = opaque || stale, s.id
 	if b.settings == s.settings && b.named == s.prepares && !sequences && !opaque {
 		return
 	}
 	s.mu.Lock()
-	forget := b.named.Forget(s.prepares)
+	forget, back := b.named.Forget(s.prepares)
 	if stale { // else what SQL's PREPARE has made was asked for
-		forget, b.named = "DEALLOCATE ALL;", state.None
+		forget, back, b.named = "DEALLOCATE ALL;", 1, state.None
 		b.unlearn()
 	}
 	if sequences {
-		forget += forgetSequences + ";"
+		forget, back = forget+forgetSequences+";", back+1
 	}
-	apart := opaque && b.settings.Recodes(s.settings)
+	apart, timed := opaque && b.settings.Recodes(s.settings), b.settings.Timed()
 	if opaque {
-		forget += audit.WipeUnseen()
+		wipe := audit.WipeUnseen()
+		forget, back = forget+wipe, back+strings.Count(wipe, ";")
 		b.settings, b.opaque, b.changes = state.None, nobodys, changes
 		b.pool.wiped.Add(1)
 	}
-	queries := b.settings.Change(s.settings)
-	if forget != "" && (len(queries) == 0 || apart) {
+	queries, leave := b.settings.Change(s.settings)
+	if back += leave; forget != "" && (len(queries) == 0 || apart) {
 		queries = slices.Insert(queries, 0, strings.TrimSuffix(forget, ";"))
 	} else if forget != "" {
 		queries[0] = forget + queries[0]
 	}
-	for _, query := range queries {
-		s.sendReplay(replay(query), "")
+	for i, query := range queries {
+		if i > 0 || !others {
+			back = 0
+		}
+		s.sendChange(query, timed, back)
 	}
 	s.prepares.Make(b.named, s.makeAgain)
 	b.settings, b.named = s.settings, s.prepares
@@ -238,7 +245,9 @@ func (s *session) replayed() error {
 		return s.serverLost(err)
 	}
 	for {
-		if _, err := s.swallow(); err != nil || b.replays == 0 {
+		if _, err := s.swallow(); errors.Is(err, errRepeat) {
+			return err // what that server reports is not for the client
+		} else if err != nil || b.replays == 0 {
 			s.inform()
 			return err
 		}
@@ -271,6 +280,8 @@ func (s *session) swallow() (wants bool, err error) {
 			if err := s.replayFails(body); err != nil {
 				return false, err
 			}
+		case pgwire.CommandComplete:
+			s.debts.answered++
 		case pgwire.CloseComplete:
 			s.forgotten()
 		case pgwire.DataRow:
@@ -303,6 +314,9 @@ func (s *session) replayFails(body []byte) error {
 	if d.aside && mild && d.name == "" {
 		s.untaught(d, body)
 		return nil
+	}
+	if mild && s.astray(d, body) {
+		return errRepeat
 	}
 	if d.name == "" || !mild {
 		b.broken.Store(true)
@@ -387,24 +401,6 @@ func (s *session) carried(found *state.Settings) *state.Settings {
 	return state.Of(list)
 }
 
-// makeAgain sends what makes a statement that SQL's PREPARE made. It stays, whatever becomes of the
-// transaction that it was made in.
-func (s *session) makeAgain(name, value string) {
-	b := s.backend
-	text, under := state.OfCarried(value)
-	if under == nil || under.MeansSame(s.settings) {
-		s.sendReplay(text, name)
-		return
-	}
-	for _, sql := range append([]string{"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE"}, under.Meaning()...) {
-		b.out = pgwire.AppendQuery(b.out, sql)
-		s.aside(debt{aside: true})
-	}
-	b.out = pgwire.AppendQuery(b.out, text)
-	s.aside(debt{aside: true, name: name})
-	s.sendReplay("ROLLBACK", "")
-}
-
 // preparedBySQL reports whether the client's statement of this name was made by SQL's
 // PREPARE: the server has it under the same name.
 func (s *session) preparedBySQL(name string) bool {
@@ -420,6 +416,9 @@ func (s *session) replayEnds(body []byte) error {
 	d, ok := s.debts.pop()
 	b.replays--
 	s.mu.Unlock()
+	if !d.aside || b.replays == 0 { // behind a BEGIN that went ahead, what follows is counted on
+		s.debts.answered, s.debts.uncounted = 0, false
+	}
 	if !ok || d.kind != owesReplay || len(body) != 1 || body[0] != b.status && !d.aside {
 		return s.confused(errOutOfStep)
 	}

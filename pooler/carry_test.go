@@ -187,3 +187,29 @@ func TestAStatementThatIsPreparedAfterATableChangedIsNew(t *testing.T) {
 		do(t, conn, "drop table changing")
 	}
 }
+
+// However short a time a client gives its own statements, what it has left is found out, and its limit goes with it.
+func TestATimeLimitDoesNotHideWhatIsLeft(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	other := h.connect(t)
+	for range 10 {
+		client, set := h.connect(t), ""
+		do(t, client, "set lock_timeout = '7ms'; set statement_timeout = '1ms'", pgx.QueryExecModeSimpleProtocol)
+		for range 10 {
+			_, err := client.Exec(t.Context(), "do $$ begin set app.mine to 'x'; end $$", pgx.QueryExecModeSimpleProtocol)
+			if err == nil {
+				set = "x"
+			} else if sqlState(err) != "57014" { // it may itself take too long
+				t.Fatal(err)
+			}
+			if got := value(t, other, "select current_setting('statement_timeout') || current_setting('lock_timeout') || coalesce(current_setting('app.mine', true), '')", pgx.QueryExecModeSimpleProtocol); got != "00" {
+				t.Fatalf("another client has %s", got)
+			}
+		}
+		got, err := tryValue(t, client, "select current_setting('statement_timeout') || current_setting('lock_timeout') || coalesce(current_setting('app.mine', true), '')", pgx.QueryExecModeSimpleProtocol)
+		if err == nil && got != "1ms7ms"+set || err != nil && sqlState(err) != "57014" && !client.IsClosed() {
+			t.Errorf("the client has %s, %v", got, err)
+		}
+		client.Close(t.Context())
+	}
+}

@@ -40,11 +40,11 @@ func (s *session) forward(extent pgwire.Extent) error {
 	}
 	s.mu.Unlock()
 	s.restore()
-	s.attempt = attempt{tries: s.attempt.tries, began: s.attempt.began, last: s.attempt.last}
+	a := &s.attempt
+	*a = attempt{tries: a.tries, began: a.began, last: a.last, cycle: begun}
 	if extent != pgwire.Whole || b.pool.sessions() {
 		return s.startUplink()
 	}
-	size := 0
 	for ends := false; !ends; {
 		typ, n, _, err := s.in.Header()
 		if err != nil {
@@ -58,7 +58,7 @@ func (s *session) forward(extent pgwire.Extent) error {
 		if ends, err = s.send(typ, n); err != nil {
 			return err
 		}
-		size += pgwire.HeaderSize + n
+		a.part += pgwire.HeaderSize + n
 		if len(b.out) > outLimit {
 			return s.startUplink()
 		}
@@ -68,9 +68,9 @@ func (s *session) forward(extent pgwire.Extent) error {
 	}
 	s.mu.Lock()
 	if b.status == pgwire.Idle && !b.tuned {
-		s.attempt.size = len(begun) + size
+		a.size = len(begun) + a.part
 		if begun != nil {
-			s.attempt.cycle = append(begun, s.in.Behind(size)...)
+			a.cycle = append(begun, s.in.Behind(a.part)...)
 		}
 	}
 	s.answering = true

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -274,6 +275,43 @@ func speakNonsense(conn net.Conn, answer string) {
 			return
 		case typ == pgwire.Query || typ == pgwire.Sync:
 			_, _ = conn.Write([]byte(frame('C', "SELECT 0\x00") + frame('Z', "I")))
+		}
+	}
+}
+
+// What a function of a superuser's has set for one client, and what a library has taken for itself since, is led back for another.
+func TestWhatMayNotBeSetIsLedBackForOthers(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), `drop role if exists unprivileged; create role unprivileged login password 'pw';
+		create or replace function public.quiet() returns void language plpgsql security definer as $$ begin set session_replication_role = replica; end $$;
+		create or replace function public.mild() returns int language plpgsql as $$ begin return 1; end $$`); err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(s.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword("unprivileged", "pw")
+	for _, c := range []struct {
+		do         []string
+		look, want string
+	}{
+		{[]string{"select public.quiet()"}, "show session_replication_role", "origin"},
+		{[]string{"set plpgsql.foo = 'x'", "select public.mild()"}, "select coalesce(current_setting('plpgsql.foo', true), '')", ""},
+	} {
+		h := run(t, config(database(u.String(), one))) // with a server that has no library yet
+		a, b := h.connect(t), h.connect(t)
+		pid := value(t, b, "select pg_backend_pid()::text", simple)
+		for _, sql := range c.do {
+			do(t, a, sql, simple)
+		}
+		for range 2 {
+			if got := value(t, b, c.look, simple); got != c.want {
+				t.Errorf("another client has %q", got)
+			}
+		}
+		if got := value(t, b, "select pg_backend_pid()::text", simple); got != pid {
+			t.Errorf("%s: its server was lost", c.do)
 		}
 	}
 }

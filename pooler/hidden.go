@@ -438,7 +438,7 @@ func (s *session) toType() (any bool) {
 func (s *session) findTypes() {
 	p := s.backend.pool
 	for one := range s.untyped {
-		settings := strings.Join(state.None.Change(cmp.Or(one.under, s.settings)), ";")
+		settings := cmp.Or(one.under, s.settings).SQL()
 		typed := one.body
 		oids, err := p.typesOf(settings, one.body)
 		if err == nil {

@@ -297,7 +297,7 @@ func (s *session) take(w *loop.Worker, b *backend, since time.Time, waited time.
 func (s *session) forwardNow() bool {
 	b := s.backend
 	s.restore()
-	if s.unlearned() {
+	if s.unlearned() || b.replays > 0 && s.in.Buffered() > clientBuffer { // which has to be kept until they are answered
 		s.escalate(atForward)
 		return false
 	}
@@ -368,7 +368,10 @@ func (s *session) answerNow(w *loop.Worker) bool {
 			s.at = passing
 			return true
 		}
-		if wants, err := s.swallow(); err != nil {
+		if wants, err := s.swallow(); errors.Is(err, errRepeat) {
+			s.escalate(atAnswer) // a goroutine meets it again
+			return false
+		} else if err != nil {
 			s.fail(err)
 			return false
 		} else if wants {

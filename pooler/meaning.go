@@ -245,7 +245,7 @@ func (s *session) teach() error {
 // teachOne sends what makes the server learn one statement; st is nil for the unnamed one.
 func (s *session) teachOne(under *state.Settings, st *statement, name string, body []byte) {
 	b := s.backend
-	begin, undo := "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE", []string{"ROLLBACK"}
+	begin, undo := beginReplay, []string{"ROLLBACK"}
 	if b.status == pgwire.InBlock {
 		begin, undo = "SAVEPOINT _ms", []string{"ROLLBACK TO SAVEPOINT _ms", "RELEASE SAVEPOINT _ms"}
 	}
@@ -287,7 +287,7 @@ func (s *session) runAside(sql string, mayFail bool) {
 // untaught notes that the server has refused what it was to learn.
 func (s *session) untaught(d debt, body []byte) {
 	s.sound = string(pgwire.Field(body, 'R')) == "exec_parse_message"
-	s.sensing = nil
+	s.sensing, s.debts.uncounted = nil, true
 	if momentary(body) {
 		s.setBack(body)
 	}

@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"sync"
@@ -257,13 +258,20 @@ func (p *pool) greet(s *session) ([]byte, error) {
 		return known, nil
 	}
 	b, err := p.claim(s)
+	for tries := 0; err == nil; tries++ {
+		if err = b.suit(s.settings); err == nil {
+			break
+		}
+		p.release(b) // which drops one that has gone astray
+		if !errors.Is(err, errAstray) || tries == maxAstray {
+			return nil, unsuited(err)
+		}
+		b, err = p.claim(s)
+	}
 	if err != nil {
 		return nil, err
 	}
 	defer p.release(b)
-	if err := b.suit(s.settings); err != nil {
-		return nil, unsuited(err)
-	}
 	var text []byte
 	for _, param := range b.reports.All() {
 		text = pgwire.AppendParameter(text, param.Name, param.Value)

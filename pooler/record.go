@@ -222,7 +222,7 @@ func (s *session) tellSlow(c *cycle, plan bool) {
 		sql, id := bytes.Clone(c.sql), x.DB.Fingerprint
 		p.opening.Go(func() {
 			defer slow.asking.Store(false)
-			lines, err := explain.Plan(p.context(), p.target, p.dial, explain.Query{SQL: string(sql), Settings: strings.Join(state.None.Change(settings), ";")})
+			lines, err := explain.Plan(p.context(), p.target, p.dial, explain.Query{SQL: string(sql), Settings: settings.SQL()})
 			if err != nil {
 				s.pooler.deps.Log.Warn("the plan of a slow query cannot be had", "database", p.name, "fingerprint", id, "err", err)
 				return

@@ -1,8 +1,10 @@
 package pooler
 
 import (
+	"context"
 	"io"
 	"net"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -236,6 +238,158 @@ func TestWhatIsCarriedIsNotWrittenAsOthersWriteStrings(t *testing.T) {
 				}
 			}
 			f.conn.Close()
+		}
+	}
+}
+
+// throughAnother is the way to a server that reads another text in place of one, and all that it was sent, even when the
+// connection has been closed.
+func throughAnother(t *testing.T, to, text, other string) string {
+	at, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, serving := at.Host, sync.WaitGroup{}
+	serve := func(from net.Conn) {
+		defer from.Close()
+		server, err := net.Dial("tcp", host)
+		if err != nil {
+			return
+		}
+		serving.Go(func() {
+			defer server.Close()
+			_, _ = io.Copy(from, server)
+			from.Close()
+			_, _ = io.Copy(io.Discard, server)
+		})
+		in := make([]byte, 256<<10)
+		for {
+			n, err := from.Read(in)
+			if err != nil {
+				_ = server.(*net.TCPConn).CloseWrite()
+				return
+			}
+			if _, err := server.Write([]byte(strings.ReplaceAll(string(in[:n]), text, other))); err != nil {
+				return
+			}
+		}
+	}
+	serving.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() { serve(conn) })
+		}
+	})
+	t.Cleanup(func() { ln.Close(); serving.Wait() })
+	at.Host = ln.Addr().String()
+	return at.String()
+}
+
+// What one client has left and cannot be led back is no fault of the next: its cycle is carried out once, on another server.
+func TestWhatAnotherHasLeftEndsNobodysSession(t *testing.T) {
+	s := pg.Start(t)
+	h := run(t, config(database(throughAnother(t, s.URL(), "RESET ALL", "RESET ODD"), one)))
+	insert, filler := "insert into counted values (1)", strings.Repeat(" ", 20<<10)
+	do := func(sql string) string { return parsed("", sql) + bound("") + executed }
+	for what, c := range map[string]struct{ send, want string }{
+		"a query":               {frame('Q', insert+"\x00"), "CZ"},
+		"an extended one":       {do(insert) + synced, "12CZ"},
+		"a named one":           {parsed("n", insert) + bound("n") + executed + synced, "12CZ"},
+		"one that is described": {parsed("n", insert) + frame('D', "Sn\x00") + synced + bound("n") + executed + synced, "1tnZ2CZ"},
+		"one of before":         {bound("before") + executed + synced, "2CZ"},
+		"the unnamed of before": {bound("") + executed + synced, "2CZ"},
+		"an end behind it":      {do(insert) + do("commit") + synced, "12C12CZ"},
+		"an end before it":      {frame('Q', "rollback; "+insert+"\x00"), "CCZ"},
+		"a transaction":         {frame('Q', "begin\x00") + frame('Q', insert+"\x00") + frame('Q', "commit\x00"), "CZCZCZ"},
+		"three cycles":          {do("select") + synced + do(insert) + synced + frame('Q', "select\x00"), "12DCZ12CZTDCZ"},
+		"an error":              {parsed("m", insert) + bound("m") + executed + do("select 1/0") + parsed("n", "select") + synced + frame('Q', insert+"\x00"), "12C1EZCZ"},
+		"a statement dropped":   {frame('Q', "deallocate before\x00") + frame('Q', insert+"\x00"), "CZCZ"},
+		"one prepared by SQL":   {frame('Q', "prepare p as "+insert+"\x00") + frame('Q', "execute p\x00"), "CZCZ"},
+		"a long one":            {frame('Q', insert+filler[:12<<10]+"\x00"), "CZ"},
+		"a longer one":          {do(insert+filler) + synced, "12CZ"},
+		"a very long one":       {do(insert+strings.Repeat(filler, 5)) + synced, "12CZ"},
+		"one with a Flush":      {do(insert) + frame('H', "") + synced, "12CZ"},
+		"many behind it":        {do(insert) + synced + strings.Repeat(do("select"+filler[:1<<10])+synced, 30), "12CZ" + strings.Repeat("12DCZ", 30)},
+		"COPY":                  {frame('Q', "copy counted from stdin\x00") + frame('d', "1\n") + frame('c', ""), "GCZ"},
+	} {
+		for _, chooses := range []string{"", "app.tenant", "DateStyle"} {
+			if err := s.Exec(t.Context(), "drop table if exists counted; create table counted (n int)"); err != nil {
+				t.Fatal(err)
+			}
+			var login []string
+			if chooses != "" {
+				login = []string{chooses, "ISO"}
+			}
+			f, other := newFrontend(t, h, login...), newFrontend(t, h)
+			f.send(parsed("before", insert) + parsed("", insert) + synced)
+			f.expectFor(what, "11Z")
+			other.send(frame('Q', "set app.mine to 'x'\x00"))
+			other.expectFor(what, "CZ")
+			f.send(c.send)
+			f.expectFor(what, c.want)
+			if n, err := s.Value(t.Context(), "select count(*) from counted"); err != nil || n != "1" {
+				t.Errorf("%s: %s rows, %v", what, n, err)
+			}
+			f.send(frame('Q', "select current_setting('app.mine', true)\x00"))
+			if f.expectFor(what, "TDCZ"); f.row != "" {
+				t.Errorf("%s: it sees %q", what, f.row)
+			}
+			newFrontend(t, h, "work_mem", "5MB").conn.Close() // nor does a login
+			f.conn.Close()
+			other.conn.Close()
+		}
+	}
+}
+
+// What ends the transaction of a statement that is made again does not end that of settings that were refused before it.
+func TestAStatementMadeAgainLetsNothingRunUnderOthersSettings(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "drop table if exists spoilt; create table spoilt (n int); drop role if exists fleeting; create role fleeting; grant insert on spoilt to fleeting"); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(throughAnother(t, s.URL(), "-", "-"), one)))
+	c, other := newFrontend(t, h), h.connect(t)
+	for _, sql := range []string{"set search_path = pg_catalog", "prepare p as select 1", "set search_path = public", "set role fleeting"} {
+		c.send(frame('Q', sql+"\x00"))
+		c.expectFor(sql, "CZ")
+	}
+	do(t, other, "set app.other = 'there'", pgx.QueryExecModeSimpleProtocol)
+	pid := value(t, other, "select pg_backend_pid()::text", pgx.QueryExecModeSimpleProtocol)
+	if err := s.Exec(t.Context(), "drop owned by fleeting; drop role fleeting"); err != nil {
+		t.Fatal(err)
+	}
+	c.send(frame('Q', "insert into spoilt values (1)\x00"))
+	if got := lastWords(t, c.in); got != "22023" {
+		t.Errorf("SQLSTATE %q", got)
+	}
+	await(t, "its server has ended", func() bool {
+		n, err := s.Value(context.Background(), "select count(*) from pg_stat_activity where pid = "+pid)
+		return err == nil && n == "0"
+	})
+	if n := value(t, other, "select count(*)::text from spoilt", pgx.QueryExecModeSimpleProtocol); n != "0" {
+		t.Errorf("%s rows were inserted", n)
+	}
+}
+
+// Nor does the time limit of one end what leads to the settings of another.
+func TestTheTimeLimitOfAnotherEndsNothing(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	a, b := h.connect(t), h.connect(t)
+	do(t, b, "set work_mem = '5MB'", pgx.QueryExecModeSimpleProtocol)
+	for range 100 {
+		_, _ = a.Exec(t.Context(), "set statement_timeout = '1ms'", pgx.QueryExecModeSimpleProtocol) // which may itself take too long
+		if a.IsClosed() {
+			a = h.connect(t)
+		}
+		if got := value(t, b, "show work_mem", pgx.QueryExecModeSimpleProtocol); got != "5MB" {
+			t.Errorf("got %s", got)
 		}
 	}
 }

@@ -102,6 +102,15 @@ func (s *session) tidy(b *backend) error {
 // lookLimit bounds how long that may take: mostly it is less than a millisecond.
 const lookLimit = 30 * time.Second
 
+// maxLooks bounds how often the question is asked again.
+const maxLooks = 20
+
+// timed reports whether PostgreSQL has refused a statement since it took, or waited, too long.
+func timed(err error) bool {
+	refused, ok := errors.AsType[*upstream.Refused](err)
+	return ok && (refused.SQLState == "57014" || refused.SQLState == "55P03")
+}
+
 // look asks the server what the client has left there.
 func (s *session) look(b *backend) (err error) {
 	if b.mentions.Full || b.mentions.Odd && b.left&scan.AnyChange != 0 {
@@ -161,15 +170,21 @@ func (s *session) look(b *backend) (err error) {
 func (s *backend) inquire(q *audit.Question, login *state.Settings) (found audit.Findings, err error) {
 	brief := &s.pool.brief
 	q.Brief = brief.Serves(q, login) && s.isBriefed(brief)
-	for {
+	for tries := 0; ; {
 		sql := q.SQL()
 		if sql == "" {
 			return found, nil
+		}
+		if s.status != pgwire.Idle {
+			sql = "ROLLBACK;" + sql
 		}
 		found = audit.Findings{}
 		err = s.execWithin(lookLimit, sql, found.Row)
 		refused, ok := errors.AsType[*upstream.Refused](err)
 		switch {
+		case timed(err) && tries < maxLooks: // by what the client has set: it may be short even for the first of this
+			tries++
+			q.Untimed, q.Brief, q.Hash = true, false, false // the limits are among what is hashed
 		case ok && (q.Brief || q.Hash):
 			if s.brief = unbriefed; refused.SQLState != "26000" { // else somebody has dropped it
 				brief.Off()
@@ -385,4 +400,60 @@ func (s *session) keepSequences(b *backend) {
 		b.left |= scan.Temporary | scan.Opaque // by where search_path leads now, and with defaults that nobody reads
 	}
 	b.left &= scan.Lasting
+}
+
+// What leads a server back from what another client has left may be refused: that is no fault of the client that has the
+// server now. Nothing of its cycle has been carried out by then, so the server is closed and the cycle goes to another one.
+
+// sendChange sends one of the queries that change settings, of which so many statements, the first, lead back what another
+// client has left. timed is whether that client's time limit is in force. What fails before its own BEGIN is carried out would not keep what follows from
+// being carried out: where that may be, the BEGIN goes ahead. The lock is held.
+func (s *session) sendChange(query string, timed bool, back int) {
+	b, sql := s.backend, replay(query)
+	if timed || !state.Plain(query) {
+		b.out = pgwire.AppendQuery(b.out, beginReplay)
+		s.aside(debt{aside: true})
+		sql = query + ";COMMIT"
+	}
+	b.out = pgwire.AppendQuery(b.out, sql)
+	s.aside(debt{at: int32(back)})
+	b.unnamed = ticket{}
+}
+
+// maxAstray bounds how many servers are closed for one cycle. Those that are opened in their place have nothing to be led back.
+const maxAstray = 100
+
+// astray reports whether the server's error is of what leads back what another client has left, and the client's cycle is
+// still at hand.
+func (s *session) astray(d debt, body []byte) bool {
+	begun := s.debts.answered >= 1 && !s.debts.uncounted // otherwise what follows may be carried out
+	if !begun || s.debts.answered > d.at || s.mute || s.attempt.tries >= maxAstray {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	cycle, ok := s.resendable()
+	canceled := string(pgwire.Field(body, 'C')) == "57014" && (s.backend.canceling > 0 || s.overdue.Load() != nil)
+	room := s.at != aside || len(cycle)+s.in.Buffered() <= s.in.Size() // a goroutine looks again, with a buffer of its own
+	return ok && room && !canceled && s.stage == running && s.lost == nil
+}
+
+// makeAgain sends what makes a statement that SQL's PREPARE made. It stays, whatever becomes of the
+// transaction that it was made in. If settings are refused before it, nothing of it ends their transaction.
+func (s *session) makeAgain(name, value string) {
+	b := s.backend
+	text, under := state.OfCarried(value)
+	if under == nil || under.MeansSame(s.settings) {
+		s.sendReplay(text, name)
+		return
+	}
+	for _, sql := range append([]string{beginReplay + ";SAVEPOINT _ms"}, under.Meaning()...) {
+		b.out = pgwire.AppendQuery(b.out, sql)
+		s.aside(debt{aside: true})
+	}
+	b.out = pgwire.AppendQuery(b.out, text)
+	s.aside(debt{aside: true, name: name})
+	b.out = pgwire.AppendQuery(b.out, "ROLLBACK TO SAVEPOINT _ms")
+	s.aside(debt{aside: true})
+	s.sendReplay("SELECT;ROLLBACK", "")
 }

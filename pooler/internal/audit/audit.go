@@ -30,6 +30,7 @@ type Question struct {
 	Cleared scan.Effect     // what is surely gone, and not asked for: see [scan.Clears]
 	Brief   bool            // a hash of all settings is asked for instead of their list: see [Brief]
 	Hash    bool            // that is, too
+	Untimed bool            // not within the time limits that the client has set
 }
 
 // What a question's effects make worth asking.
@@ -74,6 +75,15 @@ const (
 		" FROM pg_catalog.pg_prepared_statements WHERE from_sql;"
 	channels = "SELECT 'n',channel,NULL FROM pg_catalog.pg_listening_channels() AS channel;"
 )
+
+// lift asks for the client's time limits, for those that there are without it, and lifts them: from the next statement on
+// PostgreSQL measures no time. They are not seen any more then.
+var lift = liftOne("statement_timeout") + liftOne("lock_timeout")
+
+func liftOne(name string) string {
+	shown := ",'" + name + "',pg_catalog.current_setting('" + name + "');"
+	return "SELECT 'v'" + shown + "SET LOCAL " + name + " TO DEFAULT;SELECT 'd'" + shown + "SET LOCAL " + name + "=0;"
+}
 
 // SQL is the question as one simple query; empty if there is nothing to ask.
 func (q *Question) SQL() string {
@@ -127,7 +137,11 @@ func (q *Question) SQL() string {
 	if sql.Len() == 0 {
 		return ""
 	}
-	return begin + sql.String() + "COMMIT"
+	first := begin
+	if q.Untimed {
+		first += lift
+	}
+	return first + sql.String() + "COMMIT"
 }
 
 // Findings are the answer.
@@ -140,6 +154,8 @@ type Findings struct {
 	forged bool           // there is a statement that has one of our names, and is not ours
 	all    []pgwire.Param // every setting of the session
 	named  []pgwire.Param // those that were asked for by name, and exist
+
+	limits, usual []pgwire.Param // that were lifted: what the client has, and what there is without it
 
 	statements []pgwire.Param // that SQL's PREPARE made: name and text
 }
@@ -160,13 +176,17 @@ func (f *Findings) Row(body []byte) error {
 		if columns[2] != nil {
 			f.named = append(f.named, pgwire.Param{Name: name, Value: value})
 		}
+	case 'v':
+		f.limits = append(f.limits, pgwire.Param{Name: name, Value: value})
+	case 'd':
+		f.usual = append(f.usual, pgwire.Param{Name: name, Value: value})
 	case 't':
 		f.Pins |= scan.Temporary
 	case 'l':
 		f.Pins |= scan.Locks
 	case 'c':
 		f.Pins |= scan.Hold
-	case 'd':
+	case 'h':
 		f.hash = name
 	case 'p':
 		if f.forged = f.forged || name == briefName || name == restName; f.forged {
@@ -188,6 +208,21 @@ func (f *Findings) Row(body []byte) error {
 	return nil
 }
 
+// unlift puts the limits that were lifted in the place of what was seen of them since.
+func (f *Findings) unlift() {
+	for i, p := range f.limits {
+		f.all = slices.DeleteFunc(f.all, func(seen pgwire.Param) bool { return seen.Name == p.Name })
+		if i < len(f.usual) && f.usual[i] != p {
+			f.all = append(f.all, p)
+		}
+		for j := range f.named {
+			if f.named[j].Name == p.Name {
+				f.named[j] = p
+			}
+		}
+	}
+}
+
 // Settings says what the server has now, and what the client means it to have: the
 // same, but for what went back to its default, which for the client is what it gave
 // at login. user is who the connection logged in as.
@@ -195,6 +230,7 @@ func (f *Findings) Settings(q *Question, login *state.Settings, user string) (ha
 	if q.Effects&asksSettings == 0 {
 		return q.Known, q.Known
 	}
+	f.unlift()
 	has = q.Known
 	back := q.Effects&(scan.Back|scan.Discards) != 0
 	if q.Cleared&(scan.Setting|scan.Discards) == scan.Setting { // but for who one is

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 )
@@ -61,6 +62,30 @@ func TestWhatWentBackIsWhatWasGivenAtLogin(t *testing.T) {
 	has, wants := found.Settings(&q, login, "ann")
 	if !has.Equal(state.None.With("timezone", "UTC")) || !wants.Equal(login.With("timezone", "UTC")) || found.Pins != scan.Locks {
 		t.Errorf("has %q, wants %q, pins %b", has.Key(), wants.Key(), found.Pins)
+	}
+}
+
+func TestLimitsThatWereLiftedAreThoseOfTheClient(t *testing.T) {
+	q := Question{Effects: scan.AnyChange, Names: []string{"lock_timeout"}, Known: state.None, Untimed: true}
+	if sql := q.SQL(); strings.Index(sql, "statement_timeout=0") > strings.Index(sql, "pg_settings") || strings.Index(sql, "lock_timeout=0") > strings.Index(sql, "pg_settings") {
+		t.Error(sql)
+	}
+	var found Findings
+	for _, r := range [][]byte{
+		row("v", "statement_timeout", "1ms"), row("d", "statement_timeout", "5s"), row("v", "lock_timeout", "0"), row("d", "lock_timeout", "0"),
+		row("a", "statement_timeout", "0"), row("a", "lock_timeout", "0"), row("a", "work_mem", "5MB"), row("s", "lock_timeout", "0"),
+	} {
+		if err := found.Row(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if has, _ := found.Settings(&q, state.None, "ann"); !has.Equal(state.None.With("statement_timeout", "1ms").With("work_mem", "5MB")) {
+		t.Errorf("has %q", has.Key())
+	}
+	q = Question{Effects: scan.Setting, Names: []string{"statement_timeout"}, Known: state.None, Untimed: true}
+	found = Findings{named: []pgwire.Param{{Name: "statement_timeout", Value: "0"}}, limits: []pgwire.Param{{Name: "statement_timeout", Value: "1ms"}}}
+	if has, _ := found.Settings(&q, state.None, "ann"); !has.Equal(state.None.With("statement_timeout", "1ms")) {
+		t.Errorf("has %q", has.Key())
 	}
 }
 

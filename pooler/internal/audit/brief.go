@@ -88,7 +88,7 @@ func (b *Brief) Serves(q *Question, login *state.Settings) bool {
 func (b *Brief) Statements() []pgwire.Param {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	hash := "SELECT 'd',pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(pg_catalog.array_agg(pg_catalog.current_setting(n,true))::pg_catalog.text," +
+	hash := "SELECT 'h',pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(pg_catalog.array_agg(pg_catalog.current_setting(n,true))::pg_catalog.text," +
 		"pg_catalog.getdatabaseencoding())),'hex'),NULL FROM pg_catalog.unnest(" + array(b.names) + ") AS n"
 	rest := strings.ReplaceAll(strings.TrimSuffix(tables+locks+cursors+channels, ";"), ";", " UNION ALL ")
 	return []pgwire.Param{{Name: briefName, Value: hash}, {Name: restName, Value: rest}}

@@ -16,7 +16,7 @@ func TestAHashStandsForTheListThatItWasLearntWith(t *testing.T) {
 	set := state.None.With("work_mem", "7MB")
 	hashed := func(hash string) *Findings {
 		f := &Findings{}
-		if err := f.Row(row("d", hash, "-")); err != nil {
+		if err := f.Row(row("h", hash, "-")); err != nil {
 			t.Fatal(err)
 		}
 		return f
@@ -92,7 +92,7 @@ func TestAStatementUnderOneOfOurNamesIsForged(t *testing.T) {
 	var b Brief
 	b.Learn(state.None, &Findings{hash: "none"})
 	f := &Findings{}
-	for _, r := range [][]byte{row("d", "none", "-"), row("p", briefName, "prepare _ms_settings as select 'd', 'none', null")} {
+	for _, r := range [][]byte{row("h", "none", "-"), row("p", briefName, "prepare _ms_settings as select 'h', 'none', null")} {
 		if err := f.Row(r); err != nil {
 			t.Fatal(err)
 		}

@@ -165,24 +165,22 @@ const (
 
 // Change is the SQL, simple queries that each are carried out as a whole or not at
 // all, that leads a server from these settings to others. Mostly it is one query;
-// none if there is nothing to do.
-func (s *Settings) Change(to *Settings) (queries []string) {
+// none if there is nothing to do. back is how many statements, the first of the first
+// query, lead back what others do not have.
+func (s *Settings) Change(to *Settings) (queries []string, back int) {
 	if s.Equal(to) {
-		return nil
+		return nil, 0
 	}
 	var sql strings.Builder
-	if _, ok := s.Get(authorization); ok {
-		sql.WriteString("RESET SESSION AUTHORIZATION;")
+	leave, all := s.leave(to)
+	recodes := s.Recodes(to)
+	for _, statement := range leave {
+		sql.WriteString(statement + ";")
 	}
-	if _, ok := s.Get(role); ok {
-		sql.WriteString("RESET ROLE;")
+	if all {
+		s = None
 	}
-	for _, p := range s.list {
-		if _, kept := to.Get(p.Name); !kept && p.Name != role && p.Name != authorization {
-			sql.WriteString("RESET " + identifier(p.Name) + ";")
-		}
-	}
-	if s.Recodes(to) {
+	if recodes {
 		if is, ok := to.Get(encoding); ok {
 			sql.WriteString("SELECT " + assign(encoding, is))
 		}
@@ -211,7 +209,50 @@ func (s *Settings) Change(to *Settings) (queries []string) {
 	if sql.Len() > 0 {
 		queries = append(queries, sql.String())
 	}
-	return queries
+	return queries, len(leave)
+}
+
+// timeout is the setting that may cut short what changes settings.
+const timeout = "statement_timeout"
+
+// leave is what leads back those that others do not have; all is whether it does so to those that they have, too. RESET ALL
+// asks for no rights, and knows no name that has become another's: a function of a superuser's may have set what its
+// caller may not, and a library may have taken a prefix for itself since.
+func (s *Settings) leave(to *Settings) (statements []string, all bool) {
+	if was, ok := s.Get(timeout); ok {
+		if is, kept := to.Get(timeout); !kept || is != was {
+			statements = append(statements, "RESET "+timeout)
+		}
+	}
+	if _, ok := s.Get(authorization); ok {
+		statements = append(statements, "RESET SESSION AUTHORIZATION")
+	}
+	if _, ok := s.Get(role); ok {
+		statements = append(statements, "RESET ROLE")
+	}
+	few := len(statements)
+	for _, p := range s.list {
+		if _, kept := to.Get(p.Name); kept || p.Name == role || p.Name == authorization || p.Name == timeout {
+			continue
+		}
+		if strings.Contains(p.Name, ".") || privileged(p.Name) {
+			return append(statements[:few], "RESET ALL"), true
+		}
+		statements = append(statements, "RESET "+identifier(p.Name))
+	}
+	return statements, false
+}
+
+// Timed reports whether they limit the time of statements.
+func (s *Settings) Timed() bool {
+	_, timed := s.Get(timeout)
+	return timed
+}
+
+// SQL is what sets these where nothing is set.
+func (s *Settings) SQL() string {
+	queries, _ := None.Change(s)
+	return strings.Join(queries, ";")
 }
 
 // Recodes reports whether others, whose values are not the same in every encoding, are to be sent in another one than
@@ -296,15 +337,16 @@ func asNames(value string) string {
 }
 
 // Forget is the SQL that drops the prepared statements that others do not have by the
-// same name and text, where settings stand for statements; a ";" ends each.
-func (s *Settings) Forget(others *Settings) string {
+// same name and text, where settings stand for statements; a ";" ends each of n.
+func (s *Settings) Forget(others *Settings) (_ string, n int) {
 	var sql strings.Builder
 	for _, p := range s.list {
 		if text, ok := others.Get(p.Name); !ok || text != p.Value {
 			sql.WriteString(`DEALLOCATE "` + strings.ReplaceAll(p.Name, `"`, `""`) + `";`)
+			n++
 		}
 	}
-	return sql.String()
+	return sql.String(), n
 }
 
 // Make calls yield for each of these that others do not have by the same name and value.

@@ -59,19 +59,26 @@ func TestAChangeResetsWhatGoesAndSetsWhatComes(t *testing.T) {
 	from, _ := OfStartup(start("a", "1", "b", "2"))
 	to, _ := OfStartup(start("b", `it's \`, "c", "3"))
 	want := `RESET "a";SELECT pg_catalog.set_config('b',$_ms$it's \$_ms$,false) IS NULL,pg_catalog.set_config('c','3',false) IS NULL`
-	if got := strings.Join(from.Change(to), " | "); got != want {
+	if got, back := from.Change(to); strings.Join(got, " | ") != want || back != 1 {
 		t.Errorf("got %s\nwant %s", got, want)
 	}
-	if got := None.Change(None); got != nil {
+	if got, _ := None.Change(None); got != nil {
 		t.Errorf("got %s", got)
 	}
 	// What a role may set and see depends on it: it goes first and comes last.
 	from = None.With("role", "r").With("a.b", "1").With("client_encoding", "UTF8")
 	to = None.With("role", "q").With("session_authorization", "u").With("client_encoding", "LATIN1").With("x.y", "\u00e9")
-	want = `RESET ROLE;RESET "a"."b";SELECT pg_catalog.set_config('client_encoding','LATIN1',false) IS NULL | ` +
+	want = `RESET ROLE;RESET ALL;SELECT pg_catalog.set_config('client_encoding','LATIN1',false) IS NULL | ` +
 		`SELECT pg_catalog.set_config('client_encoding','LATIN1',false) IS NULL,pg_catalog.set_config('x.y','` + "\u00e9" + `',false) IS NULL;` +
 		`SELECT pg_catalog.set_config('session_authorization','u',false) IS NULL;SELECT pg_catalog.set_config('role','q',false) IS NULL`
-	if got := strings.Join(from.Change(to), " | "); got != want {
+	if got, back := from.Change(to); strings.Join(got, " | ") != want || back != 2 {
+		t.Errorf("got %s\nwant %s", got, want)
+	}
+	// What cuts statements short goes before all else. What may not be led back by its name is led back with all others, which are given again.
+	from = None.With("role", "r").With("statement_timeout", "1ms").With("session_replication_role", "replica").With("work_mem", "5MB").With("zone", "a")
+	to = None.With("statement_timeout", "2ms").With("work_mem", "5MB")
+	want = "RESET statement_timeout;RESET ROLE;RESET ALL;SELECT pg_catalog.set_config('statement_timeout','2ms',false) IS NULL,pg_catalog.set_config('work_mem','5MB',false) IS NULL"
+	if got, back := from.Change(to); strings.Join(got, " | ") != want || back != 3 {
 		t.Errorf("got %s\nwant %s", got, want)
 	}
 }
@@ -86,7 +93,7 @@ func TestNothingIsSentInTheEncodingOfAnother(t *testing.T) {
 		{latin, town, 2}, {latin, plain, 1}, {None, town, 1}, {None, town.With("client_encoding", "LATIN1"), 2}, {latin, town.With("client_encoding", "LATIN1"), 1},
 		{latin, town.With("client_encoding", "UTF8"), 2}, {latin, plain.With("client_encoding", "UTF8"), 1}, {town.With("client_encoding", "LATIN1"), None, 1},
 	} {
-		got := c.from.Change(c.to)
+		got, _ := c.from.Change(c.to)
 		if len(got) != c.queries || len(got) == 2 && (!strings.Contains(got[0], "client_encoding") || strings.Contains(got[0], "Zo")) {
 			t.Errorf("%q to %q: %q", c.from.Key(), c.to.Key(), got)
 		}
@@ -118,7 +125,7 @@ func FuzzOfStartup(f *testing.F) {
 				t.Fatalf("a name that is no name: %q", p.Name)
 			}
 		}
-		sql := strings.Join(None.Change(s), ";")
+		sql := s.SQL()
 		for _, p := range s.list {
 			sql = strings.ReplaceAll(sql, Literal(p.Value), "")
 		}
