@@ -33,7 +33,7 @@ func replay(query string) string {
 // client sends: what that takes is ready to be sent. It does not wait.
 func (s *session) equip() {
 	b := s.backend
-	if b.replays > 0 {
+	if b.replays > 0 || b.status != pgwire.Idle {
 		return // it has been equipped
 	}
 	s.untold = b.reports != s.told
@@ -328,14 +328,15 @@ func (s *session) swallow() (wants bool, err error) {
 }
 
 // replayFails ends the session for settings that are refused. A prepared statement whose
-// tables are gone is lost alone, until the schema changes: the client hears of it when it
-// uses the name (26000).
+// tables are gone is lost alone, until the schema changes, or, if it is refused for the moment, until the next
+// transaction: the client hears of it when it uses the name (26000).
 func (s *session) replayFails(body []byte) error {
 	b := s.backend
 	s.mu.Lock()
 	d, _ := s.debts.first()
 	s.mu.Unlock()
 	mild := string(pgwire.Field(body, 'V')) == "ERROR"
+	s.handOn(body)
 	if d.aside && mild && d.name == "" {
 		s.untaught(d, body)
 		return nil
@@ -346,11 +347,7 @@ func (s *session) replayFails(body []byte) error {
 		return unsuited(&upstream.Refused{SQLState: string(pgwire.Field(body, 'C')), Message: string(pgwire.Field(body, 'M'))})
 	}
 	if text, ok := s.prepares.Get(d.name); ok {
-		s.missing, s.missingAt = s.missing.With(d.name, text), b.pool.statements.schema.Load()
-		if s.vanished == nil {
-			s.vanished = map[string][]byte{}
-		}
-		s.vanished[d.name] = bytes.Clone(body)
+		s.lose(d.name, text, body)
 	}
 	b.named = b.pool.settings.Intern(b.named.Without(d.name))
 	s.prepares = b.named
@@ -367,7 +364,7 @@ func (s *session) findAgain() {
 			s.prepares = s.prepares.With(p.Name, p.Value)
 		}
 	}
-	s.missing, s.prepares = state.None, s.backend.pool.settings.Intern(s.prepares)
+	s.missing, s.missingAt, s.prepares = state.None, 0, s.backend.pool.settings.Intern(s.prepares)
 	clear(s.vanished)
 }
 
@@ -434,7 +431,7 @@ func (s *session) makeAgain(name, value string) {
 	}
 	for _, sql := range append([]string{"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE"}, under.Meaning()...) {
 		b.out = pgwire.AppendQuery(b.out, sql)
-		s.aside(debt{aside: true})
+		s.aside(debt{aside: true, name: name})
 	}
 	b.out = pgwire.AppendQuery(b.out, text)
 	s.aside(debt{aside: true, name: name})
@@ -455,6 +452,7 @@ func (s *session) replayEnds(body []byte) error {
 	s.mu.Lock()
 	d, ok := s.debts.pop()
 	b.replays--
+	s.cancelAgain()
 	s.mu.Unlock()
 	if !ok || d.kind != owesReplay || len(body) != 1 || body[0] != b.status && !d.aside {
 		return s.confused(errOutOfStep)

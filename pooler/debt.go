@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"slices"
 	"strings"
+	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/again"
 	"mainstay.dev/mainstay/pooler/internal/explain"
@@ -266,6 +267,55 @@ func (s *session) setBack(body []byte) {
 	if s.setback == nil && s.cycles.len() == 0 {
 		s.setback = &unmade{name: namePrefix, body: bytes.Clone(body)}
 	}
+}
+
+// soon is no schema's count: what is missing since then is made with the next transaction.
+const soon = ^uint64(0)
+
+// lose notes that what SQL's PREPARE made as this could not be made again, and why.
+func (s *session) lose(name, text string, body []byte) {
+	s.missing = s.missing.With(name, text)
+	if s.vanished == nil {
+		s.vanished = map[string][]byte{}
+	}
+	s.vanished[name] = bytes.Clone(body)
+	switch {
+	case momentary(body):
+		s.missingAt = soon
+	case s.missingAt != soon:
+		s.missingAt = s.backend.pool.statements.schema.Load()
+	}
+}
+
+// handOn sees to it that a cancel request ends not only the replay that it met, but what the client waits for: it is
+// passed on once more to what has been sent already, and what has not is turned down.
+func (s *session) handOn(body []byte) {
+	if !s.busy || string(pgwire.Field(body, 'C')) != "57014" {
+		return
+	}
+	s.mu.Lock()
+	meant := s.canceled == s.turn.Load()
+	if meant {
+		s.overdueSince = time.Time{} // the sweep sees to it, too
+		s.passesOn = s.cycles.len() > 0 || slices.ContainsFunc(s.debts.list[s.debts.head+1:], func(d debt) bool { return d.name != "" || d.statement != nil || d.unnamed })
+	}
+	s.mu.Unlock()
+	if meant {
+		s.setBack(body)
+	}
+}
+
+// cancelAgain does so when the server has ended that replay: before, it would take the request for that one's. The lock
+// is held.
+func (s *session) cancelAgain() {
+	if !s.passesOn {
+		return
+	}
+	b := s.backend
+	s.passesOn = false
+	b.canceling++
+	b.cancels.Add(1)
+	b.pool.opening.Go(func() { s.cancelOn(b) })
 }
 
 // turnDown lets the server refuse the cycle whose next message, of n bytes, is about to be sent, by a name that never

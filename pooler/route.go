@@ -198,6 +198,9 @@ func (s *session) cancel() {
 	if b != nil {
 		b.cancels.Add(1)
 		b.canceling++
+		if b.replays > 0 {
+			s.canceled = s.turn.Load()
+		}
 	}
 	s.mu.Unlock()
 	if b == nil {
@@ -206,6 +209,11 @@ func (s *session) cancel() {
 		}
 		return
 	}
+	s.cancelOn(b)
+}
+
+// cancelOn is cancel for a server that has been told that it is under way.
+func (s *session) cancelOn(b *backend) {
 	defer func() {
 		s.mu.Lock()
 		b.canceling--
