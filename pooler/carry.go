@@ -270,6 +270,8 @@ func (s *session) replayed() error {
 	if b.replays == 0 {
 		return nil
 	}
+	s.replaying.Store(true)
+	defer s.replaying.Store(false)
 	if err := s.flush(); err != nil {
 		return s.serverLost(err)
 	}

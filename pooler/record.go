@@ -288,8 +288,9 @@ type errand struct {
 	overdueSince time.Time // start of the query that was canceled last
 	overdue      atomic.Pointer[overdue]
 
-	canceled uint64 // the turn in which a cancel request came that may meet a replay; mu
-	passesOn bool   // it has, and is passed on once more; mu
+	canceled  uint64      // the turn in which a cancel request came that may meet a replay; mu
+	replaying atomic.Bool // serve waits for a replay, and nobody reads the client
+	passesOn  bool        // it has, and is passed on once more; mu
 }
 
 var errands = sync.Pool{New: func() any { return &errand{exchange: new(telemetry.Exchange), missing: state.None} }}
