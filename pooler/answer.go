@@ -296,7 +296,7 @@ func (s *session) completed(body []byte) {
 	}
 	if changesSchema(string(command)) {
 		// The types of a statement's parameters are those of when it was prepared.
-		s.backend.pool.statements.renew()
+		s.backend.pool.outdate()
 	}
 }
 
@@ -359,7 +359,7 @@ func (s *session) failed(body []byte) (keep bool) {
 	s.backend.cleared, s.copying, s.unsure = cleared{}, false, s.unsure[:0]
 	// A plan that does not fit any more: a new Parse must really be one, everywhere.
 	if x.DB.SQLState == "0A000" {
-		s.backend.pool.statements.renew()
+		s.backend.pool.outdate()
 	}
 	s.forgive()
 	return true

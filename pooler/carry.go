@@ -241,6 +241,8 @@ func (s *session) replayed() error {
 	if b.replays == 0 {
 		return nil
 	}
+	s.replaying.Store(true)
+	defer s.replaying.Store(false)
 	if err := s.flush(); err != nil {
 		return s.serverLost(err)
 	}
@@ -303,14 +305,15 @@ func (s *session) swallow() (wants bool, err error) {
 }
 
 // replayFails ends the session for settings that are refused. A prepared statement whose
-// tables are gone is lost alone, until the schema changes: the client hears of it when it
-// uses the name (26000).
+// tables are gone is lost alone, until the schema changes, or, if it is refused for the moment, until the next
+// transaction: the client hears of it when it uses the name (26000).
 func (s *session) replayFails(body []byte) error {
 	b := s.backend
 	s.mu.Lock()
 	d, _ := s.debts.first()
 	s.mu.Unlock()
 	mild := string(pgwire.Field(body, 'V')) == "ERROR"
+	s.handOn(body)
 	if d.aside && mild && d.name == "" {
 		s.untaught(d, body)
 		return nil
@@ -324,11 +327,7 @@ func (s *session) replayFails(body []byte) error {
 		return unsuited(&upstream.Refused{SQLState: string(pgwire.Field(body, 'C')), Message: string(pgwire.Field(body, 'M'))})
 	}
 	if text, ok := s.prepares.Get(d.name); ok {
-		s.missing, s.missingAt = s.missing.With(d.name, text), b.pool.statements.schema.Load()
-		if s.vanished == nil {
-			s.vanished = map[string][]byte{}
-		}
-		s.vanished[d.name] = bytes.Clone(body)
+		s.lose(d.name, text, body)
 	}
 	b.named = b.pool.settings.Intern(b.named.Without(d.name))
 	s.prepares = b.named
@@ -345,7 +344,7 @@ func (s *session) findAgain() {
 			s.prepares = s.prepares.With(p.Name, p.Value)
 		}
 	}
-	s.missing, s.prepares = state.None, s.backend.pool.settings.Intern(s.prepares)
+	s.missing, s.missingAt, s.prepares = state.None, 0, s.backend.pool.settings.Intern(s.prepares)
 	clear(s.vanished)
 }
 
@@ -415,6 +414,7 @@ func (s *session) replayEnds(body []byte) error {
 	s.mu.Lock()
 	d, ok := s.debts.pop()
 	b.replays--
+	s.cancelAgain()
 	s.mu.Unlock()
 	if !d.aside || b.replays == 0 { // behind a BEGIN that went ahead, what follows is counted on
 		s.debts.answered, s.debts.uncounted = 0, false

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"slices"
 	"strings"
+	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/again"
 	"mainstay.dev/mainstay/pooler/internal/explain"
@@ -268,6 +269,55 @@ func (s *session) setBack(body []byte) {
 	}
 }
 
+// soon is no schema's count: what is missing since then is made with the next transaction.
+const soon = ^uint64(0)
+
+// lose notes that what SQL's PREPARE made as this could not be made again, and why.
+func (s *session) lose(name, text string, body []byte) {
+	s.missing = s.missing.With(name, text)
+	if s.vanished == nil {
+		s.vanished = map[string][]byte{}
+	}
+	s.vanished[name] = bytes.Clone(body)
+	switch {
+	case momentary(body):
+		s.missingAt = soon
+	case s.missingAt != soon:
+		s.missingAt = s.backend.pool.statements.schema.Load()
+	}
+}
+
+// handOn sees to it that a cancel request ends not only the replay that it met, but what the client waits for: it is
+// passed on once more to what has been sent already, and what has not is turned down.
+func (s *session) handOn(body []byte) {
+	if !s.busy || string(pgwire.Field(body, 'C')) != "57014" {
+		return
+	}
+	s.mu.Lock()
+	meant := s.canceled == s.turn.Load()
+	if meant {
+		s.overdueSince = time.Time{} // the sweep sees to it, too
+		s.passesOn = s.cycles.len() > 0 || slices.ContainsFunc(s.debts.list[s.debts.head+1:], func(d debt) bool { return d.name != "" || d.statement != nil || d.unnamed })
+	}
+	s.mu.Unlock()
+	if meant {
+		s.setBack(body)
+	}
+}
+
+// cancelAgain does so when the server has ended that replay: before, it would take the request for that one's. The lock
+// is held.
+func (s *session) cancelAgain() {
+	if !s.passesOn {
+		return
+	}
+	b := s.backend
+	s.passesOn = false
+	b.canceling++
+	b.cancels.Add(1)
+	b.pool.opening.Go(func() { s.cancelOn(b) })
+}
+
 // turnDown lets the server refuse the cycle whose next message, of n bytes, is about to be sent, by a name that never
 // exists; [session.tellWhy] knows better. It reports whether that message, which is the last, is not to be sent itself: a
 // server does not pass over a Query. The lock is held.
@@ -345,49 +395,6 @@ func (s *session) hear(body []byte) (keep bool) {
 	s.sensed = nil
 	b.mentions.Add(string(name))
 	return keep
-}
-
-// inform tells the client what the server reports differently from what the client
-// was told last, and what was heard while the server answered the pooler itself.
-func (s *session) inform() {
-	if s.informed() {
-		return
-	}
-	out := s.backend.heard
-	if s.backend.heard = nil; s.ear == nil { // it has listened to nothing
-		out = nil
-	}
-	for p := range s.news {
-		out = pgwire.AppendParameter(out, p.Name, p.Value)
-	}
-	s.told, s.untold = s.backend.reports, false
-	if !s.mute {
-		_ = s.give(out) // a client that is gone is noticed where it is served
-	}
-}
-
-// informed reports whether there is nothing of that.
-func (s *session) informed() bool {
-	if !s.untold {
-		return true
-	}
-	for range s.news {
-		return false
-	}
-	if len(s.backend.heard) > 0 {
-		return false
-	}
-	s.told, s.untold = s.backend.reports, false
-	return true
-}
-
-// news yields what the server reports differently.
-func (s *session) news(yield func(pgwire.Param) bool) {
-	for _, p := range s.backend.reports.All() {
-		if value, ok := s.told.Get(p.Name); (!ok || value != p.Value) && !yield(p) {
-			return
-		}
-	}
 }
 
 // chosen is what the client was told at login of a setting that it had chosen.

@@ -78,13 +78,17 @@ func (s *session) forward(extent pgwire.Extent) error {
 	return nil
 }
 
-// startUplink starts the goroutine that reads the client from now on. The server has
-// the client's settings before.
+// startUplink starts the goroutine that reads the client from now on. Before it sends
+// anything the server has the client's settings.
 func (s *session) startUplink() error {
-	if err := s.replayed(); err != nil {
-		return err
-	}
 	s.mu.Lock()
+	if s.cycles.len() == 0 || s.open {
+		s.mu.Unlock()
+		if err := s.replayed(); err != nil {
+			return err
+		}
+		s.mu.Lock()
+	}
 	s.answering = true
 	s.split()
 	s.mu.Unlock()
@@ -94,7 +98,7 @@ func (s *session) startUplink() error {
 // split starts the uplink, if the session is between forward and the end of answer
 // and has none. The lock is held.
 func (s *session) split() {
-	if !s.answering || s.uplink != nil || s.stage == killed || s.backend.replays > 0 {
+	if !s.answering || s.uplink != nil || s.stage == killed || s.backend.replays > 0 && (s.cycles.len() == 0 || s.open) {
 		return
 	}
 	if s.attempt.size > 0 && s.attempt.cycle == nil { // the uplink reads over it
@@ -120,6 +124,10 @@ func (s *session) watch(stall time.Duration) {
 		s.lastTurn, s.lastMoved, s.lastMove = turn, moved, now
 	}
 	s.split()
+	if s.replaying.Load() && s.lost == nil && s.left() { // and has not been given to the server
+		s.lost = errGone
+		s.backend.interrupt(0)
+	}
 	if stall > 0 && now.Sub(s.lastMove) > stall && s.lost == nil {
 		s.lost = end(ClientStalled, "terminating connection: the client neither read nor wrote for "+stall.String(), "")
 		_ = s.conn.SetDeadline(longAgo) // a closed connection is as good
@@ -179,6 +187,9 @@ func (s *session) pump() error {
 			return protocolError(err.Error())
 		}
 		if typ == pgwire.Terminate {
+			if err := s.flush(); err != nil {
+				return s.serverLost(err)
+			}
 			return errLeft
 		}
 		if !clientType(typ) {
@@ -481,7 +492,7 @@ func (s *session) mustHold(typ byte, n int) bool {
 	// What a name stands for is not certain before the server has answered, and neither is
 	// the unnamed statement.
 	renewed := typ == pgwire.Query || typ == pgwire.Parse && n > 0 && s.head(1)[0] == 0
-	if b.left&(scan.Prepares|scan.Discards) != 0 || typ == pgwire.Query && (s.usesNames(n) || s.resetsNext(n)) || s.debts.uncertain(renewed) || s.varied || s.resets && s.login.Len() > 0 || s.unmet() || s.senses() || s.attempt.anew != nil || s.severed > 0 {
+	if b.replays > 0 || b.left&(scan.Prepares|scan.Discards) != 0 || typ == pgwire.Query && (s.usesNames(n) || s.resetsNext(n)) || s.debts.uncertain(renewed) || s.varied || s.resets && s.login.Len() > 0 || s.unmet() || s.senses() || s.attempt.anew != nil || s.severed > 0 {
 		return true
 	}
 	return s.ear != nil && len(s.ear.channels) > 0 || b.left&scan.Listens != 0 || b.left&(scan.Begins|scan.Unseen) != 0 && b.pool.statementMode()

@@ -68,6 +68,15 @@ func (p *pool) home() *pool {
 	return p
 }
 
+// outdate makes new what is prepared from now on, for all users of the database.
+func (p *pool) outdate() {
+	home := p.home()
+	home.statements.renew()
+	for _, m := range home.family() {
+		m.statements.renew()
+	}
+}
+
 // hints are those that are known; nil if there are none.
 func (h *hidden) hints() scan.Hints { return h.known.Load().all() }
 
@@ -119,7 +128,7 @@ func (s *backend) reveal(tables bool) error {
 		found.Columns = known.columns
 	}
 	if known != nil && known.columns != found.Columns {
-		s.pool.statements.renew() // what is prepared from now on is prepared anew
+		s.pool.outdate() // what is prepared from now on is prepared anew
 	}
 	if known != nil && known.mark == found.Mark {
 		if known.columns != found.Columns {
@@ -147,7 +156,7 @@ func (s *backend) reveal(tables bool) error {
 	if known != nil && !hints.Equal(known.hints) || known == nil && h.blind.Load() { // not before: who gets a server from here on knows them
 		h.changes.Add(1)
 	}
-	s.pool.statements.renew()
+	s.pool.outdate()
 	return nil
 }
 

@@ -371,3 +371,46 @@ func (s *session) awaitHub() {
 	}
 	s.synced = nil
 }
+
+// inform tells the client what the server reports differently from what the client
+// was told last, and what was heard while the server answered the pooler itself.
+func (s *session) inform() {
+	if s.informed() {
+		return
+	}
+	out := s.backend.heard
+	if s.backend.heard = nil; s.ear == nil { // it has listened to nothing
+		out = nil
+	}
+	for p := range s.news {
+		out = pgwire.AppendParameter(out, p.Name, p.Value)
+	}
+	s.told, s.untold = s.backend.reports, false
+	if !s.mute {
+		_ = s.give(out) // a client that is gone is noticed where it is served
+	}
+}
+
+// informed reports whether there is nothing of that.
+func (s *session) informed() bool {
+	if !s.untold {
+		return true
+	}
+	for range s.news {
+		return false
+	}
+	if len(s.backend.heard) > 0 {
+		return false
+	}
+	s.told, s.untold = s.backend.reports, false
+	return true
+}
+
+// news yields what the server reports differently.
+func (s *session) news(yield func(pgwire.Param) bool) {
+	for _, p := range s.backend.reports.All() {
+		if value, ok := s.told.Get(p.Name); (!ok || value != p.Value) && !yield(p) {
+			return
+		}
+	}
+}

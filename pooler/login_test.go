@@ -354,3 +354,49 @@ YyRIHN8wfdVoOw==
 		t.Fatal(err)
 	}
 }
+
+// What one user sees of a changed table makes the statements of all users new.
+func TestATableThatChangesRenewsTheStatementsOfAllUsers(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "drop role if exists self_owner, self_other; create role self_owner superuser login password 'pencil'; create role self_other superuser login password 'pencil'; drop table if exists public.altered; create table public.altered (v int)"); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), func(d *Database) { d.Login, d.Pool.Max = loginClient, 1 }), func(c *Config) { c.AuthQuery.On = true }))
+	dial := func(user string) *pgx.Conn {
+		conn, err := pgx.Connect(t.Context(), h.url(user, "pencil"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close(context.WithoutCancel(t.Context())) })
+		return conn
+	}
+	owner, other := dial("self_owner"), dial("self_other")
+	do(t, other, "select 1", simple)
+	for _, change := range []struct {
+		to string
+		by func(sql string)
+	}{
+		{"int4", func(string) {}},
+		{"text", func(sql string) { do(t, owner, sql, simple) }},
+		{"bool", func(sql string) {
+			if err := s.Exec(t.Context(), sql); err != nil {
+				t.Fatal(err)
+			}
+			h.policy.Load().pools["app"].hidden.next.Store(0)
+			do(t, owner, "select 1", simple)
+			do(t, owner, "select 1", simple) // behind the look
+		}},
+	} {
+		change.by("drop table public.altered; create table public.altered (v " + change.to + ")")
+		d, err := other.Prepare(t.Context(), "insert", "insert into public.altered values ($1)")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := other.TypeMap().TypeForOID(d.ParamOIDs[0]); got == nil || got.Name != change.to {
+			t.Errorf("%s: the parameter is %v", change.to, got)
+		}
+		if err := other.Deallocate(t.Context(), "insert"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

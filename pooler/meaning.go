@@ -409,7 +409,7 @@ func (s *session) outdated(body []byte) bool {
 		return false
 	}
 	if string(pgwire.Field(body, 'C')) == "0A000" {
-		b.pool.statements.renew()
+		b.pool.outdate()
 	}
 	s.exchange.DB.SQLState = string(pgwire.Field(body, 'C'))
 	a.cycle, a.anew = bytes.Clone(a.cycle), pgwire.Append(bytes.Clone(b.In.Run()), pgwire.ErrorResponse, body)

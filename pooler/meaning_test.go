@@ -227,7 +227,7 @@ func TestAStatementThatIsRefusedForTheMomentKeepsItsMeaning(t *testing.T) {
 		"described":       {described("s") + bound("s") + executed + synced, "tT2DCZ"},
 		"in SQL":          {frame('Q', "execute s\x00"), "TDCZ"},
 		"in a long text":  {frame('Q', "/*"+strings.Repeat(" ", 8000)+"*/ execute s\x00"), "TDCZ"},
-		"in a long cycle": {bound("s") + executed + parsed("", "/*"+strings.Repeat(" ", 20000)+"*/") + bound("s") + executed + synced, "2DC12DCZ"},
+		"in a long cycle": {bound("s") + executed + parsed("", "/*"+strings.Repeat(" ", 100_000)+"*/") + bound("s") + executed + synced, "2DC12DCZ"},
 		"unnamed":         {bound("") + executed + synced, "2DCZ"},
 	} {
 		for _, begin := range []string{"", "begin"} {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -97,6 +98,84 @@ func TestAPreparedStatementWhoseTableIsGoneIsLostAlone(t *testing.T) {
 	if got := value(t, client, "execute gone", simple); got != "2" {
 		t.Error(got)
 	}
+}
+
+// What can't be made again for the moment is made later.
+func TestAPreparedStatementWhoseTableIsLockedIsNotLost(t *testing.T) {
+	s := pg.Start(t)
+	lock, free := lockable(t, s, "public.held")
+	for what, c := range map[string]struct {
+		limit time.Duration // query_timeout
+		set   string
+		while [][2]string // what the client sends while the table is locked, and whether it fails
+	}{
+		"by a lock timeout":           {0, "set lock_timeout = '50ms'", [][2]string{{"select 1", ""}, {"execute p", "fails"}}},
+		"by a statement timeout":      {0, "set statement_timeout = '50ms'", [][2]string{{"select 1", ""}, {"execute p", "fails"}}},
+		"under other settings":        {0, "set lock_timeout = '50ms'; set datestyle = german", [][2]string{{"select 1", ""}, {"execute p", "fails"}}},
+		"in a transaction":            {0, "set lock_timeout = '50ms'", [][2]string{{"begin", ""}, {"execute p", "fails"}, {"rollback", ""}}},
+		"while another is made":       {0, "set lock_timeout = '50ms'", [][2]string{{"prepare q as select 'q'", ""}, {"execute q", ""}}},
+		"while one is dropped":        {0, "prepare q as select 'q'; set lock_timeout = '50ms'", [][2]string{{"deallocate q", ""}}},
+		"by a cancel request":         {200 * time.Millisecond, "set work_mem = '5MB'", [][2]string{{"execute p", "fails"}}},
+		"by one for a long query":     {200 * time.Millisecond, "set work_mem = '5MB'", [][2]string{{"select pg_sleep(60)", "fails"}}},
+		"by one for a long text":      {200 * time.Millisecond, "set work_mem = '5MB'", [][2]string{{"/*" + strings.Repeat(" ", 100_000) + "*/ select pg_sleep(60)", "fails"}}},
+		"by one for an end":           {200 * time.Millisecond, "set work_mem = '5MB'", [][2]string{{"rollback; select pg_sleep(60)", "fails"}}},
+		"by one, among several":       {200 * time.Millisecond, "prepare q as select n from public.held", [][2]string{{"select pg_sleep(60)", "fails"}}},
+		"by one in their transaction": {200 * time.Millisecond, "set datestyle = german", [][2]string{{"select pg_sleep(60)", "fails"}}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			h := run(t, config(database(s.URL(), one, func(d *Database) { d.QueryTimeout = c.limit })))
+			a := newFrontend(t, h)
+			for _, sql := range append([]string{"prepare p as select n::text, date '01/02/2020' from public.held"}, strings.Split(c.set, "; ")...) {
+				a.send(frame('Q', sql+"\x00"))
+				a.expect("CZ")
+			}
+			if err := h.Reconnect("app"); err != nil {
+				t.Fatal(err)
+			}
+			lock()
+			t.Cleanup(free)
+			for _, one := range c.while {
+				a.send(frame('Q', one[0]+"\x00"))
+				got := ""
+				for !strings.HasSuffix(got, "Z") {
+					got += a.next()
+				}
+				if strings.Contains(got, "E") != (one[1] == "fails") {
+					t.Errorf("%.40s: got %s", one[0], got)
+				}
+			}
+			free()
+			a.send(frame('Q', "execute p\x00"))
+			a.expect("TDCZ")
+			if a.row[:1] != "7" {
+				t.Errorf("got %s", a.row)
+			}
+		})
+	}
+}
+
+// A goroutine that takes up an open transaction leaves its server as it is.
+func TestNothingIsMadeAgainInTheMiddleOfATransaction(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "drop table if exists public.fallen, public.risen; create table public.fallen (n int)"); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), one)))
+	a := newFrontend(t, h)
+	a.send(frame('Q', "prepare p as select n from public.fallen\x00"))
+	a.expect("CZ")
+	if err := s.Exec(t.Context(), "drop table public.fallen"); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Reconnect("app"); err != nil {
+		t.Fatal(err)
+	}
+	for _, sql := range []string{"begin", "rollback", "begin", "create table public.risen (n int)", "set datestyle = 'ISO, DMY'"} {
+		a.send(frame('Q', sql+"\x00"))
+		a.expect("CZ")
+	}
+	a.send(parsed("s", "select n from public.risen") + synced + frame('Q', "commit\x00"))
+	a.expect("1ZCZ")
 }
 
 func TestTheProtocolUsesWhatSQLPrepared(t *testing.T) {

@@ -287,6 +287,10 @@ type errand struct {
 	quietSince   time.Time // the transaction has had no query in this turn
 	overdueSince time.Time // start of the query that was canceled last
 	overdue      atomic.Pointer[overdue]
+
+	canceled  uint64      // the turn in which a cancel request came that may meet a replay; mu
+	replaying atomic.Bool // serve waits for a replay, and nobody reads the client
+	passesOn  bool        // it has, and is passed on once more; mu
 }
 
 var errands = sync.Pool{New: func() any { return &errand{exchange: new(telemetry.Exchange), missing: state.None} }}
@@ -333,7 +337,7 @@ func (s *session) shedLocked() *errand {
 	s.errand = nil
 	e.exchange.Err, e.failure, e.refused, e.next = nil, nil, nil, cycle{}
 	e.debts.asked, e.debts.answered = 0, 0
-	e.lastTurn, e.lastMoved, e.quietTurn = 0, 0, 0
+	e.lastTurn, e.lastMoved, e.quietTurn, e.canceled, e.passesOn = 0, 0, 0, 0, false
 	e.lastMove, e.quietSince, e.overdueSince = time.Time{}, time.Time{}, time.Time{}
 	if e.overdue.Load() != nil {
 		e.overdue.Store(nil)

@@ -201,6 +201,9 @@ func (s *session) cancel() {
 	if b != nil {
 		b.cancels.Add(1)
 		b.canceling++
+		if b.replays > 0 {
+			s.canceled = s.turn.Load()
+		}
 	}
 	s.mu.Unlock()
 	if b == nil {
@@ -209,6 +212,11 @@ func (s *session) cancel() {
 		}
 		return
 	}
+	s.cancelOn(b)
+}
+
+// cancelOn is cancel for a server that has been told that it is under way.
+func (s *session) cancelOn(b *backend) {
 	defer func() {
 		s.mu.Lock()
 		b.canceling--

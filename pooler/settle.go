@@ -449,7 +449,7 @@ func (s *session) makeAgain(name, value string) {
 	}
 	for _, sql := range append([]string{beginReplay + ";SAVEPOINT _ms"}, under.Meaning()...) {
 		b.out = pgwire.AppendQuery(b.out, sql)
-		s.aside(debt{aside: true})
+		s.aside(debt{aside: true, name: name})
 	}
 	b.out = pgwire.AppendQuery(b.out, text)
 	s.aside(debt{aside: true, name: name})

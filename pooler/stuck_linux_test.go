@@ -210,3 +210,59 @@ func memory() uint64 {
 	runtime.ReadMemStats(&m)
 	return m.TotalAlloc
 }
+
+// A client that hangs up while its server waits for a lock, to be given what the client carries, gives the server back.
+func TestAClientThatIsGoneDoesNotWaitForItsReplay(t *testing.T) {
+	s := pg.Start(t)
+	lock, free := lockable(t, s, "public.awaited")
+	if err := s.Exec(t.Context(), "drop table if exists public.done; create table public.done (n int)"); err != nil {
+		t.Fatal(err)
+	}
+	dmy, mdy := frame('Q', "set datestyle = 'ISO, DMY'\x00"), frame('Q', "set datestyle = 'ISO, MDY'\x00")
+	prepare, goodbye := frame('Q', "prepare p as select n from public.awaited\x00"), frame('X', "")
+	long := frame('Q', "/*"+strings.Repeat(" ", 100_000)+"*/ select 1\x00")
+	for what, c := range map[string]struct {
+		before, then string
+		stays        bool // until what it has asked for is done
+	}{
+		"in front of a query":              {prepare, frame('Q', "select 1\x00"), false},
+		"in front of several":              {prepare, frame('Q', "select 1\x00") + frame('Q', "select 2\x00"), false},
+		"in front of an end":               {prepare, frame('Q', "rollback\x00"), false},
+		"in front of a long text":          {prepare, long, false},
+		"a statement":                      {dmy + parsed("s", "select (date '01/02/2020')::text from public.awaited") + synced + mdy, bound("s") + executed + synced, false},
+		"not before what it has asked for": {prepare, frame('Q', "insert into public.done values (1)\x00") + goodbye, true},
+	} {
+		t.Run(what, func(t *testing.T) {
+			h := run(t, config(database(s.URL(), one)))
+			a := newFrontend(t, h)
+			a.send(c.before)
+			for range strings.Count(c.before, "Q\x00\x00\x00") + strings.Count(c.before, synced) {
+				for a.next() != "Z" {
+				}
+			}
+			if err := h.Reconnect("app"); err != nil {
+				t.Fatal(err)
+			}
+			lock()
+			t.Cleanup(free)
+			a.send(c.then)
+			await(t, "the server waits for the table", func() bool {
+				waits, err := s.Value(t.Context(), "select count(*)::text from pg_locks where not granted")
+				return err == nil && waits == "1"
+			})
+			a.conn.Close()
+			if c.stays {
+				time.Sleep(3 * sweepEvery)
+				free()
+				await(t, "it is done", func() bool {
+					n, err := s.Value(t.Context(), "select count(*)::text from public.done")
+					return err == nil && n == "1"
+				})
+			}
+			await(t, "the server is free", func() bool {
+				waits, err := s.Value(t.Context(), "select count(*)::text from pg_locks where not granted")
+				return err == nil && waits == "0" && h.Stats().Databases[0].Active == 0
+			})
+		})
+	}
+}
