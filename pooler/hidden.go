@@ -286,7 +286,7 @@ func (r *registry) apart(st *statement) *statement {
 func (r *registry) copyOf(st *statement) *statement {
 	r.last++
 	return &statement{
-		name: namePrefix + strconv.FormatUint(r.last, 36), key: st.key, body: st.body, left: st.left, garbled: st.garbled, said: st.said, use: st.use, under: st.under, shape: st.shape,
+		name: namePrefix + strconv.FormatUint(r.last, 36), key: st.key, body: st.body, left: st.left, garbled: st.garbled, said: st.said, use: st.use, under: st.under, shape: st.shape, schema: r.schema.Load(),
 	}
 }
 
@@ -359,6 +359,15 @@ func (s *session) doubtful() bool {
 	return b.status == pgwire.InFailed || s.cycles.len() > 0 || b.left&unsettling != 0
 }
 
+// standsIn reports whether another is to stand in for a statement that the server does not know: in an aborted
+// transaction, and where its parameters do not fit.
+func (s *session) standsIn(left scan.Effect, body []byte, typ byte, rest []byte) bool {
+	if typ == pgwire.Bind && prepared.Misfits(body, rest) {
+		return true
+	}
+	return left&scan.Ends == 0 && s.aborted() && (typ == pgwire.Bind || prepared.Describable(body))
+}
+
 // standIn makes an empty statement with the same parameters as the one with this body: using it is refused for the
 // same reason, and it can be prepared in an aborted transaction too.
 func (s *session) standIn(body []byte) string {
@@ -378,7 +387,7 @@ func (s *session) standIn(body []byte) string {
 type nameless struct {
 	body  []byte
 	under *state.Settings
-	found func(body []byte)
+	found func(*description)
 }
 
 // untyped yields those that the cycle that is buffered describes.
@@ -396,12 +405,12 @@ func (s *session) untyped(yield func(nameless) bool) {
 		st := s.names[string(body[1:len(body)-1])]
 		_, known := b.prepared[st]
 		switch {
-		case st != nil && !known && st.typed.Load() == nil && prepared.Nameless(st.body):
-			if !yield(nameless{st.body, st.under, func(body []byte) { st.typed.Store(&body) }}) {
+		case st != nil && !known && st.described.Load() == nil && prepared.Nameless(st.body):
+			if !yield(nameless{st.body, st.under, func(d *description) { st.describe(d) }}) {
 				return
 			}
-		case len(body) == 2 && u.version != 0 && u.kept && b.unnamed != ticket{s.id, u.version} && u.typed == nil && prepared.Nameless(u.body):
-			if !yield(nameless{u.body, u.under, func(body []byte) { u.typed = body }}) {
+		case len(body) == 2 && u.version != 0 && u.kept && b.unnamed != ticket{s.id, u.version} && u.described == nil && prepared.Nameless(u.body):
+			if !yield(nameless{u.body, u.under, func(d *description) { u.described = d }}) {
 				return
 			}
 		}
@@ -424,32 +433,15 @@ func (s *session) findTypes() {
 	p := s.backend.pool
 	for one := range s.untyped {
 		settings := strings.Join(state.None.Change(cmp.Or(one.under, s.settings)), ";")
-		typed := one.body
-		oids, err := p.typesOf(settings, one.body)
-		if err == nil {
-			typed = prepared.Typed(one.body, oids)
-		} else {
+		types, err := p.typesOf(settings, one.body)
+		if err != nil {
 			s.pooler.deps.Log.Debug("the types of a statement's parameters cannot be had", "database", p.name, "err", err)
 			if refused, ok := errors.AsType[*explain.Refused](err); !ok || !refused.Lasting() {
 				continue
 			}
 		}
 		s.mu.Lock()
-		one.found(typed)
+		one.found(&description{types: types, vain: err != nil})
 		s.mu.Unlock()
 	}
-}
-
-func (st *statement) asTyped() []byte {
-	if typed := st.typed.Load(); typed != nil {
-		return *typed
-	}
-	return st.body
-}
-
-func (u *unnamed) asTyped() []byte {
-	if u.typed != nil {
-		return u.typed
-	}
-	return u.body
 }

@@ -184,6 +184,9 @@ func (s *session) assure() {
 	for _, name := range s.unsure {
 		if st := s.names[name]; st != nil && st.under == nil && st.cursor == nil {
 			fresh, older := s.pool.statements.intern(s.settings, true, st.garbled, st.body, st.use, s.pooler.shapes)
+			if d := st.described.Load(); d != nil { // what was told was under these too
+				fresh.describe(&description{types: d.types})
+			}
 			if s.names[name] = fresh; older {
 				s.untry(name)
 			}
@@ -228,10 +231,10 @@ func (s *session) teach() error {
 	}
 	s.mu.Lock()
 	for _, st := range named {
-		s.teachOne(st.under, st, st.name, st.body)
+		s.teachOne(st.under, st, st.name, st.asTyped())
 	}
 	if u := &s.unnamed; unnamed { // last: each of our own queries drops it
-		s.teachOne(u.under, nil, "", u.body)
+		s.teachOne(u.under, nil, "", u.asTyped())
 		s.backend.unnamed = ticket{s.id, u.version}
 	}
 	s.mu.Unlock()
@@ -394,13 +397,14 @@ func (s *session) outdated(body []byte) bool {
 		a.cycle = s.in.Behind(a.size)
 	}
 	alone := a.cycle != nil && s.cycles.len() == 1 && !s.open && !s.midway && !s.copying && s.stage == running && s.lost == nil
-	if d, ok := s.debts.first(); !alone || s.exchange.DB.Queries > 0 || ok && d.kind <= owesOurParse && d.at == s.debts.answered {
+	making, typed := s.refuses()
+	if !alone || s.exchange.DB.Queries > 0 || making && !typed {
 		return false // it has done something, or it is what is prepared now that is wrong
 	}
-	if !s.blames(body, a.cycle) {
+	if !making && !s.blames(body, a.cycle) {
 		return false
 	}
-	if string(pgwire.Field(body, 'C')) == "0A000" {
+	if making || string(pgwire.Field(body, 'C')) == "0A000" {
 		b.pool.statements.renew()
 	}
 	s.exchange.DB.SQLState = string(pgwire.Field(body, 'C'))

@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"encoding/binary"
 	"strings"
 	"testing"
 )
@@ -76,4 +77,122 @@ func TestAStatementThatAnotherPreparedBeforeATableWasChangedIsPreparedAnew(t *te
 		})
 	}
 	await(t, "what the clients have not been told of is not recorded", func() bool { return h.ledger.codes()[string(SQLError)] == faults })
+}
+
+// elsewhere lets a client go on on another server than it began on, behind a change of the schema by another client.
+func (m *match) elsewhere(t *testing.T, made string, first []step, change string, then []step) (faults int) {
+	t.Helper()
+	client, changes, holds := m.sides(nil), m.sides(nil), m.sides(nil)
+	for _, both := range [][2]*player{client, changes, holds} {
+		for _, p := range both {
+			if p.err != nil {
+				t.Fatal(p.err)
+			}
+			defer p.conn.Close()
+		}
+	}
+	m.same(t, "made", changes, []step{query("drop table if exists moving; " + made)}, nil)
+	faults = m.same(t, "first", client, first, nil)
+	m.same(t, "changed", changes, []step{query(change)}, nil)
+	m.same(t, "held", holds, []step{query("begin")}, nil) // the server that the client had is the first that is given out again
+	return faults + m.same(t, "then", client, then, nil)
+}
+
+func bindBinary(name, value string, formats ...uint16) string {
+	body := "\x00" + name + "\x00\x00\x01\x00\x01\x00\x01"
+	body += string(binary.BigEndian.AppendUint32(nil, uint32(len(value)))) + value
+	body += string(binary.BigEndian.AppendUint16(nil, uint16(len(formats))))
+	for _, f := range formats {
+		body += string(binary.BigEndian.AppendUint16(nil, f))
+	}
+	return frame('B', body)
+}
+
+// PostgreSQL keeps the types of a statement's parameters; a client sends values as it was told them.
+func TestParametersHaveTheTypesThatTheClientWasToldOnEveryServer(t *testing.T) {
+	_, m := newMatch(t, func(d *Database) { d.Pool.Max = 2 })
+	const made, seven = "create table moving (v bigint); insert into moving values (5)", "\x00\x00\x00\x00\x00\x00\x00\x07"
+	const five = "\x00\x00\x00\x00\x00\x00\x00\x05"
+	const update, look = "update moving set v = $1", "select v::text from moving where v = $1"
+	toFloat, see := "alter table moving alter v type float8", query("select v::text from moving")
+	write, read := ask(bindBinary("p", seven), executed), ask(bindBinary("p", five, 0), executed)
+	unnamed := ask(bindBinary("", seven), executed)
+	for what, c := range map[string]struct {
+		change      string
+		first, then []step
+	}{
+		"what is written":           {toFloat, []step{ask(parsed("p", update), described("p"))}, []step{write, see, ask(described("p")), write}},
+		"in a later cycle":          {toFloat, []step{ask(parsed("p", update)), ask(described("p"))}, []step{write, see}},
+		"what is looked for":        {toFloat, []step{ask(parsed("p", look), described("p")), read}, []step{read, read}},
+		"which is shorter":          {"alter table moving alter v type int", []step{ask(parsed("p", update), described("p"))}, []step{write, see}},
+		"which does not fit":        {"alter table moving alter v type text", []step{ask(parsed("p", look), described("p"))}, []step{read, see}},
+		"in an aborted transaction": {toFloat, []step{ask(parsed("p", update), described("p"))}, []step{query("begin; select 1 / 0"), ask(described("p")), query("rollback"), write, see}},
+		"prepared again":            {toFloat, []step{ask(parsed("p", update), described("p"))}, []step{ask(frame('C', "Sp\x00")), ask(parsed("p", update), described("p")), ask(bindBinary("p", "\x40\x1c\x00\x00\x00\x00\x00\x00"), executed), see}},
+		"under two names":           {toFloat, []step{ask(parsed("p", update), described("p")), ask(parsed("q", update))}, []step{ask(bindBinary("q", seven), executed), see, ask(described("q"))}},
+		"the unnamed one":           {toFloat, []step{ask(parsed("", update), described(""))}, []step{unnamed, see}},
+		"the unnamed one, later":    {toFloat, []step{ask(parsed("", update)), ask(described(""))}, []step{unnamed, see}},
+		"and told again":            {toFloat, []step{ask(parsed("", update), described(""))}, []step{ask(described("")), unnamed, see}},
+		"behind another":            {toFloat, []step{ask(parsed("", "select 1"), described(""), parsed("", update), described(""))}, []step{unnamed, see}},
+		"all at once":               {toFloat, []step{{"two cycles", parsed("p", update) + described("p") + synced + parsed("", update) + described("") + synced, 2}}, []step{write, see}},
+	} {
+		t.Run(what, func(t *testing.T) { m.elsewhere(t, made, c.first, c.change, c.then) })
+	}
+	t.Run("who is told later", func(t *testing.T) { // on whichever server, it is what holds on all
+		changes, client, holds := m.sides(nil)[0], m.sides(nil)[0], m.sides(nil)[0]
+		defer changes.conn.Close()
+		defer client.conn.Close()
+		defer holds.conn.Close()
+		tell := func(p *player, s step) string { p.say(s); return p.hear(s.ready) }
+		tell(changes, query("drop table moving; "+made))
+		tell(client, ask(parsed("p", update)))
+		tell(changes, query(toFloat))
+		tell(holds, query("begin"))
+		tell(client, ask(bindTexts("", "p", []string{"6"}), executed))
+		tell(client, ask(described("p")))
+		tell(changes, query("select 1"))
+		tell(holds, query("rollback"))
+		tell(client, ask(bindBinary("p", "\x40\x1c\x00\x00\x00\x00\x00\x00"), executed))
+		if got := tell(client, see); !strings.Contains(got, "7") {
+			t.Error(got)
+		}
+	})
+}
+
+// Nor do the types that another client was told keep a statement from being prepared that has others by now.
+func TestAStatementWhoseTypesAnotherWasToldIsPreparedAnewOnEveryServer(t *testing.T) {
+	_, m := newMatch(t, func(d *Database) { d.Pool.Max = 2 })
+	const text = "select v from moving where v = $1"
+	use := ask(bindTexts("", "p", []string{"x"}), executed)
+	for what, steps := range map[string][]step{
+		"with its Parse":   {ask(parsed("p", text), described("p")), use},
+		"behind it":        {ask(parsed("p", text)), ask(described("p")), use},
+		"in a transaction": {query("begin"), ask(parsed("p", text)), query("rollback"), ask(parsed("p", text), described("p")), use},
+	} {
+		t.Run(what, func(t *testing.T) {
+			client, earlier, holds, makes := m.sides(nil), m.sides(nil), m.sides(nil), m.sides(nil)
+			for _, both := range [][2]*player{client, earlier, holds, makes} {
+				defer both[0].conn.Close()
+				defer both[1].conn.Close()
+			}
+			m.same(t, "made", makes, []step{query("drop table if exists moving; create table moving as select 1 as v"), query("select 1")}, nil)
+			m.same(t, "earlier", earlier, []step{ask(parsed("p", text), described("p"))}, nil)
+			for _, name := range []string{"pooled", "direct"} {
+				past := logIn(m.direct, m.password, []string{"user", "postgres", "database", name})
+				past.say(query("alter table moving alter v type text"))
+				if got := past.hear(1); strings.Contains(got, "ERROR") {
+					t.Fatal(got)
+				}
+				past.conn.Close()
+			}
+			m.same(t, "held", holds, []step{query("begin")}, nil)
+			if what == "in a transaction" { // where it may fail once
+				for _, s := range steps[:3] {
+					client[0].say(s)
+					client[0].hear(s.ready)
+				}
+				steps = steps[3:]
+			}
+			m.same(t, what, client, steps, nil)
+		})
+	}
 }

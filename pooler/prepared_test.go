@@ -135,3 +135,21 @@ func TestManyStatementsPin(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+func TestADriverGoesOnBehindAChangeOfTheTypesThatItSends(t *testing.T) {
+	for _, typ := range []string{"float8", "int", "numeric", "text"} {
+		h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 2 })))
+		client, changes, holds := h.connect(t), h.connect(t), h.connect(t)
+		do(t, changes, "drop table if exists sent; create table sent (id int, v bigint); insert into sent values (1, 5)", simple)
+		for i := range 4 {
+			if i == 2 {
+				do(t, changes, "alter table sent alter v type "+typ, simple)
+				do(t, holds, "begin", simple) // on the server that the client had
+			}
+			do(t, client, "update sent set v = $1 where id = $2", 7+i, 1)
+			if got, want := value(t, changes, "select v::text from sent", simple), fmt.Sprint(7+i); got != want {
+				t.Errorf("as %s it is %s, want %s", typ, got, want)
+			}
+		}
+	}
+}

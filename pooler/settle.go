@@ -3,11 +3,13 @@ package pooler
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 )
@@ -317,4 +319,93 @@ func (s *session) keepSequences(b *backend) {
 		b.left |= scan.Temporary | scan.Opaque // by where search_path leads now, and with defaults that nobody reads
 	}
 	b.left &= scan.Lasting
+}
+
+// What a client was told of a statement that it has prepared holds as long as that does, whatever becomes of the tables: it
+// sends its parameters as these types, and PostgreSQL keeps to them. So does each server that learns the statement later.
+
+// A description is what was told of a statement.
+type description struct {
+	of    *statement // nil: the unnamed one
+	types []uint32   // of all its parameters; nil: as its body has them
+	vain  bool       // it was asked for, and cannot be had
+}
+
+// describes notes that the client is about to be told of a statement.
+func (s *session) describes(st *statement) {
+	if d := st.described.Load(); (d == nil || d.vain) && st.late == nil && st.left&scan.Fetches == 0 {
+		s.owe(debt{kind: owesDescription, tells: &description{of: st}})
+	}
+}
+
+// describe keeps what was told, unless somebody has been told before.
+func (st *statement) describe(d *description) {
+	was := st.described.Load()
+	if was != nil && !was.vain {
+		return
+	}
+	if slices.Equal(d.types, prepared.Types(st.body)) {
+		d.types = nil
+	}
+	st.described.CompareAndSwap(was, d)
+}
+
+// telling is what is noted of the description that the server gives now; nil: nothing. The lock is held.
+func (d *debts) telling() *description {
+	if one, ok := d.first(); ok && one.kind == owesDescription && one.at == d.answered && !d.uncounted && !d.ours {
+		return one.tells
+	}
+	return nil
+}
+
+// describesTypes notes the types of a statement's parameters that the client is told. body may be cut short.
+func (s *session) describesTypes(body []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d := s.debts.telling(); d != nil {
+		d.types = pgwire.ParameterTypes(body)
+	}
+}
+
+// describesColumns notes that it has been told all.
+func (s *session) describesColumns() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.debts.telling()
+	if d == nil {
+		return
+	}
+	s.debts.pop()
+	if d.of != nil {
+		d.of.describe(d)
+	}
+}
+
+// asTyped is its body with the types that clients were told.
+func (st *statement) asTyped() []byte { return st.described.Load().typed(st.body) }
+
+func (u *unnamed) asTyped() []byte { return u.described.typed(u.body) }
+
+// typed is the body with these types; d may be nil.
+func (d *description) typed(body []byte) []byte {
+	if d == nil || len(d.types) == 0 {
+		return body
+	}
+	return prepared.Typed(body, d.types)
+}
+
+// refuses reports whether the error that has come is of a Parse that makes a statement, and whether that gave it types that
+// another client was told and this one may not have been. The lock is held.
+func (s *session) refuses() (making, typed bool) {
+	d, ok := s.debts.first()
+	if making = ok && d.kind <= owesOurParse && d.at == s.debts.answered; !making || d.statement == nil {
+		return making, false
+	}
+	if said := d.statement.described.Load(); said == nil || len(said.types) == 0 {
+		return true, false
+	}
+	for name := range s.untried {
+		typed = typed || s.names[name] == d.statement
+	}
+	return true, typed
 }

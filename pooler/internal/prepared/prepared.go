@@ -33,6 +33,12 @@ func Nameless(body []byte) bool {
 	return scan.Rowless(text) && !Describable(body)
 }
 
+// Types are those that it names.
+func Types(body []byte) []uint32 {
+	_, oids := split(body)
+	return oids
+}
+
 // Typed is the body with these types of its parameters.
 func Typed(body []byte, oids []uint32) []byte {
 	text, _ := split(body)
