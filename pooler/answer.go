@@ -82,7 +82,7 @@ func (s *session) scan() (done bool, err error) {
 		keep := true
 		if typ != pgwire.DataRow && typ != pgwire.CopyData {
 			look := pgwire.HeaderSize + min(n, lookInto)
-			if typ == pgwire.Notification || typ == pgwire.ParameterDesc {
+			if typ == pgwire.Notification || typ == pgwire.ParameterDesc || typ == pgwire.RowDescription {
 				look = min(pgwire.HeaderSize+n, in.Size())
 			}
 			if in.Buffered() < look {
@@ -195,9 +195,10 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 		s.describesTypes(body)
 		return !s.debts.ours, false, nil
 	case pgwire.RowDescription, pgwire.NoData:
-		s.describesColumns()
+		s.describesColumns(typ, body)
 		s.debts.answered++
-		return !s.sighted(typ) && !s.ran(false), false, nil
+		ours, err := s.sighted(typ, body)
+		return !ours && !s.ran(false), false, err
 	case pgwire.ErrorResponse:
 		if s.mayRepeat(body) {
 			return false, false, errRepeat
@@ -257,7 +258,7 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 		return true, false, nil
 	case ok && d.kind == ours:
 		next, _ := s.debts.first()
-		s.debts.ours = next.kind == owesOurRun
+		s.debts.ours = next.kind == owesOurRun || next.kind == owesOurDescribe
 		return false, false, nil
 	}
 	return false, false, s.confused(errOutOfStep)

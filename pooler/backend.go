@@ -431,3 +431,70 @@ func (s *session) takeBack() error {
 	}
 	return nil
 }
+
+// prove asks the server what the columns of statements are that it is about to learn. What it refuses is prepared where it
+// is used, and refused there.
+func (s *session) prove() error {
+	named, unnamed := s.toProve()
+	if len(named) == 0 && !unnamed {
+		return nil
+	}
+	var all []*description
+	s.mu.Lock()
+	for _, st := range named {
+		all = append(all, s.proveOne(st, st.under, st.asTyped()))
+	}
+	if u := &s.unnamed; unnamed {
+		all = append(all, s.proveOne(nil, u.under, u.asTyped()))
+	}
+	s.mu.Unlock()
+	if err := s.replayed(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range all {
+		switch is := d.columns; {
+		case is.mark == 0:
+		case d.of == nil:
+			was := &s.unnamed.described.columns
+			was.schema, was.changed = is.schema, is.mark != was.mark
+		default:
+			was := d.of.columns.Load()
+			d.of.columns.CompareAndSwap(was, &layout{was.mark, is.schema, is.mark != was.mark})
+		}
+	}
+	s.schema-- // it may use no such statement any more
+	return nil
+}
+
+// proveOne is that for one with this body. The lock is held.
+func (s *session) proveOne(st *statement, under *state.Settings, body []byte) *description {
+	b, name, strange := s.backend, []byte(namePrefix+"_told"), s.strange(under)
+	var undo []string
+	if b.status == pgwire.InBlock {
+		s.runAside("SAVEPOINT _ms", true)
+		undo = []string{"ROLLBACK TO SAVEPOINT _ms", "RELEASE SAVEPOINT _ms"}
+	} else if strange {
+		s.runAside("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE", true)
+		undo = []string{"ROLLBACK"}
+	}
+	if strange {
+		for _, sql := range under.Meaning() {
+			b.out = pgwire.AppendQuery(b.out, sql)
+			s.aside(debt{aside: true})
+		}
+		b.unnamed = ticket{}
+	}
+	d := &description{of: st, columns: layout{schema: b.pool.statements.schema.Load()}}
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, name, nul)
+	b.out = pgwire.Append(b.out, pgwire.Parse, name, nul, body)
+	b.out = pgwire.Append(b.out, pgwire.Describe, []byte{'S'}, name, nul)
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, name, nul)
+	b.out = pgwire.Append(b.out, pgwire.Sync)
+	s.aside(debt{aside: true, tells: d})
+	for i, sql := range undo {
+		s.runAside(sql, i < len(undo)-1)
+	}
+	return d
+}

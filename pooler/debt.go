@@ -22,7 +22,7 @@ type debt struct {
 	was       *replaced    // what stood there before; nil: nothing, or this is its cycle's first message
 	before    *known       // what owesDropAll has made forgotten
 	cursor    *sighting    // what owesOurDescribe tells
-	tells     *description // what owesDescription does
+	tells     *description // what owesDescription does, or a replay
 }
 
 // replaced is an unnamed statement that another has replaced, unless the server skips that.
@@ -269,6 +269,22 @@ func (s *session) keepUnnamed(left scan.Effect, body []byte, whole bool) {
 		u.body = append(u.body[:0], body...)
 	}
 	s.backend.unnamed = ticket{s.id, u.version}
+}
+
+// refuses reports whether the error that has come is of a Parse that makes a statement, and whether that gave it types that
+// another client was told and this one may not have been. The lock is held.
+func (s *session) refuses() (making, typed bool) {
+	d, ok := s.debts.first()
+	if making = ok && d.kind <= owesOurParse && d.at == s.debts.answered; !making || d.statement == nil {
+		return making, false
+	}
+	if said := d.statement.described.Load(); said == nil || len(said.types) == 0 {
+		return true, false
+	}
+	for name := range s.untried {
+		typed = typed || s.names[name] == d.statement
+	}
+	return true, typed
 }
 
 // replaces notes what the unnamed statement is, before the message that is being sent

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -305,18 +306,21 @@ func (s *session) sight(cursor *sighting, as string) {
 }
 
 // sighted takes the answer to that. It reports whether this is it, and so not for the client.
-func (s *session) sighted(typ byte) bool {
+func (s *session) sighted(typ byte, body []byte) (ours bool, err error) {
 	if !s.debts.ours {
-		return false
+		return false, nil
 	}
 	s.debts.ours = false
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if d, ok := s.debts.first(); ok && d.kind == owesOurDescribe {
 		s.debts.pop()
+		if d.cursor == nil {
+			return true, d.tells.holds(typ, body)
+		}
 		*d.cursor = sighting{told: true, there: typ == pgwire.RowDescription}
 	}
-	return true
+	return true, nil
 }
 
 // describeFetch returns the name of what is to be described in place of a FETCH.
@@ -444,4 +448,42 @@ func (s *session) findTypes() {
 		one.found(&description{types: types, vain: err != nil})
 		s.mu.Unlock()
 	}
+}
+
+// unproven reports whether the cycle that is buffered uses statements whose columns are to be looked after.
+func (s *session) unproven() bool {
+	named, unnamed := s.toProve()
+	return unnamed || len(named) > 0
+}
+
+// toProve lists them: the server does not know them, and the schema has changed since they were told.
+func (s *session) toProve() (named []*statement, unnamed bool) {
+	b, u := s.backend, &s.unnamed
+	schema := b.pool.statements.schema.Load()
+	if s.schema != schema {
+		s.schema, s.aged = schema, u.described != nil && u.described.columns.older(schema)
+		for _, st := range s.names {
+			s.aged = s.aged || st.columns.Load().older(schema)
+		}
+	}
+	if !s.aged || b.status == pgwire.InFailed || b.pool.sessions() || s.open {
+		return nil, false
+	}
+	s.eachUse(func(name []byte) {
+		if len(name) == 0 {
+			unnamed = u.version != 0 && u.kept && b.unnamed != ticket{s.id, u.version} && u.described != nil && u.described.columns.older(schema)
+			return
+		}
+		st := s.names[string(name)]
+		for depth := 0; st != nil && depth < maxChain; depth++ {
+			if _, known := b.prepared[st]; !known && st.columns.Load().older(schema) && !slices.Contains(named, st) {
+				named = append(named, st)
+			}
+			if !st.late.executes() {
+				break
+			}
+			st = s.names[st.late.named.Name]
+		}
+	})
+	return named, unnamed
 }

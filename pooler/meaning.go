@@ -113,7 +113,7 @@ func (s *session) strange(under *state.Settings) bool {
 func (s *session) unlearned() bool {
 	named, unnamed := s.toLearn()
 	first, _ := s.severs()
-	return unnamed || len(named) > 0 || s.senses() || s.toType() || first != nil
+	return unnamed || len(named) > 0 || s.unproven() || s.senses() || s.toType() || first != nil
 }
 
 // toLearn lists them; unnamed is whether the unnamed one is to be as well.
@@ -137,7 +137,7 @@ func (s *session) toLearn() (named []*statement, unnamed bool) {
 		}
 		text, _, _ := pgwire.String(st.body)
 		_, known := b.prepared[st]
-		if !known && s.strange(st.under) && (b.status == pgwire.Idle || scan.Analysed(text)) && !slices.Contains(named, st) {
+		if !known && !st.outgrown() && s.strange(st.under) && (b.status == pgwire.Idle || scan.Analysed(text)) && !slices.Contains(named, st) {
 			named = append(named, st)
 		}
 	}
@@ -150,7 +150,7 @@ func (s *session) toLearn() (named []*statement, unnamed bool) {
 				wants(u.late.named.Name, 0)
 			}
 			text, _, _ := pgwire.String(u.body)
-			unnamed = s.strange(u.under) && (b.status == pgwire.Idle || scan.Analysed(text)) && (b.unnamed != ticket{s.id, u.version} || len(named) > 0)
+			unnamed = !u.outgrown() && s.strange(u.under) && (b.status == pgwire.Idle || scan.Analysed(text)) && (b.unnamed != ticket{s.id, u.version} || len(named) > 0)
 		}
 	})
 	return named, unnamed
@@ -187,6 +187,7 @@ func (s *session) assure() {
 			if d := st.described.Load(); d != nil { // what was told was under these too
 				fresh.describe(&description{types: d.types})
 			}
+			fresh.columns.CompareAndSwap(nil, st.columns.Load())
 			if s.names[name] = fresh; older {
 				s.untry(name)
 			}
@@ -224,6 +225,9 @@ func (s *session) teach() error {
 		if err := s.sense(); err != nil {
 			return err
 		}
+	}
+	if err := s.prove(); err != nil {
+		return err
 	}
 	named, unnamed := s.toLearn()
 	if len(named) == 0 && !unnamed {
@@ -313,10 +317,10 @@ type unmade struct {
 // tellWhy tells the client that, in place of an error that says that there is no such statement: with
 // a connection of its own it has it, and PostgreSQL finds the same fault with it then.
 func (s *session) tellWhy(body []byte) bool {
-	if s.why == nil && len(s.vanished) == 0 || string(pgwire.Field(body, 'C')) != "26000" {
+	if string(pgwire.Field(body, 'C')) != "26000" {
 		return false
 	}
-	s.mu.Lock()
+	s.mu.Lock() // the uplink may send what is unknown, too
 	defer s.mu.Unlock()
 	message := pgwire.Field(body, 'M')
 	names := func(name string) bool { return bytes.Contains(message, []byte(`"`+name+`"`)) }
@@ -328,6 +332,9 @@ func (s *session) tellWhy(body []byte) bool {
 		if names(name) {
 			why = body
 		}
+	}
+	if slices.ContainsFunc(s.outgrown, func(name string) bool { return prepared.Names(message, name) }) {
+		why = prepared.Changed(pgwire.Field(body, 'S'))
 	}
 	if why == nil {
 		return false

@@ -34,7 +34,8 @@ type statement struct {
 	hidden atomic.Pointer[hiddenIn] // what its text does by the functions that it calls
 	schema uint64                   // the registry's, when it was made
 
-	described atomic.Pointer[description] // nil: nobody was told anything of it
+	described atomic.Pointer[description] // nil: nobody was told what its parameters are
+	columns   atomic.Pointer[layout]      // nil: nobody was told of any
 	forked    atomic.Bool                 // nobody was when the schema had changed and a server learned it: other servers may have other types
 	cursor    *sighting                   // of a FETCH that is one client's alone; nil: when it was prepared there was no cursor
 }
@@ -309,13 +310,14 @@ func (s *session) rewriteBind(n int) (int, error) {
 		return 0, protocolError("invalid Bind message: its names are missing or too long")
 	}
 	before := s.resets
-	s.back = leadBack{}
+	s.back, s.bound = leadBack{}, nil
 	s.asks(s.leaves(name))
 	as := s.resolve(name, pgwire.Bind, s.head(n)[len(portal)+len(name)+2:])
 	b := s.backend
 	if s.bind(portal, name) {
 		s.resets = before // what it leads back is given again right behind it
 	}
+	s.portal = append(s.portal[:0], portal...)
 	b.left |= s.given(s.head(n)[len(portal)+len(name)+2:], n-len(portal)-len(name)-2)
 	b.out = pgwire.AppendHeader(b.out, pgwire.Bind, n-len(name)+len(as))
 	b.out = append(append(b.out, portal...), 0)
@@ -333,6 +335,8 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 	if len(head) == 0 || head[0] != 'S' {
 		if typ == pgwire.Close {
 			s.owe(debt{kind: owesClose})
+		} else {
+			s.describesPortal(head)
 		}
 		b.out = pgwire.AppendHeader(b.out, typ, n)
 		s.in.Skip(pgwire.HeaderSize)
@@ -399,9 +403,7 @@ func (s *session) resolve(name []byte, typ byte, rest []byte) string {
 		return s.standIn(st.asTyped())
 	}
 	s.run(st)
-	if typ == pgwire.Describe {
-		s.describes(st)
-	}
+	s.describes(st, typ)
 	return st.name
 }
 
@@ -421,6 +423,9 @@ func (s *session) resolveUnnamed(typ byte, rest []byte) string {
 	case there:
 	case u.version != 0 && u.kept && s.standsIn(u.left, u.asTyped(), typ, rest):
 		return s.standIn(u.asTyped())
+	case u.version != 0 && u.kept && u.outgrown() && !s.aborted():
+		s.outgrows(namePrefix)
+		return namePrefix
 	case u.version != 0 && u.kept:
 		b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.asTyped())
 		if typ == pgwire.Describe && u.described == nil { // another server may have it with other types
@@ -438,9 +443,8 @@ func (s *session) resolveUnnamed(typ byte, rest []byte) string {
 		text, _, _ := pgwire.String(u.body)
 		s.leadsBack(u.left, text)
 	}
-	if typ == pgwire.Describe && (u.described == nil || u.described.vain) && u.kept && u.late == nil {
-		u.described = &description{}
-		s.owe(debt{kind: owesDescription, tells: u.described})
+	if typ == pgwire.Describe {
+		s.describesUnnamed()
 	}
 	return ""
 }
@@ -454,9 +458,14 @@ func (s *session) ensure(st *statement) {
 		b.prepared[st] = b.uses
 		return
 	}
+	if st.outgrown() && !s.aborted() {
+		s.outgrows(st.name)
+		return
+	}
 	s.learn(st)
 	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(st.name), nul, st.asTyped())
 	s.owe(debt{kind: owesOurParse, statement: st})
+	s.assert(st)
 }
 
 // learn notes that the server is about to know a statement; it forgets another if it

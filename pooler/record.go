@@ -256,6 +256,9 @@ type errand struct {
 	stuck    []byte          // what the event loops could not write to the client; of whoever has the session
 	synced   <-chan struct{} // closed when the hub has caught up; nil: not waited for
 	portals  map[string]use  // those whose execution deallocates
+	bound    *statement      // of which nobody was told the columns, by the Bind before; nil: none
+	portal   []byte          // the name of what that Bind makes
+	outgrown []string        // names on the servers that these do not know, since the columns have changed
 	renamed  *scan.Renaming  // the text of the simple query that was sent last; nil: as the client has sent it
 	back     leadBack
 	why      *unmade      // the server could not prepare what that executes

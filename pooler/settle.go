@@ -323,18 +323,76 @@ func (s *session) keepSequences(b *backend) {
 
 // What a client was told of a statement that it has prepared holds as long as that does, whatever becomes of the tables: it
 // sends its parameters as these types, and PostgreSQL keeps to them. So does each server that learns the statement later.
+// Nor does PostgreSQL let a statement return other columns than it has told (0A000), for which drivers prepare it anew. So
+// where the schema has changed since they were told, a server is asked what they are now before it learns the statement, and
+// does not learn one whose columns are others: its use gets the same error.
 
 // A description is what was told of a statement.
 type description struct {
-	of    *statement // nil: the unnamed one
-	types []uint32   // of all its parameters; nil: as its body has them
-	vain  bool       // it was asked for, and cannot be had
+	of      *statement // nil: the unnamed one
+	types   []uint32   // of all its parameters; nil: as its body has them
+	vain    bool       // it was asked for, and cannot be had
+	portal  bool       // its columns alone were told
+	columns layout
 }
 
-// describes notes that the client is about to be told of a statement.
-func (s *session) describes(st *statement) {
-	if d := st.described.Load(); (d == nil || d.vain) && st.late == nil && st.left&scan.Fetches == 0 {
-		s.owe(debt{kind: owesDescription, tells: &description{of: st}})
+// A layout is what a statement's columns are.
+type layout struct {
+	mark    uint64 // see [prepared.Columns]; 0: not known
+	schema  uint64 // the pool's, when they were told or looked after last
+	changed bool   // they were others then
+}
+
+// noRows is the mark of a statement that returns none. Whether it does does not change.
+const noRows = 1
+
+// older reports whether the schema has changed since.
+func (c *layout) older(schema uint64) bool { return c != nil && c.mark > noRows && c.schema != schema }
+
+// outgrown reports whether its columns are others than its clients were told.
+func (st *statement) outgrown() bool {
+	c := st.columns.Load()
+	return c != nil && c.changed
+}
+
+func (u *unnamed) outgrown() bool { return u.described != nil && u.described.columns.changed }
+
+// outgrows notes that the server is not to know a name: it refuses its use, for which the client gets the error for such.
+func (s *session) outgrows(name string) {
+	if !slices.Contains(s.outgrown, name) {
+		s.outgrown = append(s.outgrown, name)
+	}
+}
+
+// describes notes that the client is about to be told of a statement, or may be by a portal.
+func (s *session) describes(st *statement, typ byte) {
+	if st.late != nil || st.left&scan.Fetches != 0 {
+		return
+	}
+	d, c, schema := st.described.Load(), st.columns.Load(), s.backend.pool.statements.schema.Load()
+	switch {
+	case typ == pgwire.Bind && c == nil:
+		s.bound = st
+	case typ == pgwire.Describe && (d == nil || d.vain || c == nil):
+		s.owe(debt{kind: owesDescription, tells: &description{of: st, columns: layout{schema: schema}}})
+	}
+	s.aged = s.aged || c.older(schema)
+}
+
+// describesPortal is that for what is described with this message.
+func (s *session) describesPortal(message []byte) {
+	if s.bound != nil && len(message) > 1 && string(message[1:len(message)-1]) == string(s.portal) {
+		now := layout{schema: s.backend.pool.statements.schema.Load()}
+		s.owe(debt{kind: owesDescription, tells: &description{of: s.bound, portal: true, columns: now}})
+		s.bound = nil
+	}
+}
+
+// describesUnnamed is that for the unnamed statement.
+func (s *session) describesUnnamed() {
+	if u := &s.unnamed; (u.described == nil || u.described.vain) && u.kept && u.late == nil {
+		u.described = &description{columns: layout{schema: s.backend.pool.statements.schema.Load()}}
+		s.owe(debt{kind: owesDescription, tells: u.described})
 	}
 }
 
@@ -367,8 +425,8 @@ func (s *session) describesTypes(body []byte) {
 	}
 }
 
-// describesColumns notes that it has been told all.
-func (s *session) describesColumns() {
+// describesColumns notes what it is told last.
+func (s *session) describesColumns(typ byte, body []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.debts.telling()
@@ -376,9 +434,43 @@ func (s *session) describesColumns() {
 		return
 	}
 	s.debts.pop()
-	if d.of != nil {
+	d.columns.see(typ, body)
+	s.aged = s.aged || d.columns.older(s.backend.pool.statements.schema.Load())
+	if d.of == nil {
+		return
+	}
+	if d.columns.mark > 0 {
+		d.of.columns.CompareAndSwap(nil, &d.columns)
+	}
+	if !d.portal {
 		d.of.describe(d)
 	}
+}
+
+// see notes columns that are told; body may be cut short.
+func (c *layout) see(typ byte, body []byte) {
+	if c.mark = noRows; typ == pgwire.RowDescription {
+		c.mark = prepared.Columns(body)
+	}
+}
+
+// assert asks the server what the columns are of a statement that it is learning, where they could not be looked after before:
+// in the middle of a cycle that does not fit the buffer, or behind what may just have changed them.
+func (s *session) assert(st *statement) {
+	c, schema := st.columns.Load(), s.backend.pool.statements.schema.Load()
+	if c.older(schema) || c != nil && c.mark > noRows && s.backend.left&scan.Catalog != 0 {
+		s.owe(debt{kind: owesOurDescribe, tells: &description{of: st, columns: layout{schema: schema}}})
+		s.backend.out = pgwire.Append(s.backend.out, pgwire.Describe, []byte{'S'}, []byte(st.name), nul)
+	}
+}
+
+// holds is an error if the answer to that is not what clients were told: what comes next is not what they take it for.
+func (d *description) holds(typ byte, body []byte) error {
+	d.columns.see(typ, body)
+	if was := d.of.columns.Load(); was.mark != d.columns.mark {
+		return end(Lost, "the columns of a prepared statement have changed", "connect again")
+	}
+	return nil
 }
 
 // asTyped is its body with the types that clients were told.
@@ -392,20 +484,4 @@ func (d *description) typed(body []byte) []byte {
 		return body
 	}
 	return prepared.Typed(body, d.types)
-}
-
-// refuses reports whether the error that has come is of a Parse that makes a statement, and whether that gave it types that
-// another client was told and this one may not have been. The lock is held.
-func (s *session) refuses() (making, typed bool) {
-	d, ok := s.debts.first()
-	if making = ok && d.kind <= owesOurParse && d.at == s.debts.answered; !making || d.statement == nil {
-		return making, false
-	}
-	if said := d.statement.described.Load(); said == nil || len(said.types) == 0 {
-		return true, false
-	}
-	for name := range s.untried {
-		typed = typed || s.names[name] == d.statement
-	}
-	return true, typed
 }
