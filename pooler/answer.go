@@ -82,7 +82,7 @@ func (s *session) scan() (done bool, err error) {
 		keep := true
 		if typ != pgwire.DataRow && typ != pgwire.CopyData {
 			look := pgwire.HeaderSize + min(n, lookInto)
-			if typ == pgwire.Notification {
+			if typ == pgwire.Notification || typ == pgwire.ParameterDesc || typ == pgwire.RowDescription {
 				look = min(pgwire.HeaderSize+n, in.Size())
 			}
 			if in.Buffered() < look {
@@ -192,10 +192,13 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 		s.debts.answered++
 		return !s.debts.ours, false, nil
 	case pgwire.ParameterDesc:
+		s.describesTypes(body)
 		return !s.debts.ours, false, nil
 	case pgwire.RowDescription, pgwire.NoData:
+		s.describesColumns(typ, body)
 		s.debts.answered++
-		return !s.sighted(typ) && !s.ran(false), false, nil
+		ours, err := s.sighted(typ, body)
+		return !ours && !s.ran(false), false, err
 	case pgwire.ErrorResponse:
 		if s.mayRepeat(body) {
 			return false, false, errRepeat
@@ -238,7 +241,7 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 	defer s.mu.Unlock()
 	s.debts.answered++
 	d, ok := s.debts.pop()
-	for ok && (d.kind == owesDrop || d.kind == owesDropAll || d.kind == owesCopy) { // not carried out, since a portal had none
+	for ok && (d.kind == owesDrop || d.kind == owesDropAll || d.kind == owesCopy || d.kind == owesDescription) { // not carried out, since a portal had none
 		if d.kind == owesDrop {
 			s.undo(d, s.debts.list[s.debts.head:])
 		}
@@ -255,7 +258,7 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 		return true, false, nil
 	case ok && d.kind == ours:
 		next, _ := s.debts.first()
-		s.debts.ours = next.kind == owesOurRun
+		s.debts.ours = next.kind == owesOurRun || next.kind == owesOurDescribe
 		return false, false, nil
 	}
 	return false, false, s.confused(errOutOfStep)
@@ -358,7 +361,7 @@ func (s *session) failed(body []byte) (keep bool) {
 	x.DB.Queries++
 	s.backend.cleared, s.copying, s.unsure = cleared{}, false, s.unsure[:0]
 	// A plan that does not fit any more: a new Parse must really be one, everywhere.
-	if x.DB.SQLState == "0A000" {
+	if _, typed := s.refuses(); typed || x.DB.SQLState == "0A000" {
 		s.backend.pool.outdate()
 	}
 	s.forgive()

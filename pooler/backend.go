@@ -470,3 +470,13 @@ func (s *session) takeBack() error {
 	}
 	return nil
 }
+
+// confused ends a session whose server did not answer as the protocol says.
+func (s *session) confused(err error) error {
+	s.backend.broken.Store(true)
+	return end(Internal, "lost track of the server's answers", "connect again").because(err)
+}
+
+var errMeaning = errors.New("a statement's name was pipelined behind an error with two meanings")
+
+var errOutOfStep = errors.New("an answer that nobody asked for")

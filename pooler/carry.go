@@ -90,7 +90,7 @@ func (s *session) equip() {
 // restore makes RESET in a transaction lead back to what was chosen at login, from the
 // client's next messages on.
 func (s *session) restore() {
-	s.unsure, s.changing = s.unsure[:0], false
+	s.unsure, s.changing, s.outgrown = s.unsure[:0], false, s.outgrown[:0]
 	if !s.resets {
 		return
 	}
@@ -271,6 +271,10 @@ func (s *session) swallow() (wants bool, err error) {
 			return false, s.confused(err)
 		case !ok:
 			return true, nil
+		case (typ == pgwire.RowDescription || typ == pgwire.ParameterDesc) && pgwire.HeaderSize+n > b.In.Size():
+			s.shows(pgwire.RowDescription, nil) // a ParameterDesc is not the last
+			b.In.Drop(pgwire.HeaderSize + n)
+			continue
 		case pgwire.HeaderSize+n > b.In.Size():
 			return false, s.confused(fmt.Errorf("message %q of %d bytes in answer to settings: %w", typ, n, pgwire.ErrTooLong))
 		case b.In.Buffered() < pgwire.HeaderSize+n:
@@ -286,6 +290,8 @@ func (s *session) swallow() (wants bool, err error) {
 			s.debts.answered++
 		case pgwire.CloseComplete:
 			s.forgotten()
+		case pgwire.RowDescription, pgwire.NoData:
+			s.shows(typ, body)
 		case pgwire.DataRow:
 			if s.sensing != nil && s.sensing.Row(body) != nil {
 				s.sensing = nil
@@ -302,6 +308,19 @@ func (s *session) swallow() (wants bool, err error) {
 		b.In.Skip(pgwire.HeaderSize + n)
 	}
 	return false, nil
+}
+
+// shows takes what the server says of the columns that it is asked for; nil is more than any that was told.
+func (s *session) shows(typ byte, body []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d, ok := s.debts.first()
+	if !ok || d.tells == nil {
+		return
+	}
+	if d.tells.columns.see(typ, body); body == nil {
+		d.tells.columns.mark = ^uint64(0)
+	}
 }
 
 // replayFails ends the session for settings that are refused. A prepared statement whose

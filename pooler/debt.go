@@ -16,15 +16,16 @@ import (
 // tell the server's answers apart.
 type debt struct {
 	kind      debtKind
-	unnamed   bool       // a Parse or Close of the unnamed statement, ours included
-	aside     bool       // a replay that may fail: see teach
-	taken     bool       // a Parse that the server has to refuse: the name is taken
-	at        int32      // how many messages of its cycle are answered before this one; how many of a replay's statements, the first, lead others' settings back
-	statement *statement // the one that a Parse creates, or a Close removes
-	name      string     // the client's, for that statement or the one it drops
-	was       *replaced  // what stood there before; nil: nothing, or this is its cycle's first message
-	before    *known     // what owesDropAll has made forgotten
-	cursor    *sighting  // what owesOurDescribe tells
+	unnamed   bool         // a Parse or Close of the unnamed statement, ours included
+	aside     bool         // a replay that may fail: see teach
+	taken     bool         // a Parse that the server has to refuse: the name is taken
+	at        int32        // how many messages of its cycle are answered before this one; how many of a replay's statements, the first, lead others' settings back
+	statement *statement   // the one that a Parse creates, or a Close removes
+	name      string       // the client's, for that statement or the one it drops
+	was       *replaced    // what stood there before; nil: nothing, or this is its cycle's first message
+	before    *known       // what owesDropAll has made forgotten
+	cursor    *sighting    // what owesOurDescribe tells
+	tells     *description // what owesDescription does, or a replay
 }
 
 // replaced is an unnamed statement that another has replaced, unless the server skips that.
@@ -49,6 +50,7 @@ const (
 	owesOurRun                      // BindComplete and CommandComplete for us
 	owesClose                       // CloseComplete for the client
 	owesOurClose                    // CloseComplete for us
+	owesDescription                 // the description of a statement, for the client, of which something is noted
 	owesDrop                        // CommandComplete of a DEALLOCATE of the client's statement of this name
 	owesDropAll                     // CommandComplete of a DEALLOCATE ALL or DISCARD ALL
 	owesCopy                        // CopyInResponse to data that has been sent
@@ -171,6 +173,8 @@ func (s *session) owe(d debt) {
 	case d.kind <= owesOurClose:
 		d.at = s.debts.asked
 		s.debts.asked++
+	case d.kind == owesDescription: // which is counted when it has been sent
+		d.at = s.debts.asked
 	}
 	s.debts.push(d)
 }
@@ -210,7 +214,7 @@ func (s *session) undo(d debt, later []debt) {
 	case d.kind == owesDrop && d.statement != nil && !renamed:
 		s.names[d.name] = d.statement
 		s.nameBytes += int32(len(d.statement.body))
-	case d.kind.ready() || d.kind == owesOurDescribe || d.kind == owesOurRun || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
+	case d.kind.ready() || d.kind == owesOurDescribe || d.kind == owesDescription || d.kind == owesOurRun || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
 	case d.unnamed:
 		s.undoUnnamed(d, later)
 	case d.kind == owesClose && renamed:

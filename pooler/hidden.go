@@ -281,16 +281,16 @@ func (s *session) cursorless() bool {
 }
 
 // apart is the same statement, of one client alone.
-func apart(st *statement) *statement {
-	c := copyOf(st)
+func (r *registry) apart(st *statement) *statement {
+	c := r.copyOf(st)
 	c.cursor = &sighting{}
 	return c
 }
 
 // copyOf is the same statement under another name.
-func copyOf(st *statement) *statement {
+func (r *registry) copyOf(st *statement) *statement {
 	return &statement{
-		name: newName(), key: st.key, body: st.body, left: st.left, garbled: st.garbled, said: st.said, use: st.use, under: st.under, shape: st.shape,
+		name: newName(), key: st.key, body: st.body, left: st.left, garbled: st.garbled, said: st.said, use: st.use, under: st.under, shape: st.shape, schema: r.schema.Load(),
 	}
 }
 
@@ -315,18 +315,21 @@ func (s *session) sight(cursor *sighting, as string) {
 }
 
 // sighted takes the answer to that. It reports whether this is it, and so not for the client.
-func (s *session) sighted(typ byte) bool {
+func (s *session) sighted(typ byte, body []byte) (ours bool, err error) {
 	if !s.debts.ours {
-		return false
+		return false, nil
 	}
 	s.debts.ours = false
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if d, ok := s.debts.first(); ok && d.kind == owesOurDescribe {
 		s.debts.pop()
+		if d.cursor == nil {
+			return true, d.tells.holds(typ, body)
+		}
 		*d.cursor = sighting{told: true, there: typ == pgwire.RowDescription}
 	}
-	return true
+	return true, nil
 }
 
 // describeFetch returns the name of what is to be described in place of a FETCH.
@@ -369,6 +372,15 @@ func (s *session) doubtful() bool {
 	return b.status == pgwire.InFailed || s.cycles.len() > 0 || b.left&unsettling != 0
 }
 
+// standsIn reports whether another is to stand in for a statement that the server does not know: in an aborted
+// transaction, and where its parameters do not fit.
+func (s *session) standsIn(left scan.Effect, body []byte, typ byte, rest []byte) bool {
+	if typ == pgwire.Bind && prepared.Misfits(body, rest) {
+		return true
+	}
+	return left&scan.Ends == 0 && s.aborted() && (typ == pgwire.Bind || prepared.Describable(body))
+}
+
 // standIn makes an empty statement with the same parameters as the one with this body: using it is refused for the
 // same reason, and it can be prepared in an aborted transaction too.
 func (s *session) standIn(body []byte) string {
@@ -402,7 +414,7 @@ func (s *session) vacate(list []*statement) {
 type nameless struct {
 	body  []byte
 	under *state.Settings
-	found func(body []byte)
+	found func(*description)
 }
 
 // untyped yields those that the cycle that is buffered describes.
@@ -420,12 +432,12 @@ func (s *session) untyped(yield func(nameless) bool) {
 		st := s.names[string(body[1:len(body)-1])]
 		_, known := b.prepared[st]
 		switch {
-		case st != nil && !known && st.typed.Load() == nil && prepared.Nameless(st.body):
-			if !yield(nameless{st.body, st.under, func(body []byte) { st.typed.Store(&body) }}) {
+		case st != nil && !known && st.described.Load() == nil && prepared.Nameless(st.body):
+			if !yield(nameless{st.body, st.under, func(d *description) { st.describe(d) }}) {
 				return
 			}
-		case len(body) == 2 && u.version != 0 && u.kept && b.unnamed != ticket{s.id, u.version} && u.typed == nil && prepared.Nameless(u.body):
-			if !yield(nameless{u.body, u.under, func(body []byte) { u.typed = body }}) {
+		case len(body) == 2 && u.version != 0 && u.kept && b.unnamed != ticket{s.id, u.version} && u.described == nil && prepared.Nameless(u.body):
+			if !yield(nameless{u.body, u.under, func(d *description) { u.described = d }}) {
 				return
 			}
 		}
@@ -448,32 +460,15 @@ func (s *session) findTypes() {
 	p := s.backend.pool
 	for one := range s.untyped {
 		settings := cmp.Or(one.under, s.settings).SQL()
-		typed := one.body
-		oids, err := p.typesOf(settings, one.body)
-		if err == nil {
-			typed = prepared.Typed(one.body, oids)
-		} else {
+		types, err := p.typesOf(settings, one.body)
+		if err != nil {
 			s.pooler.deps.Log.Debug("the types of a statement's parameters cannot be had", "database", p.name, "err", err)
 			if refused, ok := errors.AsType[*explain.Refused](err); !ok || !refused.Lasting() {
 				continue
 			}
 		}
 		s.mu.Lock()
-		one.found(typed)
+		one.found(&description{types: types, vain: err != nil})
 		s.mu.Unlock()
 	}
-}
-
-func (st *statement) asTyped() []byte {
-	if typed := st.typed.Load(); typed != nil {
-		return *typed
-	}
-	return st.body
-}
-
-func (u *unnamed) asTyped() []byte {
-	if u.typed != nil {
-		return u.typed
-	}
-	return u.body
 }

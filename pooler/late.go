@@ -199,7 +199,7 @@ func (s *session) runFor(u *use) {
 		}
 		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(blind), nul, []byte("execute "+hiddenName), nul, nul, nul)
 		s.owe(debt{kind: owesOurParse})
-		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(hiddenName), nul, st.body)
+		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(hiddenName), nul, st.asTyped())
 		s.owe(debt{kind: owesOurParse})
 		s.recallOf(st)
 	case st.cursor != nil && st.cursor.there:

@@ -113,7 +113,7 @@ func (s *session) strange(under *state.Settings) bool {
 func (s *session) unlearned() bool {
 	named, unnamed := s.toLearn()
 	first, _ := s.severs()
-	return unnamed || len(named) > 0 || s.senses() || s.toType() || first != nil
+	return unnamed || len(named) > 0 || s.unproven() || s.senses() || s.toType() || first != nil
 }
 
 // toLearn lists them; unnamed is whether the unnamed one is to be as well.
@@ -137,7 +137,7 @@ func (s *session) toLearn() (named []*statement, unnamed bool) {
 		}
 		text, _, _ := pgwire.String(st.body)
 		_, known := b.prepared[st]
-		if !known && s.strange(st.under) && (b.status == pgwire.Idle || scan.Analysed(text)) && !slices.Contains(named, st) {
+		if !known && !st.outgrown() && s.strange(st.under) && (b.status == pgwire.Idle || scan.Analysed(text)) && !slices.Contains(named, st) {
 			named = append(named, st)
 		}
 	}
@@ -150,7 +150,7 @@ func (s *session) toLearn() (named []*statement, unnamed bool) {
 				wants(u.late.named.Name, 0)
 			}
 			text, _, _ := pgwire.String(u.body)
-			unnamed = s.strange(u.under) && (b.status == pgwire.Idle || scan.Analysed(text)) && (b.unnamed != ticket{s.id, u.version} || len(named) > 0)
+			unnamed = !u.outgrown() && s.strange(u.under) && (b.status == pgwire.Idle || scan.Analysed(text)) && (b.unnamed != ticket{s.id, u.version} || len(named) > 0)
 		}
 	})
 	return named, unnamed
@@ -184,6 +184,10 @@ func (s *session) assure() {
 	for _, name := range s.unsure {
 		if st := s.names[name]; st != nil && st.under == nil && st.cursor == nil {
 			fresh, older := s.pool.statements.intern(s.settings, true, st.garbled, st.body, st.use, s.pooler.shapes)
+			if d := st.described.Load(); d != nil { // what was told was under these too
+				fresh.describe(&description{types: d.types})
+			}
+			fresh.columns.CompareAndSwap(nil, st.columns.Load())
 			if s.names[name] = fresh; older {
 				s.untry(name)
 			}
@@ -222,16 +226,19 @@ func (s *session) teach() error {
 			return err
 		}
 	}
+	if err := s.prove(); err != nil {
+		return err
+	}
 	named, unnamed := s.toLearn()
 	if len(named) == 0 && !unnamed || s.setback != nil {
 		return nil
 	}
 	s.mu.Lock()
 	for _, st := range named {
-		s.teachOne(st.under, st, st.name, st.body)
+		s.teachOne(st.under, st, st.name, st.asTyped())
 	}
 	if u := &s.unnamed; unnamed { // last: each of our own queries drops it
-		s.teachOne(u.under, nil, "", u.body)
+		s.teachOne(u.under, nil, "", u.asTyped())
 		s.backend.unnamed = ticket{s.id, u.version}
 	}
 	s.mu.Unlock()
@@ -318,10 +325,10 @@ type unmade struct {
 // tellWhy tells the client that, in place of an error that says that there is no such statement: with
 // a connection of its own it has it, and PostgreSQL finds the same fault with it then.
 func (s *session) tellWhy(body []byte) bool {
-	if s.why == nil && len(s.vanished) == 0 || string(pgwire.Field(body, 'C')) != "26000" {
+	if string(pgwire.Field(body, 'C')) != "26000" {
 		return false
 	}
-	s.mu.Lock()
+	s.mu.Lock() // the uplink may send what is unknown, too
 	defer s.mu.Unlock()
 	message := pgwire.Field(body, 'M')
 	names := func(name string) bool { return bytes.Contains(message, []byte(`"`+name+`"`)) }
@@ -333,6 +340,9 @@ func (s *session) tellWhy(body []byte) bool {
 		if names(name) {
 			why = body
 		}
+	}
+	if slices.ContainsFunc(s.outgrown, func(name string) bool { return prepared.Names(message, name) }) {
+		why = prepared.Changed(pgwire.Field(body, 'S'))
 	}
 	if why == nil {
 		return false
@@ -402,13 +412,14 @@ func (s *session) outdated(body []byte) bool {
 		a.cycle = s.in.Behind(a.size)
 	}
 	alone := a.cycle != nil && s.cycles.len() == 1 && !s.open && !s.midway && !s.copying && s.stage == running && s.lost == nil
-	if d, ok := s.debts.first(); !alone || s.exchange.DB.Queries > 0 || ok && d.kind <= owesOurParse && d.at == s.debts.answered {
+	making, typed := s.refuses()
+	if !alone || s.exchange.DB.Queries > 0 || making && !typed {
 		return false // it has done something, or it is what is prepared now that is wrong
 	}
-	if !s.blames(body, a.cycle) {
+	if !making && !s.blames(body, a.cycle) {
 		return false
 	}
-	if string(pgwire.Field(body, 'C')) == "0A000" {
+	if making || string(pgwire.Field(body, 'C')) == "0A000" {
 		b.pool.outdate()
 	}
 	s.exchange.DB.SQLState = string(pgwire.Field(body, 'C'))
@@ -480,7 +491,7 @@ func (r *registry) anew(st *statement) *statement {
 	if other := r.by[st.key]; other != nil && other != st {
 		return other
 	}
-	c := copyOf(st)
+	c := r.copyOf(st)
 	if r.by == nil {
 		r.by = map[string]*statement{}
 	}

@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"encoding/binary"
 	"strings"
 	"testing"
 )
@@ -76,4 +77,207 @@ func TestAStatementThatAnotherPreparedBeforeATableWasChangedIsPreparedAnew(t *te
 		})
 	}
 	await(t, "what the clients have not been told of is not recorded", func() bool { return h.ledger.codes()[string(SQLError)] == faults })
+}
+
+// elsewhere lets a client go on on another server than it began on, behind a change of the schema by another client.
+func (h *house) elsewhere(t *testing.T, m *match, made string, first []step, change string, then []step) (faults int) {
+	t.Helper()
+	client, changes, holds := m.sides(nil), m.sides(nil), m.sides(nil)
+	for _, both := range [][2]*player{client, changes, holds} {
+		for _, p := range both {
+			if p.err != nil {
+				t.Fatal(p.err)
+			}
+			defer p.conn.Close()
+		}
+	}
+	m.same(t, "made", changes, []step{query("drop table if exists moving; " + made)}, nil)
+	faults = m.same(t, "first", client, first, nil)
+	m.same(t, "changed", changes, []step{query(change)}, nil)
+	h.rests(t)
+	m.same(t, "held", holds, []step{query("begin")}, nil) // the server that the client had is the first that is given out again
+	return faults + m.same(t, "then", client, then, nil)
+}
+
+// rests waits until no server is lent.
+func (h *house) rests(t *testing.T) {
+	await(t, "no server is lent", func() bool { return h.Stats().Databases[0].Active == 0 })
+}
+
+func bindBinary(name, value string, formats ...uint16) string {
+	body := "\x00" + name + "\x00\x00\x01\x00\x01\x00\x01"
+	body += string(binary.BigEndian.AppendUint32(nil, uint32(len(value)))) + value
+	body += string(binary.BigEndian.AppendUint16(nil, uint16(len(formats))))
+	for _, f := range formats {
+		body += string(binary.BigEndian.AppendUint16(nil, f))
+	}
+	return frame('B', body)
+}
+
+// PostgreSQL keeps the types of a statement's parameters; a client sends values as it was told them.
+func TestParametersHaveTheTypesThatTheClientWasToldOnEveryServer(t *testing.T) {
+	h, m := newMatch(t, func(d *Database) { d.Pool.Max = 2 })
+	const made, seven = "create table moving (v bigint); insert into moving values (5)", "\x00\x00\x00\x00\x00\x00\x00\x07"
+	const five = "\x00\x00\x00\x00\x00\x00\x00\x05"
+	const update, look = "update moving set v = $1", "select v::text from moving where v = $1"
+	toFloat, see := "alter table moving alter v type float8", query("select v::text from moving")
+	write, read := ask(bindBinary("p", seven), executed), ask(bindBinary("p", five, 0), executed)
+	unnamed := ask(bindBinary("", seven), executed)
+	for what, c := range map[string]struct {
+		change      string
+		first, then []step
+	}{
+		"what is written":           {toFloat, []step{ask(parsed("p", update), described("p"))}, []step{write, see, ask(described("p")), write}},
+		"in a later cycle":          {toFloat, []step{ask(parsed("p", update)), ask(described("p"))}, []step{write, see}},
+		"what is looked for":        {toFloat, []step{ask(parsed("p", look), described("p")), read}, []step{read, read}},
+		"which is shorter":          {"alter table moving alter v type int", []step{ask(parsed("p", update), described("p"))}, []step{write, see}},
+		"which does not fit":        {"alter table moving alter v type text", []step{ask(parsed("p", look), described("p"))}, []step{read, see}},
+		"in an aborted transaction": {toFloat, []step{ask(parsed("p", update), described("p"))}, []step{query("begin; select 1 / 0"), ask(described("p")), query("rollback"), write, see}},
+		"prepared again":            {toFloat, []step{ask(parsed("p", update), described("p"))}, []step{ask(frame('C', "Sp\x00")), ask(parsed("p", update), described("p")), ask(bindBinary("p", "\x40\x1c\x00\x00\x00\x00\x00\x00"), executed), see}},
+		"under two names":           {toFloat, []step{ask(parsed("p", update), described("p")), ask(parsed("q", update))}, []step{ask(bindBinary("q", seven), executed), see, ask(described("q"))}},
+		"the unnamed one":           {toFloat, []step{ask(parsed("", update), described(""))}, []step{unnamed, see}},
+		"the unnamed one, known":    {toFloat, []step{ask(parsed("", update), described("")), ask(parsed("", update), described(""))}, []step{unnamed, see}},
+		"the unnamed one, later":    {toFloat, []step{ask(parsed("", update)), ask(described(""))}, []step{unnamed, see}},
+		"and told again":            {toFloat, []step{ask(parsed("", update), described(""))}, []step{ask(described("")), unnamed, see}},
+		"behind another":            {toFloat, []step{ask(parsed("", "select 1"), described(""), parsed("", update), described(""))}, []step{unnamed, see}},
+		"all at once":               {toFloat, []step{{"two cycles", parsed("p", update) + described("p") + synced + parsed("", update) + described("") + synced, 2}}, []step{write, see}},
+	} {
+		t.Run(what, func(t *testing.T) { h.elsewhere(t, m, made, c.first, c.change, c.then) })
+	}
+	t.Run("who is told later", func(t *testing.T) { // on whichever server, it is what holds on all
+		changes, client, holds := m.sides(nil)[0], m.sides(nil)[0], m.sides(nil)[0]
+		defer changes.conn.Close()
+		defer client.conn.Close()
+		defer holds.conn.Close()
+		tell := func(p *player, s step) string { p.say(s); return p.hear(s.ready) }
+		tell(changes, query("drop table moving; "+made))
+		tell(client, ask(parsed("p", update)))
+		tell(changes, query(toFloat))
+		h.rests(t)
+		tell(holds, query("begin"))
+		tell(client, ask(bindTexts("", "p", []string{"6"}), executed))
+		tell(client, ask(described("p")))
+		tell(changes, query("select 1"))
+		tell(holds, query("rollback"))
+		tell(client, ask(bindBinary("p", "\x40\x1c\x00\x00\x00\x00\x00\x00"), executed))
+		if got := tell(client, see); !strings.Contains(got, "7") {
+			t.Error(got)
+		}
+	})
+}
+
+// PostgreSQL lets no statement return other columns than it has told. Drivers prepare it anew for that.
+func TestAStatementReturnsNoOtherColumnsThanItsClientWasToldOnAnyServer(t *testing.T) {
+	h, m := newMatch(t, func(d *Database) { d.Pool.Max = 2 })
+	const made, star = "create table moving (a int, b text); insert into moving values (7, 'x')", "select * from moving"
+	const toBigint, wider = "alter table moving alter a type bigint", "alter table moving add c int default 3"
+	told, use, portal := ask(parsed("p", star), described("p")), ask(bound("p"), executed), frame('D', "P\x00")
+	byPortal := ask(parsed("p", star), bound("p"), portal, executed)
+	shut := frame('C', "Sp\x00")
+	fresh := ask(shut, parsed("p", star), described("p"), bound("p"), executed)
+	begin, rollback := query("begin"), query("rollback")
+	for what, c := range map[string]struct {
+		change      string
+		first, then []step
+	}{
+		"another type":              {toBigint, []step{told}, []step{use, use, fresh, use}},
+		"one more":                  {wider, []step{told}, []step{use, use, ask(shut), ask(parsed("p", star)), ask(described("p")), use}},
+		"one less":                  {"alter table moving drop column b", []step{told}, []step{use, fresh}},
+		"another name":              {"alter table moving rename a to c", []step{told}, []step{use, fresh}},
+		"another length":            {"alter table moving alter b type varchar(7)", []step{told}, []step{use, fresh}},
+		"another table like it":     {"drop table moving; " + made, []step{told}, []step{use, use, fresh}},
+		"none":                      {"drop table moving", []step{told}, []step{use, use}},
+		"the same":                  {"create table if not exists unrelated (n int)", []step{told}, []step{use, use, ask(described("p"))}},
+		"and back":                  {toBigint + "; alter table moving alter a type int", []step{told}, []step{use, use}},
+		"told of by a portal":       {toBigint, []step{byPortal}, []step{use, ask(bound("p"), portal, executed), fresh}},
+		"of one that has a name":    {toBigint, []step{ask(parsed("p", star), bindTexts("c", "p", nil), frame('D', "Pc\x00"), executed)}, []step{use, fresh}},
+		"told of later":             {toBigint, []step{ask(parsed("p", star)), use, ask(bound("p"), portal, executed)}, []step{use, fresh}},
+		"in a transaction":          {toBigint, []step{told}, []step{begin, use, use, ask(described("p")), rollback, use, begin, query("select 1"), fresh, rollback, use}},
+		"behind a savepoint":        {wider, []step{told}, []step{query("begin; savepoint s"), use, query("rollback to s"), use, query("rollback to s"), fresh, rollback}},
+		"the same in a transaction": {"create table if not exists unrelated (n int)", []step{told}, []step{begin, use, use, rollback, use}},
+		"behind what it does":       {wider, []step{told}, []step{ask(parsed("", "create table unrelated_too ()"), bound(""), executed, bound("p"), executed), query("drop table unrelated_too"), query("drop table if exists unrelated_too")}},
+		"in two cycles at once":     {wider, []step{told}, []step{{"two cycles", bound("p") + executed + synced + bound("p") + executed + synced, 2}, fresh}},
+		"in SQL":                    {wider, []step{told}, []step{query("execute p"), use, query("deallocate p"), told, query("execute p"), use}},
+		"in SQL of several":         {wider, []step{told}, []step{query("select 1; execute p"), use}},
+		"executed by another":       {wider, []step{told}, []step{ask(parsed("q", "execute p")), ask(bound("q"), executed), use}},
+		"of the unnamed one":        {wider, []step{ask(parsed("", star), described(""))}, []step{ask(bound(""), executed), ask(bound(""), executed), ask(parsed("", star), described("")), ask(bound(""), executed)}},
+		"which is known":            {wider, []step{ask(parsed("", star), described("")), ask(parsed("", star), described(""))}, []step{ask(bound(""), executed)}},
+		"which is replaced":         {wider, []step{ask(parsed("", star), described(""))}, []step{ask(parsed("", star), bound(""), executed)}},
+		"under two names":           {wider, []step{told, ask(parsed("q", star))}, []step{use, ask(bound("q"), executed), fresh}},
+		"under other settings":      {wider, []step{query("set search_path = nowhere, public"), told, query("reset search_path")}, []step{use, use, begin, use, rollback, fresh}},
+		"the same under others":     {"create table if not exists unrelated (n int)", []step{query("set search_path = nowhere, public"), told, query("set search_path = other")}, []step{use, use, begin, use, rollback}},
+		"with parameters":           {wider, []step{ask(parsed("p", star+" where a = $1"), described("p"))}, []step{ask(bindTexts("", "p", []string{"7"}), executed), ask(shut, parsed("p", star+" where a = $1"), described("p")), ask(bindTexts("", "p", []string{"7"}), executed)}},
+		"with too few":              {wider, []step{ask(parsed("p", star+" where a = $1"), described("p"))}, []step{use}},
+		"of what it writes":         {wider, []step{ask(parsed("p", "insert into moving (a) values (1) returning *"), described("p"))}, []step{use, query("select count(*) from moving")}},
+		"of what returns none":      {wider, []step{ask(parsed("p", "delete from moving"), described("p"))}, []step{use}},
+	} {
+		t.Run(what, func(t *testing.T) { h.elsewhere(t, m, made, c.first, c.change, c.then) })
+	}
+}
+
+// What does not fit the buffer cannot be looked over before.
+func TestALongCycleGetsNoOtherColumnsThanItsClientWasTold(t *testing.T) {
+	for change, want := range map[string]string{"create table unrelated (n int)": `\x017`, "alter table moving add c int default 3": "have changed", "select 1 --": "have changed"} {
+		h, m := newMatch(t, func(d *Database) { d.Pool.Max = 2 })
+		client, changes, holds := m.sides(nil)[0], m.sides(nil)[0], m.sides(nil)[0]
+		tell := func(p *player, messages ...string) string {
+			p.say(ask(messages...))
+			return p.hear(1)
+		}
+		tell(changes, parsed("", "create table moving as select 7 as n"), bound(""), executed)
+		tell(client, parsed("same", "select 1"), described("same"), parsed("p", "select * from moving"), described("p"))
+		tell(changes, parsed("", change), bound(""), executed)
+		h.rests(t)
+		tell(holds, parsed("", "begin"), bound(""), executed)
+		before := strings.Repeat(bound("same")+executed, 5000)
+		if strings.HasSuffix(change, "--") { // as one does that makes the change itself
+			before = parsed("", "alter table moving add c int default 3") + bound("") + executed
+		}
+		got := tell(client, before, bound("p"), executed)
+		if got = got[max(0, len(got)-400):]; !strings.Contains(got, want) || strings.Contains(got, `\x013`) {
+			t.Errorf("%s: %s", change, got)
+		}
+		for _, p := range []*player{client, changes, holds} {
+			p.conn.Close()
+		}
+	}
+}
+
+// Nor do the types that another client was told keep a statement from being prepared that has others by now.
+func TestAStatementWhoseTypesAnotherWasToldIsPreparedAnewOnEveryServer(t *testing.T) {
+	_, m := newMatch(t, func(d *Database) { d.Pool.Max = 2 })
+	const text = "select v from moving where v = $1"
+	use := ask(bindTexts("", "p", []string{"x"}), executed)
+	for what, steps := range map[string][]step{
+		"with its Parse":   {ask(parsed("p", text), described("p")), use},
+		"behind it":        {ask(parsed("p", text)), ask(described("p")), use},
+		"in a transaction": {query("begin"), ask(parsed("p", text)), query("rollback"), ask(parsed("p", text), described("p")), use},
+	} {
+		t.Run(what, func(t *testing.T) {
+			client, earlier, holds, makes := m.sides(nil), m.sides(nil), m.sides(nil), m.sides(nil)
+			for _, both := range [][2]*player{client, earlier, holds, makes} {
+				defer both[0].conn.Close()
+				defer both[1].conn.Close()
+			}
+			m.same(t, "made", makes, []step{query("drop table if exists moving; create table moving as select 1 as v"), query("select 1")}, nil)
+			m.same(t, "earlier", earlier, []step{ask(parsed("p", text), described("p"))}, nil)
+			for _, name := range []string{"pooled", "direct"} {
+				past := logIn(m.direct, m.password, []string{"user", "postgres", "database", name})
+				past.say(query("alter table moving alter v type text"))
+				if got := past.hear(1); strings.Contains(got, "ERROR") {
+					t.Fatal(got)
+				}
+				past.conn.Close()
+			}
+			m.same(t, "held", holds, []step{query("begin")}, nil)
+			if what == "in a transaction" { // where it may fail once
+				for _, s := range steps[:3] {
+					client[0].say(s)
+					client[0].hear(s.ready)
+				}
+				steps = steps[3:]
+			}
+			m.same(t, what, client, steps, nil)
+		})
+	}
 }

@@ -8,7 +8,6 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
-	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 )
@@ -31,9 +30,13 @@ type statement struct {
 
 	under  *state.Settings // those of its client when it was prepared; nil: not known
 	shape  *fingerprint.Shape
-	typed  atomic.Pointer[[]byte]   // its body with the types of all its parameters, if they had to be found out
 	hidden atomic.Pointer[hiddenIn] // what its text does by the functions that it calls
-	cursor *sighting                // of a FETCH that is one client's alone; nil: when it was prepared there was no cursor
+	schema uint64                   // the registry's, when it was made
+
+	described atomic.Pointer[description] // nil: nobody was told what its parameters are
+	columns   atomic.Pointer[layout]      // nil: nobody was told of any
+	forked    atomic.Bool                 // nobody was when the schema had changed and a server learned it: other servers may have other types
+	cursor    *sighting                   // of a FETCH that is one client's alone; nil: when it was prepared there was no cursor
 }
 
 // Names on the servers begin with namePrefix; the bare prefix never exists.
@@ -110,16 +113,16 @@ func (r *registry) intern(settings *state.Settings, certain, garbled bool, body 
 		}
 		delete(r.by, k)
 	}
-	made.name = newName()
+	made.name, made.schema = newName(), r.schema.Load()
 	r.by[key] = made
 	return made, false
 }
 
 // renew makes every statement that is prepared from now on a new one.
 func (r *registry) renew() {
-	r.schema.Add(1)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.schema.Add(1)
 	clear(r.by)
 }
 
@@ -135,8 +138,9 @@ type unnamed struct {
 	left    scan.Effect
 	said    scan.Mentions
 	cursor  *sighting // as a statement's
-	typed   []byte    // as a statement's
 	use
+
+	described *description // nil: the client was told nothing of it
 }
 
 // rewrite puts the next message's header, and as much of its body as needs to be
@@ -231,24 +235,6 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 	return 0, err
 }
 
-// newUnnamed begins another version of the unnamed statement.
-func (s *session) newUnnamed() *unnamed {
-	u := &s.unnamed
-	u.last++
-	u.under, u.cursor, u.typed, u.use, u.by = s.present(), nil, nil, use{}, s.backend.pool.home().hidden.turn()
-	return u
-}
-
-// keepUnnamed notes what it is, and that the server has it, or will have.
-func (s *session) keepUnnamed(left scan.Effect, body []byte, whole bool) {
-	u := &s.unnamed
-	u.version, u.left, u.said, u.kept = u.last, left, scan.Mentions{}, whole && len(body) < maxUnnamedBytes
-	if u.kept {
-		u.body = append(u.body[:0], body...)
-	}
-	s.backend.unnamed = ticket{s.id, u.version}
-}
-
 // parseNamed lets the client's name stand for the statement with this body.
 func (s *session) parseNamed(name string, body []byte) error {
 	b := s.backend
@@ -278,7 +264,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 	}
 	st, older := s.intern(body, u)
 	if st.left&scan.Fetches != 0 && !s.cursorless() {
-		st = apart(st)
+		st = b.pool.statements.apart(st)
 	}
 	if s.names == nil {
 		s.names = map[string]*statement{}
@@ -304,7 +290,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 		}
 	} else {
 		s.learn(st)
-		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(st.name), nul, st.body)
+		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(st.name), nul, st.asTyped())
 	}
 	s.owe(d)
 	if st.cursor != nil {
@@ -321,13 +307,14 @@ func (s *session) rewriteBind(n int) (int, error) {
 		return 0, protocolError("invalid Bind message: its names are missing or too long")
 	}
 	before := s.resets
-	s.back = leadBack{}
+	s.back, s.bound = leadBack{}, nil
 	s.asks(s.leaves(name))
 	as := s.resolve(name, pgwire.Bind, s.head(n)[len(portal)+len(name)+2:])
 	b := s.backend
 	if s.bind(portal, name) {
 		s.resets = before // what it leads back is given again right behind it
 	}
+	s.portal = append(s.portal[:0], portal...)
 	b.left |= s.given(s.head(n)[len(portal)+len(name)+2:], n-len(portal)-len(name)-2)
 	b.out = pgwire.AppendHeader(b.out, pgwire.Bind, n-len(name)+len(as))
 	b.out = append(append(b.out, portal...), 0)
@@ -345,6 +332,8 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 	if len(head) == 0 || head[0] != 'S' {
 		if typ == pgwire.Close {
 			s.owe(debt{kind: owesClose})
+		} else {
+			s.describesPortal(head)
 		}
 		b.out = pgwire.AppendHeader(b.out, typ, n)
 		s.in.Skip(pgwire.HeaderSize)
@@ -394,6 +383,10 @@ func (s *session) resolve(name []byte, typ byte, rest []byte) string {
 	}
 	s.see(st, nil)
 	s.try(name)
+	if typ == pgwire.Describe && st.forked.Load() && st.described.Load() == nil && !s.aborted() && !s.strange(st.under) {
+		st = s.pool.statements.anew(st)
+		s.names[string(name)] = st
+	}
 	if typ == pgwire.Describe && st.late != nil && st.late.silent {
 		return s.standIn(st.late.body)
 	}
@@ -407,6 +400,7 @@ func (s *session) resolve(name []byte, typ byte, rest []byte) string {
 		return s.standIn(st.asTyped())
 	}
 	s.run(st)
+	s.describes(st, typ)
 	return st.name
 }
 
@@ -426,8 +420,15 @@ func (s *session) resolveUnnamed(typ byte, rest []byte) string {
 	case there:
 	case u.version != 0 && u.kept && s.standsIn(u.left, u.asTyped(), typ, rest):
 		return s.standIn(u.asTyped())
+	case u.version != 0 && u.kept && u.outgrown() && !s.aborted():
+		s.outgrows(namePrefix)
+		return namePrefix
 	case u.version != 0 && u.kept:
-		b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.body)
+		b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.asTyped())
+		if typ == pgwire.Describe && u.described == nil { // another server may have it with other types
+			u.last++
+			u.version = u.last
+		}
 		b.unnamed = ticket{s.id, u.version}
 		s.owe(debt{kind: owesOurParse, unnamed: true})
 	default:
@@ -439,16 +440,10 @@ func (s *session) resolveUnnamed(typ byte, rest []byte) string {
 		text, _, _ := pgwire.String(u.body)
 		s.leadsBack(u.left, text)
 	}
-	return ""
-}
-
-// standsIn reports whether another is to stand in for a statement that the server does not know: in an aborted
-// transaction, and where its parameters do not fit.
-func (s *session) standsIn(left scan.Effect, body []byte, typ byte, rest []byte) bool {
-	if typ == pgwire.Bind && prepared.Misfits(body, rest) {
-		return true
+	if typ == pgwire.Describe {
+		s.describesUnnamed()
 	}
-	return left&scan.Ends == 0 && s.aborted() && (typ == pgwire.Bind || prepared.Describable(body))
+	return ""
 }
 
 // ensure makes sure that the server knows a statement, or will by the time it gets
@@ -460,9 +455,14 @@ func (s *session) ensure(st *statement) {
 		b.prepared[st] = b.uses
 		return
 	}
+	if st.outgrown() && !s.aborted() {
+		s.outgrows(st.name)
+		return
+	}
 	s.learn(st)
-	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(st.name), nul, st.body)
+	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(st.name), nul, st.asTyped())
 	s.owe(debt{kind: owesOurParse, statement: st})
+	s.assert(st)
 }
 
 // learn notes that the server is about to know a statement; it forgets another if it
@@ -478,7 +478,9 @@ func (s *session) learn(st *statement) {
 		}
 		s.unlearn(oldest)
 	}
-	b.uses++
+	if b.uses++; st.schema != b.pool.statements.schema.Load() && st.described.Load() == nil {
+		st.forked.Store(true)
+	}
 	b.prepared[st] = b.uses
 }
 

@@ -214,3 +214,52 @@ func TestManyStatementsPin(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+func TestADriverGoesOnBehindAChangeOfTheTypesThatItSends(t *testing.T) {
+	for _, typ := range []string{"float8", "int", "numeric", "text"} {
+		h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 2 })))
+		client, changes, holds := h.connect(t), h.connect(t), h.connect(t)
+		do(t, changes, "drop table if exists sent; create table sent (id int, v bigint); insert into sent values (1, 5)", simple)
+		for i := range 4 {
+			if i == 2 {
+				do(t, changes, "alter table sent alter v type "+typ, simple)
+				h.rests(t)
+				do(t, holds, "begin", simple) // on the server that the client had
+			}
+			do(t, client, "update sent set v = $1 where id = $2", 7+i, 1)
+			if got, want := value(t, changes, "select v::text from sent", simple), fmt.Sprint(7+i); got != want {
+				t.Errorf("as %s it is %s, want %s", typ, got, want)
+			}
+		}
+	}
+}
+
+func TestADriverGoesOnBehindAChangeOfTheColumnsThatItReads(t *testing.T) {
+	for change, want := range map[string]string{
+		"alter table read alter a type bigint": "[7 x]", "alter table read alter a type float8": "[7 x]", "alter table read add c int default 3": "[7 x 3]", "alter table read drop column b": "[7]",
+	} {
+		h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 2 })))
+		client, changes, holds := h.connect(t), h.connect(t), h.connect(t)
+		do(t, changes, "drop table if exists read; create table read (a int, b text); insert into read values (7, 'x')", simple)
+		read := func() (string, error) {
+			rows, err := client.Query(t.Context(), "select * from read")
+			if err != nil {
+				return "", err
+			}
+			got, err := pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) ([]any, error) { return row.Values() })
+			return fmt.Sprint(got), err
+		}
+		for i := range 6 {
+			if i == 2 {
+				do(t, changes, change, simple)
+				h.rests(t)
+				do(t, holds, "begin", simple)
+			}
+			got, err := read()
+			if i == 2 && sqlState(err) == "0A000" || i < 2 && got == "[7 x]" || i > 2 && got == want {
+				continue
+			}
+			t.Errorf("%s: %d. %s %v", change, i, got, err)
+		}
+	}
+}

@@ -256,6 +256,9 @@ type errand struct {
 	stuck    []byte          // what the event loops could not write to the client; of whoever has the session
 	synced   <-chan struct{} // closed when the hub has caught up; nil: not waited for
 	portals  map[string]use  // those whose execution deallocates
+	bound    *statement      // of which nobody was told the columns, by the Bind before; nil: none
+	portal   []byte          // the name of what that Bind makes
+	outgrown []string        // names on the servers that these do not know, since the columns have changed
 	renamed  *scan.Renaming  // the text of the simple query that was sent last; nil: as the client has sent it
 	back     leadBack
 	why      *unmade      // the server could not prepare what that executes
@@ -487,13 +490,3 @@ func (s *session) serverLost(err error) error {
 	return end(Lost, "the server closed the connection unexpectedly",
 		"connect again; look into PostgreSQL's log for the reason").because(err)
 }
-
-// confused ends a session whose server did not answer as the protocol says.
-func (s *session) confused(err error) error {
-	s.backend.broken.Store(true)
-	return end(Internal, "lost track of the server's answers", "connect again").because(err)
-}
-
-var errMeaning = errors.New("a statement's name was pipelined behind an error with two meanings")
-
-var errOutOfStep = errors.New("an answer that nobody asked for")

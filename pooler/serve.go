@@ -61,6 +61,7 @@ type session struct {
 	entered   bool          // mu: logged in
 	counted   bool          // in the census; of the server's lock
 	resting   bool          // mu: serve waits for the client's next cycle
+	aged      bool          // may use statements whose columns were told before the schema changed last
 	ending    atomic.Bool   // told to end: it is more than running
 	moved     atomic.Uint32 // counts what was read from and written to the client
 	turn      atomic.Uint64 // counts cycles, so that a slow one is seen from outside
@@ -75,6 +76,7 @@ type session struct {
 	nameBytes int32                 // mu: of the statements that have names
 	names     map[string]*statement // mu
 	unnamed   unnamed               // mu
+	schema    uint64                // the pool's, when aged was found out
 
 	came   int64            // Unix time in nanoseconds
 	secret []byte           // of the cancel key

@@ -350,8 +350,8 @@ func (r *Reader) Cycle() Extent {
 	}
 }
 
-// Plain measures a whole cycle that parses an unnamed statement, and then binds, describes
-// and executes only that. between is how many messages there are between its Parse and its
+// Plain measures a whole cycle that parses an unnamed statement, and then binds and executes only
+// that, and describes its portals. between is how many messages there are between its Parse and its
 // Sync. It is 0, 0 for any other cycle.
 func (r *Reader) Plain() (size, between int) {
 	b := r.buf[r.pos:r.end]
@@ -368,7 +368,7 @@ func (r *Reader) Plain() (size, between int) {
 		at += HeaderSize + n
 		switch {
 		case typ == Bind && unnamedBound(body), typ == Execute:
-		case typ == Describe && n > 0 && (body[0] == 'P' || n == 2 && body[0] == 'S'):
+		case typ == Describe && n > 0 && body[0] == 'P':
 		case typ == Sync:
 			return at, between
 		default:

@@ -33,6 +33,12 @@ func Nameless(body []byte) bool {
 	return scan.Rowless(text) && !Describable(body)
 }
 
+// Types are those that it names.
+func Types(body []byte) []uint32 {
+	_, oids := split(body)
+	return oids
+}
+
 // Typed is the body with these types of its parameters.
 func Typed(body []byte, oids []uint32) []byte {
 	text, _ := split(body)
@@ -41,6 +47,32 @@ func Typed(body []byte, oids []uint32) []byte {
 		typed = binary.BigEndian.AppendUint32(typed, oid)
 	}
 	return typed
+}
+
+// Columns is a mark of the columns that a RowDescription tells, as far as PostgreSQL holds a statement to them: their names and
+// types, and neither tables nor formats. It is 0 if the body is cut short.
+func Columns(body []byte) (mark uint64) {
+	const fixed = 18
+	mark = 14695981039346656037 // FNV-1a
+	add := func(p []byte) {
+		for _, c := range p {
+			mark = (mark ^ uint64(c)) * 1099511628211
+		}
+	}
+	if len(body) < 2 {
+		return 0
+	}
+	n, rest := binary.BigEndian.Uint16(body), body[2:]
+	for range n {
+		end := bytes.IndexByte(rest, 0) + 1
+		if end == 0 || len(rest) < end+fixed {
+			return 0
+		}
+		add(rest[:end])
+		add(rest[end+6 : end+16])
+		rest = rest[end+fixed:]
+	}
+	return max(mark, 1)
 }
 
 // Misfits reports whether a Bind, what follows its names being rest, certainly has another number of values than the
@@ -109,4 +141,24 @@ func Uses(cycle []byte, backslash, inSQL bool, yield func(name []byte)) {
 			}
 		}
 	}
+}
+
+// Names reports whether a message of PostgreSQL's, in whatever language, names this.
+func Names(message []byte, name string) bool {
+	for {
+		_, rest, found := bytes.Cut(message, []byte(name))
+		if !found {
+			return false
+		}
+		if len(rest) == 0 || !('0' <= rest[0] && rest[0] <= '9' || 'a' <= rest[0] && rest[0] <= 'z' || rest[0] == '_') {
+			return true
+		}
+		message = rest
+	}
+}
+
+// Changed is the body of PostgreSQL's error for a statement whose columns are not those any more that it had when it was
+// prepared. Drivers know it by what is not its text, too.
+func Changed(severity []byte) []byte {
+	return slices.Concat([]byte("S"), severity, []byte("\x00VERROR\x00C0A000\x00Mcached plan must not change result type\x00Fplancache.c\x00RRevalidateCachedQuery\x00\x00"))
 }

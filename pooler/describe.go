@@ -1,0 +1,314 @@
+package pooler
+
+import (
+	"slices"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/prepared"
+	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/state"
+)
+
+// What a client was told of a statement that it has prepared holds as long as that does, whatever becomes of the tables: it
+// sends its parameters as these types, and PostgreSQL keeps to them. So does each server that learns the statement later.
+// Nor does PostgreSQL let a statement return other columns than it has told (0A000), for which drivers prepare it anew. So
+// where the schema has changed since they were told, a server is asked what they are now before it learns the statement, and
+// does not learn one whose columns are others: its use gets the same error.
+
+// A description is what was told of a statement.
+type description struct {
+	of      *statement // nil: the unnamed one
+	types   []uint32   // of all its parameters; nil: as its body has them
+	vain    bool       // it was asked for, and cannot be had
+	portal  bool       // its columns alone were told
+	columns layout
+}
+
+// A layout is what a statement's columns are.
+type layout struct {
+	mark    uint64 // see [prepared.Columns]; 0: not known
+	schema  uint64 // the pool's, when they were told or looked after last
+	changed bool   // they were others then
+}
+
+// noRows is the mark of a statement that returns none. Whether it does does not change.
+const noRows = 1
+
+// older reports whether the schema has changed since.
+func (c *layout) older(schema uint64) bool { return c != nil && c.mark > noRows && c.schema != schema }
+
+// outgrown reports whether its columns are others than its clients were told.
+func (st *statement) outgrown() bool {
+	c := st.columns.Load()
+	return c != nil && c.changed
+}
+
+func (u *unnamed) outgrown() bool { return u.described != nil && u.described.columns.changed }
+
+// outgrows notes that the server is not to know a name: it refuses its use, for which the client gets the error for such.
+func (s *session) outgrows(name string) {
+	if !slices.Contains(s.outgrown, name) {
+		s.outgrown = append(s.outgrown, name)
+	}
+}
+
+// describes notes that the client is about to be told of a statement, or may be by a portal.
+func (s *session) describes(st *statement, typ byte) {
+	if st.late != nil || st.left&scan.Fetches != 0 {
+		return
+	}
+	d, c, schema := st.described.Load(), st.columns.Load(), s.backend.pool.statements.schema.Load()
+	switch {
+	case typ == pgwire.Bind && c == nil:
+		s.bound = st
+	case typ == pgwire.Describe && (d == nil || d.vain || c == nil):
+		s.owe(debt{kind: owesDescription, tells: &description{of: st, columns: layout{schema: schema}}})
+	}
+	s.aged = s.aged || c.older(schema)
+}
+
+// describesPortal is that for what is described with this message.
+func (s *session) describesPortal(message []byte) {
+	if s.bound != nil && len(message) > 1 && string(message[1:len(message)-1]) == string(s.portal) {
+		now := layout{schema: s.backend.pool.statements.schema.Load()}
+		s.owe(debt{kind: owesDescription, tells: &description{of: s.bound, portal: true, columns: now}})
+		s.bound = nil
+	}
+}
+
+// describesUnnamed is that for the unnamed statement.
+func (s *session) describesUnnamed() {
+	if u := &s.unnamed; (u.described == nil || u.described.vain) && u.kept && u.late == nil {
+		u.described = &description{columns: layout{schema: s.backend.pool.statements.schema.Load()}}
+		s.owe(debt{kind: owesDescription, tells: u.described})
+	}
+}
+
+// describe keeps what was told, unless somebody has been told before.
+func (st *statement) describe(d *description) {
+	was := st.described.Load()
+	if was != nil && !was.vain {
+		return
+	}
+	if slices.Equal(d.types, prepared.Types(st.body)) {
+		d.types = nil
+	}
+	st.described.CompareAndSwap(was, d)
+}
+
+// telling is what is noted of the description that the server gives now; nil: nothing. The lock is held.
+func (d *debts) telling() *description {
+	if one, ok := d.first(); ok && one.kind == owesDescription && one.at == d.answered && !d.uncounted && !d.ours {
+		return one.tells
+	}
+	return nil
+}
+
+// describesTypes notes the types of a statement's parameters that the client is told. body may be cut short.
+func (s *session) describesTypes(body []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d := s.debts.telling(); d != nil {
+		d.types = pgwire.ParameterTypes(body)
+	}
+}
+
+// describesColumns notes what it is told last.
+func (s *session) describesColumns(typ byte, body []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.debts.telling()
+	if d == nil {
+		return
+	}
+	s.debts.pop()
+	d.columns.see(typ, body)
+	s.aged = s.aged || d.columns.older(s.backend.pool.statements.schema.Load())
+	if d.of == nil {
+		return
+	}
+	if d.columns.mark > 0 {
+		d.of.columns.CompareAndSwap(nil, &d.columns)
+	}
+	if !d.portal {
+		d.of.describe(d)
+	}
+}
+
+// see notes columns that are told; body may be cut short.
+func (c *layout) see(typ byte, body []byte) {
+	if c.mark = noRows; typ == pgwire.RowDescription {
+		c.mark = prepared.Columns(body)
+	}
+}
+
+// assert asks the server what the columns are of a statement that it is learning, where they could not be looked after before:
+// in the middle of a cycle that does not fit the buffer, or behind what may just have changed them.
+func (s *session) assert(st *statement) {
+	c, schema := st.columns.Load(), s.backend.pool.statements.schema.Load()
+	if c.older(schema) || c != nil && c.mark > noRows && s.backend.left&scan.Catalog != 0 {
+		s.owe(debt{kind: owesOurDescribe, tells: &description{of: st, columns: layout{schema: schema}}})
+		s.backend.out = pgwire.Append(s.backend.out, pgwire.Describe, []byte{'S'}, []byte(st.name), nul)
+	}
+}
+
+// holds is an error if the answer to that is not what clients were told: what comes next is not what they take it for.
+func (d *description) holds(typ byte, body []byte) error {
+	d.columns.see(typ, body)
+	if was := d.of.columns.Load(); was.mark != d.columns.mark {
+		return end(Lost, "the columns of a prepared statement have changed", "connect again")
+	}
+	return nil
+}
+
+// asTyped is its body with the types that clients were told.
+func (st *statement) asTyped() []byte { return st.described.Load().typed(st.body) }
+
+func (u *unnamed) asTyped() []byte { return u.described.typed(u.body) }
+
+// typed is the body with these types; d may be nil.
+func (d *description) typed(body []byte) []byte {
+	if d == nil || len(d.types) == 0 {
+		return body
+	}
+	return prepared.Typed(body, d.types)
+}
+
+// newUnnamed begins another version of the unnamed statement.
+func (s *session) newUnnamed() *unnamed {
+	u := &s.unnamed
+	u.last++
+	u.under, u.cursor, u.described, u.use, u.by = s.present(), nil, nil, use{}, s.backend.pool.home().hidden.turn()
+	return u
+}
+
+// keepUnnamed notes what it is, and that the server has it, or will have.
+func (s *session) keepUnnamed(left scan.Effect, body []byte, whole bool) {
+	u := &s.unnamed
+	u.version, u.left, u.said, u.kept = u.last, left, scan.Mentions{}, whole && len(body) < maxUnnamedBytes
+	if u.kept {
+		u.body = append(u.body[:0], body...)
+	}
+	s.backend.unnamed = ticket{s.id, u.version}
+}
+
+// refuses reports whether the error that has come is of a Parse that makes a statement, and whether that gave it types that
+// another client was told and this one may not have been. The lock is held.
+func (s *session) refuses() (making, typed bool) {
+	d, ok := s.debts.first()
+	if making = ok && d.kind <= owesOurParse && d.at == s.debts.answered; !making || d.statement == nil {
+		return making, false
+	}
+	if said := d.statement.described.Load(); said == nil || len(said.types) == 0 {
+		return true, false
+	}
+	for name := range s.untried {
+		typed = typed || s.names[name] == d.statement
+	}
+	return true, typed
+}
+
+// unproven reports whether the cycle that is buffered uses statements whose columns are to be looked after.
+func (s *session) unproven() bool {
+	named, unnamed := s.toProve()
+	return unnamed || len(named) > 0
+}
+
+// toProve lists them: the server does not know them, and the schema has changed since they were told.
+func (s *session) toProve() (named []*statement, unnamed bool) {
+	b, u := s.backend, &s.unnamed
+	schema := b.pool.statements.schema.Load()
+	if s.schema != schema {
+		s.schema, s.aged = schema, u.described != nil && u.described.columns.older(schema)
+		for _, st := range s.names {
+			s.aged = s.aged || st.columns.Load().older(schema)
+		}
+	}
+	if !s.aged || b.status == pgwire.InFailed || b.pool.sessions() || s.open {
+		return nil, false
+	}
+	s.eachUse(func(name []byte) {
+		if len(name) == 0 {
+			unnamed = u.version != 0 && u.kept && b.unnamed != ticket{s.id, u.version} && u.described != nil && u.described.columns.older(schema)
+			return
+		}
+		st := s.names[string(name)]
+		for depth := 0; st != nil && depth < maxChain; depth++ {
+			if _, known := b.prepared[st]; !known && st.columns.Load().older(schema) && !slices.Contains(named, st) {
+				named = append(named, st)
+			}
+			if !st.late.executes() {
+				break
+			}
+			st = s.names[st.late.named.Name]
+		}
+	})
+	return named, unnamed
+}
+
+// prove asks the server what the columns of statements are that it is about to learn. What it refuses is prepared where it
+// is used, and refused there.
+func (s *session) prove() error {
+	named, unnamed := s.toProve()
+	if len(named) == 0 && !unnamed {
+		return nil
+	}
+	var all []*description
+	s.mu.Lock()
+	for _, st := range named {
+		all = append(all, s.proveOne(st, st.under, st.asTyped()))
+	}
+	if u := &s.unnamed; unnamed {
+		all = append(all, s.proveOne(nil, u.under, u.asTyped()))
+	}
+	s.mu.Unlock()
+	if err := s.replayed(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range all {
+		switch is := d.columns; {
+		case is.mark == 0:
+		case d.of == nil:
+			was := &s.unnamed.described.columns
+			was.schema, was.changed = is.schema, is.mark != was.mark
+		default:
+			was := d.of.columns.Load()
+			d.of.columns.CompareAndSwap(was, &layout{was.mark, is.schema, is.mark != was.mark})
+		}
+	}
+	s.schema-- // it may use no such statement any more
+	return nil
+}
+
+// proveOne is that for one with this body. The lock is held.
+func (s *session) proveOne(st *statement, under *state.Settings, body []byte) *description {
+	b, name, strange := s.backend, []byte(namePrefix+"_told"), s.strange(under)
+	var undo []string
+	if b.status == pgwire.InBlock {
+		s.runAside("SAVEPOINT _ms", true)
+		undo = []string{"ROLLBACK TO SAVEPOINT _ms", "RELEASE SAVEPOINT _ms"}
+	} else if strange {
+		s.runAside("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE", true)
+		undo = []string{"ROLLBACK"}
+	}
+	if strange {
+		for _, sql := range under.Meaning() {
+			b.out = pgwire.AppendQuery(b.out, sql)
+			s.aside(debt{aside: true})
+		}
+		b.unnamed = ticket{}
+	}
+	d := &description{of: st, columns: layout{schema: b.pool.statements.schema.Load()}}
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, name, nul)
+	b.out = pgwire.Append(b.out, pgwire.Parse, name, nul, body)
+	b.out = pgwire.Append(b.out, pgwire.Describe, []byte{'S'}, name, nul)
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, name, nul)
+	b.out = pgwire.Append(b.out, pgwire.Sync)
+	s.aside(debt{aside: true, tells: d})
+	for i, sql := range undo {
+		s.runAside(sql, i < len(undo)-1)
+	}
+	return d
+}
