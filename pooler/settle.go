@@ -358,13 +358,20 @@ func (s *session) asks(e scan.Effect) {
 	s.ownSequences(e)
 }
 
+// mayForget reports whether the server may forget values here, in front of what comes next: none is the client's own, and nothing
+// has to come before the snapshot that this takes.
+func (s *session) mayForget() bool {
+	b := s.backend
+	return b.status == pgwire.Idle || b.status == pgwire.InBlock && b.earlier&scan.Advances == 0 && !scan.Contains(s.in.Peek(s.in.Buffered()), "transaction")
+}
+
 // ownSequences sees to it, before a message is sent that asks for a sequence's last value,
 // that the server knows none of another client's. The lock is held.
 func (s *session) ownSequences(e scan.Effect) {
 	b := s.backend
 	amid := s.behind || s.uplink != nil || s.debts.len() > b.replays
 	if e&scan.Sequence == 0 {
-		if e&scan.Opaque != 0 && b.sequences == severals && !amid && b.status != pgwire.InFailed && b.earlier&scan.Advances == 0 { // it may ask
+		if e&scan.Opaque != 0 && b.sequences == severals && !amid && s.mayForget() { // it may ask
 			b.sequences = s.id
 			s.sendReplay(forgetSequences, "")
 		}
