@@ -274,13 +274,18 @@ func (s *session) cursorless() bool {
 	return b.status == pgwire.Idle && !s.behind && s.cycles.len() == 0 && (b.left|b.pins)&scan.Hold == 0
 }
 
-// apart is the same statement, of one client alone.
+// apart is a FETCH, of one client alone.
 func (r *registry) apart(st *statement) *statement {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	c := r.copyOf(st)
+	c := r.copied(st)
 	c.cursor = &sighting{}
 	return c
+}
+
+// copied is the same statement, of one client alone.
+func (r *registry) copied(st *statement) *statement {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.copyOf(st)
 }
 
 // copyOf is the same statement under another name. The lock is held.
