@@ -21,6 +21,7 @@ type description struct {
 	types   []uint32   // of all its parameters; nil: as its body has them
 	vain    bool       // it was asked for, and cannot be had
 	portal  bool       // its columns alone were told
+	forks   string     // the client's name, if servers may have it with several types
 	columns layout
 }
 
@@ -53,7 +54,7 @@ func (s *session) outgrows(name string) {
 }
 
 // describes notes that the client is about to be told of a statement, or may be by a portal.
-func (s *session) describes(st *statement, typ byte) {
+func (s *session) describes(st *statement, name []byte, typ byte) {
 	if st.late != nil || st.left&scan.Fetches != 0 {
 		return
 	}
@@ -62,7 +63,11 @@ func (s *session) describes(st *statement, typ byte) {
 	case typ == pgwire.Bind && c == nil:
 		s.bound = st
 	case typ == pgwire.Describe && (d == nil || d.vain || c == nil):
-		s.owe(debt{kind: owesDescription, tells: &description{of: st, columns: layout{schema: schema}}})
+		d = &description{of: st, columns: layout{schema: schema}}
+		if st.forked.Load() {
+			d.forks = string(name)
+		}
+		s.owe(debt{kind: owesDescription, tells: d})
 	}
 	s.aged = s.aged || c.older(schema)
 }
@@ -126,6 +131,10 @@ func (s *session) describesColumns(typ byte, body []byte) {
 	s.aged = s.aged || d.columns.older(s.backend.pool.statements.schema.Load())
 	if d.of == nil {
 		return
+	}
+	if d.forks != "" && s.names[d.forks] == d.of { // from now on, with those that it has here
+		d.of = s.backend.pool.statements.copyOf(d.of)
+		s.names[d.forks] = d.of
 	}
 	if d.columns.mark > 0 {
 		d.of.columns.CompareAndSwap(nil, &d.columns)

@@ -280,14 +280,14 @@ func (s *session) cursorless() bool {
 	return b.status == pgwire.Idle && !s.behind && s.cycles.len() == 0 && (b.left|b.pins)&scan.Hold == 0
 }
 
-// apart is the same statement, of one client alone.
+// apart is a FETCH, of one client alone.
 func (r *registry) apart(st *statement) *statement {
 	c := r.copyOf(st)
 	c.cursor = &sighting{}
 	return c
 }
 
-// copyOf is the same statement under another name.
+// copyOf is the same statement under another name, for those who take that.
 func (r *registry) copyOf(st *statement) *statement {
 	return &statement{
 		name: newName(), key: st.key, body: st.body, left: st.left, garbled: st.garbled, said: st.said, use: st.use, under: st.under, shape: st.shape, schema: r.schema.Load(),

@@ -383,10 +383,6 @@ func (s *session) resolve(name []byte, typ byte, rest []byte) string {
 	}
 	s.see(st, nil)
 	s.try(name)
-	if typ == pgwire.Describe && st.forked.Load() && st.described.Load() == nil && !s.aborted() && !s.strange(st.under) {
-		st = s.pool.statements.anew(st)
-		s.names[string(name)] = st
-	}
 	if typ == pgwire.Describe && st.late != nil && st.late.silent {
 		return s.standIn(st.late.body)
 	}
@@ -400,7 +396,7 @@ func (s *session) resolve(name []byte, typ byte, rest []byte) string {
 		return s.standIn(st.asTyped())
 	}
 	s.run(st)
-	s.describes(st, typ)
+	s.describes(st, name, typ)
 	return st.name
 }
 
