@@ -321,3 +321,19 @@ func (s *session) proveOne(st *statement, under *state.Settings, body []byte) *d
 	}
 	return d
 }
+
+// mustHold reports whether the client's next cycle has to wait for the answers to
+// those before. The lock is held.
+func (s *session) mustHold(typ byte, n int) bool {
+	b := s.backend
+	if s.open || s.copying || s.debts.len() == b.replays || b.pool.sessions() {
+		return false
+	}
+	// What a name stands for is not certain before the server has answered, and neither is
+	// the unnamed statement.
+	renewed := typ == pgwire.Query || typ == pgwire.Parse && n > 0 && s.head(1)[0] == 0
+	if b.replays > 0 || b.left&(scan.Prepares|scan.Discards) != 0 || typ == pgwire.Query && (s.usesNames(n) || s.resetsNext(n)) || s.debts.uncertain(renewed) || s.varied || s.resets && s.login.Len() > 0 || s.unmet() || s.unproven() || s.senses() || s.attempt.anew != nil || s.severed > 0 {
+		return true
+	}
+	return s.ear != nil && len(s.ear.channels) > 0 || b.left&scan.Listens != 0 || b.left&(scan.Begins|scan.Unseen) != 0 && b.pool.statementMode()
+}

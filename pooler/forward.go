@@ -9,7 +9,6 @@ import (
 
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
-	"mainstay.dev/mainstay/pooler/internal/scan"
 )
 
 // outLimit is how much may be sent to a server before its answers are read. Less
@@ -296,6 +295,11 @@ func (s *session) send(typ byte, n int) (ends bool, err error) {
 		s.mu.Unlock()
 		return false, errHold
 	}
+	if copies && s.uplink != nil && s.backend.replays > 0 { // the COPY may yet have to go to another server
+		s.mu.Unlock()
+		time.Sleep(replayPause)
+		return false, nil
+	}
 	// A client may send COPY data before it knows that the server takes it. What
 	// comes when the server has answered is left of a COPY that failed.
 	if copies && s.debts.none() && !s.open {
@@ -470,6 +474,9 @@ func (s *session) noteSent(typ byte) (ends bool) {
 	return true
 }
 
+// replayPause is between two looks of the uplink at whether a replay is over.
+const replayPause = time.Millisecond
+
 // hold waits, in the uplink, for serve to take the client over: what the client sends
 // next must not go to the server before it has answered what went before. The client
 // is read all the same, as far as there is room, so that one that hangs up is noticed.
@@ -480,20 +487,4 @@ func (s *session) hold() error {
 		}
 	}
 	return errClosing
-}
-
-// mustHold reports whether the client's next cycle has to wait for the answers to
-// those before. The lock is held.
-func (s *session) mustHold(typ byte, n int) bool {
-	b := s.backend
-	if s.open || s.copying || s.debts.len() == b.replays || b.pool.sessions() {
-		return false
-	}
-	// What a name stands for is not certain before the server has answered, and neither is
-	// the unnamed statement.
-	renewed := typ == pgwire.Query || typ == pgwire.Parse && n > 0 && s.head(1)[0] == 0
-	if b.replays > 0 || b.left&(scan.Prepares|scan.Discards) != 0 || typ == pgwire.Query && (s.usesNames(n) || s.resetsNext(n)) || s.debts.uncertain(renewed) || s.varied || s.resets && s.login.Len() > 0 || s.unmet() || s.unproven() || s.senses() || s.attempt.anew != nil || s.severed > 0 {
-		return true
-	}
-	return s.ear != nil && len(s.ear.channels) > 0 || b.left&scan.Listens != 0 || b.left&(scan.Begins|scan.Unseen) != 0 && b.pool.statementMode()
 }

@@ -439,9 +439,12 @@ func (s *session) astray(d debt, body []byte) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.uplink != nil && (s.attempt.size == 0 || s.attempt.cycle == nil) {
+		return false // it reads over what has been sent
+	}
 	cycle, ok := s.resendable()
 	canceled := string(pgwire.Field(body, 'C')) == "57014" && (s.backend.canceling > 0 || s.overdue.Load() != nil)
-	room := s.at != aside || len(cycle)+s.in.Buffered() <= s.in.Size() // a goroutine looks again, with a buffer of its own
+	room := s.at != aside || s.uplink != nil || len(cycle)+s.in.Buffered() <= s.in.Size() // a goroutine looks again, with a buffer of its own
 	return ok && room && !canceled && s.stage == running && s.lost == nil
 }
 
