@@ -130,7 +130,7 @@ func (q *Question) SQL() string {
 		sql.WriteString("EXECUTE " + restName + ";")
 	}
 	for n, part := range parts {
-		if q.Effects&part.when != 0 && q.Cleared&part.of == 0 && !(rest && n < 4) {
+		if q.Effects&part.when != 0 && q.Cleared&part.of == 0 && (!rest || n == 4) {
 			sql.WriteString(part.sql)
 		}
 	}

@@ -150,7 +150,7 @@ func Names(message []byte, name string) bool {
 		if !found {
 			return false
 		}
-		if len(rest) == 0 || !('0' <= rest[0] && rest[0] <= '9' || 'a' <= rest[0] && rest[0] <= 'z' || rest[0] == '_') {
+		if goesOn := len(rest) > 0 && ('0' <= rest[0] && rest[0] <= '9' || 'a' <= rest[0] && rest[0] <= 'z' || rest[0] == '_'); !goesOn {
 			return true
 		}
 		message = rest

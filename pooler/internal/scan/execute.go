@@ -169,7 +169,8 @@ func (l lexer) takesIn(made []byte) (named, ok bool) {
 		}
 		if left -= unknown; unknown > 0 {
 			named = named || command != "set" && command != "reset"
-			if t.kind != text && (commands[before] || i.calls() && !relation[before] && !(before == "on" && command == "create" && plain)) {
+			indexed := before == "on" && command == "create" && plain
+			if t.kind != text && (commands[before] || i.calls() && !relation[before] && !indexed) {
 				return named, false
 			}
 		}
