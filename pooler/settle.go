@@ -130,7 +130,10 @@ func (s *session) look(b *backend) (err error) {
 		has = wants // what was chosen at login has been given again
 	}
 	if q.Hash {
-		b.pool.brief.Learn(has, &found)
+		b.hashes.Learn(has, &found)
+	}
+	if found.Forged() {
+		b.brief = neverBriefed
 	}
 	before := s.settings
 	b.settings, s.settings = b.pool.settings.Intern(has), b.pool.settings.Intern(wants)
@@ -193,7 +196,7 @@ func (s *backend) inquire(q *audit.Question, login *state.Settings) (found audit
 				return found, err
 			}
 			q.Brief, q.Hash = false, false
-		case err == nil && q.Brief && !brief.Settles(q, &found):
+		case err == nil && q.Brief && !s.hashes.Settles(q, &found):
 			q.Brief, q.Hash = false, !found.Forged()
 			if !q.Hash {
 				s.brief = neverBriefed
@@ -219,8 +222,12 @@ func (s *backend) isBriefed(brief *audit.Brief) bool {
 		return s.brief == briefed
 	}
 	s.brief = neverBriefed
-	if !brief.Read() && s.execWithin(lookLimit, audit.Names, brief.Row) != nil {
-		return false // what is asked next tells of a connection that is lost
+	if !brief.Read() {
+		var names audit.Listing
+		if s.execWithin(lookLimit, audit.Names, names.Row) != nil {
+			return false // what is asked next tells of a connection that is lost
+		}
+		brief.Name(names)
 	}
 	var messages []byte
 	for _, one := range brief.Statements() {
