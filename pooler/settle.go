@@ -48,6 +48,9 @@ func (s *session) foretell(b *backend) {
 	if _, role := s.login.Get("role"); role {
 		c.by = 0 // it is not always led back
 	}
+	if c.chosen && !s.login.Wholly() {
+		c.by &^= scan.Setting // some of it has been given again, and some not
+	}
 	if b.pins&scan.Locks != 0 {
 		c.by &^= scan.Locks // the function may be another one of this name
 	}
