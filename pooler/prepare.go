@@ -277,6 +277,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 	if st.under == nil {
 		s.doubt(name)
 	}
+	b.earlier = b.left
 	s.ownSequences(s.leavesOf(st))
 	d := debt{kind: owesParse, statement: st, name: name}
 	if _, known := b.prepared[st]; known {
@@ -308,6 +309,7 @@ func (s *session) rewriteBind(n int) (int, error) {
 	}
 	before := s.resets
 	s.back, s.bound = leadBack{}, nil
+	s.backend.earlier = s.backend.left
 	s.asks(s.leaves(name))
 	as := s.resolve(name, pgwire.Bind, s.head(n)[len(portal)+len(name)+2:])
 	b := s.backend
