@@ -166,7 +166,7 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 			e := s.suspect(text, whole)
 			s.leadsBack(e, text)
 			s.asks(e)
-			if first && b.status == pgwire.Idle {
+			if b.cleared.all = e&scan.Discards != 0; first && b.status == pgwire.Idle {
 				b.clears(e, text)
 			}
 			if whole && e&scan.Back != 0 && s.login != state.None && s.queryReset(text) {

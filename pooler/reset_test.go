@@ -220,3 +220,18 @@ func TestWhatIsNotGivenAgainAtOnceIsGivenLater(t *testing.T) {
 		}
 	}
 }
+
+// Behind a DISCARD ALL in the same cycle something may be left all the same, by what is not even completed.
+func TestWhatFollowsADiscardIsAskedAfter(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	c, other := newFrontend(t, h), h.connect(t)
+	c.send(parsed("", "discard all") + bound("") + executed + parsed("", "select set_config('work_mem', '7MB', false) from generate_series(1, 2)") + bound("") + frame('E', "\x00\x00\x00\x00\x01") + synced)
+	c.expect("12C12DsZ")
+	if got := value(t, other, "show work_mem", simple); got != "4MB" {
+		t.Errorf("another client has %s", got)
+	}
+	c.send(frame('Q', "show work_mem\x00"))
+	if c.expect("TDCZ"); c.row != "7MB" {
+		t.Errorf("its own client has %s", c.row)
+	}
+}

@@ -30,6 +30,7 @@ func (s *backend) taint(e scan.Effect) {
 type cleared struct {
 	by     scan.Effect // see [scan.Clears]
 	chosen bool        // what was chosen at login has been given again behind it
+	all    bool        // it may be DISCARD ALL, in whatever protocol, and whatever was before
 }
 
 // clears notes what is gone behind the text that is being sent, which may do e and is not in a transaction block.
@@ -43,8 +44,8 @@ func (s *backend) clears(e scan.Effect, text []byte) {
 // foretell completes what is known without asking.
 func (s *session) foretell(b *backend) {
 	c := &b.cleared
-	if db := &s.exchange.DB; db.Command == "DISCARD ALL" && db.Queries == 1 && db.SQLState == "" {
-		c.by = scan.Clears([]byte(db.Command), false) // in whatever protocol, and whatever was before
+	if db := &s.exchange.DB; c.all && db.Command == "DISCARD ALL" && db.Queries == 1 && db.SQLState == "" {
+		c.by = scan.Clears([]byte(db.Command), false)
 	}
 	if _, role := s.login.Get("role"); role {
 		c.by = 0 // it is not always led back
