@@ -44,6 +44,7 @@ type backend struct {
 	prepared  map[*statement]uint64 // statements that exist there, and when each was last used
 	uses      uint64
 	brief     briefness      // whether it has those of the audit
+	hashes    audit.Hashes   // what those have told
 	unnamed   ticket         // whose unnamed statement is there
 	canceling int            // cancel requests under way; of the holder's lock
 	cancels   sync.WaitGroup // those; none may outlive the lease

@@ -67,3 +67,54 @@ func TestNothingIsListedThatIsKnown(t *testing.T) {
 		}
 	}
 }
+
+// Where what a database gives its sessions has been altered since, the same values may be of a client's own.
+func TestAHashIsOfOneServersBeginning(t *testing.T) {
+	s := pg.Start(t)
+	name, err := s.Value(t.Context(), "select quote_ident(current_database())")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), one)))
+	before := h.connect(t)
+	do(t, before, "do $$ begin end $$", simple) // its server's hash is known
+	if err := s.Exec(t.Context(), "alter database "+name+" set work_mem = '8MB'"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Exec(t.Context(), "alter database "+name+" reset work_mem") }()
+	_ = s.Exec(t.Context(), "select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()")
+	await(t, "the server is gone", func() bool { return h.Stats().Databases[0].Idle == 0 })
+	mine, other := h.connect(t), h.connect(t)
+	if got := value(t, mine, "show work_mem", simple); got != "8MB" {
+		t.Fatal(got)
+	}
+	do(t, mine, "do $$ begin set work_mem = '4MB'; end $$", simple)
+	if got := value(t, other, "show work_mem", simple); got != "8MB" {
+		t.Errorf("another client has %s", got)
+	}
+	if got := value(t, mine, "show work_mem", simple); got != "4MB" {
+		t.Errorf("its own client has %s", got)
+	}
+}
+
+// A forged one is not asked, whatever is asked for besides.
+func TestAForgedStatementIsNotAsked(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	a := h.connect(t)
+	do(t, a, "do $$ begin end $$", simple)
+	answer, err := a.PgConn().Exec(t.Context(), "execute _ms_settings").ReadAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	do(t, a, "deallocate _ms_settings", simple)
+	do(t, a, "prepare _ms_settings as select 'h', '"+string(answer[0].Rows[0][1])+"', null", simple)
+	do(t, a, "set work_mem = '7MB'; reset timezone", simple) // which prepares nothing
+	do(t, a, "deallocate _ms_settings", simple)
+	await(t, "the server is free", func() bool { return h.Stats().Databases[0].Active == 0 })
+	if got := value(t, h.connect(t), "show work_mem", simple); got != "4MB" {
+		t.Errorf("another client has %s", got)
+	}
+	if got := value(t, a, "show work_mem", simple); got != "7MB" {
+		t.Errorf("its own client has %s", got)
+	}
+}

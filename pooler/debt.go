@@ -491,6 +491,7 @@ func (s *session) execute(n int) *again.Statements {
 		s.owe(debt{kind: owesDrop, name: u.drops, statement: s.names[u.drops]})
 		s.unname(u.drops)
 	case u.all:
+		b.cleared.all = true
 		s.owe(debt{kind: owesDropAll, before: &known{s.names, s.nameBytes, b.prepared}})
 		s.names, s.nameBytes, b.prepared = nil, 0, map[*statement]uint64{}
 	}

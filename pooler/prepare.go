@@ -166,7 +166,7 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 			e := s.suspect(text, whole)
 			s.leadsBack(e, text)
 			s.asks(e)
-			if first && b.status == pgwire.Idle {
+			if b.cleared.all = e&scan.Discards != 0; first && b.status == pgwire.Idle {
 				b.clears(e, text)
 			}
 			if whole && e&scan.Back != 0 && s.login != state.None && s.queryReset(text) {
@@ -277,6 +277,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 	if st.under == nil {
 		s.doubt(name)
 	}
+	b.earlier = b.left
 	s.ownSequences(s.leavesOf(st))
 	d := debt{kind: owesParse, statement: st, name: name}
 	if _, known := b.prepared[st]; known {
@@ -308,6 +309,7 @@ func (s *session) rewriteBind(n int) (int, error) {
 	}
 	before := s.resets
 	s.back, s.bound = leadBack{}, nil
+	s.backend.earlier = s.backend.left
 	s.asks(s.leaves(name))
 	as := s.resolve(name, pgwire.Bind, s.head(n)[len(portal)+len(name)+2:])
 	b := s.backend

@@ -200,3 +200,38 @@ func TestWhatClearsAllIsNotAskedAfter(t *testing.T) {
 		}
 	}
 }
+
+// Some of what was chosen at login is not given again right behind what leads it back: that a superuser alone may set.
+func TestWhatIsNotGivenAgainAtOnceIsGivenLater(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	c, other := newFrontend(t, h, "options", "-c log_statement=mod -c work_mem=9MB"), h.connect(t)
+	p := func(sql string) string { return parsed("", sql) + bound("") + executed + synced }
+	for _, step := range []struct{ send, want string }{
+		{frame('Q', "reset all\x00"), "CZ"}, {frame('Q', "reset all;close all\x00"), "CCZ"}, {frame('Q', "discard all\x00"), "CZ"}, {p("discard all"), "12CZ"}, {p("reset all"), "12CZ"},
+	} {
+		c.send(step.send)
+		c.expectFor(step.send, step.want)
+		if got := value(t, other, "select current_setting('log_statement') || ' ' || current_setting('work_mem')", simple); got != "none 4MB" {
+			t.Errorf("%q: another client has %s", step.send, got)
+		}
+		c.send(frame('Q', "select current_setting('log_statement') || ' ' || current_setting('work_mem')\x00"))
+		if c.expect("TDCZ"); c.row != "mod 9MB" {
+			t.Errorf("%q: %s", step.send, c.row)
+		}
+	}
+}
+
+// Behind a DISCARD ALL in the same cycle something may be left all the same, by what is not even completed.
+func TestWhatFollowsADiscardIsAskedAfter(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	c, other := newFrontend(t, h), h.connect(t)
+	c.send(parsed("", "discard all") + bound("") + executed + parsed("", "select set_config('work_mem', '7MB', false) from generate_series(1, 2)") + bound("") + frame('E', "\x00\x00\x00\x00\x01") + synced)
+	c.expect("12C12DsZ")
+	if got := value(t, other, "show work_mem", simple); got != "4MB" {
+		t.Errorf("another client has %s", got)
+	}
+	c.send(frame('Q', "show work_mem\x00"))
+	if c.expect("TDCZ"); c.row != "7MB" {
+		t.Errorf("its own client has %s", c.row)
+	}
+}

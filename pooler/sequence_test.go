@@ -98,6 +98,51 @@ func TestWhatAPipelineAsksOfAMixedServerIsRefused(t *testing.T) {
 	again.expect("12C12EZ")
 }
 
+// What may ask for a value unseen finds its own transaction's, whatever the server has forgotten of others' before; and nothing
+// takes a snapshot before a LOCK has waited.
+func TestWhatMayAskForAValueFindsItsOwn(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), `create or replace function unseen(q text) returns text language plpgsql as $$ declare r text; begin execute q into r; return r; end $$;
+		create sequence if not exists bare; drop table if exists waited; create table waited as select 1 as n`); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), one)))
+	direct, err := pgx.Connect(t.Context(), s.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer direct.Close(t.Context())
+	mine, other := newFrontend(t, h), h.connect(t)
+	ask := func(sql, want string) { t.Helper(); mine.send(frame('Q', sql+"\x00")); mine.expectFor(sql, want) }
+	const last = "select unseen('select last'||'val()')"
+	mine.send(parsed("p", last) + synced)
+	mine.expect("1Z")
+	for _, cycle := range []string{bound("p") + executed + synced, parsed("q", last) + bound("q") + executed + synced} {
+		do(t, other, "select nextval('bare')")
+		ask("begin", "CZ")
+		ask("select nextval('bare')", "TDCZ")
+		own := mine.row
+		mine.send(cycle)
+		if mine.expect(map[bool]string{true: "12DCZ", false: "2DCZ"}[cycle[0] == 'P']); mine.row != own {
+			t.Errorf("%q, want %q", mine.row, own)
+		}
+		ask("commit", "CZ")
+	}
+	do(t, other, "select nextval('bare')")
+	do(t, direct, "begin; update waited set n = 2", simple)
+	ask("begin isolation level repeatable read", "CZ")
+	mine.send(frame('Q', "lock table waited in exclusive mode; select unseen('select n from waited')\x00"))
+	await(t, "it waits", func() bool {
+		waits, err := s.Value(t.Context(), "select count(*)::text from pg_locks where not granted and relation = 'waited'::regclass")
+		return err == nil && waits == "1"
+	})
+	do(t, direct, "commit", simple)
+	if mine.expect("CTDCZ"); mine.row != "2" {
+		t.Errorf("it sees %s", mine.row)
+	}
+	ask("rollback", "CZ")
+}
+
 // pinned is the first reason for which a client keeps its server.
 func pinned(h *house) string {
 	for _, c := range h.Clients() {

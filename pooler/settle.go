@@ -3,6 +3,7 @@ package pooler
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,6 +30,7 @@ func (s *backend) taint(e scan.Effect) {
 type cleared struct {
 	by     scan.Effect // see [scan.Clears]
 	chosen bool        // what was chosen at login has been given again behind it
+	all    bool        // it may be DISCARD ALL, in whatever protocol, and whatever was before
 }
 
 // clears notes what is gone behind the text that is being sent, which may do e and is not in a transaction block.
@@ -42,11 +44,14 @@ func (s *backend) clears(e scan.Effect, text []byte) {
 // foretell completes what is known without asking.
 func (s *session) foretell(b *backend) {
 	c := &b.cleared
-	if db := &s.exchange.DB; db.Command == "DISCARD ALL" && db.Queries == 1 && db.SQLState == "" {
-		c.by = scan.Clears([]byte(db.Command), false) // in whatever protocol, and whatever was before
+	if db := &s.exchange.DB; c.all && db.Command == "DISCARD ALL" && db.Queries == 1 && db.SQLState == "" {
+		c.by = scan.Clears([]byte(db.Command), false)
 	}
 	if _, role := s.login.Get("role"); role {
 		c.by = 0 // it is not always led back
+	}
+	if c.chosen && !s.login.Wholly() {
+		c.by &^= scan.Setting // some of it has been given again, and some not
 	}
 	if b.pins&scan.Locks != 0 {
 		c.by &^= scan.Locks // the function may be another one of this name
@@ -130,7 +135,10 @@ func (s *session) look(b *backend) (err error) {
 		has = wants // what was chosen at login has been given again
 	}
 	if q.Hash {
-		b.pool.brief.Learn(has, &found)
+		b.hashes.Learn(has, &found)
+	}
+	if found.Forged() {
+		b.brief = neverBriefed
 	}
 	before := s.settings
 	b.settings, s.settings = b.pool.settings.Intern(has), b.pool.settings.Intern(wants)
@@ -193,7 +201,7 @@ func (s *backend) inquire(q *audit.Question, login *state.Settings) (found audit
 				return found, err
 			}
 			q.Brief, q.Hash = false, false
-		case err == nil && q.Brief && !brief.Settles(q, &found):
+		case err == nil && q.Brief && !s.hashes.Settles(q, &found):
 			q.Brief, q.Hash = false, !found.Forged()
 			if !q.Hash {
 				s.brief = neverBriefed
@@ -219,8 +227,12 @@ func (s *backend) isBriefed(brief *audit.Brief) bool {
 		return s.brief == briefed
 	}
 	s.brief = neverBriefed
-	if !brief.Read() && s.execWithin(lookLimit, audit.Names, brief.Row) != nil {
-		return false // what is asked next tells of a connection that is lost
+	if !brief.Read() {
+		var names audit.Listing
+		if s.execWithin(lookLimit, audit.Names, names.Row) != nil {
+			return false // what is asked next tells of a connection that is lost
+		}
+		brief.Name(names)
 	}
 	var messages []byte
 	for _, one := range brief.Statements() {
@@ -359,10 +371,11 @@ func (s *session) asks(e scan.Effect) {
 }
 
 // mayForget reports whether the server may forget values here, in front of what comes next: none is the client's own, and nothing
-// has to come before the snapshot that this takes.
+// has to come before the snapshot that this takes: an isolation level, or a table's LOCK.
 func (s *session) mayForget() bool {
 	b := s.backend
-	return b.status == pgwire.Idle || b.status == pgwire.InBlock && b.earlier&scan.Advances == 0 && !scan.Contains(s.in.Peek(s.in.Buffered()), "transaction")
+	early := func(word string) bool { return scan.Contains(s.in.Peek(s.in.Buffered()), word) }
+	return b.status == pgwire.Idle || b.status == pgwire.InBlock && b.earlier&scan.Advances == 0 && !slices.ContainsFunc([]string{"transaction", "lock ", "lock\t", "lock\n"}, early)
 }
 
 // ownSequences sees to it, before a message is sent that asks for a sequence's last value,

@@ -14,14 +14,17 @@ import (
 // to hash the values of those that a session can set takes 0.1 ms. So that is what is asked by statements that stay
 // prepared, and the list only if the hash is not the one that it was when the list was the one that is known.
 
-// A Brief knows these hashes, of the servers of one pool. The zero value is ready. Its methods may be called from several
+// A Brief knows what is hashed, of the servers of one pool. The zero value is ready. Its methods may be called from several
 // goroutines.
 type Brief struct {
 	mu    sync.Mutex
-	names []string          // of the settings that are hashed; nil: not read yet
-	known map[string]string // hashes, by what was set
+	names []string // of the settings that are hashed; nil: not read yet
 	off   bool
 }
+
+// Hashes are those of one server, by what was set: another one may have begun with other values, where those of its database or
+// user have been altered since. The zero value is ready.
+type Hashes map[string]string
 
 // Names of the statements that servers keep prepared for this.
 const (
@@ -29,26 +32,34 @@ const (
 	restName  = "_ms_rest"
 )
 
-// maxBrief bounds how many hashes are kept.
-const maxBrief = 1000
+// maxHashes bounds how many hashes are kept of a server.
+const maxHashes = 200
 
-// Names is the SQL that reads which settings a session can set; its rows are for [Brief.Row]. What superusers alone may see is
+// Names is the SQL that reads which settings a session can set; its rows are for [Listing.Row]. What superusers alone may see is
 // not hashed, lest a role that a client takes may not ask.
 const Names = begin + "SELECT 'b',name,NULL FROM pg_catalog.pg_settings WHERE context OPERATOR(pg_catalog.=) ANY (ARRAY['user','superuser'])" +
 	" AND name OPERATOR(pg_catalog.<>) ALL (ARRAY['transaction_isolation','transaction_read_only','transaction_deferrable','dynamic_library_path','session_preload_libraries']);COMMIT"
 
-// Row takes one row of their names.
-func (b *Brief) Row(body []byte) error {
+// A Listing is the answer: names. It counts when it is complete.
+type Listing []string
+
+// Row takes one row of it.
+func (l *Listing) Row(body []byte) error {
 	var columns [3][]byte
 	if !pgwire.Columns(body, columns[:]) || string(columns[0]) != "b" {
 		return errRow
 	}
+	*l = append(*l, string(columns[1]))
+	return nil
+}
+
+// Name says which settings are hashed, unless that is known.
+func (b *Brief) Name(all Listing) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if name := string(columns[1]); !slices.Contains(b.names, name) {
-		b.names = append(b.names, name)
+	if b.names == nil {
+		b.names = all
 	}
-	return nil
 }
 
 // Read reports whether the names have been read.
@@ -88,21 +99,20 @@ func (b *Brief) Serves(q *Question, login *state.Settings) bool {
 func (b *Brief) Statements() []pgwire.Param {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	hash := "SELECT 'h',pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(pg_catalog.array_agg(pg_catalog.current_setting(n,true))::pg_catalog.text," +
-		"pg_catalog.getdatabaseencoding())),'hex'),NULL FROM pg_catalog.unnest(" + array(b.names) + ") AS n"
+	// When the server has read its configuration anew, what is not set has other values.
+	hash := "SELECT 'h',pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(pg_catalog.concat(pg_catalog.array_agg(pg_catalog.current_setting(n,true))::pg_catalog.text," +
+		"pg_catalog.date_part('epoch',pg_catalog.pg_conf_load_time())),pg_catalog.getdatabaseencoding())),'hex'),NULL FROM pg_catalog.unnest(" + array(b.names) + ") AS n"
 	rest := strings.ReplaceAll(strings.TrimSuffix(tables+locks+cursors+channels, ";"), ";", " UNION ALL ")
 	return []pgwire.Param{{Name: briefName, Value: hash}, {Name: restName, Value: rest}}
 }
 
 // Settles reports whether the answer to a brief question says what is set: then it has been added to what was found.
-func (b *Brief) Settles(q *Question, f *Findings) bool {
+func (h Hashes) Settles(q *Question, f *Findings) bool {
 	known := known(q.Known)
 	if q.Effects&(scan.Back|scan.Discards) != 0 {
 		known = nil // what has gone back may have been what it was
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	hash, ok := b.known[state.Of(known).Key()]
+	hash, ok := h[state.Of(known).Key()]
 	if !ok || f.forged || f.hash != hash {
 		return false
 	}
@@ -114,16 +124,14 @@ func (b *Brief) Settles(q *Question, f *Findings) bool {
 func (f *Findings) Forged() bool { return f.forged }
 
 // Learn notes that has was set when the hash was the one that was found.
-func (b *Brief) Learn(has *state.Settings, f *Findings) {
+func (h *Hashes) Learn(has *state.Settings, f *Findings) {
 	if f.hash == "" || f.forged {
 		return
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.known == nil || len(b.known) >= maxBrief {
-		b.known = map[string]string{}
+	if *h == nil || len(*h) >= maxHashes {
+		*h = Hashes{}
 	}
-	b.known[state.Of(known(has)).Key()] = f.hash
+	(*h)[state.Of(known(has)).Key()] = f.hash
 }
 
 // array is the SQL for these texts.

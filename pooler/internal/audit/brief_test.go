@@ -9,10 +9,7 @@ import (
 )
 
 func TestAHashStandsForTheListThatItWasLearntWith(t *testing.T) {
-	var b Brief
-	if b.Read() || b.Row(row("b", "work_mem", "-")) != nil || b.Row(row("b", "TimeZone", "-")) != nil || !b.Read() || b.Row(row("x", "y", "-")) == nil {
-		t.Error("the names are not read")
-	}
+	var b Hashes
 	set := state.None.With("work_mem", "7MB")
 	hashed := func(hash string) *Findings {
 		f := &Findings{}
@@ -50,9 +47,22 @@ func TestAHashStandsForTheListThatItWasLearntWith(t *testing.T) {
 	}
 }
 
+func TestNamesCountWhenAllAreThere(t *testing.T) {
+	var b Brief
+	var l, other Listing
+	if l.Row(row("b", "work_mem", "-")) != nil || l.Row(row("b", "TimeZone", "-")) != nil || l.Row(row("x", "y", "-")) == nil || b.Read() {
+		t.Error("the names are not read")
+	}
+	b.Name(l)
+	_ = other.Row(row("b", "seqscan", "-"))
+	if b.Name(other); !b.Read() || !strings.Contains(b.Statements()[0].Value, "ARRAY['work_mem','TimeZone']") {
+		t.Error(b.Statements())
+	}
+}
+
 func TestOnlyAQuestionForAllSettingsIsBrief(t *testing.T) {
 	var b Brief
-	_ = b.Row(row("b", "TimeZone", "-"))
+	b.Name(Listing{"TimeZone"})
 	for _, c := range []struct {
 		q    Question
 		want bool
@@ -89,7 +99,7 @@ func TestOnlyAQuestionForAllSettingsIsBrief(t *testing.T) {
 }
 
 func TestAStatementUnderOneOfOurNamesIsForged(t *testing.T) {
-	var b Brief
+	var b Hashes
 	b.Learn(state.None, &Findings{hash: "none"})
 	f := &Findings{}
 	for _, r := range [][]byte{row("h", "none", "-"), row("p", briefName, "prepare _ms_settings as select 'h', 'none', null")} {

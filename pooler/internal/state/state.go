@@ -315,6 +315,11 @@ func (s *Settings) Again(name string, local bool) (sql []string) {
 	return sql
 }
 
+// Wholly reports whether that gives all of these again.
+func (s *Settings) Wholly() bool {
+	return s.plain() && !slices.ContainsFunc(s.list, func(p pgwire.Param) bool { return privileged(p.Name) })
+}
+
 // What SET writes of a name: in quotes, unless it needs none.
 var (
 	plainName  = regexp.MustCompile(`^[a-z_][a-z0-9_]*$`)
