@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // What is prepared behind a change of a table that was made past the pooler is as it is since then, whoever prepared the
@@ -279,5 +281,22 @@ func TestAStatementWhoseTypesAnotherWasToldIsPreparedAnewOnEveryServer(t *testin
 			}
 			m.same(t, what, client, steps, nil)
 		})
+	}
+}
+
+// Who prepares behind a table that another has made by a query is led there, as by a server of its own.
+func TestWhoPreparesBehindANewTableIsLedThere(t *testing.T) {
+	s := pg.Start(t)
+	for _, act := range []string{"create table led_first.items as select 'first'::text as n", "create table led_first.items as select 'first'::text as n; select 1", "select 'first'::text as n into led_first.items"} {
+		if err := s.Exec(t.Context(), "drop schema if exists led_first cascade; drop schema if exists led_then cascade; create schema led_first; create schema led_then; create table led_then.items as select 'then'::text as n"); err != nil {
+			t.Fatal(err)
+		}
+		h := run(t, config(database(s.URL(), one)))
+		a, b, c := h.connect(t, "options=-c search_path=led_first,led_then"), h.connect(t), h.connect(t, "options=-c search_path=led_first,led_then")
+		value(t, a, "select max(n) from items", pgx.QueryExecModeCacheStatement)
+		do(t, b, act, simple)
+		if got := value(t, c, "select max(n) from items", pgx.QueryExecModeCacheStatement); got != "first" {
+			t.Errorf("%s: %s", act, got)
+		}
 	}
 }

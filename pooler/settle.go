@@ -416,6 +416,9 @@ func (s *session) keepSequences(b *backend) {
 	if b.left&scan.Local != 0 {
 		s.unsure = s.unsure[:0]
 	}
+	if b.left&scan.Makes != 0 {
+		b.pool.outdate() // a name may lead to what was made, and its tag may not say so: SELECT INTO
+	}
 	if b.left&scan.Makes != 0 && b.left&(scan.Temporary|scan.Setting|scan.AnyChange|scan.Local) != 0 {
 		b.left |= scan.Temporary | scan.Opaque // by where search_path leads now, and with defaults that nobody reads
 	}

@@ -226,7 +226,7 @@ func (w *walk) call(name []byte) Effect {
 		return Locks
 	case "query_to_xml", "query_to_xmlschema", "query_to_xml_and_xmlschema", "cursor_to_xml", "cursor_to_xmlschema", "table_to_xml",
 		"table_to_xml_and_xmlschema", "schema_to_xml", "schema_to_xml_and_xmlschema", "database_to_xml", "database_to_xml_and_xmlschema",
-		"ts_stat", "ts_rewrite", "brin_summarize_new_values", "brin_summarize_range", "crosstab", "crosstab2", "crosstab3", "crosstab4", "connectby", "xpath_table", "standardize_address":
+		"ts_stat", "ts_rewrite", "brin_summarize_new_values", "brin_summarize_range", "bt_index_check", "bt_index_parent_check", "crosstab", "crosstab2", "crosstab3", "crosstab4", "connectby", "xpath_table", "standardize_address":
 		return anything // by a text, or the expressions of an index, that it is given
 	case "check_foreign_key", "_internal_resolve", "run_job", "st_mapalgebra", "_st_mapalgebra":
 		return anything // by triggers or functions that it comes to: of refint, pg_graphql, timescaledb, postgis_raster
