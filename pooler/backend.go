@@ -460,6 +460,7 @@ func (s *session) takeBack() error {
 		first.start = s.exchange.Start
 	}
 	s.next, s.withheld, s.open, s.midway = cycle{}, false, false, false
+	s.passesOn = false // it would meet another replay, of a later cycle maybe
 	b, a := s.backend, s.attempt
 	s.mu.Unlock()
 	b.broken.Store(true)
