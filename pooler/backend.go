@@ -51,6 +51,8 @@ type backend struct {
 	sequences uint32         // whose values currval and lastval know there: a session's id, or nobodys, or severals
 	changes   uint32         // of what the catalog hides, as of when it was wiped last
 	had       uint32         // by which session, last
+	analysed  string         // what constants mean in functions: [state.Settings.Constants]
+	mixed     bool           // or something else, since its client has set it
 	opaque    uint32         // who may have set there what nobody can name: a session's id, or nobodys
 
 	// Guarded by the pool's lock.
@@ -88,6 +90,7 @@ func newBackend(p *pool, c *upstream.Conn) *backend {
 		settings: state.None, named: state.None, entered: state.None, reports: p.settings.Intern(state.Of(c.Params)), prepared: map[*statement]uint64{},
 	}
 	s.atLogin, s.changes = s.reports, p.home().hidden.changes.Load()
+	s.analysed = state.None.Constants(s.atLogin)
 	return s
 }
 

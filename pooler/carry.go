@@ -51,14 +51,18 @@ func (s *session) equip() {
 	others := b.had != s.id // what is there is not its own
 	stale := b.changes != changes && others
 	opaque, b.had = opaque || stale, s.id
-	if b.settings == s.settings && b.named == s.prepares && !sequences && !opaque {
+	if b.settings == s.settings && b.named == s.prepares && !sequences && !opaque && !(b.mixed && others) {
 		return
 	}
 	s.mu.Lock()
 	forget, back := b.named.Forget(s.prepares)
-	if stale { // else what SQL's PREPARE has made was asked for
+	replan := others && b.replan(s.settings, false)
+	if stale || replan { // else what SQL's PREPARE has made was asked for; what is prepared would be analysed anew, too
 		forget, back, b.named = "DEALLOCATE ALL;", 1, state.None
 		b.unlearn()
+	}
+	if replan {
+		forget, back = forget+"DISCARD PLANS;", back+1
 	}
 	if sequences {
 		forget, back = forget+forgetSequences+";", back+1

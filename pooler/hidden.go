@@ -49,6 +49,7 @@ type revealed struct {
 	mark    string
 	hints   scan.Hints
 	foreign bool // there are hints by names with letters beyond ASCII
+	plans   bool // there are functions whose texts a session analyses but once
 
 	columns string // a mark of what tables are like
 }
@@ -132,7 +133,7 @@ func (s *backend) reveal(tables bool) error {
 	}
 	if known != nil && known.mark == found.Mark {
 		if known.columns != found.Columns {
-			h.known.Store(&revealed{known.mark, known.hints, known.foreign, found.Columns})
+			h.known.Store(&revealed{known.mark, known.hints, known.foreign, known.plans, found.Columns})
 		}
 		return nil
 	}
@@ -152,12 +153,29 @@ func (s *backend) reveal(tables bool) error {
 		return s.unlessRefused(err)
 	}
 	hints := found.Hints()
-	h.known.Store(&revealed{found.Mark, hints, hints.Foreign(), found.Columns})
+	h.known.Store(&revealed{found.Mark, hints, hints.Foreign(), found.Plans, found.Columns})
 	if known != nil && !hints.Equal(known.hints) || known == nil && h.blind.Load() { // not before: who gets a server from here on knows them
 		h.changes.Add(1)
 	}
 	s.pool.outdate()
 	return nil
+}
+
+// PL/pgSQL analyses what stands in a function when a session first gets there: what a constant means ('2024-01-01'::timestamptz)
+// is decided for good, by the TimeZone and its kind of then. So whoever differs in these has the server forget it.
+
+// replan notes that a client with other settings has the server now, or, if own, that it has set them itself. It reports whether what was
+// analysed there is to be forgotten first.
+func (s *backend) replan(under *state.Settings, own bool) (forget bool) {
+	constants := under.Constants(s.atLogin)
+	if own {
+		s.mixed = s.mixed || s.analysed != constants
+		return false
+	}
+	known := s.pool.home().hidden.known.Load()
+	forget = known != nil && known.plans && (s.mixed || s.analysed != constants)
+	s.analysed, s.mixed = constants, false
+	return forget
 }
 
 // ask asks the catalog, once more if something that it leads to went away meanwhile: PostgreSQL calls that an

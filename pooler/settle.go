@@ -145,6 +145,7 @@ func (s *session) look(b *backend) (err error) {
 	s.assure()
 	if s.settings != before {
 		s.varied = s.varies()
+		b.replan(s.settings, true)
 	}
 	if q.Asked()&scan.Prepares != 0 {
 		if named := b.pool.settings.Intern(s.carried(found.Statements())); named != b.named {
@@ -322,6 +323,7 @@ func (s *backend) discard() error {
 		return err
 	}
 	s.settings, s.named, s.sequences, s.opaque = s.entered, state.None, nobodys, nobodys
+	s.analysed, s.mixed = s.entered.Constants(s.atLogin), false
 	s.unlearn()
 	s.forgive()
 	return nil

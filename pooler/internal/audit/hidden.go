@@ -89,7 +89,7 @@ func Catalog(version int, texts bool) string {
 	// What is used: a function that is not PostgreSQL's, or an operator that is not.
 	const used = "CASE d.refclassid WHEN 'pg_proc'::regclass THEN (SELECT q.proname||'(' FROM pg_proc q WHERE q.oid=d.refobjid AND q.oid>=16384)" +
 		" WHEN 'pg_operator'::regclass THEN (SELECT chr(1)||o.oprname FROM pg_operator o WHERE o.oid=d.refobjid AND o.oid>=16384) END"
-	return catalog + expressions + temporary + seeded + "SELECT CASE WHEN f.lanname IN ('c','internal') THEN 'c' WHEN f.lanname IN ('sql','plpgsql') THEN 'f' ELSE 'g' END,f.proname," + source + " FROM (" + sources + ") f;" +
+	return catalog + expressions + temporary + seeded + "SELECT CASE WHEN f.lanname IN ('c','internal') THEN 'c' WHEN f.lanname='plpgsql' OR f.lanname='sql' AND current_setting('server_version_num')::int>=180000 THEN 'p' WHEN f.lanname='sql' THEN 'f' ELSE 'g' END,f.proname," + source + " FROM (" + sources + ") f;" +
 		"SELECT 'u',c.relname||" + writes + "," + used + " FROM pg_depend d JOIN pg_class c ON c.oid=" + users + " WHERE d.refclassid IN ('pg_proc'::regclass,'pg_operator'::regclass);" +
 		"SELECT 'u',c.relname||side,v.relname||side FROM (VALUES(''),('!')) AS s(side),pg_depend d JOIN pg_class v ON v.oid=d.refobjid JOIN pg_class c ON c.oid=(SELECT ev_class FROM pg_rewrite WHERE oid=d.objid)" +
 		" WHERE d.classid='pg_rewrite'::regclass AND d.refclassid='pg_class'::regclass AND c.oid<>v.oid AND c.relnamespace " + ours + ";" +
@@ -164,6 +164,7 @@ var types = "WITH RECURSIVE b AS (" + builtins + "), f(oid,name) AS (SELECT oid,
 type Hidden struct {
 	Mark    string // of what functions do
 	Columns string // of what tables are like; "": not asked for
+	Plans   bool   // there are functions whose texts a session analyses but once
 
 	routines []scan.Routine
 	links    []scan.Link
@@ -177,13 +178,14 @@ func (h *Hidden) Row(body []byte) error {
 	}
 	first, second := string(columns[1]), string(columns[2])
 	kind := string(columns[0])
-	if columns[2] == nil && (kind == "f" || kind == "g") {
+	if columns[2] == nil && (kind == "f" || kind == "p" || kind == "g") {
 		kind = "c" // too long
 	}
+	h.Plans = h.Plans || string(columns[0]) == "p"
 	switch kind {
 	case "m":
 		h.Mark, h.Columns = first, second
-	case "f":
+	case "f", "p":
 		h.routines = append(h.routines, scan.Routine{Name: first, Source: second})
 	case "g":
 		h.routines = append(h.routines, scan.Routine{Name: first, Source: second, Language: scan.Foreign})

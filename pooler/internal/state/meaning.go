@@ -106,3 +106,45 @@ func (s *Settings) Meaning() []string {
 	}
 	return []string{first, sql.String()}
 }
+
+// constants are the settings that decide what a constant without a type means, besides TimeZone, DateStyle and search_path,
+// which PostgreSQL heeds itself.
+var constants = [...]string{"intervalstyle", "timezone_abbreviations", "xmloption", "array_nulls", "transform_null_equals", "lc_monetary"}
+
+// Constants is a key: under settings with equal ones constants mean the same. usual is what the server reports without any.
+func (s *Settings) Constants(usual *Settings) string {
+	zone, chosen := s.Get("timezone")
+	if !chosen {
+		zone, _ = usual.Get("TimeZone")
+	}
+	if zone = strings.ToLower(zone); zone == "etc/utc" {
+		zone = "utc"
+	}
+	style, _ := s.Get("datestyle")
+	order := dateOrder(style)
+	if order == "" {
+		style, _ = usual.Get("DateStyle")
+		order = dateOrder(style)
+	}
+	key := order + "\x00" + zone
+	for _, name := range constants {
+		value, _ := s.Get(name)
+		key += "\x00" + value
+	}
+	return key
+}
+
+// dateOrder is how a DateStyle reads 01/02/03; "": as before. How dates are written matters to no constant.
+func dateOrder(style string) (order string) {
+	for word := range strings.FieldsFuncSeq(strings.ToLower(style), func(r rune) bool { return r < 'a' || r > 'z' }) {
+		switch {
+		case word == "ymd":
+			order = word
+		case word == "dmy" || strings.HasPrefix(word, "euro") || word == "german" && order == "":
+			order = "dmy"
+		case word == "mdy" || word == "us" || strings.HasPrefix(word, "noneuro"):
+			order = "mdy"
+		}
+	}
+	return order
+}

@@ -3,6 +3,8 @@ package state
 import (
 	"strings"
 	"testing"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
 )
 
 func TestOnlySomeSettingsDecideWhatATextMeans(t *testing.T) {
@@ -16,6 +18,26 @@ func TestOnlySomeSettingsDecideWhatATextMeans(t *testing.T) {
 		if s.MeansSame(o) || o.MeansSame(s) {
 			t.Errorf("%q means the same", o.Key())
 		}
+	}
+}
+
+func TestConstantsAreTheSameHoweverSettingsAreWritten(t *testing.T) {
+	usual := Of([]pgwire.Param{{Name: "DateStyle", Value: "ISO, MDY"}, {Name: "TimeZone", Value: "Etc/UTC"}})
+	for _, o := range []*Settings{None.With("timezone", "UTC"), None.With("datestyle", "iso"), None.With("datestyle", "SQL, US"), None.With("datestyle", "mdy,postgres"), None.With("work_mem", "1MB"), None.With("search_path", "a")} {
+		if o.Constants(usual) != None.Constants(usual) {
+			t.Errorf("%q differs", o.Key())
+		}
+	}
+	for _, o := range []*Settings{None.With("timezone", "Asia/Tokyo"), None.With("datestyle", "German"), None.With("datestyle", "ISO,YMD"), None.With("datestyle", "Euro"), None.With("intervalstyle", "sql_standard"), None.With("array_nulls", "off")} {
+		if o.Constants(usual) == None.Constants(usual) {
+			t.Errorf("%q means the same", o.Key())
+		}
+	}
+	if o := None.With("datestyle", "German, MDY"); o.Constants(usual) != None.Constants(usual) {
+		t.Error("the order of a German DateStyle is not heeded")
+	}
+	if german := usual.With("DateStyle", "German, DMY"); None.With("datestyle", "ISO").Constants(german) != None.With("datestyle", "DMY").Constants(usual) {
+		t.Error("the server's own order is not heeded")
 	}
 }
 
