@@ -43,7 +43,8 @@ func (h *house) ownAlone(t *testing.T, what string, a *pgx.Conn, name, own strin
 			t.Errorf("%s: its own client has %q", what, got)
 		}
 	}
-	_, _ = a.Close(t.Context()), b.Close(t.Context()) // they give way to the next
+	_, _ = a.Close(t.Context()), b.Close(t.Context())
+	await(t, "they give way to the next", func() bool { return h.Stats().Databases[0].Idle == 1 })
 }
 
 // tell is the answer to a query, in whatever encoding.
