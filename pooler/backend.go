@@ -52,7 +52,7 @@ type backend struct {
 	changes   uint32         // of what the catalog hides, as of when it was wiped last
 	had       uint32         // by which session, last
 	analysed  string         // what constants mean in functions: [state.Settings.Constants]
-	mixed     bool           // or something else, since its client has set it
+	mixed     bool           // or something else by now
 	opaque    uint32         // who may have set there what nobody can name: a session's id, or nobodys
 
 	// Guarded by the pool's lock.

@@ -164,7 +164,7 @@ func (s *backend) reveal(tables bool) error {
 // PL/pgSQL analyses what stands in a function when a session first gets there: what a constant means ('2024-01-01'::timestamptz)
 // is decided for good, by the TimeZone and its kind of then. So whoever differs in these has the server forget it.
 
-// replan notes that a client with other settings has the server now, or, if own, that it has set them itself. It reports whether what was
+// replan notes that a client with other settings has the server now, or, if own, that they are there by other means. It reports whether what was
 // analysed there is to be forgotten first.
 func (s *backend) replan(under *state.Settings, own bool) (forget bool) {
 	constants := under.Constants(s.atLogin)

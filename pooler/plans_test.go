@@ -46,6 +46,13 @@ func TestConstantsInFunctionsMeanWhatTheyMeanToTheirCaller(t *testing.T) {
 		run(mover, "set timezone = 'Asia/Tokyo'; set intervalstyle = 'sql_standard'; "+all)
 		check("tokyo behind who has set the same since", tokyo, inTokyo)
 	}
+	run(tokyo, "begin; do $$ begin execute 'select ' || chr(49); end $$; "+all) // which cannot be read: the server is wiped
+	if err := tokyo.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the server is free", func() bool { return h.Stats().Databases[0].Idle == 1 })
+	check("plain behind who has left", plain, inUTC)
+	tokyo = h.connect(t, "TimeZone=Asia/Tokyo", "IntervalStyle=sql_standard")
 	// What is prepared means the same on.
 	if _, err := plain.Prepare(t.Context(), "p", "select extract(epoch from '2024-07-01'::timestamptz)::int::text || constants.instant()"); err != nil {
 		t.Fatal(err)

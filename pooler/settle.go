@@ -145,7 +145,9 @@ func (s *session) look(b *backend) (err error) {
 	s.assure()
 	if s.settings != before {
 		s.varied = s.varies()
-		b.replan(s.settings, true)
+	}
+	if b.settings != q.Known {
+		b.replan(b.settings, true)
 	}
 	if q.Asked()&scan.Prepares != 0 {
 		if named := b.pool.settings.Intern(s.carried(found.Statements())); named != b.named {
@@ -280,6 +282,7 @@ func (s *backend) clean() error {
 	}
 	if strings.Contains(sql, "RESET ALL") {
 		s.settings, s.opaque = state.None, nobodys
+		s.replan(state.None, true)
 	}
 	if strings.Contains(sql, "DEALLOCATE") {
 		s.unlearn()
