@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 )
@@ -207,7 +208,11 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 			return false, false, nil
 		}
 		s.explain()
-		return !s.tellWhy(body) && !s.relocate(typ, body), false, nil
+		if s.tellWhy(body) {
+			return false, false, nil
+		}
+		prepared.Tell(body)
+		return !s.relocate(typ, body), false, nil
 	case pgwire.ParameterStatus:
 		return s.hear(body), false, nil
 	case pgwire.NoticeResponse:

@@ -3,6 +3,8 @@ package pooler
 import (
 	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // What servers keep prepared for the audit may be dropped, or forged, by a client: nothing is left to others for that.
@@ -13,7 +15,7 @@ func TestTheAuditsOwnStatementsAreNotBelievedBlindly(t *testing.T) {
 		t.Fatal(err)
 	}
 	const (
-		forge = "deallocate _ms_settings; prepare _ms_settings as select 'h', 'HASH', null; deallocate _ms_rest; prepare _ms_rest as select 't', null, null where false"
+		forge = "do $f$ begin execute 'deallocate _ms_settings; prepare _ms_settings as select ''h'', ''HASH'', null; deallocate _ms_rest; prepare _ms_rest as select ''t'', null, null where false'; end $f$"
 		mem   = "select case setting when '4096' then '' else setting end from pg_settings where name = 'work_mem'"
 		locks = "select coalesce(max(objid::text), '') from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
 	)
@@ -23,21 +25,18 @@ func TestTheAuditsOwnStatementsAreNotBelievedBlindly(t *testing.T) {
 	}{
 		"as ever":             {nil, mem, "7168"},
 		"of a lesser role":    {[]string{"set role audited"}, mem, "7168"},
-		"dropped":             {[]string{"deallocate _ms_settings; deallocate _ms_rest"}, mem, "7168"},
+		"dropped":             {[]string{"do $$ begin execute 'deallocate _ms_settings; deallocate _ms_rest'; end $$"}, mem, "7168"},
 		"dropped by all":      {[]string{"deallocate all"}, mem, "7168"},
 		"forged":              {[]string{forge}, mem, "7168"},
-		"forged unseen":       {[]string{"do $$ begin execute '" + strings.ReplaceAll(forge, "'", "''") + "'; end $$"}, mem, "7168"},
+		"forged unseen":       {[]string{"select audited($a$" + forge + "$a$)"}, mem, "7168"},
 		"locks behind forged": {[]string{forge, "do $$ begin perform pg_advisory_lock(91); end $$"}, locks, "91"},
 	} {
 		h := impatientHouse(t, s.URL())
 		a := h.connect(t)
 		do(t, a, "do $$ begin end $$", simple) // its statements are there
-		answer, err := a.PgConn().Exec(t.Context(), "execute _ms_settings").ReadAll()
-		if err != nil {
-			t.Fatal(err)
-		}
+		own := strings.NewReplacer("HASH", hashOf(t, a), "_ms", namePrefix)
 		for _, sql := range c.sql {
-			do(t, a, strings.ReplaceAll(sql, "HASH", string(answer[0].Rows[0][1])), simple)
+			do(t, a, own.Replace(sql), simple)
 		}
 		do(t, a, "select audited('set work_mem = ''7MB''')", simple)
 		if what != "locks behind forged" {
@@ -45,6 +44,17 @@ func TestTheAuditsOwnStatementsAreNotBelievedBlindly(t *testing.T) {
 		}
 		h.ownAlone(t, what, a, c.look, c.own)
 	}
+}
+
+// hashOf is what the statement that hashes the settings says.
+func hashOf(t *testing.T, a *pgx.Conn) string {
+	t.Helper()
+	sql := value(t, a, "select statement from pg_prepared_statements where name = '"+namePrefix+"_settings'", simple)
+	answer, err := a.PgConn().Exec(t.Context(), sql).ReadAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(answer[0].Rows[0][1])
 }
 
 // How often the server lists all settings is known by what it ran last.
@@ -102,14 +112,10 @@ func TestAForgedStatementIsNotAsked(t *testing.T) {
 	h := run(t, config(database(pg.Start(t).URL(), one)))
 	a := h.connect(t)
 	do(t, a, "do $$ begin end $$", simple)
-	answer, err := a.PgConn().Exec(t.Context(), "execute _ms_settings").ReadAll()
-	if err != nil {
-		t.Fatal(err)
-	}
-	do(t, a, "deallocate _ms_settings", simple)
-	do(t, a, "prepare _ms_settings as select 'h', '"+string(answer[0].Rows[0][1])+"', null", simple)
+	forge := strings.NewReplacer("HASH", hashOf(t, a), "_ms", namePrefix)
+	do(t, a, forge.Replace("do $$ begin execute 'deallocate _ms_settings; prepare _ms_settings as select ''h'', ''HASH'', null'; end $$"), simple)
 	do(t, a, "set work_mem = '7MB'; reset timezone", simple) // which prepares nothing
-	do(t, a, "deallocate _ms_settings", simple)
+	do(t, a, forge.Replace("do $$ begin execute 'deallocate _ms_settings'; end $$"), simple)
 	await(t, "the server is free", func() bool { return h.Stats().Databases[0].Active == 0 })
 	if got := value(t, h.connect(t), "show work_mem", simple); got != "4MB" {
 		t.Errorf("another client has %s", got)

@@ -1,8 +1,10 @@
 package pooler
 
 import (
+	"maps"
 	"slices"
 
+	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
@@ -320,6 +322,17 @@ func (s *session) proveOne(st *statement, under *state.Settings, body []byte) *d
 		s.runAside(sql, i < len(undo)-1)
 	}
 	return d
+}
+
+// count finds out which of the statements that clients share the server has still: code that cannot be read may have dropped
+// some by their names.
+func (s *backend) count() error {
+	var has audit.Listing
+	if err := s.execWithin(lookLimit, audit.Shared, has.Row); err != nil {
+		return err
+	}
+	maps.DeleteFunc(s.prepared, func(st *statement, _ uint64) bool { return !slices.Contains(has, st.name) })
+	return nil
 }
 
 // mustHold reports whether the client's next cycle has to wait for the answers to

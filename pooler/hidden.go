@@ -364,8 +364,7 @@ func (s *session) standInForFetch(body []byte, cursor *sighting, known bool, as 
 	case !cursor.told && known: // in the cycle that prepares it
 		return as
 	}
-	const name = namePrefix + "_fetch"
-	b := s.backend
+	b, name := s.backend, namePrefix+"_fetch"
 	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
 	s.owe(debt{kind: owesOurClose})
 	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, body)
@@ -402,8 +401,7 @@ func (s *session) standsIn(left scan.Effect, body []byte, typ byte, rest []byte)
 // standIn makes an empty statement with the same parameters as the one with this body: using it is refused for the
 // same reason, and it can be prepared in an aborted transaction too.
 func (s *session) standIn(body []byte) string {
-	const name = namePrefix + "_stand_in"
-	b := s.backend
+	b, name := s.backend, namePrefix+"_stand_in"
 	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
 	s.owe(debt{kind: owesOurClose})
 	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, prepared.Empty(body, b.backslash()))

@@ -117,8 +117,7 @@ func (u *use) dropped() string {
 // describeLate makes a text for the server to describe, since it may have got the other before what that executes, when it
 // found no rows. It returns its name.
 func (s *session) describeLate(u *use) string {
-	const name = namePrefix + "_described"
-	b := s.backend
+	b, name := s.backend, namePrefix+"_described"
 	s.runFor(u)
 	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
 	s.owe(debt{kind: owesOurClose})
@@ -181,7 +180,7 @@ func (s *session) suspectLate(text []byte, u *use) scan.Effect {
 
 // blind is a statement that executes another, and of which the server has found that it returns no rows: the other one,
 // whose name is hiddenName, was not there yet.
-const (
+var (
 	blind      = namePrefix + "_blind"
 	hiddenName = namePrefix + "_hidden"
 )
@@ -415,7 +414,7 @@ func (s *session) sever() error {
 	b := s.backend
 	s.mu.Lock()
 	s.sound = false
-	b.out = pgwire.Append(b.out, pgwire.Parse, []byte("_ms_whole"), nul, text, nul, nul, nul) // which is refused, as several statements or before that
+	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(namePrefix+"_whole"), nul, text, nul, nul, nul) // which is refused, as several statements or before that
 	b.out = pgwire.Append(b.out, pgwire.Sync)
 	s.aside(debt{aside: true})
 	s.mu.Unlock()

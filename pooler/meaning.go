@@ -281,12 +281,12 @@ func (s *session) aside(d debt) {
 
 // runAside sends a statement of ours by names, which leaves the client's unnamed ones alone.
 func (s *session) runAside(sql string, mayFail bool) {
-	b := s.backend
-	b.out = pgwire.Append(b.out, pgwire.Parse, []byte("_ms_undo"), nul, []byte(sql), nul, nul, nul)
-	b.out = pgwire.Append(b.out, pgwire.Bind, []byte("_ms_undo"), nul, []byte("_ms_undo"), make([]byte, 7))
-	b.out = pgwire.Append(b.out, pgwire.Execute, []byte("_ms_undo"), make([]byte, 5))
-	b.out = pgwire.Append(b.out, pgwire.Close, []byte("S_ms_undo"), nul)
-	b.out = pgwire.Append(b.out, pgwire.Close, []byte("P_ms_undo"), nul) // which would last as long as the transaction
+	b, name := s.backend, []byte(namePrefix+"_undo")
+	b.out = pgwire.Append(b.out, pgwire.Parse, name, nul, []byte(sql), nul, nul, nul)
+	b.out = pgwire.Append(b.out, pgwire.Bind, name, nul, name, make([]byte, 7))
+	b.out = pgwire.Append(b.out, pgwire.Execute, name, make([]byte, 5))
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, name, nul)
+	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'P'}, name, nul) // which would last as long as the transaction
 	b.out = pgwire.Append(b.out, pgwire.Sync)
 	s.aside(debt{aside: mayFail})
 }

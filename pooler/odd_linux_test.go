@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"context"
 	"encoding/binary"
 	"strconv"
 	"strings"
@@ -159,7 +160,8 @@ func TestATextThatIsReadInAnotherWayIsNotLeftToOthers(t *testing.T) {
 // Functions of PostgreSQL's own that views, defaults, rules and their like call do no less than those that texts call.
 func TestWhatTheCatalogCallsDirectlyIsNotLeftToOthers(t *testing.T) {
 	s := pg.Start(t)
-	if err := s.Exec(t.Context(), `drop schema if exists direct cascade; create schema direct; set search_path = direct;
+	defer func() { _ = s.Exec(context.Background(), "drop schema if exists direct cascade") }() // other tests use such names
+	if err := s.Exec(t.Context(), `drop schema if exists direct cascade; drop role if exists directed; create schema direct; set search_path = direct;
 		create view v as select set_config('d.v', 'left', false); create view w as select * from v;
 		create table t (a text default set_config('d.t', 'left', false), b int); create table plain (a int); create table kept (a int);
 		create table c (a int check (set_config('d.c', 'left', false) <> '')); create rule r as on insert to plain do also select set_config('d.r', 'left', false);

@@ -1,13 +1,13 @@
 package pooler
 
 import (
-	"strings"
 	"sync"
 	"sync/atomic"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 )
@@ -40,14 +40,14 @@ type statement struct {
 }
 
 // Names on the servers begin with namePrefix; the bare prefix never exists.
-const namePrefix = "_ms"
+var namePrefix = prepared.Prefix
 
 // decoy is an empty statement that a client's DEALLOCATE drops in place of its own,
 // which others may use.
-const decoy = namePrefix + "_decoy"
+var decoy = namePrefix + "_decoy"
 
 // occupied is an empty statement whose name stands for one that is taken.
-var occupied = &statement{name: namePrefix + "_occupied", body: []byte{0, 0, 0}}
+var occupied = &statement{name: namePrefix + "0", body: []byte{0, 0, 0}}
 
 // Bounds of what is kept for clients' prepared statements. A statement may be as
 // long as PostgreSQL's own limit for a query that is worth preparing ever is.
@@ -245,13 +245,13 @@ func (s *session) parseNamed(name string, body []byte) error {
 		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(occupied.name), nul, body)
 		return nil
 	}
-	if b.left&scan.Prepares != 0 || s.preparedBySQL(name) {
+	if by := prepared.Apart(name); b.left&scan.Prepares != 0 || s.preparedBySQL(by) {
 		// The server finds out whether SQL has made one of this name, and has it still: what
 		// the client sent before may drop it. Nothing stays there under the client's name.
 		b.left |= scan.Prepares
-		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, body)
+		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(by), nul, body)
 		s.owe(debt{kind: owesOurParse})
-		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
+		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(by), nul)
 		s.owe(debt{kind: owesOurClose})
 	}
 	if len(s.names) >= maxNames || int(s.nameBytes)+len(body) > maxNameBytes {
@@ -353,8 +353,8 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 	case len(name) == 0:
 		s.owe(debt{kind: owesClose, unnamed: true, was: s.replaces()})
 		b.unnamed, s.unnamed.version = ticket{}, 0
-	case s.names[string(name)] == nil && (s.preparedBySQL(string(name)) || b.left&scan.Prepares != 0) && !strings.HasPrefix(string(name), namePrefix):
-		as = string(name)
+	case s.names[string(name)] == nil && (s.preparedBySQL(prepared.Apart(string(name))) || b.left&scan.Prepares != 0):
+		as = prepared.Apart(string(name))
 		s.owe(debt{kind: owesClose})
 		b.left |= scan.Prepares
 	default:
@@ -378,10 +378,7 @@ func (s *session) resolve(name []byte, typ byte, rest []byte) string {
 	}
 	st := s.names[string(name)]
 	if st == nil {
-		if strings.HasPrefix(string(name), namePrefix) {
-			return namePrefix
-		}
-		return string(name)
+		return prepared.Apart(string(name))
 	}
 	s.see(st, nil)
 	s.try(name)

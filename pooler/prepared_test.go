@@ -13,7 +13,8 @@ const simple = pgx.QueryExecModeSimpleProtocol
 
 func TestWhatSQLPreparesFollowsItsClientAlone(t *testing.T) {
 	s := pg.Start(t)
-	if err := s.Exec(t.Context(), "create schema if not exists prep; create table if not exists prep.there as select 'there' as n"); err != nil {
+	if err := s.Exec(t.Context(), `create schema if not exists prep; create table if not exists prep.there as select 'there' as n;
+		create or replace function prep.acts(a text) returns void language plpgsql as $$ begin execute a; end $$`); err != nil {
 		t.Fatal(err)
 	}
 	for what, c := range map[string]struct {
@@ -22,6 +23,7 @@ func TestWhatSQLPreparesFollowsItsClientAlone(t *testing.T) {
 	}{
 		"a statement":                {[]string{"prepare q as select 'mine'"}, "execute q", "mine"},
 		"with types":                 {[]string{"prepare q (int, text) as select $1 || $2;"}, "execute q(7, 'x')", "7x"},
+		"named like a function":      {[]string{"prepare acts (int, text) as select $1 || $2;"}, "execute acts(7, 'x')", "7x"},
 		"a quoted name":              {[]string{`prepare "A ""q" as select 'mine'`}, `execute "A ""q"`, "mine"},
 		"two":                        {[]string{"prepare p as select 'a'", "prepare q as select 'b'"}, "execute q", "b"},
 		"made anew":                  {[]string{"prepare q as select 'old'", "deallocate q", "prepare q as select 'new'"}, "execute q", "new"},

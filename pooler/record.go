@@ -15,6 +15,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/explain"
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 	"mainstay.dev/mainstay/telemetry"
@@ -108,6 +109,9 @@ func (s *session) text(typ byte, n int) (text []byte, whole bool) {
 	}
 	if whole && text != nil && s.remember(text) {
 		return text, whole
+	}
+	if prepared.Borrows(text) && !s.backend.pool.sessions() {
+		prepared.Disown(text, s.backend.backslash(), func(name string) bool { return s.names[name] != nil })
 	}
 	if whole {
 		s.seekTraceparent(text)

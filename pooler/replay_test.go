@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -245,6 +246,11 @@ func TestWhatIsCarriedIsNotWrittenAsOthersWriteStrings(t *testing.T) {
 // throughAnother is the way to a server that reads another text in place of one, and all that it was sent, even when the
 // connection has been closed.
 func throughAnother(t *testing.T, to, text, other string) string {
+	return through(t, to, func(sent string) string { return strings.ReplaceAll(sent, text, other) })
+}
+
+// through is throughAnother for what reads gives in place of what is sent at once.
+func through(t *testing.T, to string, reads func(sent string) string) string {
 	at, err := url.Parse(to)
 	if err != nil {
 		t.Fatal(err)
@@ -273,7 +279,7 @@ func throughAnother(t *testing.T, to, text, other string) string {
 				_ = server.(*net.TCPConn).CloseWrite()
 				return
 			}
-			if _, err := server.Write([]byte(strings.ReplaceAll(string(in[:n]), text, other))); err != nil {
+			if _, err := server.Write([]byte(reads(string(in[:n])))); err != nil {
 				return
 			}
 		}
@@ -378,18 +384,35 @@ func TestAStatementMadeAgainLetsNothingRunUnderOthersSettings(t *testing.T) {
 	}
 }
 
-// Nor does the time limit of one end what leads to the settings of another.
+// Nor does the time limit of one end what leads to the settings of another, whichever of it is in force for longer than that.
 func TestTheTimeLimitOfAnotherEndsNothing(t *testing.T) {
-	h := run(t, config(database(pg.Start(t).URL(), one)))
-	a, b := h.connect(t), h.connect(t)
-	do(t, b, "set work_mem = '5MB'", pgx.QueryExecModeSimpleProtocol)
-	for range 100 {
-		_, _ = a.Exec(t.Context(), "set statement_timeout = '1ms'", pgx.QueryExecModeSimpleProtocol) // which may itself take too long
-		if a.IsClosed() {
-			a = h.connect(t)
-		}
-		if got := value(t, b, "show work_mem", pgx.QueryExecModeSimpleProtocol); got != "5MB" {
-			t.Errorf("got %s", got)
+	s := pg.Start(t)
+	for _, c := range []struct {
+		slow, instead string // as long, so that the message is
+		stays         bool   // the server is the same
+	}{
+		{beginReplay, "SELECT pg_catalog.pg_sleep(60)" + strings.Repeat(" ", len(beginReplay)-len("SELECT pg_catalog.pg_sleep(60)")), true},
+		{"RESET statement_timeout", "SELECT pg_sleep(60)    ", false},
+		{"RESET lock_timeout", "SELECT pg_sleep(1)", true}, // which is longer than the limit, that is not in force any more
+	} {
+		var met atomic.Bool
+		h := run(t, config(database(through(t, s.URL(), func(sent string) string {
+			if !strings.Contains(sent, "RESET statement_timeout") {
+				return sent
+			}
+			met.Store(true)
+			return strings.Replace(sent, c.slow, c.instead, 1)
+		}), one)))
+		a, b := h.connect(t), h.connect(t)
+		do(t, b, "set work_mem = '5MB'", simple)
+		pid := value(t, b, "select pg_backend_pid()::text", simple)
+		do(t, a, "set lock_timeout = '1h'; set statement_timeout = '500ms'", simple)
+		got, err := b.PgConn().Exec(t.Context(), "select pg_backend_pid(), current_setting('work_mem')").ReadAll()
+		switch {
+		case err != nil:
+			t.Errorf("%s: %v", c.slow, err)
+		case string(got[0].Rows[0][1]) != "5MB" || (string(got[0].Rows[0][0]) == pid) != c.stays || !met.Load():
+			t.Errorf("%s: got %s", c.slow, got[0].Rows[0])
 		}
 	}
 }

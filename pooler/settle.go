@@ -155,6 +155,11 @@ func (s *session) look(b *backend) (err error) {
 			s.executes = &executions{left: effectsOf(named)}
 		}
 		b.stuck = found.Stuck
+		if q.Cleared&scan.Prepares == 0 && found.Shared != len(b.prepared) {
+			if err := b.count(); err != nil {
+				return s.unread(err)
+			}
+		}
 	}
 	if found.Pins&scan.Prepares != 0 {
 		s.executes = &executions{left: scan.Unseen}

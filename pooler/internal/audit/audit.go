@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 )
@@ -70,11 +71,14 @@ const (
 		" AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema());"
 	locks = "SELECT 'l',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory'" +
 		" AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid());"
-	cursors  = "SELECT 'c',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable);"
-	prepared = "SELECT 'p',name,CASE WHEN pg_catalog.octet_length(statement) OPERATOR(pg_catalog.<=) 65536 THEN statement END" +
-		" FROM pg_catalog.pg_prepared_statements WHERE from_sql;"
+	cursors    = "SELECT 'c',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable);"
+	statements = "SELECT CASE WHEN from_sql THEN 'p' ELSE 'o' END,name,CASE WHEN from_sql AND pg_catalog.octet_length(statement) OPERATOR(pg_catalog.<=) 65536" +
+		" THEN statement END FROM pg_catalog.pg_prepared_statements;" // to list them all costs less than to count some
 	channels = "SELECT 'n',channel,NULL FROM pg_catalog.pg_listening_channels() AS channel;"
 )
+
+// Shared is the SQL that lists the statements of the protocol that there are; its rows are for [Listing.Row].
+const Shared = begin + "SET LOCAL statement_timeout=0;SELECT 'b',name,NULL FROM pg_catalog.pg_prepared_statements WHERE NOT from_sql;COMMIT"
 
 // lift asks for the client's time limits, for those that there are without it, and lifts them: from the next statement on
 // PostgreSQL measures no time. They are not seen any more then.
@@ -118,7 +122,7 @@ func (q *Question) SQL() string {
 		sql      string
 	}{
 		{asksTables, scan.Temporary, tables}, {asksLocks, scan.Locks, locks}, {asksCursors, scan.Hold, cursors},
-		{asksChannels, scan.Listens, channels}, {asksPrepared, scan.Prepares, prepared}, // the last is asked apart, lest a forged statement hides it
+		{asksChannels, scan.Listens, channels}, {asksPrepared, scan.Prepares, statements}, // the last is asked apart, lest a forged statement hides it
 	}, 0
 	for _, part := range parts[:4] {
 		if q.Effects&part.when != 0 && q.Cleared&part.of == 0 {
@@ -149,6 +153,7 @@ type Findings struct {
 	Pins     scan.Effect
 	Channels []string // to which the server listens
 	Stuck    []string // names of statements that SQL's PREPARE made, and that cannot be carried
+	Shared   int      // how many statements of the protocol there are that clients share, if they were asked for
 
 	hash   string         // of the values of all settings
 	forged bool           // there is a statement that has one of our names, and is not ours
@@ -167,6 +172,12 @@ func (f *Findings) Row(body []byte) error {
 	var columns [3][]byte
 	if !pgwire.Columns(body, columns[:]) || len(columns[0]) != 1 {
 		return errRow
+	}
+	if columns[0][0] == 'o' {
+		if prepared.Shared(columns[1]) {
+			f.Shared++
+		}
+		return nil
 	}
 	name, value := string(columns[1]), string(columns[2])
 	switch columns[0][0] {

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 )
@@ -27,9 +28,9 @@ type Brief struct {
 type Hashes map[string]string
 
 // Names of the statements that servers keep prepared for this.
-const (
-	briefName = "_ms_settings"
-	restName  = "_ms_rest"
+var (
+	briefName = prepared.Prefix + "_settings"
+	restName  = prepared.Prefix + "_rest"
 )
 
 // maxHashes bounds how many hashes are kept of a server.

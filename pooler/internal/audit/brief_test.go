@@ -102,7 +102,7 @@ func TestAStatementUnderOneOfOurNamesIsForged(t *testing.T) {
 	var b Hashes
 	b.Learn(state.None, &Findings{hash: "none"})
 	f := &Findings{}
-	for _, r := range [][]byte{row("h", "none", "-"), row("p", briefName, "prepare _ms_settings as select 'h', 'none', null")} {
+	for _, r := range [][]byte{row("h", "none", "-"), row("p", briefName, "prepare "+briefName+" as select 'h', 'none', null")} {
 		if err := f.Row(r); err != nil {
 			t.Fatal(err)
 		}
