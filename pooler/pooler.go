@@ -176,7 +176,7 @@ func (p *Server) Prepare(cfg Config) (commit func(), err error) {
 	old := p.policy.Load()
 	kept := map[*pool]*Database{}
 	for name, d := range cfg.Databases {
-		if old != nil && old.pools[name] != nil && samePool(old.config.Databases[name], d) {
+		if old != nil && old.pools[name] != nil && samePool(old.config.Databases[name], d) && old.targets[name].SameFiles(next.targets[name]) {
 			next.pools[name] = old.pools[name]
 			kept[old.pools[name]] = &d
 			continue
@@ -195,20 +195,21 @@ func (p *Server) commit(old, next *policy, kept map[*pool]*Database) {
 	for pool, d := range kept {
 		pool.configure(d)
 	}
-	p.mu.Lock()
-	ctx := p.ctx
-	p.policy.Store(next)
-	p.slow.plans.Store(next.config.Slow.Over > 0 && next.config.Slow.Plan)
 	var gone []*pool
 	if old != nil {
-		for _, pool := range old.pools {
+		for name, pool := range old.pools {
 			if kept[pool] == nil {
 				gone = append(gone, pool)
 			}
 		}
+				next.pools[name].pauseAs(pool.pausedNow())
 	}
 	p.retired = append(p.retired, gone...)
 	p.mu.Unlock()
+	p.mu.Lock()
+	ctx := p.ctx
+	p.policy.Store(next)
+	p.slow.plans.Store(next.config.Slow.Over > 0 && next.config.Slow.Plan)
 	for _, pool := range gone {
 		pool.retire()
 	}
