@@ -249,7 +249,7 @@ func (s *session) stats() ClientStats {
 func (p *Server) Stats() Stats {
 	policy := p.policy.Load()
 	p.mu.Lock()
-	st := Stats{Clients: len(p.sessions), MaxClients: policy.config.MaxClients, Databases: []DatabaseStats{}}
+	st := Stats{Clients: p.inside.all, MaxClients: policy.config.MaxClients, Databases: []DatabaseStats{}}
 	p.mu.Unlock()
 	for _, pool := range policy.pools {
 		d := pool.stats()
@@ -360,8 +360,8 @@ func (p *Server) seen() (levels []telemetry.Level) {
 func (p *Server) Levels() []telemetry.Level {
 	st, pins := p.Stats(), p.pins()
 	levels := []telemetry.Level{
-		{Name: "mainstay_pooler_clients", Help: "Clients that are connected.", Value: float64(st.Clients)},
-		{Name: "mainstay_pooler_clients_max", Help: "Clients that may be connected at once.", Value: float64(st.MaxClients)},
+		{Name: "mainstay_pooler_clients", Help: "Clients that are logged in.", Value: float64(st.Clients)},
+		{Name: "mainstay_pooler_clients_max", Help: "Clients that may be logged in at once.", Value: float64(st.MaxClients)},
 	}
 	for _, d := range st.Databases {
 		database := telemetry.Label{Name: "database", Value: d.Database}
