@@ -367,7 +367,7 @@ func Compile(cfg Config) (*policy, error) {
 	var err error
 	p := &policy{
 		config: cfg, accounts: map[string]account{}, targets: map[string]*upstream.Target{}, pools: map[string]*pool{},
-		hosts: map[string]string{}, tenants: map[string]string{},
+		hosts: map[string]string{}, tenants: map[string]string{}, verifiers: cfg.AuthQuery.On,
 	}
 	p.admitUsers(&ps)
 	if p.rules, err = hba.Compile(cfg.HBA, cfg.Groups); err != nil {
@@ -422,6 +422,7 @@ func (p *policy) admitUsers(ps *setting.Problems) {
 			ps.Add(path, "is a SCRAM verifier, which md5 cannot check", "give the password or an md5 hash, or write auth: scram-sha-256")
 		}
 		p.accounts[name] = account{credential: c, color: telemetry.ColorUnknown}
+		p.verifiers = p.verifiers || err == nil && !c.MD5()
 	}
 	if cfg.Userlist != "" {
 		listed, err := directory.ReadList(cfg.Userlist)
