@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -298,4 +300,34 @@ func TestUsersAreLookedUpAcrossARestart(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// The function that the documentation shows for roles that are no superusers works as it stands there, and for them alone.
+func TestTheDocumentedLookupTellsItsRoleAlone(t *testing.T) {
+	page, err := os.ReadFile("../docs/pooler.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, recipe, _ := strings.Cut(string(page), "needs a function instead")
+	_, recipe, _ = strings.Cut(recipe, "```sql\n")
+	recipe, _, _ = strings.Cut(recipe, "```")
+	s := pg.Start(t)
+	forget := "drop schema if exists mainstay cascade; drop role if exists mainstay_auth, shared_pool, looked_up;"
+	t.Cleanup(func() { _ = s.Exec(context.Background(), forget) })
+	if err := s.Exec(t.Context(), forget+recipe+";create role shared_pool login password 'x'; create role looked_up login password 'pencil'"); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URLFor("shared_pool", "x", "app")), func(c *Config) {
+		c.AuthQuery.On, c.AuthQuery.Query, c.AuthQuery.Upstream = true, "SELECT u, s, v FROM mainstay.lookup($1)", setting.Secret(s.URLFor("mainstay_auth", "…", "app"))
+	}))
+	conn, err := pgx.Connect(t.Context(), h.url("looked_up", "pencil"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if err := s.Exec(t.Context(), "grant usage on schema mainstay to public"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = conn.Exec(t.Context(), "select * from mainstay.lookup('postgres')")
+	refusedWith(t, err, "42501")
 }
