@@ -33,7 +33,7 @@ func asked(t *testing.T, h *house, user string) (conn net.Conn, in *pgwire.Reade
 	in = pgwire.NewReader(conn, 1<<14)
 	typ, body, err := in.Next()
 	if err != nil || typ != pgwire.Authentication {
-		t.Fatalf("%s: %q %q, %v", user, typ, body, err)
+		t.Fatalf("%.20s: %q %.200q, %v", user, typ, body, err)
 	}
 	return conn, in, binary.BigEndian.Uint32(body), bytes.Clone(body[4:])
 }
@@ -171,6 +171,36 @@ func TestWhoIsTurnedAwayAtTheCapIsToldSo(t *testing.T) {
 		out, err := psql(t, h.url("ann", "pencil", "sslmode="+mode), "select 1")
 		if err == nil || !strings.Contains(out, "too many connections are waiting to log in") {
 			t.Errorf("sslmode=%s: %s", mode, out)
+		}
+	}
+}
+
+// A name that no role of PostgreSQL can have is neither looked up nor kept, as long as it is.
+func TestANameThatIsTooLongForARoleIsNotLookedUp(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.OutageWait = 0 }), func(c *Config) { c.AuthQuery.On = true }), func(d *Deps) {
+		d.Dial = func(context.Context, string, string) (net.Conn, error) {
+			t.Error("PostgreSQL is asked")
+			return nil, net.ErrClosed
+		}
+	})
+	name := strings.Repeat("n", 9000)
+	conn, in, _, _ := asked(t, h, name)
+	if _, err := conn.Write([]byte(frame('p', "SCRAM-SHA-256\x00\x00\x00\x00\x11n,,n=,r=123456789"))); err != nil {
+		t.Fatal(err)
+	}
+	if typ, body, err := in.Next(); err != nil || typ != pgwire.Authentication {
+		t.Fatalf("%q %.200q, %v", typ, body, err)
+	}
+	if _, err := conn.Write([]byte(frame('p', "c=biws,r=1,p=eA=="))); err != nil {
+		t.Fatal(err)
+	}
+	if got := lastWords(t, in); got != "28P01" {
+		t.Errorf("SQLSTATE %q", got)
+	}
+	s := session{raw: conn, conn: conn}
+	for _, g := range s.guesses(name) {
+		if len(g.of) > 300 {
+			t.Errorf("wrong passwords are counted under %d bytes", len(g.of))
 		}
 	}
 }

@@ -165,6 +165,7 @@ func (s *session) guesses(user string) [2]guess {
 		address = network.Addr()
 	}
 	all := address.String()
+	user = user[:min(len(user), directory.MaxName)] // what is kept is bounded
 	return [2]guess{{all, freeForAddress}, {all + " " + user, freeForUser}}
 }
 

@@ -119,7 +119,7 @@ type Server struct {
 // directory is there for groups alone. The same question is asked once at a time.
 func (d *Directory) Find(ctx context.Context, at Server, user string) (*credential.Credential, error) {
 	at.Target = d.where(at.Target)
-	if !d.config.On || at.Target == nil || strings.ContainsRune(user, 0) {
+	if !d.config.On || at.Target == nil || impossible(user) {
 		return nil, nil
 	}
 	found, err := d.secrets.get(ctx, at.Target.String()+"\x00"+user, d.config.Cache, func() (secret, error) { return d.secret(at, user) })
@@ -133,7 +133,7 @@ func (d *Directory) Find(ctx context.Context, at Server, user string) (*credenti
 // for somebody whom PostgreSQL does not know.
 func (d *Directory) Roles(ctx context.Context, at Server, user string) (map[string]bool, error) {
 	at.Target = d.where(at.Target)
-	if at.Target == nil || strings.ContainsRune(user, 0) {
+	if at.Target == nil || impossible(user) {
 		return nil, nil
 	}
 	return d.roles.get(ctx, at.Target.String()+"\x00"+user, d.config.Cache, func() (map[string]bool, error) {
@@ -145,6 +145,13 @@ func (d *Directory) Roles(ctx context.Context, at Server, user string) (map[stri
 		return roles, err
 	})
 }
+
+// MaxName is more than a role's name can have bytes: 63, unless PostgreSQL was built otherwise.
+// Answers are kept by names that anybody may send.
+const MaxName = 255
+
+// impossible reports whether there cannot be a role with this name.
+func impossible(user string) bool { return len(user) > MaxName || strings.ContainsRune(user, 0) }
 
 // memberships are what pg_hba.conf's +role goes by: a superuser is not of every role.
 const memberships = `WITH RECURSIVE of(oid) AS (
