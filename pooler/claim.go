@@ -208,10 +208,17 @@ func (p *pool) exhausted(w *waiter) error {
 	if ceiling := p.line.Cap(user); ceiling > 0 && p.line.Held(user) >= ceiling {
 		message += fmt.Sprintf("; user %q has all %d that it may have", user, ceiling)
 	}
-	held := p.held()
+	if kept := p.line.Kept(user); kept > 0 {
+		message += fmt.Sprintf("; %d kept for other users (min)", kept)
+	}
+	held, limit, most := p.held(), "max", limits.Max
 	p.mu.Unlock()
+	if n := p.occupiedByAll(); limits.Total > 0 && n >= limits.Total {
+		message += fmt.Sprintf("; %d of %d are open for all users together", n, limits.Total)
+		held, limit, most = p.heldByAll(), "total", limits.Total
+	}
 
-	hint := fmt.Sprintf("raise pooler.databases.%s.pool.max, or give connections back sooner", p.name)
+	hint := fmt.Sprintf("raise pooler.databases.%s.pool.%s, or give connections back sooner", p.name, limit)
 	parts := []string{message}
 	for _, l := range held[:min(len(held), maxNamed)] {
 		parts = append(parts, l.String())
@@ -221,7 +228,7 @@ func (p *pool) exhausted(w *waiter) error {
 	}
 	message = strings.Join(parts, "; ")
 	if len(held) > 0 {
-		hint = fmt.Sprintf("shorten the longest transaction, or raise pooler.databases.%s.pool.max (it is %d)", p.name, limits.Max)
+		hint = fmt.Sprintf("shorten the longest transaction, or raise pooler.databases.%s.pool.%s (it is %d)", p.name, limit, most)
 	}
 	if paused != nil {
 		message += fmt.Sprintf("; the database is paused since %s", paused.since.Format(time.TimeOnly))
@@ -420,13 +427,7 @@ type pause struct {
 // pause stops giving servers away and waits until all have come back, or until ctx
 // ends; then the pause stays. Servers that have come back are closed.
 func (p *pool) pause(ctx context.Context) error {
-	p.mu.Lock()
-	if p.paused == nil {
-		p.paused = &pause{since: time.Now(), rested: make(chan struct{})}
-		p.rested()
-	}
-	rested := p.paused.rested
-	p.mu.Unlock()
+	rested := p.halt()
 	select {
 	case <-rested:
 	case <-ctx.Done():
@@ -437,6 +438,25 @@ func (p *pool) pause(ctx context.Context) error {
 	}
 	p.renew()
 	return nil
+}
+
+// halt begins a pause, if there is none, and returns what is closed when all have come back.
+func (p *pool) halt() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.paused == nil {
+		p.pauseAs(&pause{since: time.Now()})
+	}
+	return p.paused.rested
+}
+
+// pauseAs begins a pause like another pool's, whose user's or whose place it takes; nil: that serves. The lock is held,
+// or nobody else has the pool yet; it may be nil.
+func (p *pool) pauseAs(o *pause) {
+	if p != nil && o != nil {
+		p.paused = &pause{since: o.since, rested: make(chan struct{})}
+		p.rested()
+	}
 }
 
 // rested notes that a server came back or was closed. The lock is held.

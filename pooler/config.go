@@ -217,7 +217,7 @@ func (c *Config) Validate(ps *setting.Problems) {
 	for name, d := range c.Databases {
 		var part setting.Problems
 		d.Validate(&part)
-		for _, other := range append([]string{"tenant " + d.Tenant}, d.Hosts...) {
+		for _, other := range append([]string{"tenant " + d.Tenant}, lower(d.Hosts)...) {
 			if first, taken := names[other]; taken && other != "tenant " {
 				part.Add("", fmt.Sprintf("%s leads to database %s too", other, first), "name it once")
 			}
@@ -225,6 +225,14 @@ func (c *Config) Validate(ps *setting.Problems) {
 		}
 		ps.Below(setting.Join("databases", name), part)
 	}
+}
+
+// lower are names that TLS clients ask for in whatever case.
+func lower(hosts []string) (all []string) {
+	for _, host := range hosts {
+		all = append(all, strings.ToLower(host))
+	}
+	return all
 }
 
 func (c *Config) validateAuth(ps *setting.Problems) {
@@ -241,9 +249,16 @@ func (c *Config) validateAuth(ps *setting.Problems) {
 		ps.Below(fmt.Sprintf("hba[%d]", i), part)
 	}
 	for i, name := range c.Generated {
-		if len(c.Users[name]) < 22 && c.Users[name] != "" { // 128 bits in base64
-			ps.Add(fmt.Sprintf("generated[%d]", i), fmt.Sprintf("the password of %s has fewer than 22 characters, which are not 128 random bits", name), "make one: openssl rand -base64 24")
+		if c.Users[name] != "" {
+			machineMade(ps, fmt.Sprintf("generated[%d]", i), name, c.Users[name].Reveal())
 		}
+	}
+}
+
+// machineMade reports a secret that cannot be what users under generated need to have.
+func machineMade(ps *setting.Problems, path, name, secret string) {
+	if len(secret) < 22 { // 128 bits in base64
+		ps.Add(path, fmt.Sprintf("the password of %s has fewer than 22 characters, which are not 128 random bits", name), "make one: openssl rand -base64 24")
 	}
 }
 
@@ -352,7 +367,7 @@ func Compile(cfg Config) (*policy, error) {
 	var err error
 	p := &policy{
 		config: cfg, accounts: map[string]account{}, targets: map[string]*upstream.Target{}, pools: map[string]*pool{},
-		hosts: map[string]string{}, tenants: map[string]string{},
+		hosts: map[string]string{}, tenants: map[string]string{}, verifiers: cfg.AuthQuery.On,
 	}
 	p.admitUsers(&ps)
 	if p.rules, err = hba.Compile(cfg.HBA, cfg.Groups); err != nil {
@@ -370,8 +385,8 @@ func Compile(cfg Config) (*policy, error) {
 			t = t.With("statement_timeout", strconv.FormatInt(d.StatementTimeout.Milliseconds(), 10))
 		}
 		p.targets[name] = t
-		for _, host := range d.Hosts {
-			p.hosts[strings.ToLower(host)] = name
+		for _, host := range lower(d.Hosts) {
+			p.hosts[host] = name
 		}
 		if d.Tenant != "" {
 			p.tenants[d.Tenant] = name
@@ -392,6 +407,9 @@ func (p *policy) admitUsers(ps *setting.Problems) {
 		iterations := credential.Human
 		if slices.Contains(cfg.Generated, name) {
 			iterations = credential.Generated
+			if path == "userlist" { // Validate has looked at the others
+				machineMade(ps, path, name, secret)
+			}
 		}
 		c, err := credential.New(name, secret, iterations)
 		switch {
@@ -404,6 +422,7 @@ func (p *policy) admitUsers(ps *setting.Problems) {
 			ps.Add(path, "is a SCRAM verifier, which md5 cannot check", "give the password or an md5 hash, or write auth: scram-sha-256")
 		}
 		p.accounts[name] = account{credential: c, color: telemetry.ColorUnknown}
+		p.verifiers = p.verifiers || err == nil && !c.MD5()
 	}
 	if cfg.Userlist != "" {
 		listed, err := directory.ReadList(cfg.Userlist)

@@ -3,6 +3,8 @@ package pooler
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -41,6 +43,27 @@ func TestEveryMistakeIsReportedAtOnceWithItsMend(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestASecretThatNoMachineMadeIsNotCheckedAsOne(t *testing.T) {
+	list := filepath.Join(t.TempDir(), "userlist.txt")
+	for secret, problems := range map[string]int{"weak": 1, "f6RZ0kVt8u2GkqW3yB9eHdxN": 0, "md5" + strings.Repeat("0", 32): 1} {
+		if err := os.WriteFile(list, []byte(fmt.Sprintf("\"ann\" %q\n", secret)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Compile(config(database("postgres://a@b/c"), func(c *Config) { c.Userlist, c.Generated = list, []string{"ann"} }))
+		if ps := setting.Of(err); len(ps) != problems || problems > 0 && strings.Contains(err.Error(), secret) {
+			t.Errorf("%s: %v", secret, err)
+		}
+	}
+}
+
+func TestANameLeadsToOneDatabase(t *testing.T) {
+	cfg := config(database("postgres://a@b/c", func(d *Database) { d.Hosts = []string{"Shop.example.com"} }))
+	cfg.Databases["other"] = database("postgres://a@b/c", func(d *Database) { d.Hosts = []string{"shop.example.com"} })
+	if _, err := Compile(cfg); err == nil || !strings.Contains(err.Error(), "leads to database") {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -6,13 +6,17 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"os"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/pooler/internal/hba"
+	"mainstay.dev/mainstay/pooler/pgtest"
 )
 
 // enter logs in and leaves again.
@@ -96,7 +100,7 @@ func TestRulesKnowTheMembersOfPostgreSQLsRoles(t *testing.T) {
 	t.Cleanup(func() {
 		_ = s.Exec(context.Background(), "drop role if exists in_staff, in_lead, ann_lead, bob_none, boss")
 	})
-	cfg := config(database(s.URL()), func(c *Config) {
+	cfg := config(database(s.URL(), func(d *Database) { d.Pool.OutageWait = 0 }), func(c *Config) {
 		c.AuthQuery.On, c.AuthQuery.Cache = true, 0
 		c.HBA = []hba.Rule{{Database: "all", User: "+in_staff", From: "all", TLS: "any", Method: hba.SCRAM}}
 	})
@@ -260,4 +264,70 @@ func TestAChangedPasswordDoesNotTakeTheServersOfWhoKnewTheOld(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "their pools are forgotten", func() bool { return len(h.allPools()) == 1 })
+}
+
+// Whoever logs in while PostgreSQL is restarted waits for it, also if it is to be looked up there.
+func TestUsersAreLookedUpAcrossARestart(t *testing.T) {
+	s := pgtest.Start(t, pgtest.Options{Database: "app"})
+	if err := s.Exec(t.Context(), "create role looked login password 'pencil'"); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), func(d *Database) { d.Pool.OutageWait = time.Minute }), func(c *Config) { c.AuthQuery.On, c.AuthQuery.Cache = true, 0 }))
+	for range 2 {
+		if err := enter(t, h, "looked", "pencil"); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		entered := make(chan error, 1)
+		go func() {
+			conn, err := pgx.Connect(context.Background(), h.url("looked", "pencil"))
+			if err == nil {
+				conn.Close(context.Background())
+			}
+			entered <- err
+		}()
+		select {
+		case err := <-entered:
+			t.Fatalf("while PostgreSQL is down: %v", err)
+		case <-time.After(100 * time.Millisecond):
+		}
+		if err := s.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-entered; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// The function that the documentation shows for roles that are no superusers works as it stands there, and for them alone.
+func TestTheDocumentedLookupTellsItsRoleAlone(t *testing.T) {
+	page, err := os.ReadFile("../docs/pooler.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, recipe, _ := strings.Cut(string(page), "needs a function instead")
+	_, recipe, _ = strings.Cut(recipe, "```sql\n")
+	recipe, _, _ = strings.Cut(recipe, "```")
+	s := pg.Start(t)
+	forget := "drop schema if exists mainstay cascade; drop role if exists mainstay_auth, shared_pool, looked_up;"
+	t.Cleanup(func() { _ = s.Exec(context.Background(), forget) })
+	if err := s.Exec(t.Context(), forget+recipe+";create role shared_pool login password 'x'; create role looked_up login password 'pencil'"); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URLFor("shared_pool", "x", "app")), func(c *Config) {
+		c.AuthQuery.On, c.AuthQuery.Query, c.AuthQuery.Upstream = true, "SELECT u, s, v FROM mainstay.lookup($1)", setting.Secret(s.URLFor("mainstay_auth", "…", "app"))
+	}))
+	conn, err := pgx.Connect(t.Context(), h.url("looked_up", "pencil"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if err := s.Exec(t.Context(), "grant usage on schema mainstay to public"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = conn.Exec(t.Context(), "select * from mainstay.lookup('postgres')")
+	refusedWith(t, err, "42501")
 }

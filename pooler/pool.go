@@ -95,15 +95,15 @@ func newPool(name string, d *Database, target *upstream.Target, deps Deps) *pool
 
 // configure changes the limits. Nothing is taken away from anybody.
 func (p *pool) configure(d *Database) {
-	for _, m := range p.family() {
-		m.configure(ofMember(d))
-	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.config.Store(d)
 	p.line.Allot(p.room(), d.Pool.share, d.Pool.named())
 	p.distribute()
 	p.grow(0)
+	p.mu.Unlock()
+	for _, m := range p.family() { // those that come from now on are made after it
+		m.configure(ofMember(d))
+	}
 }
 
 func (p *pool) limits() *Pool       { return &p.config.Load().Pool }
@@ -298,9 +298,6 @@ func (p *pool) unlearn(login *state.Settings) {
 // retire ends the pool: idle servers close now, lent ones when they come back, and
 // whoever waits is sent to look for the database again.
 func (p *pool) retire() {
-	for _, m := range p.family() {
-		m.retire()
-	}
 	p.mu.Lock()
 	p.retired = true
 	idle := p.idle
@@ -311,6 +308,9 @@ func (p *pool) retire() {
 	}
 	p.dismiss(errRetired)
 	p.mu.Unlock()
+	for _, m := range p.family() { // those that come from now on are retired
+		m.retire()
+	}
 	for _, b := range idle {
 		b.close()
 	}
@@ -327,10 +327,13 @@ func (p *pool) dialListener(ctx context.Context) (*upstream.Conn, error) {
 }
 
 // waits reports whether no connection is to be opened now.
-func (p *pool) waits() bool {
+func (p *pool) waits() bool { return p.pausedNow() != nil }
+
+// pausedNow is the pause that there is, if there is one.
+func (p *pool) pausedNow() *pause {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.paused != nil
+	return p.paused
 }
 
 // context ends with the pooler; what is open longer delays its end.

@@ -84,6 +84,7 @@ type Server struct {
 	loops   *loop.Group
 	doom    []byte // makes the answers to unknown users look like others
 
+	away     atomic.Int32   // clients that are turned away at leisure
 	ended    sync.WaitGroup // sessions
 	mu       sync.Mutex
 	ctx      context.Context // of the pools; nil before Run
@@ -106,6 +107,7 @@ type policy struct {
 	targets        map[string]*upstream.Target
 	hosts, tenants map[string]string    // to databases
 	directory      *directory.Directory // nil: nobody needs it
+	verifiers      bool                 // some secrets are known by their SCRAM verifier alone
 	pools          map[string]*pool     // of a running pooler, by the database's name
 }
 
@@ -176,7 +178,7 @@ func (p *Server) Prepare(cfg Config) (commit func(), err error) {
 	old := p.policy.Load()
 	kept := map[*pool]*Database{}
 	for name, d := range cfg.Databases {
-		if old != nil && old.pools[name] != nil && samePool(old.config.Databases[name], d) {
+		if old != nil && old.pools[name] != nil && samePool(old.config.Databases[name], d) && old.targets[name].SameFiles(next.targets[name]) {
 			next.pools[name] = old.pools[name]
 			kept[old.pools[name]] = &d
 			continue
@@ -195,18 +197,19 @@ func (p *Server) commit(old, next *policy, kept map[*pool]*Database) {
 	for pool, d := range kept {
 		pool.configure(d)
 	}
+	var gone []*pool
+	if old != nil {
+		for name, pool := range old.pools {
+			if kept[pool] == nil {
+				gone = append(gone, pool)
+				next.pools[name].pauseAs(pool.pausedNow())
+			}
+		}
+	}
 	p.mu.Lock()
 	ctx := p.ctx
 	p.policy.Store(next)
 	p.slow.plans.Store(next.config.Slow.Over > 0 && next.config.Slow.Plan)
-	var gone []*pool
-	if old != nil {
-		for _, pool := range old.pools {
-			if kept[pool] == nil {
-				gone = append(gone, pool)
-			}
-		}
-	}
 	p.retired = append(p.retired, gone...)
 	p.mu.Unlock()
 	for _, pool := range gone {
@@ -362,22 +365,6 @@ func (c *population) drop(s *session) {
 	c.users.Leave(s.user)
 	c.databases.Leave(s.database)
 }
-
-// turnAway closes a connection for which there is no room at all, and tells it so
-// if it can be told at once.
-func (p *Server) turnAway(conn net.Conn) {
-	defer conn.Close()
-	if conn.SetDeadline(time.Now().Add(turnAwayLimit)) != nil {
-		return
-	}
-	full := end(TooManyClients, "too many connections are waiting to log in", "raise pooler.max_clients")
-	_, _ = conn.Write(full.fault.AppendFatal(nil))
-	_, _ = conn.Read(make([]byte, clientBuffer)) // to some systems what is left unread means that what was written is to be forgotten
-}
-
-// turnAwayLimit bounds the write of a message that fits every socket's buffer, and how long the
-// client's first packet is waited for.
-const turnAwayLimit = 10 * time.Millisecond
 
 // accept starts a session for each connection, until ctx ends or the listener is closed.
 func (p *Server) accept(ctx context.Context) {

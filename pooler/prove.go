@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/credential"
+	"mainstay.dev/mainstay/pooler/internal/directory"
 	"mainstay.dev/mainstay/pooler/internal/hba"
 	"mainstay.dev/mainstay/pooler/internal/login"
 	"mainstay.dev/mainstay/pooler/internal/loop"
@@ -25,6 +26,7 @@ type proof struct {
 	policy   *policy
 	account  account
 	dialogue *login.Dialogue
+	waited   bool // for its turn to guess
 }
 
 // redirect finds the database by the name that a TLS client asked for, or by the
@@ -93,21 +95,17 @@ func (s *session) authenticate(start *pgwire.Startup, policy *policy) error {
 	case hba.Cert:
 		return s.proveCertificate(rule)
 	}
-	account, err := s.secretOf(account, known, method, policy)
+	waited, err := s.awaitTurn() // first: who guesses must not make PostgreSQL work
 	if err != nil {
 		return err
 	}
-	for _, g := range s.guesses(s.user) {
-		wait, ok := s.pooler.guesses.Turn(g.of, g.free, time.Now())
-		if !ok {
-			return refusedLogin("28000", "too many wrong passwords from this address lately", "wait a few seconds")
-		}
-		time.Sleep(wait)
+	if account, err = s.secretOf(account, known, method, policy); err != nil {
+		return err
 	}
 	if method == hba.Password && s.conn == s.raw && !s.visitor().Local() {
 		return refusedLogin("28000", "a password is not asked for over a connection that is not encrypted", "connect with sslmode=require")
 	}
-	if err := s.give(s.question(method, &proof{start: *start, policy: policy, account: account})); err != nil {
+	if err := s.give(s.question(method, &proof{start: *start, policy: policy, account: account, waited: waited})); err != nil {
 		return err
 	}
 	return s.converse()
@@ -121,7 +119,7 @@ func (s *session) secretOf(a account, known bool, method string, policy *policy)
 		if policy.directory != nil {
 			ctx, cancel := context.WithTimeout(context.Background(), policy.config.LoginTimeout)
 			defer cancel()
-			found, err := policy.directory.Find(ctx, s.pooler.deps.Dial, policy.targets[s.database], s.user)
+			found, err := policy.directory.Find(ctx, s.lookupAt(policy), s.user)
 			if err != nil {
 				return a, end(Unreachable, "the user cannot be looked up in PostgreSQL now", "see pooler.auth_query, and Mainstay's log").because(err)
 			}
@@ -129,7 +127,7 @@ func (s *session) secretOf(a account, known bool, method string, policy *policy)
 		}
 	}
 	if a.credential == nil || method == hba.SCRAM && !a.credential.SCRAM() {
-		a.credential, a.quick = credential.Doomed(s.user, s.pooler.doom), nil
+		a.credential, a.quick = credential.Doomed(s.user, s.pooler.doom, policy.verifiers), nil
 	}
 	return a, nil
 }
@@ -138,7 +136,13 @@ func (s *session) secretOf(a account, known bool, method string, policy *policy)
 func (s *session) roles(policy *policy) (map[string]bool, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), policy.config.LoginTimeout)
 	defer cancel()
-	return policy.directory.Roles(ctx, s.pooler.deps.Dial, policy.targets[s.database], s.user)
+	return policy.directory.Roles(ctx, s.lookupAt(policy), s.user)
+}
+
+// lookupAt is where the user is looked up.
+func (s *session) lookupAt(policy *policy) directory.Server {
+	patience := min(policy.config.Databases[s.database].Pool.OutageWait, policy.config.LoginTimeout)
+	return directory.Server{Dial: s.pooler.deps.Dial, Target: policy.targets[s.database], Patience: patience}
 }
 
 // Wrong passwords that are free, of one user from one address, and of all from there.
@@ -161,7 +165,33 @@ func (s *session) guesses(user string) [2]guess {
 		address = network.Addr()
 	}
 	all := address.String()
+	user = user[:min(len(user), directory.MaxName)] // what is kept is bounded
 	return [2]guess{{all, freeForAddress}, {all + " " + user, freeForUser}}
+}
+
+var errGuesses = refusedLogin("28000", "too many wrong passwords from this address lately", "wait a few seconds")
+
+// awaitTurn waits until the client may try a password. It reports whether it had to take a turn.
+func (s *session) awaitTurn() (taken bool, err error) {
+	for _, g := range s.guesses(s.user) {
+		taken = taken || !s.pooler.guesses.Free(g.of, g.free)
+		wait, ok := s.pooler.guesses.Turn(g.of, g.free, time.Now())
+		if !ok {
+			return taken, errGuesses
+		}
+		time.Sleep(wait)
+	}
+	return taken, nil
+}
+
+// mayGuess reports whether a client would not have to wait for its turn.
+func (s *session) mayGuess(user string) bool {
+	for _, g := range s.guesses(user) {
+		if !s.pooler.guesses.Free(g.of, g.free) {
+			return false
+		}
+	}
+	return true
 }
 
 // question begins to let the client prove its password.
@@ -227,6 +257,9 @@ func (s *session) judge(last []byte) error {
 	s.proof = nil
 	keys, ok := p.dialogue.Outcome()
 	guesses := s.guesses(s.user)
+	if !p.waited && !s.mayGuess(s.user) {
+		return errGuesses // asked at once with others who were wrong; a right one is told no more
+	}
 	if !ok {
 		for _, g := range guesses {
 			s.pooler.guesses.Wrong(g.of, time.Now())
@@ -259,12 +292,7 @@ func (s *session) provesAlone(start *pgwire.Startup, policy *policy) bool {
 	if policy.config.TLS.Require || account.quick == nil && len(policy.config.HBA) > 0 || !known && (policy.directory != nil || policy.trusts()) {
 		return false
 	}
-	for _, g := range s.guesses(user) {
-		if !s.pooler.guesses.Free(g.of, g.free) {
-			return false
-		}
-	}
-	return true
+	return s.mayGuess(user)
 }
 
 // questionNow begins to let such a client prove it.
@@ -375,6 +403,39 @@ func (s *session) proveCertificate(rule hba.Found) error {
 	}
 	return nil
 }
+
+// turnAway closes a connection for which there is no room at all, and tells it so if it can be told at once. libpq
+// shows no error that comes in answer to its request for encryption: one that asks for that is told no first, and
+// gets the time to go on without it, unless too many do at once.
+func (p *Server) turnAway(conn net.Conn) {
+	defer conn.Close()
+	if conn.SetDeadline(time.Now().Add(turnAwayLimit)) != nil {
+		return
+	}
+	in := pgwire.NewReader(conn, clientBuffer)
+	start, err := in.ReadStartup() // to some systems what is left unread means that what was written is to be forgotten
+	asks := func() bool { return err == nil && (start.Kind == pgwire.StartTLS || start.Kind == pgwire.StartGSS) }
+	if asks() {
+		defer p.away.Add(-1)
+		if p.away.Add(1) <= spare {
+			_ = conn.SetDeadline(time.Now().Add(leisure)) // a closed connection is as good
+			for tries := 0; asks() && tries < 2; tries++ {
+				_, _ = conn.Write([]byte{'N'})
+				start, err = in.ReadStartup()
+			}
+		}
+	}
+	full := end(TooManyClients, "too many connections are waiting to log in", "raise pooler.max_clients")
+	_ = conn.SetWriteDeadline(time.Now().Add(turnAwayLimit))
+	_, _ = conn.Write(full.fault.AppendFatal(nil))
+}
+
+// turnAwayLimit bounds the write of a message that fits every socket's buffer, and how long the client's first packet
+// is waited for; leisure, how long one that asks for encryption has.
+const (
+	turnAwayLimit = 10 * time.Millisecond
+	leisure       = time.Second
+)
 
 // visitor is the client as the rules see it. Connections in memory are of this
 // machine.

@@ -75,11 +75,13 @@ func (s *session) finish(c *cycle, code Code) {
 	} else {
 		x.Took = time.Since(x.Start)
 	}
-	s.pooler.shapes.Record(c.shape, s.user, fingerprint.Sample{
-		Took: x.Took, Waited: x.Waited, Client: x.DB.Client, Rows: x.DB.Rows, Failed: x.Blame != telemetry.BlameNone,
-	})
+	if s.counted { // a login that is refused is no query, and its user may be anybody
+		s.pooler.shapes.Record(c.shape, s.user, fingerprint.Sample{
+			Took: x.Took, Waited: x.Waited, Client: x.DB.Client, Rows: x.DB.Rows, Failed: x.Blame != telemetry.BlameNone,
+		})
+	}
 	cfg := &s.pooler.policy.Load().config
-	if cfg.Slow.Over > 0 && x.Took > cfg.Slow.Over {
+	if cfg.Slow.Over > 0 && x.Took > cfg.Slow.Over && s.counted {
 		s.tellSlow(c, cfg.Slow.Plan)
 	}
 	s.busy = false

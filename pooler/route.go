@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -353,10 +354,15 @@ func (s *session) doing() string {
 }
 
 // ofMember is a database's configuration for one client's own pool: nothing is kept
-// open for users who are not there.
+// open, or free, for users who are not there.
 func ofMember(d *Database) *Database {
 	c := *d
 	c.Login, c.Pool.Min = loginShared, 0
+	c.Pool.Users = maps.Clone(c.Pool.Users)
+	for name, s := range c.Pool.Users {
+		s.Min = 0
+		c.Pool.Users[name] = s
+	}
 	return &c
 }
 
@@ -376,10 +382,7 @@ func (p *pool) member(user string, keys credential.Keys) *pool {
 	} else {
 		m = newPool(p.name, ofMember(p.config.Load()), p.target.As(user, keys), Deps{Dial: p.dial, Log: p.log, Sink: p.sink, loops: p.loops})
 		m.retired, m.parent, m.texts = p.retired, p, nil // it is the home that knows texts
-		if p.paused != nil {
-			m.paused = &pause{since: p.paused.since, rested: make(chan struct{})}
-			m.rested()
-		}
+		m.pauseAs(p.paused)
 		if p.members == nil {
 			p.members = map[string][]*pool{}
 		}

@@ -21,31 +21,34 @@ import (
 // client that is not there.
 var ErrUnknown = errors.New("unknown")
 
-// named lists the pools of a database; "" stands for all.
-func (p *Server) named(database string) (some []*pool, err error) {
-	for name, pool := range p.policy.Load().pools {
-		if database == "" || name == database {
-			some = append(append(some, pool), pool.family()...)
+// order carries an order out on the pools of a database ("": of all). Its own comes first: those
+// that users get from then on, where each logs in as itself, are made after it.
+func (p *Server) order(database string, do func(*pool)) error {
+	pools := p.policy.Load().pools
+	if database != "" && pools[database] == nil {
+		return fmt.Errorf("database %q is %w; mainstay db pools lists those that there are", database, ErrUnknown)
+	}
+	for name, pool := range pools {
+		if database != "" && name != database {
+			continue
+		}
+		do(pool)
+		for _, m := range pool.family() {
+			do(m)
 		}
 	}
-	if len(some) == 0 && database != "" {
-		return nil, fmt.Errorf("database %q: %w", database, ErrUnknown)
-	}
-	return some, nil
+	return nil
 }
 
 // Pause lets clients of a database ("": of all) wait, from now on, and waits until
 // those that have a server have given it back; then no connection to PostgreSQL is
 // open. If ctx ends first the error says how many are left, and the pause stays.
 func (p *Server) Pause(ctx context.Context, database string) error {
-	some, err := p.named(database)
-	if err != nil {
-		return err
-	}
 	var errs []error
 	var all sync.WaitGroup
 	var mu sync.Mutex
-	for _, pool := range some {
+	err := p.order(database, func(pool *pool) {
+		pool.halt()
 		all.Go(func() {
 			if err := pool.pause(ctx); err != nil {
 				mu.Lock()
@@ -53,6 +56,9 @@ func (p *Server) Pause(ctx context.Context, database string) error {
 				errs = append(errs, err)
 			}
 		})
+	})
+	if err != nil {
+		return err
 	}
 	all.Wait()
 	p.policy.Load().directory.Renew()
@@ -62,12 +68,8 @@ func (p *Server) Pause(ctx context.Context, database string) error {
 
 // Resume ends a pause.
 func (p *Server) Resume(database string) error {
-	some, err := p.named(database)
-	if err != nil {
+	if err := p.order(database, (*pool).resume); err != nil {
 		return err
-	}
-	for _, pool := range some {
-		pool.resume()
 	}
 	p.tellOrder("resumed", database, "Clients are served again.")
 	return nil
@@ -76,12 +78,8 @@ func (p *Server) Resume(database string) error {
 // Reconnect replaces every connection to PostgreSQL by a new one: idle ones now,
 // others when their transaction ends.
 func (p *Server) Reconnect(database string) error {
-	some, err := p.named(database)
-	if err != nil {
+	if err := p.order(database, (*pool).renew); err != nil {
 		return err
-	}
-	for _, pool := range some {
-		pool.renew()
 	}
 	p.policy.Load().directory.Renew()
 	p.tellOrder("reconnecting", database, "Connections to PostgreSQL are replaced.")
@@ -118,7 +116,7 @@ func (p *Server) Kill(k Kill) (n int, err error) {
 		}
 	}
 	if n == 0 {
-		return 0, fmt.Errorf("a client like that: %w", ErrUnknown)
+		return 0, fmt.Errorf("a client like that is %w; mainstay db clients lists those that there are", ErrUnknown)
 	}
 	return n, nil
 }
@@ -143,7 +141,7 @@ type DatabaseStats struct {
 	Mode        string        `json:"mode"`
 	Upstream    string        `json:"upstream"` // without the password
 	Min         int           `json:"min"`
-	Max         int           `json:"max"`
+	Max         int           `json:"max"`                 // of all users' own pools that there are, where each logs in as itself
 	Active      int           `json:"active"`              // servers that a client has
 	Idle        int           `json:"idle"`                // servers that wait for a client
 	Connecting  int           `json:"connecting"`          // servers that are being connected to
@@ -214,6 +212,25 @@ func (p *Server) Clients() []ClientStats {
 	return all
 }
 
+// occupiedByAll is how many connections the pools of all users together have, where each logs in as itself.
+func (p *pool) occupiedByAll() int {
+	if p.parent == nil {
+		return 0
+	}
+	return int(p.parent.occupied.Load())
+}
+
+// heldByAll lists the leases of those, the longest first. No pool's lock is held.
+func (p *pool) heldByAll() (all []lease) {
+	for _, m := range p.parent.family() {
+		m.mu.Lock()
+		all = append(all, m.held()...)
+		m.mu.Unlock()
+	}
+	slices.SortFunc(all, func(a, b lease) int { return a.since.Compare(b.since) })
+	return all
+}
+
 // stats is what is known of a session that is logged in, but for its server.
 func (s *session) stats() ClientStats {
 	s.mu.Lock()
@@ -232,12 +249,19 @@ func (s *session) stats() ClientStats {
 func (p *Server) Stats() Stats {
 	policy := p.policy.Load()
 	p.mu.Lock()
-	st := Stats{Clients: len(p.sessions), MaxClients: policy.config.MaxClients, Databases: []DatabaseStats{}}
+	st := Stats{Clients: p.inside.all, MaxClients: policy.config.MaxClients, Databases: []DatabaseStats{}}
 	p.mu.Unlock()
 	for _, pool := range policy.pools {
 		d := pool.stats()
-		for _, m := range pool.family() {
+		users := pool.family()
+		for _, m := range users {
 			d.add(m.stats())
+		}
+		if pool.perClient() { // max is each user's
+			d.Max *= max(1, len(users))
+			if total := pool.limits().Total; total > 0 {
+				d.Max = min(d.Max, total)
+			}
 		}
 		st.Databases = append(st.Databases, d)
 	}
@@ -248,6 +272,7 @@ func (p *Server) Stats() Stats {
 // add counts one user's pool in.
 func (d *DatabaseStats) add(m DatabaseStats) {
 	d.Active, d.Idle, d.Connecting, d.Waiting = d.Active+m.Active, d.Idle+m.Idle, d.Connecting+m.Connecting, d.Waiting+m.Waiting
+	d.Reserve += m.Reserve
 	d.LongestWait, d.LongestUse = max(d.LongestWait, m.LongestWait), max(d.LongestUse, m.LongestUse)
 	d.Outage = cmp.Or(d.Outage, m.Outage)
 	d.Listeners, d.Channels = d.Listeners+m.Listeners, d.Channels+m.Channels
@@ -335,8 +360,8 @@ func (p *Server) seen() (levels []telemetry.Level) {
 func (p *Server) Levels() []telemetry.Level {
 	st, pins := p.Stats(), p.pins()
 	levels := []telemetry.Level{
-		{Name: "mainstay_pooler_clients", Help: "Clients that are connected.", Value: float64(st.Clients)},
-		{Name: "mainstay_pooler_clients_max", Help: "Clients that may be connected at once.", Value: float64(st.MaxClients)},
+		{Name: "mainstay_pooler_clients", Help: "Clients that are logged in.", Value: float64(st.Clients)},
+		{Name: "mainstay_pooler_clients_max", Help: "Clients that may be logged in at once.", Value: float64(st.MaxClients)},
 	}
 	for _, d := range st.Databases {
 		database := telemetry.Label{Name: "database", Value: d.Database}

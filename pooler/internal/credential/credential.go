@@ -71,14 +71,19 @@ func derive(password string, factors scram.KeyFactors) (stored scram.StoredCrede
 }
 
 // Doomed is a credential that every password fails, for a user who does not exist:
-// the exchange looks like any other, also when it is repeated.
-func Doomed(user string, key []byte) *Credential {
+// the exchange looks like any other, also when it is repeated. verifier: like one that
+// is known by a SCRAM verifier alone, which is asked for and checked otherwise.
+func Doomed(user string, key []byte, verifier bool) *Credential {
 	mac := hmac.New(sha256.New, key)
 	mac.Write([]byte(user))
 	sum := mac.Sum(nil)
-	return &Credential{doomed: true, md5: hex.EncodeToString(sum[:16]), scram: scram.StoredCredentials{
+	c := &Credential{doomed: true, scram: scram.StoredCredentials{
 		KeyFactors: scram.KeyFactors{Salt: string(sum[:16]), Iters: Human}, StoredKey: sum, ServerKey: sum,
 	}}
+	if !verifier {
+		c.md5 = hex.EncodeToString(sum[:16])
+	}
+	return c
 }
 
 // SCRAM reports whether the credential can be checked by SCRAM-SHA-256.
@@ -123,6 +128,10 @@ func isMD5(secret string) bool {
 	return err == nil && strings.ToLower(digits) == digits
 }
 
+// maxIterations bounds the work that a verifier can make us do; PostgreSQL lets every
+// user choose the one of its own password.
+const maxIterations = 1_000_000
+
 // parseVerifier reads "SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>"
 // (pg_authid.rolpassword).
 func parseVerifier(text string) (stored scram.StoredCredentials, err error) {
@@ -139,6 +148,9 @@ func parseVerifier(text string) (stored scram.StoredCredentials, err error) {
 	stored.Iters, err = strconv.Atoi(count)
 	if err != nil || stored.Iters < 1 {
 		return stored, malformed
+	}
+	if stored.Iters > maxIterations {
+		return stored, fmt.Errorf("a SCRAM verifier of %d iterations: more than %d are refused", stored.Iters, maxIterations)
 	}
 	var fields [3][]byte
 	for i, s := range []string{salt, storedKey, serverKey} {

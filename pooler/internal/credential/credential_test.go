@@ -109,11 +109,11 @@ func TestAMalformedVerifierIsRefused(t *testing.T) {
 
 func TestAUserWhoDoesNotExistLooksLikeOneWhoDoes(t *testing.T) {
 	key := []byte("key")
-	c := Doomed("ghost", key)
+	c := Doomed("ghost", key, false)
 	if login(t, c, "") || login(t, c, "ghost") {
 		t.Error("a doomed login was accepted")
 	}
-	if Doomed("ghost", key).scram.Salt != c.scram.Salt || Doomed("other", key).scram.Salt == c.scram.Salt {
+	if Doomed("ghost", key, false).scram.Salt != c.scram.Salt || Doomed("other", key, false).scram.Salt == c.scram.Salt {
 		t.Error("the salt must depend on the user alone")
 	}
 	if !c.SCRAM() || !c.MD5() {
@@ -224,8 +224,16 @@ func TestAPasswordInTheClearIsCheckedAgainstAVerifierToo(t *testing.T) {
 			t.Error("wrong")
 		}
 	}
-	if Doomed("ann", []byte("k")).CheckPassword("ann", "pencil") {
+	if Doomed("ann", []byte("k"), false).CheckPassword("ann", "pencil") || Doomed("ann", []byte("k"), true).CheckPassword("ann", "pencil") {
 		t.Error("doomed, and accepted")
+	}
+}
+
+// PostgreSQL lets every user choose the verifier of its own password.
+func TestAVerifierThatAsksForEndlessWorkIsRefused(t *testing.T) {
+	key := base64.StdEncoding.EncodeToString(make([]byte, 32))
+	if _, err := New("ann", "SCRAM-SHA-256$2147483647:c2FsdA==$"+key+":"+key, Human); err == nil || !strings.Contains(err.Error(), "2147483647") {
+		t.Errorf("%v", err)
 	}
 }
 

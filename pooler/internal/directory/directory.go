@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -70,7 +71,7 @@ type secret struct {
 
 const (
 	atOnce = 4               // queries under way
-	limit  = 5 * time.Second // for one
+	limit  = 5 * time.Second // for one, and for one attempt to connect
 )
 
 // New returns the directory; nil if nobody needs it: it is off, and groups, whose members
@@ -107,14 +108,21 @@ func (d *Directory) Renew() {
 	}
 }
 
+// A Server is where a user is looked up.
+type Server struct {
+	Dial     upstream.Dial
+	Target   *upstream.Target // unless the configuration names one; nil: there is none
+	Patience time.Duration    // how long it may accept no connection, as while it is restarted
+}
+
 // Find returns the credential of a user, nil if there is none who may log in, or if the
 // directory is there for groups alone. The same question is asked once at a time.
-func (d *Directory) Find(ctx context.Context, dial upstream.Dial, at *upstream.Target, user string) (*credential.Credential, error) {
-	at = d.where(at)
-	if !d.config.On || at == nil || strings.ContainsRune(user, 0) {
+func (d *Directory) Find(ctx context.Context, at Server, user string) (*credential.Credential, error) {
+	at.Target = d.where(at.Target)
+	if !d.config.On || at.Target == nil || impossible(user) {
 		return nil, nil
 	}
-	found, err := d.secrets.get(ctx, at.String()+"\x00"+user, d.config.Cache, func() (secret, error) { return d.secret(dial, at, user) })
+	found, err := d.secrets.get(ctx, at.Target.String()+"\x00"+user, d.config.Cache, func() (secret, error) { return d.secret(at, user) })
 	if err != nil || !found.until.IsZero() && !time.Now().Before(found.until) {
 		return nil, err
 	}
@@ -123,13 +131,13 @@ func (d *Directory) Find(ctx context.Context, dial upstream.Dial, at *upstream.T
 
 // Roles returns the roles that a user is, or is a member of, by whatever way. It is empty
 // for somebody whom PostgreSQL does not know.
-func (d *Directory) Roles(ctx context.Context, dial upstream.Dial, at *upstream.Target, user string) (map[string]bool, error) {
-	at = d.where(at)
-	if at == nil || strings.ContainsRune(user, 0) {
+func (d *Directory) Roles(ctx context.Context, at Server, user string) (map[string]bool, error) {
+	at.Target = d.where(at.Target)
+	if at.Target == nil || impossible(user) {
 		return nil, nil
 	}
-	return d.roles.get(ctx, at.String()+"\x00"+user, d.config.Cache, func() (map[string]bool, error) {
-		rows, err := d.ask(dial, at, memberships, user)
+	return d.roles.get(ctx, at.Target.String()+"\x00"+user, d.config.Cache, func() (map[string]bool, error) {
+		rows, err := d.ask(at, memberships, user)
 		roles := map[string]bool{}
 		for _, row := range rows {
 			roles[row[0]] = true
@@ -137,6 +145,13 @@ func (d *Directory) Roles(ctx context.Context, dial upstream.Dial, at *upstream.
 		return roles, err
 	})
 }
+
+// MaxName is more than a role's name can have bytes: 63, unless PostgreSQL was built otherwise.
+// Answers are kept by names that anybody may send.
+const MaxName = 255
+
+// impossible reports whether there cannot be a role with this name.
+func impossible(user string) bool { return len(user) > MaxName || strings.ContainsRune(user, 0) }
 
 // memberships are what pg_hba.conf's +role goes by: a superuser is not of every role.
 const memberships = `WITH RECURSIVE of(oid) AS (
@@ -160,8 +175,8 @@ func (d *Directory) Forget(at *upstream.Target, user string) {
 }
 
 // secret asks for a user's.
-func (d *Directory) secret(dial upstream.Dial, at *upstream.Target, user string) (found secret, err error) {
-	rows, err := d.ask(dial, at, d.config.Query, user)
+func (d *Directory) secret(at Server, user string) (found secret, err error) {
+	rows, err := d.ask(at, d.config.Query, user)
 	if err == nil && len(rows) > 1 {
 		err = errors.New("look the user up: auth_query returned more than one row")
 	}
@@ -182,8 +197,8 @@ func (d *Directory) secret(dial upstream.Dial, at *upstream.Target, user string)
 }
 
 // ask asks PostgreSQL a question about a user.
-func (d *Directory) ask(dial upstream.Dial, at *upstream.Target, sql, user string) (rows [][]string, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+func (d *Directory) ask(at Server, sql, user string) (rows [][]string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit+at.Patience)
 	defer cancel()
 	select {
 	case d.slots <- struct{}{}:
@@ -191,7 +206,7 @@ func (d *Directory) ask(dial upstream.Dial, at *upstream.Target, sql, user strin
 	case <-ctx.Done():
 		return nil, errors.New("look the user up: too many are looked up at once")
 	}
-	if rows, err = d.lines.ask(ctx, dial, at, sql, user); err != nil {
+	if rows, err = d.lines.ask(ctx, at, sql, user); err != nil {
 		return nil, fmt.Errorf("look the user up: %w", err)
 	}
 	return rows, nil
@@ -204,6 +219,11 @@ func validUntil(text string) (time.Time, error) {
 		return time.Time{}, nil
 	case "-infinity":
 		return time.Unix(1, 0), nil
+	}
+	if year, _, _ := strings.Cut(text, "-"); len(year) > 4 { // which time.Parse does not read
+		if n, err := strconv.ParseUint(year, 10, 32); err == nil && n > 9999 {
+			return time.Time{}, nil
+		}
 	}
 	t, err := time.Parse("2006-01-02 15:04:05.999999-07", text)
 	if err != nil {

@@ -25,6 +25,7 @@ func TestAUserListIsReadAsPgBouncerReadsIt(t *testing.T) {
 func TestValidUntilIsReadAsPostgreSQLWritesIt(t *testing.T) {
 	for text, want := range map[string]time.Time{
 		"": {}, "infinity": {}, "2026-01-02 03:04:05+00": time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+		"9999-12-31 23:59:59+00": time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC), "20261-01-02 03:04:05+00": {}, "294276-12-31 23:59:59.999999+00": {},
 		"2026-01-02 03:04:05.123456+00": time.Date(2026, 1, 2, 3, 4, 5, 123456000, time.UTC),
 	} {
 		if got, err := validUntil(text); err != nil || !got.Equal(want) {

@@ -17,8 +17,9 @@ import (
 type lines struct {
 	idle time.Duration // how long that is; 0: none is kept
 
-	mu     sync.Mutex       // never held while a connection is written to or closed
-	kept   map[string]*line // by server
+	mu     sync.Mutex           // never held while a connection is written to or closed
+	kept   map[string]*line     // by server
+	down   map[string]time.Time // since when it accepts no connection, as far as is known
 	closed bool
 	ending sync.WaitGroup // connections that were kept, and are being closed
 }
@@ -33,13 +34,13 @@ type line struct {
 var session = []string{"search_path=pg_catalog", "datestyle=ISO", "timezone=UTC", "statement_timeout=5000", "application_name=mainstay auth_query"}
 
 // ask asks one question and returns the rows; null is "".
-func (l *lines) ask(ctx context.Context, dial upstream.Dial, at *upstream.Target, sql, parameter string) (rows [][]string, err error) {
-	server := at.String()
+func (l *lines) ask(ctx context.Context, at Server, sql, parameter string) (rows [][]string, err error) {
+	server := at.Target.String()
 	for {
 		c := l.take(server)
 		used := c != nil
 		if !used {
-			if c, err = at.Only(session...).Connect(ctx, dial); err != nil {
+			if c, err = l.connect(ctx, at); err != nil {
 				return nil, err
 			}
 		}
@@ -53,6 +54,45 @@ func (l *lines) ask(ctx context.Context, dial upstream.Dial, at *upstream.Target
 			return nil, err
 		} // it has died while nobody asked
 	}
+}
+
+// connectAgain is how long a server is left alone that accepts no connection.
+const connectAgain = 100 * time.Millisecond
+
+// connect opens a connection. It waits for a server that accepts none for the moment, unless that has lasted too long.
+func (l *lines) connect(ctx context.Context, at Server) (*upstream.Conn, error) {
+	target, server := at.Target.Only(session...), at.Target.String()
+	for {
+		once, cancel := context.WithTimeout(ctx, limit)
+		c, err := target.Connect(once, at.Dial)
+		cancel()
+		if since := l.reached(server, err == nil); err == nil || !upstream.Passing(err) || time.Since(since) >= at.Patience {
+			return c, err
+		}
+		select {
+		case <-time.After(connectAgain):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// reached notes whether a server accepts connections, and returns since when it does not.
+func (l *lines) reached(server string, ok bool) (since time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if ok {
+		delete(l.down, server)
+		return since
+	}
+	if l.down == nil {
+		l.down = map[string]time.Time{}
+	}
+	if since, ok = l.down[server]; !ok {
+		since = time.Now()
+		l.down[server] = since
+	}
+	return since
 }
 
 // take returns the connection that is kept, nil if there is none.
@@ -146,10 +186,12 @@ func (r *refusal) Error() string { return r.message }
 
 // exchange asks a question and reads the answer to its end.
 func exchange(ctx context.Context, c *upstream.Conn, sql, parameter string) (rows [][]string, err error) {
-	if until, ok := ctx.Deadline(); ok {
-		if err := c.SetDeadline(until); err != nil {
-			return nil, err
-		}
+	until := time.Now().Add(limit)
+	if last, ok := ctx.Deadline(); ok && last.Before(until) {
+		until = last
+	}
+	if err := c.SetDeadline(until); err != nil {
+		return nil, err
 	}
 	nul := []byte{0}
 	bind := []byte{0, 0, 0, 0, 0, 1} // no names, formats all text, one parameter

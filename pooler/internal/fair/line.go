@@ -103,6 +103,14 @@ func (l *Line[T]) Held(user string) int {
 // Cap is how many servers a user may have; 0: as many as there are.
 func (l *Line[T]) Cap(user string) int { return l.share(user).Max }
 
+// Kept counts the servers that are left free for others than this user.
+func (l *Line[T]) Kept(user string) int {
+	if a := l.accounts[user]; a != nil {
+		return l.kept - a.unused()
+	}
+	return l.kept
+}
+
 // Wanted counts the servers that those who wait could be given, were there enough.
 func (l *Line[T]) Wanted() (n int) {
 	for _, a := range l.queued {

@@ -59,7 +59,7 @@ func (r *Rule) Validate(ps *setting.Problems) {
 		}
 	}
 	for i, n := range r.Map {
-		if _, err := patterns(n.Cert, nil); err != nil || n.Cert == "" || n.User == "" {
+		if _, err := commonName(n.Cert); err != nil || n.Cert == "" || n.User == "" {
 			ps.Add(fmt.Sprintf("map[%d]", i), "needs a cert, a name or an expression behind a slash, and a user", `write {cert: "/^(.*)@example\\.com$", user: "\\1"}`)
 		}
 	}
@@ -87,14 +87,21 @@ func (r *Rule) network() (netip.Prefix, error) {
 	if r.From == "all" || r.From == "local" {
 		return netip.Prefix{}, nil
 	}
-	if p, err := netip.ParsePrefix(r.From); err == nil {
-		return p.Masked(), nil
-	}
-	a, err := netip.ParseAddr(r.From)
+	p, err := netip.ParsePrefix(r.From)
 	if err != nil {
-		return netip.Prefix{}, err
+		a, err := netip.ParseAddr(r.From)
+		if err != nil || a.Zone() != "" {
+			return p, errors.Join(err, errors.New("an address with a zone"))
+		}
+		p = netip.PrefixFrom(a, a.BitLen())
 	}
-	return a.Prefix(a.BitLen())
+	if a := p.Addr(); a.Is4In6() { // visitors are compared as IPv4
+		if p.Bits() < 96 {
+			return p, errors.New("a network of more than IPv4's addresses")
+		}
+		p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+	}
+	return p.Masked(), nil
 }
 
 // A Visitor is a client that wants to log in. Address is not valid for a socket of
@@ -149,11 +156,11 @@ func Compile(rules []Rule, groups map[string][]string) (*Rules, error) {
 		one.users, err2 = patterns(r.User, groups)
 		one.network, err3 = r.network()
 		for _, n := range r.Map {
-			p, err := patterns(n.Cert, nil)
-			if err != nil || len(p) != 1 {
+			p, err := commonName(n.Cert)
+			if err != nil {
 				return nil, fmt.Errorf("map: %q: %w", n.Cert, err)
 			}
-			one.names = append(one.names, name{p[0], n.User})
+			one.names = append(one.names, name{p, n.User})
 		}
 		if err := errors.Join(err1, err2, err3); err != nil {
 			return nil, err
@@ -164,12 +171,22 @@ func Compile(rules []Rule, groups map[string][]string) (*Rules, error) {
 	return compiled, nil
 }
 
+// commonName reads what a certificate's common name has to be: one name, in which a comma
+// is a letter as others, or an expression.
+func commonName(text string) (p pattern, err error) {
+	p.text = text
+	if expression, ok := strings.CutPrefix(text, "/"); ok {
+		p.regex, err = regexp.Compile(expression)
+	}
+	return p, err
+}
+
 // patterns reads a list of names. An expression may hold commas: it is the last.
 func patterns(text string, groups map[string][]string) (all []pattern, err error) {
 	for text != "" {
-		if expression, ok := strings.CutPrefix(text, "/"); ok {
-			p := pattern{text: text}
-			if p.regex, err = regexp.Compile(expression); err != nil {
+		if strings.HasPrefix(text, "/") {
+			p, err := commonName(text)
+			if err != nil {
 				return nil, err
 			}
 			return append(all, p), nil
@@ -238,7 +255,8 @@ func (r *rule) admits(v Visitor) bool {
 	case "local":
 		return v.Local()
 	}
-	return v.Address.IsValid() && r.network.Contains(v.Address.Unmap())
+	// As in PostgreSQL, the zone of a link-local address says nothing: no network would hold it.
+	return v.Address.IsValid() && r.network.Contains(v.Address.Unmap().WithZone(""))
 }
 
 // A Found is a rule that fits a visitor.

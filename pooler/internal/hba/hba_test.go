@@ -76,6 +76,38 @@ func TestTheFirstRuleThatFitsDecides(t *testing.T) {
 	}
 }
 
+func TestAddressesFitHoweverTheyAreWritten(t *testing.T) {
+	for from, visitor := range map[string]string{
+		"fe80::/10": "fe80::1%eth0", "fe80::1": "fe80::1%2", // the scope is the listener's side of it
+		"::ffff:10.0.0.0/104": "10.1.2.3", "::ffff:10.1.2.3": "10.1.2.3",
+	} {
+		rules := compile(t, []Rule{{"all", "all", from, "any", Reject, nil}, {"all", "all", "all", "any", Trust, nil}})
+		if got, _ := rules.Find(Visitor{"ann", "app", netip.MustParseAddr(visitor), false}, none); got.Method != Reject {
+			t.Errorf("%s is not from %s", visitor, from)
+		}
+	}
+	for _, from := range []string{"::ffff:0:0/90", "fe80::1%eth0"} {
+		var ps setting.Problems
+		r := Rule{"all", "all", from, "any", SCRAM, nil}
+		if r.Validate(&ps); len(ps) != 1 || ps[0].Path != "from" {
+			t.Errorf("%s: %v", from, ps)
+		}
+	}
+}
+
+func TestACommonNameMayHoldAComma(t *testing.T) {
+	rules := compile(t, []Rule{{"all", "all", "all", "required", Cert, []Name{{"Doe, John", "john"}, {"+ops", "ops"}}}})
+	found, _ := rules.Find(Visitor{User: "john", Database: "app", TLS: true}, none)
+	for cert, user := range map[string]string{"Doe, John": "john", "+ops": "ops"} {
+		if !found.Names(cert, user) {
+			t.Errorf("%s is not %s", cert, user)
+		}
+	}
+	if found.Names("Doe", "john") || found.Names("John", "john") {
+		t.Error("a part of the name is enough")
+	}
+}
+
 func TestAMistakeInARuleIsNamed(t *testing.T) {
 	for path, r := range map[string]Rule{
 		"":       {"", "all", "all", "any", SCRAM, nil},

@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/xdg-go/scram"
 
@@ -41,6 +43,7 @@ type authentication struct {
 	ok     bool
 	bound  bool // to the server's certificate
 	proven bool // the server has shown that it knows our keys
+	asked  bool // for anything
 }
 
 // finished is asked when the server says that it is ready.
@@ -51,11 +54,40 @@ func (a *authentication) finished() error {
 	return nil
 }
 
+// Methods, in require_auth's words.
+const (
+	methodNone     = "none"
+	methodPassword = "password"
+	methodMD5      = "md5"
+	methodSCRAM    = "scram-sha-256"
+)
+
+// methodOf names what the server asks for, or that it asks for nothing at all; "" goes on with what it has asked for.
+func (a *authentication) methodOf(kind uint32) string {
+	switch kind {
+	case authOK:
+		if !a.asked {
+			return methodNone
+		}
+	case authCleartext:
+		return methodPassword
+	case authMD5:
+		return methodMD5
+	case authSASL:
+		return methodSCRAM
+	}
+	return ""
+}
+
 func (a *authentication) answer(body []byte) error {
 	if len(body) < 4 {
 		return errors.New("malformed authentication request")
 	}
 	kind, data := binary.BigEndian.Uint32(body), body[4:]
+	if method := a.methodOf(kind); method != "" && a.t.Methods != nil && !slices.Contains(a.t.Methods, method) {
+		return fmt.Errorf("the server asks for %s, and require_auth allows %s only", method, strings.Join(a.t.Methods, ", "))
+	}
+	a.asked = true
 	switch kind {
 	case authOK:
 		if a.t.Binding == "require" && !a.bound {

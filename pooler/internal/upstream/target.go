@@ -6,6 +6,7 @@
 package upstream
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -47,6 +48,7 @@ type Target struct {
 	Shuffle        bool           // load_balance_hosts=random
 	Wants          string         // target_session_attrs, "" for any
 	Binding        string         // channel_binding: prefer, require or disable
+	Methods        []string       // require_auth: what the server may ask for; nil: anything
 	ConnectTimeout time.Duration  // for each host; 0: none was given
 	Settings       []pgwire.Param // run-time settings for the startup packet, sorted by name
 
@@ -54,6 +56,8 @@ type Target struct {
 	keys     credential.Keys // in the password's place, if there are any
 	roots    *x509.CertPool  // nil: the machine's
 	client   []tls.Certificate
+
+	oldest, newest uint16 // versions of TLS; 0: Go's own
 }
 
 // A Host is one address of a target.
@@ -120,6 +124,13 @@ func (t *Target) Only(settings ...string) *Target {
 // Uses reports whether the target logs in with these keys.
 func (t *Target) Uses(keys credential.Keys) bool { return t.keys.Equal(keys) }
 
+// SameFiles reports whether the files that the URL names held the same for both.
+func (t *Target) SameFiles(o *Target) bool {
+	return t.roots.Equal(o.roots) && slices.EqualFunc(t.client, o.client, func(a, b tls.Certificate) bool {
+		return slices.EqualFunc(a.Certificate, b.Certificate, bytes.Equal)
+	})
+}
+
 // foreign are parameters that ORMs and hosting platforms put in a URL for
 // themselves. They mean nothing to PostgreSQL, which would refuse them.
 var foreign = []string{
@@ -131,10 +142,9 @@ var foreign = []string{
 
 // harmless are libpq's parameters that the pooler does without.
 var harmless = []string{
-	"gssencmode", "krbsrvname", "keepalives", "keepalives_idle",
+	"krbsrvname", "keepalives", "keepalives_idle",
 	"keepalives_interval", "keepalives_count", "tcp_user_timeout", "fallback_application_name", "passfile",
-	"sslcompression", "sslsni", "ssl_min_protocol_version", "ssl_max_protocol_version",
-	"require_auth", "min_protocol_version", "max_protocol_version",
+	"sslcompression", "sslsni", "min_protocol_version", "max_protocol_version",
 }
 
 // Parse reads a postgres:// or postgresql:// URL. It reads the certificate files
@@ -227,7 +237,14 @@ var choices = map[string][]string{
 	"load_balance_hosts":   {"disable", "random"},
 	"sslnegotiation":       {"postgres", "direct"},
 	"channel_binding":      {"prefer", "require", "disable"},
+	"gssencmode":           {"prefer", "disable"}, // which are the same here
+
+	"ssl_min_protocol_version": {"", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"},
+	"ssl_max_protocol_version": {"", "TLSv1.2", "TLSv1.3"},
 }
+
+// versions are those of TLS that are spoken here.
+var versions = map[string]uint16{"TLSv1.2": tls.VersionTLS12, "TLSv1.3": tls.VersionTLS13}
 
 // choose sets what has few values; ok is false if that is not what name is.
 func (p *parameters) choose(name, value string) (ok bool, _ error) {
@@ -249,6 +266,10 @@ func (p *parameters) choose(name, value string) (ok bool, _ error) {
 		p.t.Direct = value == "direct"
 	case "channel_binding":
 		p.t.Binding = value
+	case "ssl_min_protocol_version":
+		p.t.oldest = versions[value]
+	case "ssl_max_protocol_version":
+		p.t.newest = versions[value]
 	}
 	return true, nil
 }
@@ -267,6 +288,8 @@ func (p *parameters) set(name, value string) error {
 		p.t.Database = value
 	case "sslmode":
 		return p.setMode(value)
+	case "require_auth":
+		return p.requireAuth(value)
 	case "sslrootcert":
 		p.root = value
 	case "sslcert":
@@ -291,6 +314,27 @@ func (p *parameters) set(name, value string) error {
 		}
 		p.t.Settings = append(p.t.Settings, pgwire.Param{Name: name, Value: value})
 	}
+	return nil
+}
+
+// methods are require_auth's words. By none the server asks for nothing.
+var methods = []string{methodNone, methodPassword, methodMD5, methodSCRAM, "gss", "sspi", "oauth"}
+
+// requireAuth reads what the server may ask for: a list, or all but what a list of words with ! names.
+func (p *parameters) requireAuth(value string) error {
+	if value == "" {
+		return nil
+	}
+	var named []string
+	but := strings.HasPrefix(value, "!")
+	for word := range strings.SplitSeq(value, ",") {
+		name, not := strings.CutPrefix(word, "!")
+		if not != but || !slices.Contains(methods, name) {
+			return fmt.Errorf("require_auth %q is no list of %s, all or none of them with !", value, strings.Join(methods, ", "))
+		}
+		named = append(named, name)
+	}
+	p.t.Methods = slices.DeleteFunc(slices.Clone(methods), func(m string) bool { return slices.Contains(named, m) == but })
 	return nil
 }
 
@@ -322,6 +366,9 @@ func (p *parameters) finish() error {
 	}
 	if t.Direct && (t.SSL == Disable || t.SSL == Allow || t.SSL == Prefer) {
 		return fmt.Errorf("sslnegotiation=direct needs sslmode=require or stronger, not %s", t.SSL)
+	}
+	if t.newest != 0 && t.oldest > t.newest {
+		return errors.New("ssl_min_protocol_version is above ssl_max_protocol_version")
 	}
 	return p.certificates()
 }
@@ -394,7 +441,8 @@ func (p *parameters) certificates() error {
 // tlsConfig is what the target's SSLMode asks of a handshake with one of its hosts.
 func (t *Target) tlsConfig(h Host) *tls.Config {
 	cfg := &tls.Config{
-		ServerName: h.Name, RootCAs: t.roots, Certificates: t.client, MinVersion: tls.VersionTLS12,
+		ServerName: h.Name, RootCAs: t.roots, Certificates: t.client,
+		MinVersion: max(t.oldest, tls.VersionTLS12), MaxVersion: t.newest,
 	}
 	if t.Direct {
 		cfg.NextProtos = []string{"postgresql"}

@@ -2,9 +2,11 @@ package upstream
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -68,10 +70,59 @@ func TestAMistakeInAURLIsNamedWithoutThePassword(t *testing.T) {
 		"postgres://a:hunter2@h/db?replication=database":   "replication",
 		"postgres://a:hunter2@h/db?x=%00":                  "cannot be used",
 		"postgres://a:hun%ter2@h/db":                       "not a URL",
+		"postgres://a:hunter2@h/db?require_auth=ldap":      "require_auth",
+		"postgres://a:hunter2@h/db?require_auth=md5,!none": "require_auth",
+		"postgres://a:hunter2@h/db?gssencmode=require":     "gssencmode",
+
+		"postgres://a:hunter2@h/db?ssl_min_protocol_version=2":                                        "ssl_min_protocol_version",
+		"postgres://a:hunter2@h/db?ssl_max_protocol_version=TLSv1.1":                                  "ssl_max_protocol_version",
+		"postgres://a:hunter2@h/db?ssl_min_protocol_version=TLSv1.3&ssl_max_protocol_version=TLSv1.2": "ssl_min_protocol_version",
 	} {
 		_, err := Parse(raw)
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: %v, want it to name %q and not the password", raw, err, want)
+		}
+	}
+}
+
+func TestTheServerAsksForNoOtherMethodThanRequired(t *testing.T) {
+	ok := message('R', "\x00\x00\x00\x00") + message('Z', "I")
+	md5, clear, nothing := message('R', "\x00\x00\x00\x05salt")+ok, message('R', "\x00\x00\x00\x03")+ok, ok
+	for _, c := range []struct {
+		require, answer string
+		in              bool
+	}{
+		{"", md5, true}, {"md5", md5, true}, {"password,md5", md5, true}, {"!password", md5, true}, {"scram-sha-256", md5, false}, {"!md5", md5, false},
+		{"none", md5, false}, {"password", clear, true}, {"scram-sha-256", clear, false}, {"!password,!none", clear, false},
+		{"none", nothing, true}, {"scram-sha-256", nothing, false}, {"!none", nothing, false}, {"none,md5", nothing, true},
+		{"md5", message('R', "\x00\x00\x00\x0aSCRAM-SHA-256\x00\x00"), false},
+	} {
+		dial, _ := several(t, map[string]string{"localhost:5432": c.answer})
+		target, err := Parse("postgres://ann:pw@localhost/db?sslmode=disable&require_auth=" + url.QueryEscape(c.require))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := target.Connect(t.Context(), dial)
+		if (err == nil) != c.in || err != nil && !strings.Contains(err.Error(), "require_auth") {
+			t.Errorf("%s, %q: %v", c.require, c.answer, err)
+		}
+		if err == nil {
+			conn.Close()
+		}
+	}
+}
+
+func TestVersionsOfTLSAreObeyed(t *testing.T) {
+	for query, want := range map[string][2]uint16{
+		"": {tls.VersionTLS12, 0}, "&ssl_min_protocol_version=TLSv1.3": {tls.VersionTLS13, 0}, "&ssl_min_protocol_version=TLSv1": {tls.VersionTLS12, 0},
+		"&ssl_max_protocol_version=TLSv1.2": {tls.VersionTLS12, tls.VersionTLS12},
+	} {
+		target, err := Parse("postgres://ann@h/db?sslmode=require" + query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cfg := target.tlsConfig(target.Hosts[0]); cfg.MinVersion != want[0] || cfg.MaxVersion != want[1] {
+			t.Errorf("%s: %#x to %#x", query, cfg.MinVersion, cfg.MaxVersion)
 		}
 	}
 }
