@@ -4,7 +4,6 @@ import (
 	"context"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -196,8 +195,8 @@ func (m *match) inTurn(t *testing.T, login []string) (play func([]step)) {
 	}
 }
 
-// lockable makes a table, with one row, and returns what locks it and what frees it.
-func lockable(t *testing.T, s *pgtest.Server, table string) (lock, free func()) {
+// lockable makes a table, with one row, and returns what locks it and what frees it, and does something before.
+func lockable(t *testing.T, s *pgtest.Server, table string, before ...string) (lock, free func()) {
 	t.Helper()
 	if err := s.Exec(t.Context(), "drop table if exists "+table+"; create table "+table+" as select 7 as n"); err != nil {
 		t.Fatal(err)
@@ -212,14 +211,16 @@ func lockable(t *testing.T, s *pgtest.Server, table string) (lock, free func()) 
 			t.Error(err)
 		}
 	}
-	return func() { do("begin; lock table " + table) }, func() { do("rollback") }
+	return func() { do("begin; lock table " + table) }, func() { do(strings.Join(append(before, "rollback"), ";")) }
 }
 
 // A server that does not take a statement for the moment, since somebody has locked its table, is not told it under
 // other settings, which others who have prepared the same would be given too.
 func TestAStatementThatIsRefusedForTheMomentKeepsItsMeaning(t *testing.T) {
 	s := pg.Start(t)
-	lock, free := lockable(t, s, "public.locked")
+	lock, free := lockable(t, s, "public.locked", `do $$ begin
+		for n in 1..20000 loop exit when exists (select from pg_locks where not granted); perform pg_sleep(0.001); end loop;
+		perform pg_sleep(0.15); end $$`) // longer than the limit, and before it would give up once more
 	change := func(name, sql string) string { return parsed(name, sql) + bound(name) + executed + synced } // a Query drops the unnamed one
 	for what, c := range map[string]struct{ use, want string }{
 		"by the protocol": {bound("s") + executed + synced, "2DCZ"},
@@ -253,12 +254,8 @@ func TestAStatementThatIsRefusedForTheMomentKeepsItsMeaning(t *testing.T) {
 					a.expect("12CZ")
 				}
 				freed := make(chan struct{})
+				go func() { free(); close(freed) }()
 				a.send(c.use)
-				await(t, "the server waits for the table", func() bool {
-					waits, err := s.Value(t.Context(), "select count(*)::text from pg_locks where not granted")
-					return err == nil && waits == "1"
-				})
-				time.AfterFunc(150*time.Millisecond, func() { free(); close(freed) }) // before it would give up once more
 				a.fails("while the table is locked", "", "55P03")
 				if begin != "" {
 					a.send(change("one", "select 1"))
