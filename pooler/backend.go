@@ -461,6 +461,10 @@ func (s *session) takeBack() error {
 	}
 	s.next, s.withheld, s.open, s.midway = cycle{}, false, false, false
 	s.passesOn = false // it would meet another replay, of a later cycle maybe
+	if why := s.why; why != nil && why.name == namePrefix {
+		s.setback = why // it was turned down
+	}
+	s.why = nil
 	b, a := s.backend, s.attempt
 	s.mu.Unlock()
 	b.broken.Store(true)

@@ -1,0 +1,120 @@
+package pooler
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/pgtest"
+)
+
+// query sends a simple query and returns the SQLSTATE of its error, "" if there is none.
+func (f *frontend) query(sql string) string {
+	f.t.Helper()
+	return f.outcome(frame('Q', sql+"\x00"))
+}
+
+// outcome sends a cycle and returns the SQLSTATE of its error; "FATAL" if that ends the session.
+func (f *frontend) outcome(cycle string) (code string) {
+	f.t.Helper()
+	f.send(cycle)
+	for {
+		typ, body, err := f.in.Next()
+		switch {
+		case err != nil:
+			return "FATAL"
+		case typ == pgwire.ErrorResponse:
+			code = string(pgwire.Field(body, 'C'))
+		case typ == pgwire.DataRow && len(body) > 6:
+			f.row = string(body[6:])
+		case typ == pgwire.ReadyForQuery:
+			return code
+		}
+	}
+}
+
+// cancelWhen sends a cancel request when the server carries out what has this in it.
+func (f *frontend) cancelWhen(s *pgtest.Server, h *house, does string) {
+	await(f.t, "it is under way", func() bool {
+		n, err := s.Value(context.Background(), "select count(*) from pg_stat_activity where pid <> pg_backend_pid() and state = 'active' and query like '%"+does+"%'")
+		return err == nil && n == "1"
+	})
+	h.cancelFor(startCancel(f))
+}
+
+// sleeps is as long as beginReplay.
+var sleeps = "SELECT pg_sleep(2)" + strings.Repeat(" ", len(beginReplay)-len("SELECT pg_sleep(2)"))
+
+// A client that cancels while its server is led to its settings is told so, keeps its session, and nothing is carried out for it:
+// least of all with what another has left there, if what keeps it from that has been canceled.
+func TestACancelThatMeetsAChangeOfSettingsEndsTheCycleAlone(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "drop table if exists spoilt; create table spoilt (p text); create or replace view slo as select 1 from pg_sleep(2)"); err != nil {
+		t.Fatal(err)
+	}
+	insert := "insert into spoilt values (current_setting('app.mine', true))"
+	for what, text := range map[string][2]string{"what leads back": {"RESET ALL", "TABLE slo"}, "the BEGIN": {beginReplay + "\x00", sleeps + "\x00"}} {
+		h := run(t, config(database(throughAnother(t, s.URL(), text[0], text[1]), one)))
+		other := newFrontend(t, h)
+		for _, send := range []string{frame('Q', insert+"\x00"), frame('Q', "rollback; "+insert+"\x00"), parsed("", insert) + bound("") + executed + synced, parsed("", insert) + bound("") + executed + frame('H', "") + synced} {
+			c := newFrontend(t, h)
+			other.query("set app.mine = 'theirs'")
+			done := make(chan string, 1)
+			go func() { done <- c.outcome(send) }()
+			c.cancelWhen(s, h, strings.TrimRight(text[1], " \x00"))
+			if got := <-done; got != "57014" {
+				t.Errorf("%s, %q: %q", what, send, got)
+			}
+			if n, err := s.Value(t.Context(), "select count(*) || coalesce(min(p), '') from spoilt"); err != nil || n != "0" {
+				t.Errorf("%s, %q: it was carried out: %s, %v", what, send, n, err)
+			}
+			if got := c.query("select 1"); got != "" {
+				t.Errorf("%s, %q: its next query: %s", what, send, got)
+			}
+			c.conn.Close()
+		}
+	}
+}
+
+// The request is over then: it does not come to what the client sends later.
+func TestACancelThatEndedACycleElsewhereEndsNoOther(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "drop table if exists passing; create table passing (n int); create or replace view slo as select 1 from pg_sleep(1)"); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(throughAnother(t, s.URL(), "RESET ALL", "TABLE slo"), one)))
+	c, other := newFrontend(t, h), newFrontend(t, h)
+	c.query("prepare p as select * from passing")
+	other.query("select 1")
+	if err := s.Exec(t.Context(), "drop table passing"); err != nil {
+		t.Fatal(err)
+	}
+	c.query("select 1") // p is lost, for which it keeps what it knows of its cycles
+	other.query("set app.mine = 'theirs'")
+	done := make(chan string, 1)
+	go func() { done <- c.query("select 1") }()
+	c.cancelWhen(s, h, "TABLE slo")
+	if got := <-done; got != "57014" {
+		t.Errorf("%q", got)
+	}
+	other.query("set app.mine = 'theirs'")
+	if got := c.query("select pg_sleep(0.5)"); got != "" {
+		t.Errorf("the next: %q", got)
+	}
+}
+
+// The time limit of another that meets what changes settings is not told as the client's own.
+func TestTheTimeLimitOfAnotherIsNotTheClients(t *testing.T) {
+	s := pg.Start(t)
+	h := run(t, config(database(throughAnother(t, s.URL(), beginReplay+"\x00", sleeps+"\x00"), one)))
+	for _, send := range []string{frame('Q', "select 'here'\x00"), frame('Q', "rollback; select 'here'\x00"), parsed("", "select 'here'") + bound("") + executed + frame('H', "") + synced} {
+		c, other := newFrontend(t, h), newFrontend(t, h)
+		other.query("set statement_timeout = '200ms'")
+		if got := c.outcome(send); got != "" || c.row != "here" {
+			t.Errorf("%q: %q, %q", send, got, c.row)
+		}
+		c.conn.Close()
+		other.conn.Close()
+	}
+}
