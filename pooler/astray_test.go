@@ -118,3 +118,30 @@ func TestTheTimeLimitOfAnotherIsNotTheClients(t *testing.T) {
 		other.conn.Close()
 	}
 }
+
+// What a cycle has taken for found again is lost again when the cycle goes to another server.
+func TestWhatIsLostStaysSoForACycleThatGoesElsewhere(t *testing.T) {
+	s := pg.Start(t)
+	h := run(t, config(database(throughAnother(t, s.URL(), "RESET ALL", "RESET ODD"), one)))
+	for _, send := range []string{frame('Q', "deallocate p\x00"), frame('Q', "deallocate p; select 1\x00"), parsed("", "deallocate p") + bound("") + executed + synced} {
+		if err := s.Exec(t.Context(), "drop table if exists passing; create table passing (n int)"); err != nil {
+			t.Fatal(err)
+		}
+		c, other := newFrontend(t, h), newFrontend(t, h)
+		c.query("prepare p as select * from passing")
+		other.query("set app.mine = 'x'")
+		if err := s.Exec(t.Context(), "drop table passing"); err != nil {
+			t.Fatal(err)
+		}
+		c.query("select 1")
+		other.query("set app.mine = 'x'")
+		if got := c.outcome(send); got != "" {
+			t.Errorf("%q: %s", send, got)
+		}
+		if got := c.query("execute p"); got != "26000" {
+			t.Errorf("%q, and then: %s", send, got)
+		}
+		c.conn.Close()
+		other.conn.Close()
+	}
+}

@@ -338,6 +338,9 @@ type attempt struct {
 	told  bool      // the client has been told something of the answer
 	anew  []byte    // the answer, if the cycle is to be sent again since a statement was out of date
 	last  bool      // it has been, and is not again
+
+	missing  *state.Settings // what could not be made again when the cycle began to drop some of it; nil: it does not
+	vanished map[string][]byte
 }
 
 // maxTries bounds how often one query is sent again.
@@ -465,6 +468,9 @@ func (s *session) takeBack() error {
 		s.setback = why // it was turned down
 	}
 	s.why = nil
+	if a := &s.attempt; a.missing != nil {
+		s.missing, s.vanished = a.missing, a.vanished
+	}
 	b, a := s.backend, s.attempt
 	s.mu.Unlock()
 	b.broken.Store(true)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -392,6 +393,9 @@ func (s *session) notes(text []byte) {
 		case u.Drops:
 			s.made[u.Name] = made{dropped: true}
 			if _, lost := s.missing.Get(u.Name); lost && !s.behind && s.uplink == nil && s.debts.len() == s.backend.replays {
+				if a := &s.attempt; a.missing == nil {
+					a.missing, a.vanished = s.missing, maps.Clone(s.vanished)
+				}
 				// With a connection of its own the client has it, however little it is good for.
 				s.sendReplay(`PREPARE "`+strings.ReplaceAll(u.Name, `"`, `""`)+`" AS SELECT`, "")
 				s.missing = s.missing.Without(u.Name)
