@@ -145,3 +145,35 @@ func TestWhatIsLostStaysSoForACycleThatGoesElsewhere(t *testing.T) {
 		other.conn.Close()
 	}
 }
+
+// Who drops all that SQL prepared drops what is lost, too.
+func TestWhatIsLostIsDroppedWithAllOthers(t *testing.T) {
+	s := pg.Start(t)
+	h := run(t, config(database(s.URL(), one)))
+	for _, sql := range []string{"deallocate all", "discard all"} {
+		for _, send := range []string{frame('Q', sql+"\x00"), parsed("", sql) + bound("") + executed + synced} {
+			if err := s.Exec(t.Context(), "drop table if exists passing; create table passing (n int)"); err != nil {
+				t.Fatal(err)
+			}
+			c, other := newFrontend(t, h), newFrontend(t, h)
+			c.query("prepare p as select * from passing")
+			other.query("set app.mine = 'x'")
+			if err := s.Exec(t.Context(), "drop table passing"); err != nil {
+				t.Fatal(err)
+			}
+			if got := c.query("execute p"); got != "42P01" {
+				t.Fatalf("it is not lost: %q", got)
+			}
+			c.outcome(send)
+			if got := c.query("execute p"); got != "26000" {
+				t.Errorf("behind %q: %q", send, got)
+			}
+			other.query("create table passing (n int)")
+			if got := c.query("execute p"); got != "26000" {
+				t.Errorf("behind %q, with its table: %q", send, got)
+			}
+			c.conn.Close()
+			other.conn.Close()
+		}
+	}
+}

@@ -363,7 +363,13 @@ func (s *session) findAgain() {
 			s.prepares = s.prepares.With(p.Name, p.Value)
 		}
 	}
-	s.missing, s.missingAt, s.prepares = state.None, 0, s.backend.pool.settings.Intern(s.prepares)
+	s.missingAt, s.prepares = 0, s.backend.pool.settings.Intern(s.prepares)
+	s.findNone()
+}
+
+// findNone notes that the client wants nothing of that any more.
+func (s *session) findNone() {
+	s.missing = state.None
 	clear(s.vanished)
 }
 
