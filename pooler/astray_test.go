@@ -177,3 +177,27 @@ func TestWhatIsLostIsDroppedWithAllOthers(t *testing.T) {
 		}
 	}
 }
+
+// What SQL prepared is made again even where only the transaction was canceled that was to undo the settings of then. It is no other client's.
+func TestWhatIsMadeAgainBehindACancelIsNobodyElses(t *testing.T) {
+	s := pg.Start(t)
+	h := run(t, config(database(throughAnother(t, s.URL(), beginReplay+";SAVEPOINT", sleeps+";SAVEPOINT"), one)))
+	c, other := newFrontend(t, h), newFrontend(t, h)
+	for _, sql := range []string{"set search_path = pg_catalog", "prepare p as select 'mine'", "set search_path = public"} {
+		c.query(sql)
+	}
+	other.query("set app.mine = 'x'")
+	done := make(chan string, 1)
+	go func() { done <- c.query("select 1") }()
+	c.cancelWhen(s, h, "pg_sleep(2)")
+	<-done // it may be too late for that
+	if got := other.query("execute p"); got != "26000" {
+		t.Errorf("another client's EXECUTE: %q, %q", got, other.row)
+	}
+	if got := other.query("prepare p as select 'other'"); got != "" {
+		t.Errorf("another client's PREPARE: %q", got)
+	}
+	if got := c.query("execute p"); got != "" || c.row != "mine" {
+		t.Errorf("its own: %q, %q", got, c.row)
+	}
+}

@@ -348,6 +348,9 @@ func (s *session) replayFails(body []byte) error {
 	if text, ok := s.prepares.Get(d.name); ok {
 		s.lose(d.name, text, body)
 	}
+	if d.aside { // what follows may be carried out all the same, if it was the BEGIN
+		b.left |= scan.Prepares
+	}
 	b.named = b.pool.settings.Intern(b.named.Without(d.name))
 	s.prepares = b.named
 	return nil
