@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/pgtest"
@@ -199,5 +200,31 @@ func TestWhatIsMadeAgainBehindACancelIsNobodyElses(t *testing.T) {
 	}
 	if got := c.query("execute p"); got != "" || c.row != "mine" {
 		t.Errorf("its own: %q, %q", got, c.row)
+	}
+}
+
+// That the catalog is to be looked at is not forgotten with a server that is closed.
+func TestTheCatalogIsLookedAtWhenACycleHasGoneElsewhere(t *testing.T) {
+	s := pg.Start(t)
+	const leaks = "public.leaks_elsewhere()"
+	if err := s.Exec(t.Context(), "drop function if exists "+leaks); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(throughAnother(t, s.URL(), "RESET ALL", "RESET ODD"), one)))
+	c, other := newFrontend(t, h), newFrontend(t, h)
+	c.query("select 1")
+	other.query("set app.mine = 'x'")
+	if err := s.Exec(t.Context(), "create function "+leaks+" returns void language plpgsql as $$ begin perform set_config('app.leaked', 'x', false); end $$"); err != nil {
+		t.Fatal(err)
+	}
+	h.policy.Load().pools["app"].hidden.lookSoon(-time.Second) // the minute is over
+	for _, sql := range []string{"select 1", "select " + leaks} {
+		if got := c.query(sql); got != "" {
+			t.Error(got)
+		}
+	}
+	other.row = ""
+	if other.query("select coalesce(current_setting('app.leaked', true), '')"); other.row != "" {
+		t.Errorf("another client sees %q", other.row)
 	}
 }

@@ -475,6 +475,9 @@ func (s *session) takeBack() error {
 	s.mu.Unlock()
 	b.broken.Store(true)
 	s.part()
+	if b.left&scan.Catalog != 0 {
+		b.pool.home().hidden.lookSoon(0) // it was to be looked at behind this cycle
+	}
 	b.pool.drop(b)
 	s.attempt = attempt{tries: a.tries + 1, began: first.start, last: a.last}
 	if !s.in.Unread(sent) {
