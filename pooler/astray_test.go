@@ -2,7 +2,9 @@ package pooler
 
 import (
 	"context"
+	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -227,4 +229,38 @@ func TestTheCatalogIsLookedAtWhenACycleHasGoneElsewhere(t *testing.T) {
 	if other.query("select coalesce(current_setting('app.leaked', true), '')"); other.row != "" {
 		t.Errorf("another client sees %q", other.row)
 	}
+}
+
+// A laggard is a connection on which answers may come late.
+type laggard struct {
+	net.Conn
+	late *atomic.Bool
+}
+
+func (c laggard) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.late.Load() {
+		time.Sleep(500 * time.Millisecond)
+	}
+	return n, err
+}
+
+// However much its client has sent meanwhile, a cycle that goes elsewhere is carried out, and what follows it too.
+func TestACycleThatGoesElsewhereHasRoomInFrontOfOthers(t *testing.T) {
+	s := pg.Start(t)
+	var late atomic.Bool
+	h := run(t, config(database(throughAnother(t, s.URL(), "RESET ALL", "RESET ODD"), one)), func(d *Deps) {
+		d.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+			return laggard{conn, &late}, err
+		}
+	})
+	c, other := newFrontend(t, h), newFrontend(t, h)
+	other.query("set app.mine = 'x'")
+	late.Store(true)
+	for range 2 {
+		c.send(frame('Q', "select 1"+strings.Repeat(" ", 8<<10)+"\x00"))
+		time.Sleep(300 * time.Millisecond) // the client is read besides
+	}
+	c.expect("TDCZTDCZ")
 }

@@ -460,9 +460,7 @@ func (s *session) astray(d debt, body []byte) bool {
 	if s.uplink != nil && (s.attempt.size == 0 || s.attempt.cycle == nil) {
 		return false // it reads over what has been sent
 	}
-	cycle, ok := s.resendable()
-	room := s.at != aside || s.uplink != nil || len(cycle)+s.in.Buffered() <= s.in.Size() // a goroutine looks again, with a buffer of its own
-	if !ok || !room || s.stage != running || s.lost != nil {
+	if _, ok := s.resendable(); !ok || s.stage != running || s.lost != nil {
 		return false
 	}
 	code := string(pgwire.Field(body, 'C'))
