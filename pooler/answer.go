@@ -13,7 +13,6 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
-	"mainstay.dev/mainstay/pooler/internal/state"
 )
 
 // answer relays what the server says until it owes nothing more. A session that has
@@ -282,6 +281,7 @@ func (s *session) completed(body []byte) {
 		if d, ok := s.debts.first(); ok && d.kind == owesDropAll {
 			s.debts.pop()
 			maps.DeleteFunc(s.untried, func(name string, _ bool) bool { return s.names[name] == nil })
+			s.findNone()
 		} else {
 			s.forget()
 		}
@@ -329,7 +329,8 @@ func (s *session) forget() {
 	b.unlearn()
 	clear(s.names)
 	clear(s.untried)
-	s.nameBytes, s.missing = 0, state.None
+	s.nameBytes = 0
+	s.findNone()
 	for _, d := range s.debts.list[s.debts.head:] {
 		if d.statement == nil || d.kind == owesOurClose || d.kind == owesClose || d.kind == owesDrop {
 			continue

@@ -341,6 +341,9 @@ type attempt struct {
 	told  bool      // the client has been told something of the answer
 	anew  []byte    // the answer, if the cycle is to be sent again since a statement was out of date
 	last  bool      // it has been, and is not again
+
+	missing  *state.Settings // what could not be made again when the cycle began to drop some of it; nil: it does not
+	vanished map[string][]byte
 }
 
 // maxTries bounds how often one query is sent again.
@@ -464,15 +467,24 @@ func (s *session) takeBack() error {
 	}
 	s.next, s.withheld, s.open, s.midway = cycle{}, false, false, false
 	s.passesOn = false // it would meet another replay, of a later cycle maybe
+	if why := s.why; why != nil && why.name == namePrefix {
+		s.setback = why // it was turned down
+	}
+	s.why = nil
+	if a := &s.attempt; a.missing != nil {
+		s.missing, s.vanished = a.missing, a.vanished
+	}
 	b, a := s.backend, s.attempt
 	s.mu.Unlock()
 	b.broken.Store(true)
 	s.part()
+	if b.left&scan.Catalog != 0 {
+		b.pool.home().hidden.lookSoon(0) // it was to be looked at behind this cycle
+	}
 	b.pool.drop(b)
 	s.attempt = attempt{tries: a.tries + 1, began: first.start, last: a.last}
-	if !s.in.Unread(sent) {
-		return end(Lost, "the server was shut down before it answered", "try again")
-	}
+	s.in.Room(len(sent)) // the uplink may have read much since
+	s.in.Unread(sent)
 	return nil
 }
 

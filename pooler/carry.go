@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -22,14 +23,13 @@ import (
 // Should settings be refused, what is behind them must not run: it would under the
 // settings of somebody else. So each change of settings is a transaction block of its own. One
 // that fails is left aborted, and PostgreSQL refuses everything that follows, but for
-// what ends a transaction; that waits for the replay's answer (mustKnow). Then the
+// what ends a transaction; that waits for the replay's answer (mustKnow). If it fails before
+// it has begun, PostgreSQL passes over what follows (sendChange). Then the
 // session ends with PostgreSQL's reason, and the server is closed. If it is what another
-// client has left that cannot be led back, the client goes on elsewhere (astray).
+// client has left that cannot be led back, the client goes on elsewhere; so it does if it was
+// canceled meanwhile, and is told so there (astray).
 
 const beginReplay = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE"
-
-// replay is the text that carries out one of [state.Settings.Change]'s queries.
-func replay(query string) string { return beginReplay + ";" + query + ";COMMIT" }
 
 // equip gives the server that was claimed what the client carries, before whatever the
 // client sends: what that takes is ready to be sent. It does not wait.
@@ -67,7 +67,7 @@ func (s *session) equip() {
 	if sequences {
 		forget, back = forget+forgetSequences+";", back+1
 	}
-	apart, timed := opaque && b.settings.Recodes(s.settings), b.settings.Timed()
+	apart := opaque && b.settings.Recodes(s.settings)
 	if opaque {
 		wipe := audit.WipeUnseen()
 		forget, back = forget+wipe, back+strings.Count(wipe, ";")
@@ -84,7 +84,7 @@ func (s *session) equip() {
 		if i > 0 || !others {
 			back = 0
 		}
-		s.sendChange(query, timed, back)
+		s.sendChange(query, back)
 	}
 	s.prepares.Make(b.named, s.makeAgain)
 	b.settings, b.named = s.settings, s.prepares
@@ -352,6 +352,9 @@ func (s *session) replayFails(body []byte) error {
 	if text, ok := s.prepares.Get(d.name); ok {
 		s.lose(d.name, text, body)
 	}
+	if d.aside { // what follows may be carried out all the same, if it was the BEGIN
+		b.left |= scan.Prepares
+	}
 	b.named = b.pool.settings.Intern(b.named.Without(d.name))
 	s.prepares = b.named
 	return nil
@@ -367,7 +370,13 @@ func (s *session) findAgain() {
 			s.prepares = s.prepares.With(p.Name, p.Value)
 		}
 	}
-	s.missing, s.missingAt, s.prepares = state.None, 0, s.backend.pool.settings.Intern(s.prepares)
+	s.missingAt, s.prepares = 0, s.backend.pool.settings.Intern(s.prepares)
+	s.findNone()
+}
+
+// findNone notes that the client wants nothing of that any more.
+func (s *session) findNone() {
+	s.missing = state.None
 	clear(s.vanished)
 }
 
@@ -397,6 +406,9 @@ func (s *session) notes(text []byte) {
 		case u.Drops:
 			s.made[u.Name] = made{dropped: true}
 			if _, lost := s.missing.Get(u.Name); lost && !s.behind && s.uplink == nil && s.debts.len() == s.backend.replays {
+				if a := &s.attempt; a.missing == nil {
+					a.missing, a.vanished = s.missing, maps.Clone(s.vanished)
+				}
 				// With a connection of its own the client has it, however little it is good for.
 				s.sendReplay(`PREPARE "`+strings.ReplaceAll(u.Name, `"`, `""`)+`" AS SELECT`, "")
 				s.missing = s.missing.Without(u.Name)
@@ -439,9 +451,7 @@ func (s *session) replayEnds(body []byte) error {
 	b.replays--
 	s.cancelAgain()
 	s.mu.Unlock()
-	if !d.aside || b.replays == 0 { // behind a BEGIN that went ahead, what follows is counted on
-		s.debts.answered, s.debts.uncounted = 0, false
-	}
+	s.debts.answered, s.debts.uncounted = 0, false
 	if !ok || d.kind != owesReplay || len(body) != 1 || body[0] != b.status && !d.aside {
 		return s.confused(errOutOfStep)
 	}

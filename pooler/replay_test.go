@@ -60,7 +60,7 @@ func (k *keeper) serve(conn net.Conn) {
 		return frame('S', "TimeZone\x00UTC\x00")
 	}
 	row, end := frame('T', "\x00\x00")+frame('D', "\x00\x00")+frame('C', "SELECT 1\x00"), frame('Z', "I")
-	kept := ""
+	kept, ahead := "", ""
 	for {
 		typ, body, err := in.Next()
 		if err != nil {
@@ -69,12 +69,15 @@ func (k *keeper) serve(conn net.Conn) {
 		answer := ""
 		k.mu.Lock()
 		switch {
-		case typ == pgwire.Query && strings.HasPrefix(string(body), replay("")[:20]) && !strings.Contains(string(body), "pg_proc"):
+		case typ == pgwire.Parse && string(body[1:]) == beginReplay+"\x00\x00\x00":
+			ahead = frame('1', "") + frame('2', "") + frame('C', "BEGIN\x00")
+		case typ == pgwire.Query && ahead != "":
 			k.replays++
-			kept = frame('C', "BEGIN\x00") + zone(body) + row + frame('C', "COMMIT\x00") + end
+			kept = ahead + zone(body) + row + frame('C', "COMMIT\x00") + end
 			if k.refuse != "" {
-				kept = frame('C', "BEGIN\x00") + frame('E', "SERROR\x00VERROR\x00C"+k.refuse+"\x00Mno such role\x00\x00") + frame('Z', "E")
+				kept = ahead + frame('E', "SERROR\x00VERROR\x00C"+k.refuse+"\x00Mno such role\x00\x00") + frame('Z', "E")
 			}
+			ahead = ""
 		case typ == pgwire.Query || typ == pgwire.Sync:
 			if typ == pgwire.Query && strings.Contains(string(body), "set_config") {
 				kept = zone(body) // to greet a client

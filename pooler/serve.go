@@ -254,7 +254,7 @@ func (s *session) beginAt(now time.Time) {
 
 // park lets the session go on without its goroutine, if it can.
 func (s *session) park() bool {
-	if s.sock == nil || s.backend != nil || s.excess > 0 || s.mute || s.ear != nil || !s.pool.laned() {
+	if s.sock == nil || s.backend != nil || s.excess > 0 || s.mute || s.ear != nil || s.errand != nil && s.setback != nil || !s.pool.laned() {
 		return false
 	}
 	s.lane.Lock()

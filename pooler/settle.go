@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -437,30 +438,31 @@ func (s *session) keepSequences(b *backend) {
 
 // What leads a server back from what another client has left may be refused: that is no fault of the client that has the
 // server now. Nothing of its cycle has been carried out by then, so the server is closed and the cycle goes to another one.
+//
+// So does one whose settings PostgreSQL refuses for the moment, since it was canceled meanwhile, or took too long: there it is
+// turned down with that error.
 
 // sendChange sends one of the queries that change settings, of which so many statements, the first, lead back what another
-// client has left. timed is whether that client's time limit is in force. What fails before its own BEGIN is carried out would not keep what follows from
-// being carried out: where that may be, the BEGIN goes ahead. The lock is held.
-func (s *session) sendChange(query string, timed bool, back int) {
-	b, sql := s.backend, replay(query)
-	if timed || !state.Plain(query) {
-		b.out = pgwire.AppendQuery(b.out, beginReplay)
-		s.aside(debt{aside: true})
-		sql = query + ";COMMIT"
-	}
-	b.out = pgwire.AppendQuery(b.out, sql)
-	s.aside(debt{at: int32(back)})
+// client has left. Its BEGIN goes ahead by itself: it may fail too, by a cancel request, the time limit of another, or a text behind it that cannot
+// be read, and PostgreSQL passes over all that follows what fails in the extended protocol, up to a Sync. The lock is held.
+func (s *session) sendChange(query string, back int) {
+	b := s.backend
+	b.out = pgwire.Append(b.out, pgwire.Parse, nul, []byte(beginReplay), nul, nul, nul)
+	b.out = pgwire.Append(b.out, pgwire.Bind, make([]byte, 8))
+	b.out = pgwire.Append(b.out, pgwire.Execute, make([]byte, 5))
+	b.out = pgwire.AppendQuery(b.out, query+";COMMIT")
+	s.aside(debt{at: int32(back) + 1})
 	b.unnamed = ticket{}
 }
 
 // maxAstray bounds how many servers are closed for one cycle. Those that are opened in their place have nothing to be led back.
 const maxAstray = 100
 
-// astray reports whether the server's error is of what leads back what another client has left, and the client's cycle is
-// still at hand.
+// astray reports whether the server's error is of what changes settings, and the client's cycle, which is still at hand, goes to another
+// one: to be carried out, if it is what another client has left that cannot be led back, or to be turned down.
 func (s *session) astray(d debt, body []byte) bool {
-	begun := s.debts.answered >= 1 && !s.debts.uncounted // otherwise what follows may be carried out
-	if !begun || s.debts.answered > d.at || s.mute || s.attempt.tries >= maxAstray {
+	b := s.backend
+	if d.at == 0 || !s.busy || s.mute || b.pins != 0 || s.attempt.tries >= maxAstray {
 		return false
 	}
 	s.mu.Lock()
@@ -468,10 +470,19 @@ func (s *session) astray(d debt, body []byte) bool {
 	if s.uplink != nil && (s.attempt.size == 0 || s.attempt.cycle == nil) {
 		return false // it reads over what has been sent
 	}
-	cycle, ok := s.resendable()
-	canceled := string(pgwire.Field(body, 'C')) == "57014" && (s.backend.canceling > 0 || s.overdue.Load() != nil)
-	room := s.at != aside || s.uplink != nil || len(cycle)+s.in.Buffered() <= s.in.Size() // a goroutine looks again, with a buffer of its own
-	return ok && room && !canceled && s.stage == running && s.lost == nil
+	if _, ok := s.resendable(); !ok || s.stage != running || s.lost != nil {
+		return false
+	}
+	code := string(pgwire.Field(body, 'C'))
+	canceled := code == "57014" && (b.canceling > 0 || s.canceled == s.turn.Load()) // the request may be over
+	switch {
+	case s.debts.answered < d.at && !canceled:
+	case code != "57014" && code != "55P03" || s.attempt.tries >= maxTries:
+		return false
+	case s.setback == nil:
+		s.setback = &unmade{name: namePrefix, body: bytes.Clone(body)}
+	}
+	return true
 }
 
 // makeAgain sends what makes a statement that SQL's PREPARE made. It stays, whatever becomes of the

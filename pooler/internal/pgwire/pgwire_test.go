@@ -199,6 +199,9 @@ func TestWhatWasReadCanBeReadAgain(t *testing.T) {
 	if !r.Unread([]byte("1234567")) || string(r.Peek(r.Buffered())) != "1234567fgh" || r.Unread([]byte("x")) {
 		t.Errorf("it reads %q", r.Peek(r.Buffered()))
 	}
+	if r.Room(1); !r.Unread([]byte("x")) || string(r.Peek(r.Buffered())) != "x1234567fgh" {
+		t.Errorf("with more room it reads %q", r.Peek(r.Buffered()))
+	}
 }
 
 func TestALengthThatNoMessageHasIsRefused(t *testing.T) {

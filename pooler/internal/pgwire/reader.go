@@ -222,6 +222,14 @@ func (r *Reader) Behind(n int) []byte {
 	return r.buf[r.pos-n : r.pos]
 }
 
+// Room makes room for n bytes in front of those that are buffered, in a larger buffer if need be. The run must be empty.
+func (r *Reader) Room(n int) {
+	if n += r.Buffered(); n > len(r.buf) {
+		r.move(make([]byte, n))
+		r.lent = false
+	}
+}
+
 // Unread puts bytes in front of those that are buffered, to be read next; false if there
 // is no room. The run must be empty.
 func (r *Reader) Unread(p []byte) bool {

@@ -243,12 +243,6 @@ func (s *Settings) leave(to *Settings) (statements []string, all bool) {
 	return statements, false
 }
 
-// Timed reports whether they limit the time of statements.
-func (s *Settings) Timed() bool {
-	_, timed := s.Get(timeout)
-	return timed
-}
-
 // SQL is what sets these where nothing is set.
 func (s *Settings) SQL() string {
 	queries, _ := None.Change(s)
