@@ -86,6 +86,7 @@ type Server struct {
 
 	away     atomic.Int32   // clients that are turned away at leisure
 	ended    sync.WaitGroup // sessions
+	orders   sync.Mutex     // over an order to pools, and over their replacement; before mu
 	mu       sync.Mutex
 	ctx      context.Context // of the pools; nil before Run
 	sessions map[uint32]*session
@@ -198,6 +199,7 @@ func (p *Server) commit(old, next *policy, kept map[*pool]*Database) {
 		pool.configure(d)
 	}
 	var gone []*pool
+	p.orders.Lock()
 	if old != nil {
 		for name, pool := range old.pools {
 			if kept[pool] == nil {
@@ -212,6 +214,7 @@ func (p *Server) commit(old, next *policy, kept map[*pool]*Database) {
 	p.slow.plans.Store(next.config.Slow.Over > 0 && next.config.Slow.Plan)
 	p.retired = append(p.retired, gone...)
 	p.mu.Unlock()
+	p.orders.Unlock()
 	for _, pool := range gone {
 		pool.retire()
 	}

@@ -59,8 +59,7 @@ func (s *session) foretell(b *backend) {
 	}
 }
 
-// settle finds out what the client has left on its server at a transaction's end. It
-// returns whether the server may go to another client.
+// settle finds out what the client has left on its server at a transaction's end. It returns whether the server may go to another client.
 func (s *session) settle(b *backend) (free bool, err error) {
 	s.keepSequences(b)
 	if b.left&scan.Catalog != 0 {
@@ -338,15 +337,13 @@ func (s *backend) discard() error {
 	return nil
 }
 
-// currval and lastval answer with what the server's session was given last, whoever its
-// client was. They must never answer with another client's value.
+// currval and lastval answer with what the server's session was given last, whoever its client was. They must never answer with
+// another client's value.
 //
-// Nothing is done for databases whose clients never ask for them. Once one has, each
-// server forgets such values (DISCARD SEQUENCES, in front of the client's first message)
-// when it changes hands. So a value that was given in the same transaction is right, and
-// one that is not there is PostgreSQL's own error (55000). A client that asks for what an
-// earlier transaction was given keeps its server from its next such transaction on;
-// until then it gets the server that it had last, if nobody has had it since.
+// Nothing is done for databases whose clients never ask for them. Once one has, each server forgets such values (DISCARD SEQUENCES, in
+// front of the client's first message) when it changes hands. So a value that was given in the same transaction is right, and one
+// that is not there is PostgreSQL's own error (55000). A client that asks for what an earlier transaction was given keeps its server
+// from its next such transaction on; until then it gets the server that it had last, if nobody has had it since.
 
 // Whose values a server's session knows, besides the id of a session.
 const (
@@ -354,8 +351,7 @@ const (
 	severals = ^uint32(0)
 )
 
-// takeSequences makes the values that the server knows the client's own, if it matters. It
-// reports whether the server has to forget those that it has.
+// takeSequences makes the values that the server knows the client's own, if it matters. It reports whether the server has to forget those that it has.
 func (s *session) takeSequences() (forget bool) {
 	b := s.backend
 	switch {
@@ -389,8 +385,7 @@ func (s *session) mayForget() bool {
 	return b.status == pgwire.Idle || b.status == pgwire.InBlock && b.earlier&scan.Advances == 0 && !slices.ContainsFunc([]string{"transaction", "lock ", "lock\t", "lock\n"}, early)
 }
 
-// ownSequences sees to it, before a message is sent that asks for a sequence's last value,
-// that the server knows none of another client's. The lock is held.
+// ownSequences sees to it, before a message is sent that asks for a sequence's last value, that the server knows none of another client's. The lock is held.
 func (s *session) ownSequences(e scan.Effect) {
 	b := s.backend
 	amid := s.behind || s.uplink != nil || s.debts.len() > b.replays
@@ -415,8 +410,7 @@ func (s *session) ownSequences(e scan.Effect) {
 	}
 }
 
-// keepSequences pins the server, at a transaction's end, for a client that will ask for the
-// values that it was given. What is over with the transaction is forgotten.
+// keepSequences pins the server, at a transaction's end, for a client that will ask for the values that it was given. What is over with the transaction is forgotten.
 func (s *session) keepSequences(b *backend) {
 	if s.straddles && b.left&scan.Advances != 0 {
 		b.pins |= scan.Sequence

@@ -24,6 +24,8 @@ var ErrUnknown = errors.New("unknown")
 // order carries an order out on the pools of a database ("": of all). Its own comes first: those
 // that users get from then on, where each logs in as itself, are made after it.
 func (p *Server) order(database string, do func(*pool)) error {
+	p.orders.Lock() // a reload would have what replaces a pool take the orders that that one had before
+	defer p.orders.Unlock()
 	pools := p.policy.Load().pools
 	if database != "" && pools[database] == nil {
 		return fmt.Errorf("database %q is %w; mainstay db pools lists those that there are", database, ErrUnknown)
