@@ -276,6 +276,7 @@ func (s *session) completed(body []byte) {
 		s.mu.Lock()
 		if d, ok := s.debts.first(); ok && d.kind == owesDropAll {
 			s.debts.pop()
+			s.backend.brief = unbriefed
 			maps.DeleteFunc(s.untried, func(name string, _ bool) bool { return s.names[name] == nil })
 		} else {
 			s.forget()

@@ -3,6 +3,7 @@ package pooler
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -139,7 +140,10 @@ func (s *session) look(b *backend) (err error) {
 	}
 	if found.Forged() {
 		b.brief = neverBriefed
+	} else if b.brief == briefed && !found.Briefed(&q) {
+		b.brief = unbriefed
 	}
+	maps.DeleteFunc(b.prepared, func(st *statement, _ uint64) bool { return !found.Keeps(&q, st.name) })
 	before := s.settings
 	b.settings, s.settings = b.pool.settings.Intern(has), b.pool.settings.Intern(wants)
 	s.assure()
@@ -194,7 +198,12 @@ func (s *backend) inquire(q *audit.Question, login *state.Settings) (found audit
 			tries++
 			q.Untimed, q.Brief, q.Hash = true, false, false // the limits are among what is hashed
 		case ok && (q.Brief || q.Hash):
-			if s.brief = unbriefed; refused.SQLState != "26000" { // else somebody has dropped it
+			switch refused.SQLState {
+			case "26000": // somebody has dropped it
+				s.brief = unbriefed
+			case "42501": // the client's role may not ask in this way
+			default:
+				s.brief = unbriefed
 				brief.Off()
 			}
 			if err = s.rollBack(); err != nil {

@@ -71,8 +71,9 @@ const (
 	locks = "SELECT 'l',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory'" +
 		" AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid());"
 	cursors  = "SELECT 'c',NULL,NULL WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable);"
-	prepared = "SELECT 'p',name,CASE WHEN pg_catalog.octet_length(statement) OPERATOR(pg_catalog.<=) 65536 THEN statement END" +
-		" FROM pg_catalog.pg_prepared_statements WHERE from_sql;"
+	prepared = "SELECT CASE WHEN from_sql THEN 'p' ELSE 'k' END,pg_catalog.string_agg(name,' ')," +
+		"CASE WHEN from_sql AND pg_catalog.octet_length(pg_catalog.max(statement)) OPERATOR(pg_catalog.<=) 65536 THEN pg_catalog.max(statement) END" +
+		" FROM pg_catalog.pg_prepared_statements GROUP BY from_sql,CASE WHEN from_sql THEN name END;"
 	channels = "SELECT 'n',channel,NULL FROM pg_catalog.pg_listening_channels() AS channel;"
 )
 
@@ -157,7 +158,8 @@ type Findings struct {
 
 	limits, usual []pgwire.Param // that were lifted: what the client has, and what there is without it
 
-	statements []pgwire.Param // that SQL's PREPARE made: name and text
+	statements []pgwire.Param  // that SQL's PREPARE made: name and text
+	kept       map[string]bool // names of those that the protocol made
 }
 
 var errRow = errors.New("malformed row")
@@ -200,6 +202,11 @@ func (f *Findings) Row(body []byte) error {
 			break
 		}
 		f.statements = append(f.statements, pgwire.Param{Name: name, Value: value})
+	case 'k':
+		f.kept = map[string]bool{}
+		for kept := range strings.FieldsSeq(name) {
+			f.kept[kept] = true
+		}
 	case 'n':
 		f.Channels = append(f.Channels, name)
 	default:
@@ -330,6 +337,14 @@ const maxStatements = 100
 // Statements are the texts by which SQL's PREPARE made what there is, by its name. If
 // Pins has Prepares, there are others, which cannot be carried elsewhere by a text.
 func (f *Findings) Statements() *state.Settings { return state.Of(f.statements) }
+
+// Keeps reports whether the server has what the protocol prepared under this name, or was not asked: code may drop it.
+func (f *Findings) Keeps(q *Question, name string) bool {
+	return q.Effects&asksPrepared == 0 || q.Cleared&scan.Prepares != 0 || f.kept[name]
+}
+
+// Briefed reports whether it has the statements of [Brief].
+func (f *Findings) Briefed(q *Question) bool { return f.Keeps(q, briefName) && f.Keeps(q, restName) }
 
 // Unset is the SQL that leads every setting back to the server's own.
 const Unset = "SET SESSION AUTHORIZATION DEFAULT;RESET ALL"
