@@ -219,6 +219,14 @@ func TestWhatIsNotGivenAgainAtOnceIsGivenLater(t *testing.T) {
 			t.Errorf("%q: %s", step.send, c.row)
 		}
 	}
+	for _, sql := range []string{"begin", "reset all"} {
+		c.send(frame('Q', sql+"\x00"))
+		c.expect("CZ")
+	}
+	c.send(frame('Q', "select current_setting('log_statement') || ' ' || current_setting('work_mem')\x00"))
+	if c.expect("TDCZ"); c.row != "mod 9MB" {
+		t.Errorf("in a transaction: %s", c.row)
+	}
 }
 
 // Behind a DISCARD ALL in the same cycle something may be left all the same, by what is not even completed.
