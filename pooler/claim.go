@@ -361,6 +361,7 @@ func (p *pool) drop(b *backend) {
 
 // close ends the connection, politely if that does not take long.
 func (s *backend) close() {
+	s.changed()
 	goodbye := pgwire.Append(nil, pgwire.Terminate)
 	end := func() {
 		_ = s.SetDeadline(time.Now().Add(time.Second))

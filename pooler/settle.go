@@ -20,7 +20,10 @@ import (
 // taint notes what the message that is being sent may leave behind.
 func (s *backend) taint(e scan.Effect) {
 	s.earlier = s.left
-	s.left |= e
+	if s.left |= e; e&(scan.Catalog|scan.Makes) != 0 && !s.changing {
+		s.changing = true
+		s.pool.home().hidden.changing.Add(1)
+	}
 	if e != 0 {
 		s.cleared = cleared{}
 	}
@@ -431,7 +434,9 @@ func (s *session) keepSequences(b *backend) {
 	if b.left&scan.Makes != 0 && b.left&(scan.Temporary|scan.Setting|scan.AnyChange|scan.Local) != 0 {
 		b.left |= scan.Temporary | scan.Opaque // by where search_path leads now, and with defaults that nobody reads
 	}
-	b.left &= scan.Lasting
+	if b.left &= scan.Lasting; b.left&scan.Catalog == 0 { // else that is looked at first
+		b.changed()
+	}
 }
 
 // What leads a server back from what another client has left may be refused: that is no fault of the client that has the
