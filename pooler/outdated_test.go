@@ -379,3 +379,25 @@ func TestAStatementThatAnotherWasToldATypeOfThatIsGoneIsPreparedAnew(t *testing.
 		p.conn.Close()
 	}
 }
+
+// However a change ends, it does.
+func TestAChangeOfTheSchemaEnds(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 2 })))
+	const change = "alter table ending add column if not exists n int"
+	do(t, h.connect(t), "create table if not exists ending ()", simple)
+	home := h.policy.Load().pools["app"].home()
+	for _, sent := range []string{
+		frame('Q', change+"\x00"), frame('Q', "begin; "+change+"; rollback\x00"), frame('Q', "begin; "+change+"\x00"), frame('Q', "alter table nowhere add n int\x00"), frame('Q', change+"; select 1/0\x00"),
+		parsed("", change) + bound("") + executed + synced, parsed("", change) + synced, frame('Q', "create temp table mine (); "+change+"\x00"), frame('Q', "do $$ begin "+change+"; end $$\x00"),
+		frame('Q', "begin; "+change+"; select pg_sleep(10)\x00"), frame('Q', "select 1 as n into temp also\x00"),
+	} {
+		for _, stays := range []bool{true, false} {
+			f := newFrontend(t, h)
+			if f.send(sent); stays {
+				await(t, "it is answered", func() bool { return h.Stats().Databases[0].Active == 0 || strings.Contains(sent, "begin;") || strings.Contains(sent, "temp") })
+			}
+			f.conn.Close()
+			await(t, "nothing is changing behind "+sent, func() bool { return h.Stats().Clients == 1 && home.hidden.changing.Load() == 0 })
+		}
+	}
+}
