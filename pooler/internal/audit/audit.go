@@ -254,6 +254,11 @@ func (f *Findings) Settings(q *Question, login *state.Settings, user string) (ha
 				has = has.With(p.Name, p.Value)
 			}
 		}
+		for _, p := range known(q.Known) { // what is known by its name alone may be the server's own
+			if _, listed := has.Get(p.Name); !listed && !q.mentions(p.Name) {
+				has = has.With(p.Name, p.Value)
+			}
+		}
 	}
 	for _, p := range f.named {
 		switch {
