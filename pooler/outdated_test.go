@@ -394,7 +394,9 @@ func TestAChangeOfTheSchemaEnds(t *testing.T) {
 		for _, stays := range []bool{true, false} {
 			f := newFrontend(t, h)
 			if f.send(sent); stays {
-				await(t, "it is answered", func() bool { return h.Stats().Databases[0].Active == 0 || strings.Contains(sent, "begin;") || strings.Contains(sent, "temp") })
+				await(t, "it is answered", func() bool {
+					return h.Stats().Databases[0].Active == 0 || strings.Contains(sent, "begin;") || strings.Contains(sent, "temp")
+				})
 			}
 			f.conn.Close()
 			await(t, "nothing is changing behind "+sent, func() bool { return h.Stats().Clients == 1 && home.hidden.changing.Load() == 0 })
