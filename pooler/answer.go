@@ -15,8 +15,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/scan"
 )
 
-// answer relays what the server says until it owes nothing more. A session that has
-// its server to itself stays here until it ends.
+// answer relays what the server says until it owes nothing more. A session that has its server to itself stays here until it ends.
 func (s *session) answer() error {
 	in := s.backend.In
 	for {
@@ -280,6 +279,7 @@ func (s *session) completed(body []byte) {
 		s.mu.Lock()
 		if d, ok := s.debts.first(); ok && d.kind == owesDropAll {
 			s.debts.pop()
+			s.backend.brief = unbriefed
 			maps.DeleteFunc(s.untried, func(name string, _ bool) bool { return s.names[name] == nil })
 			s.findNone()
 		} else {

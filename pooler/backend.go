@@ -65,6 +65,7 @@ type backend struct {
 	born     time.Time
 	spread   float64         // of its lifetime: 0 to 1
 	reports  *state.Settings // what it reported last (ParameterStatus)
+	changing bool            // its client may be changing the schema
 	due      bool            // the catalog is to be looked at since nobody has for long
 	atLogin  *state.Settings // what it reported when it was new
 	entered  *state.Settings // what the startup packet chose for its client, in session mode

@@ -5,6 +5,9 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+
+	"mainstay.dev/mainstay/pooler/internal/prepared"
+	"mainstay.dev/mainstay/pooler/pgtest"
 )
 
 // What servers keep prepared for the audit may be dropped, or forged, by a client: nothing is left to others for that.
@@ -123,4 +126,98 @@ func TestAForgedStatementIsNotAsked(t *testing.T) {
 	if got := value(t, a, "show work_mem", simple); got != "7MB" {
 		t.Errorf("its own client has %s", got)
 	}
+}
+
+// Code may drop what the protocol has prepared, for its client and for others.
+func TestWhatCodeDropsIsPreparedAgainForOthers(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), `create or replace function forgetful() returns void language plpgsql as $$ begin execute 'deallocate all'; end $$`); err != nil {
+		t.Fatal(err)
+	}
+	const prepared = "select 'prepared' || $1::text"
+	for _, drops := range []string{
+		"do $$ begin deallocate all; end $$", "select forgetful()", "do $$ declare v text := replace('deallocate xall', 'x', ''); begin execute v; end $$",
+		"do $$ declare v text; begin for v in select name from pg_prepared_statements loop execute 'deallocate ' || quote_ident(v); end loop; end $$",
+	} {
+		h := run(t, config(database(s.URL(), one)))
+		a, b := h.connect(t), h.connect(t)
+		value(t, b, prepared, pgx.QueryExecModeCacheStatement, "")
+		do(t, a, drops, simple)
+		for _, conn := range []*pgx.Conn{b, h.connect(t)} {
+			if got := value(t, conn, prepared, pgx.QueryExecModeCacheStatement, "!"); got != "prepared!" {
+				t.Errorf("%s: %s", drops, got)
+			}
+		}
+	}
+}
+
+// What is hashed does not hold what a library brings along that is loaded later.
+func TestASettingOfALibrarysIsFound(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "create extension if not exists pg_trgm"); err != nil {
+		t.Fatal(err)
+	}
+	for _, sets := range []string{"select set_limit(0.9)", "update pg_settings set setting = '0.9' where name like 'pg_trgm.similarity_t%'"} {
+		h := run(t, config(database(s.URL(), one)))
+		a, b := h.connect(t), h.connect(t)
+		do(t, a, "do $$ begin end $$", simple) // what is hashed is known
+		do(t, a, "select show_limit()", simple)
+		do(t, a, sets, simple)
+		if got := value(t, b, "select show_limit()::text", simple); got != "0.3" {
+			t.Errorf("%s: another client has %s", sets, got)
+		}
+		if got := value(t, a, "select show_limit()::text", simple); got != "0.9" {
+			t.Errorf("%s: its own client has %s", sets, got)
+		}
+	}
+}
+
+// A role that may not ask briefly is asked otherwise, and it alone.
+func TestARoleThatMayNotAskBrieflySpoilsItForNobody(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "do $$ begin if not exists (select from pg_roles where rolname = 'narrow') then create role narrow; end if; end $$; revoke execute on function pg_catalog.sha256(bytea) from public"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Exec(t.Context(), "grant execute on function pg_catalog.sha256(bytea) to public") }()
+	h := run(t, config(database(s.URL(), one)))
+	a, b := h.connect(t), h.connect(t)
+	do(t, a, "do $$ begin end $$", simple)
+	do(t, b, "set role narrow", simple)
+	do(t, b, "do $$ begin set work_mem = '7MB'; end $$", simple)
+	for range 2 {
+		do(t, a, "do $$ begin end $$", simple)
+	}
+	h.rests(t)
+	if last := h.lastQuery(t, s); !strings.Contains(last, "EXECUTE "+prepared.Prefix+"_settings") {
+		t.Error(last)
+	}
+	if got := value(t, b, "select current_setting('work_mem') || current_user", simple); got != "7MBnarrow" {
+		t.Error(got)
+	}
+}
+
+// What a client drops of it, by whatever protocol, is made again before it is used.
+func TestNothingIsAskedByWhatADiscardHasDropped(t *testing.T) {
+	s := pg.Start(t)
+	h := run(t, config(database(s.URL(), one)))
+	a := h.connect(t)
+	do(t, a, "do $$ begin end $$", simple)
+	for _, mode := range []pgx.QueryExecMode{simple, pgx.QueryExecModeExec} {
+		do(t, a, "discard all", mode)
+		do(t, a, "do $$ begin end $$", simple)
+		h.rests(t)
+		if last := h.lastQuery(t, s); !strings.Contains(last, "EXECUTE "+prepared.Prefix+"_settings") {
+			t.Errorf("%v: %s", mode, last)
+		}
+	}
+}
+
+// lastQuery is what the pooler's only server was asked last.
+func (h *house) lastQuery(t *testing.T, s *pgtest.Server) string {
+	t.Helper()
+	last, err := s.Value(t.Context(), "select query from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid() order by state_change desc limit 1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return last
 }

@@ -322,7 +322,7 @@ func (s *session) shows(typ byte, body []byte) {
 	if !ok || d.tells == nil {
 		return
 	}
-	if d.tells.columns.see(typ, body); body == nil {
+	if d.tells.see(typ, body); body == nil {
 		d.tells.columns.mark = ^uint64(0)
 	}
 }

@@ -368,6 +368,7 @@ func (p *pool) drop(b *backend) {
 
 // close ends the connection, politely if that does not take long.
 func (s *backend) close() {
+	s.changed()
 	goodbye := pgwire.Append(nil, pgwire.Terminate)
 	end := func() {
 		_ = s.SetDeadline(time.Now().Add(time.Second))
@@ -480,8 +481,7 @@ func (p *pool) resume() {
 	p.grow(0)
 }
 
-// renew closes the idle servers now, and those that are lent when they come back:
-// from now on, only new connections are given away.
+// renew closes the idle servers now, and those that are lent when they come back: from now on, only new connections are given away.
 func (p *pool) renew() {
 	p.mu.Lock()
 	p.renewed = time.Now()

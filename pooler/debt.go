@@ -214,7 +214,9 @@ func (s *session) undo(d debt, later []debt) {
 	case d.kind == owesDrop && d.statement != nil && !renamed:
 		s.names[d.name] = d.statement
 		s.nameBytes += int32(len(d.statement.body))
-	case d.kind.ready() || d.kind == owesOurDescribe || d.kind == owesDescription || d.kind == owesOurRun || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
+	case d.kind == owesDescription:
+		d.tells.untold(&s.unnamed)
+	case d.kind.ready() || d.kind == owesOurDescribe || d.kind == owesOurRun || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
 	case d.unnamed:
 		s.undoUnnamed(d, later)
 	case d.kind == owesClose && renamed:
@@ -342,30 +344,6 @@ func (s *session) turnDown(typ byte, n int) (instead bool) {
 	s.excess, s.midway = pgwire.HeaderSize+n, false
 	s.noteSent(pgwire.Sync)
 	return true
-}
-
-// replaces notes what the unnamed statement is, before the message that is being sent
-// changes it. What is its cycle's first message is not skipped: for that it costs nothing.
-func (s *session) replaces() *replaced {
-	if !s.behind || s.unnamed.version == 0 {
-		return nil
-	}
-	was := &replaced{s.unnamed, s.backend.unnamed}
-	s.unnamed.body = nil // it is the other's
-	return was
-}
-
-// displaces is replaces for what takes the server's unnamed statement away, and not the client's.
-func (s *session) displaces() *replaced {
-	if !s.behind || !s.hasUnnamed() {
-		return nil
-	}
-	return &replaced{there: s.backend.unnamed}
-}
-
-// hasUnnamed reports whether the server's unnamed statement is the client's.
-func (s *session) hasUnnamed() bool {
-	return s.unnamed.version != 0 && s.backend.unnamed == ticket{s.id, s.unnamed.version}
 }
 
 // hear notes a setting that the server reports to the client. A client that has reset one

@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"bytes"
 	"maps"
 	"slices"
 
@@ -23,7 +24,7 @@ type description struct {
 	types   []uint32   // of all its parameters; nil: as its body has them
 	vain    bool       // it was asked for, and cannot be had
 	portal  bool       // its columns alone were told
-	forks   string     // the client's name, if servers may have it with several types
+	name    string     // the client's
 	columns layout
 }
 
@@ -34,8 +35,11 @@ type layout struct {
 	changed bool   // they were others then
 }
 
-// noRows is the mark of a statement that returns none. Whether it does does not change.
-const noRows = 1
+// Marks of a statement that returns none. Whether it does does not change, but of a CALL.
+const (
+	noRows = 1 + iota
+	noResult
+)
 
 // older reports whether the schema has changed since.
 func (c *layout) older(schema uint64) bool { return c != nil && c.mark > noRows && c.schema != schema }
@@ -60,16 +64,12 @@ func (s *session) describes(st *statement, name []byte, typ byte) {
 	if st.late != nil || st.left&scan.Fetches != 0 {
 		return
 	}
-	d, c, schema := st.described.Load(), st.columns.Load(), s.backend.pool.statements.schema.Load()
+	c, schema := st.columns.Load(), s.backend.pool.statements.schema.Load()
 	switch {
 	case typ == pgwire.Bind && c == nil:
 		s.bound = st
-	case typ == pgwire.Describe && (d == nil || d.vain || c == nil):
-		d = &description{of: st, columns: layout{schema: schema}}
-		if st.forked.Load() {
-			d.forks = string(name)
-		}
-		s.owe(debt{kind: owesDescription, tells: d})
+	case typ == pgwire.Describe:
+		s.owe(debt{kind: owesDescription, tells: &description{of: st, name: string(name), columns: layout{schema: schema}}})
 	}
 	s.aged = s.aged || c.older(schema)
 }
@@ -88,6 +88,13 @@ func (s *session) describesUnnamed() {
 	if u := &s.unnamed; (u.described == nil || u.described.vain) && u.kept && u.late == nil {
 		u.described = &description{columns: layout{schema: s.backend.pool.statements.schema.Load()}}
 		s.owe(debt{kind: owesDescription, tells: u.described})
+	}
+}
+
+// untold notes that it has not been told. One of the unnamed statement is that statement's from when it is asked for.
+func (d *description) untold(u *unnamed) {
+	if u.described == d {
+		u.described = nil
 	}
 }
 
@@ -129,14 +136,14 @@ func (s *session) describesColumns(typ byte, body []byte) {
 		return
 	}
 	s.debts.pop()
-	d.columns.see(typ, body)
+	d.see(typ, body)
 	s.aged = s.aged || d.columns.older(s.backend.pool.statements.schema.Load())
 	if d.of == nil {
 		return
 	}
-	if d.forks != "" && s.names[d.forks] == d.of { // from now on, with those that it has here
+	if !d.portal && (d.of.forked.Load() || d.differs()) && s.names[d.name] == d.of { // from now on it is as it is here
 		d.of = s.backend.pool.statements.copyOf(d.of)
-		s.names[d.forks] = d.of
+		s.names[d.name] = d.of
 	}
 	if d.columns.mark > 0 {
 		d.of.columns.CompareAndSwap(nil, &d.columns)
@@ -146,10 +153,25 @@ func (s *session) describesColumns(typ byte, body []byte) {
 	}
 }
 
+// differs reports whether others were told something else, as they may be while the schema changes.
+func (d *description) differs() bool {
+	was, c := d.of.described.Load(), d.of.columns.Load()
+	if was != nil && !was.vain && !slices.Equal(prepared.Types(was.typed(d.of.body)), d.types) {
+		return true
+	}
+	return c != nil && d.columns.mark > 0 && c.mark != d.columns.mark
+}
+
 // see notes columns that are told; body may be cut short.
-func (c *layout) see(typ byte, body []byte) {
-	if c.mark = noRows; typ == pgwire.RowDescription {
-		c.mark = prepared.Columns(body)
+func (d *description) see(typ byte, body []byte) {
+	const call = scan.Ends | scan.AnyChange
+	switch {
+	case typ == pgwire.RowDescription:
+		d.columns.mark = prepared.Columns(body)
+	case d.of != nil && d.of.left&call == call:
+		d.columns.mark = noResult
+	default:
+		d.columns.mark = noRows
 	}
 }
 
@@ -165,7 +187,7 @@ func (s *session) assert(st *statement) {
 
 // holds is an error if the answer to that is not what clients were told: what comes next is not what they take it for.
 func (d *description) holds(typ byte, body []byte) error {
-	d.columns.see(typ, body)
+	d.see(typ, body)
 	if was := d.of.columns.Load(); was.mark != d.columns.mark {
 		return end(Lost, "the columns of a prepared statement have changed", "connect again")
 	}
@@ -183,6 +205,30 @@ func (d *description) typed(body []byte) []byte {
 		return body
 	}
 	return prepared.Typed(body, d.types)
+}
+
+// replaces notes what the unnamed statement is, before the message that is being sent
+// changes it. What is its cycle's first message is not skipped: for that it costs nothing.
+func (s *session) replaces() *replaced {
+	if !s.behind || s.unnamed.version == 0 {
+		return nil
+	}
+	was := &replaced{s.unnamed, s.backend.unnamed}
+	s.unnamed.body = nil // it is the other's
+	return was
+}
+
+// displaces is replaces for what takes the server's unnamed statement away, and not the client's.
+func (s *session) displaces() *replaced {
+	if !s.behind || !s.hasUnnamed() {
+		return nil
+	}
+	return &replaced{there: s.backend.unnamed}
+}
+
+// hasUnnamed reports whether the server's unnamed statement is the client's.
+func (s *session) hasUnnamed() bool {
+	return s.unnamed.version != 0 && s.backend.unnamed == ticket{s.id, s.unnamed.version}
 }
 
 // newUnnamed begins another version of the unnamed statement.
@@ -225,27 +271,28 @@ func (s *session) unproven() bool {
 	return unnamed || len(named) > 0
 }
 
-// toProve lists them: the server does not know them, and the schema has changed since they were told.
+// toProve lists them: the server does not know them, and the schema has changed since they were told, or may be changing.
 func (s *session) toProve() (named []*statement, unnamed bool) {
 	b, u := s.backend, &s.unnamed
-	schema := b.pool.statements.schema.Load()
+	schema, changing := b.pool.statements.schema.Load(), b.pool.home().hidden.changing.Load() > 0
 	if s.schema != schema {
 		s.schema, s.aged = schema, u.described != nil && u.described.columns.older(schema)
 		for _, st := range s.names {
 			s.aged = s.aged || st.columns.Load().older(schema)
 		}
 	}
-	if !s.aged || b.status == pgwire.InFailed || b.pool.sessions() || s.open {
-		return nil, false
+	if !s.aged && !changing || b.status == pgwire.InFailed || b.pool.sessions() || s.open || b.status == pgwire.InBlock && s.early() {
+		return nil, false // of named ones it is found out when they are learned
 	}
+	doubtful := func(c *layout) bool { return c.older(schema) || changing && c != nil && c.mark > noRows && !c.changed }
 	s.eachUse(func(name []byte) {
 		if len(name) == 0 {
-			unnamed = u.version != 0 && u.kept && b.unnamed != ticket{s.id, u.version} && u.described != nil && u.described.columns.older(schema)
+			unnamed = u.version != 0 && u.kept && b.unnamed != ticket{s.id, u.version} && u.described != nil && doubtful(&u.described.columns)
 			return
 		}
 		st := s.names[string(name)]
 		for depth := 0; st != nil && depth < maxChain; depth++ {
-			if _, known := b.prepared[st]; !known && st.columns.Load().older(schema) && !slices.Contains(named, st) {
+			if _, known := b.prepared[st]; !known && doubtful(st.columns.Load()) && !slices.Contains(named, st) {
 				named = append(named, st)
 			}
 			if !st.late.executes() {
@@ -257,51 +304,101 @@ func (s *session) toProve() (named []*statement, unnamed bool) {
 	return named, unnamed
 }
 
-// prove asks the server what the columns of statements are that it is about to learn. What it refuses is prepared where it
-// is used, and refused there.
+// early reports whether the cycle that is buffered has what must come before the snapshot that it takes to prepare something.
+func (s *session) early() bool {
+	for rest := s.in.Peek(s.in.Buffered()); pgwire.Holds(rest); {
+		typ, n, body := pgwire.Split(rest)
+		rest = rest[n:]
+		var text []byte
+		switch typ {
+		case pgwire.Parse:
+			_, text, _, _ = pgwire.Strings(body)
+		case pgwire.Bind:
+			_, name, _, _ := pgwire.Strings(body)
+			if st := s.names[string(name)]; st != nil {
+				text, _, _ = pgwire.String(st.body)
+			} else if len(name) == 0 && s.unnamed.version != 0 {
+				text, _, _ = pgwire.String(s.unnamed.body)
+			}
+		case pgwire.Query:
+			return scan.Early(bytes.TrimSuffix(body, nul))
+		case pgwire.Sync:
+			return false
+		}
+		if scan.Early(text) {
+			return true
+		}
+	}
+	return false
+}
+
+// prove lets the server learn such statements, and say what their columns are. From then on it holds them to these itself. What
+// it refuses is prepared where it is used, and refused there.
 func (s *session) prove() error {
 	named, unnamed := s.toProve()
 	if len(named) == 0 && !unnamed {
 		return nil
 	}
 	var all []*description
+	look := func(st *statement) *description {
+		d := &description{of: st, columns: layout{schema: s.backend.pool.statements.schema.Load()}}
+		all = append(all, d)
+		return d
+	}
 	s.mu.Lock()
 	for _, st := range named {
-		all = append(all, s.proveOne(st, st.under, st.asTyped()))
+		s.teachOne(st.under, st, st.asTyped(), look(st))
 	}
-	if u := &s.unnamed; unnamed {
-		all = append(all, s.proveOne(nil, u.under, u.asTyped()))
+	if u := &s.unnamed; unnamed { // last, as in teach
+		s.teachOne(u.under, nil, u.asTyped(), look(nil))
+		s.backend.unnamed = ticket{s.id, u.version}
 	}
 	s.mu.Unlock()
 	if err := s.replayed(); err != nil {
 		return err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, d := range all {
-		switch is := d.columns; {
-		case is.mark == 0:
-		case d.of == nil:
-			was := &s.unnamed.described.columns
-			was.schema, was.changed = is.schema, is.mark != was.mark
-		default:
-			was := d.of.columns.Load()
-			d.of.columns.CompareAndSwap(was, &layout{was.mark, is.schema, is.mark != was.mark})
-		}
+		s.proved(d)
 	}
 	s.schema-- // it may use no such statement any more
-	return nil
+	s.mu.Unlock()
+	return s.replayed()
 }
 
-// proveOne is that for one with this body. The lock is held.
-func (s *session) proveOne(st *statement, under *state.Settings, body []byte) *description {
-	b, name, strange := s.backend, []byte(namePrefix+"_told"), s.strange(under)
+// proved takes the answer to that. A statement that has other columns than its clients were told is closed. The lock is held.
+func (s *session) proved(d *description) {
+	b, is := s.backend, d.columns
+	if d.of == nil {
+		if was := &s.unnamed.described.columns; is.mark > 0 {
+			was.schema, was.changed = is.schema, is.mark != was.mark
+		}
+		if s.unnamed.outgrown() {
+			b.unnamed = ticket{}
+		}
+		return
+	}
+	was := d.of.columns.Load()
+	if is.mark > 0 {
+		d.of.columns.CompareAndSwap(was, &layout{was.mark, is.schema, is.mark != was.mark})
+	}
+	if is.mark != was.mark {
+		delete(b.prepared, d.of)
+		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(d.of.name), nul)
+		b.out = pgwire.Append(b.out, pgwire.Sync)
+		s.aside(debt{aside: true})
+	}
+}
+
+// teachOne sends what makes the server learn one statement, and say what it is if that is noted; st is nil for the unnamed one.
+func (s *session) teachOne(under *state.Settings, st *statement, body []byte, tells *description) {
+	b, name, strange := s.backend, "", tells == nil || s.strange(under)
 	var undo []string
 	if b.status == pgwire.InBlock {
 		s.runAside("SAVEPOINT _ms", true)
 		undo = []string{"ROLLBACK TO SAVEPOINT _ms", "RELEASE SAVEPOINT _ms"}
 	} else if strange {
-		s.runAside("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE", true)
+		s.runAside(beginReplay, true)
 		undo = []string{"ROLLBACK"}
 	}
 	if strange {
@@ -311,17 +408,19 @@ func (s *session) proveOne(st *statement, under *state.Settings, body []byte) *d
 		}
 		b.unnamed = ticket{}
 	}
-	d := &description{of: st, columns: layout{schema: b.pool.statements.schema.Load()}}
-	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, name, nul)
-	b.out = pgwire.Append(b.out, pgwire.Parse, name, nul, body)
-	b.out = pgwire.Append(b.out, pgwire.Describe, []byte{'S'}, name, nul)
-	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, name, nul)
+	if st != nil {
+		s.learn(st)
+		name = st.name
+	}
+	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, body)
+	if tells != nil {
+		b.out = pgwire.Append(b.out, pgwire.Describe, []byte{'S'}, []byte(name), nul)
+	}
 	b.out = pgwire.Append(b.out, pgwire.Sync)
-	s.aside(debt{aside: true, tells: d})
+	s.aside(debt{aside: true, statement: st, unnamed: st == nil, tells: tells})
 	for i, sql := range undo {
 		s.runAside(sql, i < len(undo)-1)
 	}
-	return d
 }
 
 // count finds out which of the statements that clients share the server has still: code that cannot be read may have dropped

@@ -40,8 +40,9 @@ type hidden struct {
 	first sync.Mutex   // over the first look, which all wait for
 	blind atomic.Bool  // that has shown nothing, and servers were given out without
 
-	changes atomic.Uint32 // of what is known: who used a function before that was seen may have left what was not asked for
-	looks   *audit.Looks  // behind transactions
+	changing atomic.Int32  // on so many servers the schema may be changing: what they have done of that is not known yet
+	changes  atomic.Uint32 // of what is known: who used a function before that was seen may have left what was not asked for
+	looks    *audit.Looks  // behind transactions
 }
 
 // revealed is what was read from the catalog.
@@ -196,6 +197,7 @@ func (s *session) lookIntoCatalog(b *backend) error {
 	tables := b.due || !changesSchema(s.exchange.DB.Command) // otherwise what is prepared is new already
 	err := h.looks.Look(catalogLimit, tables, func() error { return b.reveal(tables) })
 	b.left &^= scan.Catalog
+	b.changed()
 	if b.due = false; err == nil {
 		for _, hint := range h.hints() {
 			if b.left&scan.AnyChange == 0 {
@@ -213,6 +215,14 @@ func (s *session) lookIntoCatalog(b *backend) error {
 		return nil
 	}
 	return s.unread(err)
+}
+
+// changed notes that all that the client has changed of the schema is known by now.
+func (s *backend) changed() {
+	if s.changing {
+		s.changing = false
+		s.pool.home().hidden.changing.Add(-1)
+	}
 }
 
 // unlessRefused ends the transaction in which PostgreSQL refused to show its catalog.

@@ -235,10 +235,10 @@ func (s *session) teach() error {
 	}
 	s.mu.Lock()
 	for _, st := range named {
-		s.teachOne(st.under, st, st.name, st.asTyped())
+		s.teachOne(st.under, st, st.asTyped(), nil)
 	}
 	if u := &s.unnamed; unnamed { // last: each of our own queries drops it
-		s.teachOne(u.under, nil, "", u.asTyped())
+		s.teachOne(u.under, nil, u.asTyped(), nil)
 		s.backend.unnamed = ticket{s.id, u.version}
 	}
 	s.mu.Unlock()
@@ -249,27 +249,24 @@ func (s *session) teach() error {
 	return nil
 }
 
-// teachOne sends what makes the server learn one statement; st is nil for the unnamed one.
-func (s *session) teachOne(under *state.Settings, st *statement, name string, body []byte) {
+// makeAgain sends what makes a statement that SQL's PREPARE made. It stays, whatever becomes of the
+// transaction that it was made in. If settings are refused before it, nothing of it ends their transaction.
+func (s *session) makeAgain(name, value string) {
 	b := s.backend
-	begin, undo := beginReplay, []string{"ROLLBACK"}
-	if b.status == pgwire.InBlock {
-		begin, undo = "SAVEPOINT _ms", []string{"ROLLBACK TO SAVEPOINT _ms", "RELEASE SAVEPOINT _ms"}
+	text, under := state.OfCarried(value)
+	if under == nil || under.MeansSame(s.settings) {
+		s.sendReplay(text, name)
+		return
 	}
-	for _, sql := range append([]string{begin}, under.Meaning()...) {
+	for _, sql := range append([]string{beginReplay + ";SAVEPOINT _ms"}, under.Meaning()...) {
 		b.out = pgwire.AppendQuery(b.out, sql)
-		s.aside(debt{aside: true})
+		s.aside(debt{aside: true, name: name})
 	}
-	b.unnamed = ticket{}
-	if st != nil {
-		s.learn(st)
-	}
-	b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, body)
-	b.out = pgwire.Append(b.out, pgwire.Sync)
-	s.aside(debt{aside: true, statement: st, unnamed: st == nil})
-	for i, sql := range undo {
-		s.runAside(sql, i < len(undo)-1)
-	}
+	b.out = pgwire.AppendQuery(b.out, text)
+	s.aside(debt{aside: true, name: name})
+	b.out = pgwire.AppendQuery(b.out, "ROLLBACK TO SAVEPOINT _ms")
+	s.aside(debt{aside: true})
+	s.sendReplay("SELECT;ROLLBACK", "")
 }
 
 // aside notes that what is ready for the server is answered for us.
@@ -445,7 +442,7 @@ func (s *session) blames(body, cycle []byte) bool {
 	case pgwire.Describe:
 		name, _ = bytes.CutPrefix(bytes.TrimSuffix(message, nul), []byte{'S'}) // or a portal's, which is no such name
 	}
-	return s.untried[string(name)] && (class == "0A" || class == "22" || class == "42")
+	return s.untried[string(name)] && slices.Contains([]string{"0A", "22", "42", "XX"}, class) // the last, of a type that is gone
 }
 
 // prepareAnew makes the client's cycle the next that it sends, and new statements of those that it uses for the

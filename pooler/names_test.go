@@ -9,7 +9,7 @@ import (
 )
 
 // shared is the server's name, which anybody can read, for what f prepares as a name with this text.
-func shared(t *testing.T, f *frontend, name, sql string) string {
+func sharedName(t *testing.T, f *frontend, name, sql string) string {
 	t.Helper()
 	f.send(parsed(name, sql) + synced)
 	f.expect("1Z")
@@ -22,7 +22,7 @@ func shared(t *testing.T, f *frontend, name, sql string) string {
 func TestNobodyUsesWhatOthersHavePreparedByItsName(t *testing.T) {
 	h, m := newMatch(t, one)
 	owner, other := newFrontend(t, h), h.connect(t)
-	taken := shared(t, owner, "p", "select 'of another'")
+	taken := sharedName(t, owner, "p", "select 'of another'")
 	upper, quoted := strings.ToUpper(taken), `"`+taken+`"`
 	make, execute, drop := query("prepare "+taken+" as select 'its own'"), query("execute "+taken), query("deallocate "+upper)
 	extended := func(sql string) step { return ask(parsed("", sql), bound(""), executed) }
@@ -72,7 +72,7 @@ func TestWhatCodeDropsByItsNameIsMadeAnew(t *testing.T) {
 	}
 	h := run(t, config(database(s.URL(), one)))
 	owner, other := newFrontend(t, h), h.connect(t)
-	names := []string{shared(t, owner, "p", "select 'p'"), shared(t, owner, "q", "select 'q'")}
+	names := []string{sharedName(t, owner, "p", "select 'p'"), sharedName(t, owner, "q", "select 'q'")}
 	for what, sql := range map[string]string{
 		"one":           "do $$ begin execute 'deallocate NAME'; end $$",
 		"by a loop":     "do $$ declare r record; begin for r in select name from pg_prepared_statements loop execute 'deallocate ' || quote_ident(r.name); end loop; end $$",

@@ -140,6 +140,7 @@ func TestParametersHaveTheTypesThatTheClientWasToldOnEveryServer(t *testing.T) {
 		"the unnamed one":           {toFloat, []step{ask(parsed("", update), described(""))}, []step{unnamed, see}},
 		"the unnamed one, known":    {toFloat, []step{ask(parsed("", update), described("")), ask(parsed("", update), described(""))}, []step{unnamed, see}},
 		"the unnamed one, later":    {toFloat, []step{ask(parsed("", update)), ask(described(""))}, []step{unnamed, see}},
+		"told behind an error":      {toFloat, []step{ask(parsed("", update)), ask(bound("none"), described("")), ask(described(""))}, []step{unnamed, see}},
 		"and told again":            {toFloat, []step{ask(parsed("", update), described(""))}, []step{ask(described("")), unnamed, see}},
 		"behind another":            {toFloat, []step{ask(parsed("", "select 1"), described(""), parsed("", update), described(""))}, []step{unnamed, see}},
 		"all at once":               {toFloat, []step{{"two cycles", parsed("p", update) + described("p") + synced + parsed("", update) + described("") + synced, 2}}, []step{write, see}},
@@ -178,6 +179,9 @@ func TestAStatementReturnsNoOtherColumnsThanItsClientWasToldOnAnyServer(t *testi
 	shut := frame('C', "Sp\x00")
 	fresh := ask(shut, parsed("p", star), described("p"), bound("p"), executed)
 	begin, rollback := query("begin"), query("rollback")
+	const unrelated, serializable, called = "create table if not exists unrelated (n int)", "set transaction isolation level serializable", "call proc(1)"
+	made1, made2 := query("drop procedure if exists proc; create procedure proc(x int) language plpgsql as 'begin end'"), "drop procedure proc; create procedure proc(inout x int) language plpgsql as 'begin x := 5; end'"
+	isolation := query("show transaction_isolation")
 	for what, c := range map[string]struct {
 		change      string
 		first, then []step
@@ -210,6 +214,10 @@ func TestAStatementReturnsNoOtherColumnsThanItsClientWasToldOnAnyServer(t *testi
 		"the same under others":     {"create table if not exists unrelated (n int)", []step{query("set search_path = nowhere, public"), told, query("set search_path = other")}, []step{use, use, begin, use, rollback}},
 		"with parameters":           {wider, []step{ask(parsed("p", star+" where a = $1"), described("p"))}, []step{ask(bindTexts("", "p", []string{"7"}), executed), ask(shut, parsed("p", star+" where a = $1"), described("p")), ask(bindTexts("", "p", []string{"7"}), executed)}},
 		"with too few":              {wider, []step{ask(parsed("p", star+" where a = $1"), described("p"))}, []step{use}},
+		"behind the isolation":      {unrelated, []step{told, ask(parsed("i", serializable))}, []step{begin, ask(bound("i"), executed, bound("p"), executed), isolation, rollback}},
+		"and where that is parsed":  {unrelated, []step{told}, []step{begin, ask(parsed("", serializable), bound(""), executed, bound("p"), executed), isolation, rollback}},
+		"and behind a lock":         {unrelated, []step{told, ask(parsed("l", "lock table moving"))}, []step{begin, ask(bound("l"), executed, bound("p"), executed), query("set transaction read only"), rollback}},
+		"of a procedure":            {made2, []step{made1, ask(parsed("p", called), described("p"))}, []step{use, ask(shut, parsed("p", called), described("p")), use}},
 		"of what it writes":         {wider, []step{ask(parsed("p", "insert into moving (a) values (1) returning *"), described("p"))}, []step{use, query("select count(*) from moving")}},
 		"of what returns none":      {wider, []step{ask(parsed("p", "delete from moving"), described("p"))}, []step{use}},
 	} {
@@ -297,6 +305,101 @@ func TestWhoPreparesBehindANewTableIsLedThere(t *testing.T) {
 		do(t, b, act, simple)
 		if got := value(t, c, "select max(n) from items", pgx.QueryExecModeCacheStatement); got != "first" {
 			t.Errorf("%s: %s", act, got)
+		}
+	}
+}
+
+// While a change is under way, it may be in force before the pooler hears of it.
+func TestColumnsAreAsToldWhileTheSchemaIsChanging(t *testing.T) {
+	h, m := newMatch(t, func(d *Database) { d.Pool.Max = 2 })
+	const star = "select * from moving"
+	told, use := ask(parsed("p", star), described("p")), ask(bound("p"), executed)
+	none := []step{query("select 1")}
+	for what, c := range map[string]struct{ first, then, others, later []step }{
+		"of a name":         {[]step{told}, []step{use}, none, []step{use}},
+		"of the unnamed":    {[]step{ask(parsed("", star), described(""))}, []step{ask(bound(""), executed)}, none, none},
+		"in a transaction":  {[]step{told}, []step{query("begin"), use, query("rollback"), use}, none, none},
+		"to another client": {[]step{told}, none, []step{told, use}, []step{use}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			client, other, changes := m.sides(nil), m.sides(nil), m.sides(nil)
+			for _, both := range [][2]*player{client, other, changes} {
+				for _, p := range both {
+					if p.err != nil {
+						t.Fatal(p.err)
+					}
+					defer p.conn.Close()
+				}
+			}
+			m.same(t, "made", changes, []step{query("drop table if exists moving; create table moving as select 7 as a")}, nil)
+			m.same(t, "first", client, c.first, nil)
+			h.rests(t)
+			change := query("begin; alter table moving alter a type bigint; commit; select pg_sleep(1)") // which is answered at its end
+			for _, p := range changes {
+				p.say(change)
+			}
+			look := logIn(m.direct, m.password, []string{"user", "postgres", "database", "pooled"})
+			defer look.conn.Close()
+			await(t, "the change is in force", func() bool {
+				look.say(query("select 'yes' from pg_stat_activity where query ~ 'alter a type' and wait_event = 'PgSleep' having count(*) = 2"))
+				return strings.Contains(look.hear(1), "yes")
+			})
+			m.same(t, "then", client, c.then, nil)
+			m.same(t, "others", other, c.others, nil)
+			if pooled, direct := changes[0].hear(1), changes[1].hear(1); pooled != direct {
+				t.Errorf("POOLED\n%s\nDIRECT\n%s", pooled, direct)
+			}
+			h.rests(t)
+			for _, both := range [][2]*player{client, other} { // on the server that was the change's
+				m.same(t, "later", both, c.later, nil)
+			}
+		})
+	}
+}
+
+// So is one with a parameter of a type that is gone, for which PostgreSQL has an internal error.
+func TestAStatementThatAnotherWasToldATypeOfThatIsGoneIsPreparedAnew(t *testing.T) {
+	_, m := newMatch(t, one)
+	p := ask(parsed("p", "select a from moody where m = $1"), described("p"))
+	makes, earlier, client, past := m.sides(nil)[0], m.sides(nil)[0], m.sides(nil)[0], logIn(m.direct, m.password, []string{"user", "postgres", "database", "pooled"})
+	for _, turn := range []struct {
+		by *player
+		step
+	}{
+		{makes, query("create type mood as enum ('a'); create table moody as select 7 as a, 'a'::mood as m")}, {earlier, p},
+		{past, query("drop type mood cascade; create type mood as enum ('a'); alter table moody add m mood default 'a'")},
+		{client, p}, {client, ask(bindTexts("", "p", []string{"a"}), executed)},
+	} {
+		turn.by.say(turn.step)
+		if got := turn.by.hear(1); strings.Contains(got, "ERROR") {
+			t.Errorf("%s: %s", turn.story, got)
+		}
+	}
+	for _, p := range []*player{makes, earlier, client, past} {
+		p.conn.Close()
+	}
+}
+
+// However a change ends, it does.
+func TestAChangeOfTheSchemaEnds(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Pool.Max = 2 })))
+	const change = "alter table ending add column if not exists n int"
+	do(t, h.connect(t), "create table if not exists ending ()", simple)
+	home := h.policy.Load().pools["app"].home()
+	for _, sent := range []string{
+		frame('Q', change+"\x00"), frame('Q', "begin; "+change+"; rollback\x00"), frame('Q', "begin; "+change+"\x00"), frame('Q', "alter table nowhere add n int\x00"), frame('Q', change+"; select 1/0\x00"),
+		parsed("", change) + bound("") + executed + synced, parsed("", change) + synced, frame('Q', "create temp table mine (); "+change+"\x00"), frame('Q', "do $$ begin "+change+"; end $$\x00"),
+		frame('Q', "begin; "+change+"; select pg_sleep(10)\x00"), frame('Q', "select 1 as n into temp also\x00"),
+	} {
+		for _, stays := range []bool{true, false} {
+			f := newFrontend(t, h)
+			if f.send(sent); stays {
+				await(t, "it is answered", func() bool {
+					return h.Stats().Databases[0].Active == 0 || strings.Contains(sent, "begin;") || strings.Contains(sent, "temp")
+				})
+			}
+			f.conn.Close()
+			await(t, "nothing is changing behind "+sent, func() bool { return h.Stats().Clients == 1 && home.hidden.changing.Load() == 0 })
 		}
 	}
 }

@@ -171,7 +171,7 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 			}
 			if whole && e&scan.Back != 0 && s.login != state.None && s.queryReset(text) {
 				b.cleared.chosen = true
-				s.resets = before || e&(scan.AnyChange|scan.Unseen) != 0 // all others are led back at once
+				s.resets = before || e&(scan.AnyChange|scan.Unseen) != 0 || !s.login.Wholly() // all others are led back at once
 				s.in.Skip(pgwire.HeaderSize + n)
 				return 0, nil
 			}

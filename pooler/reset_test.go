@@ -219,6 +219,14 @@ func TestWhatIsNotGivenAgainAtOnceIsGivenLater(t *testing.T) {
 			t.Errorf("%q: %s", step.send, c.row)
 		}
 	}
+	for _, sql := range []string{"begin", "reset all"} {
+		c.send(frame('Q', sql+"\x00"))
+		c.expect("CZ")
+	}
+	c.send(frame('Q', "select current_setting('log_statement') || ' ' || current_setting('work_mem')\x00"))
+	if c.expect("TDCZ"); c.row != "mod 9MB" {
+		t.Errorf("in a transaction: %s", c.row)
+	}
 }
 
 // Behind a DISCARD ALL in the same cycle something may be left all the same, by what is not even completed.
@@ -233,5 +241,20 @@ func TestWhatFollowsADiscardIsAskedAfter(t *testing.T) {
 	c.send(frame('Q', "show work_mem\x00"))
 	if c.expect("TDCZ"); c.row != "7MB" {
 		t.Errorf("its own client has %s", c.row)
+	}
+}
+
+// The value that a client has set may be the server's own, and the server may have it by itself.
+func TestAResetLeavesWhatItDoesNotName(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	for _, resets := range []string{"reset datestyle", "reset role", "set session authorization default"} {
+		c, other := h.connect(t, "options=-c work_mem=9MB -c datestyle=german"), h.connect(t)
+		do(t, c, "set work_mem = '4MB'", simple)
+		do(t, other, "reset all", simple)
+		do(t, other, "begin; set work_mem = '6MB'; rollback", simple)
+		do(t, c, resets, simple)
+		if got := value(t, c, "select current_setting('work_mem') || ' ' || current_setting('datestyle')", simple); got != "4MB German, DMY" {
+			t.Errorf("%s: %s", resets, got)
+		}
 	}
 }

@@ -306,6 +306,12 @@ func (p *player) hear(ready int) string {
 			fmt.Fprintf(&out, "heard %s %s %v\n", channel, payload, pid == p.pid)
 		case 'T':
 			fmt.Fprintf(&out, "columns %s\n", columns(body))
+		case pgwire.ParameterDesc:
+			fmt.Fprintf(&out, "parameters")
+			for _, oid := range pgwire.ParameterTypes(body) {
+				fmt.Fprintf(&out, " %d", shared(oid))
+			}
+			fmt.Fprintln(&out)
 		case pgwire.ReadyForQuery:
 			ready--
 			fmt.Fprintf(&out, "ready %s\n", body)
@@ -327,6 +333,14 @@ func (p *player) hear(ready int) string {
 // So is the type of the message that does not fit, where the pooler adds one of its own.
 var statementNames = regexp.MustCompile(`(unnamed )?prepared statement( "[^"]*")?|unexpected message type 0x..`)
 
+// shared is the oid of a type that both databases have; 0: of one of their own.
+func shared(oid uint32) uint32 {
+	if oid >= 16384 {
+		return 0
+	}
+	return oid
+}
+
 // columns is a RowDescription without the tables' oids, which differ.
 func columns(body []byte) (list []string) {
 	for rest := body[2:]; ; {
@@ -334,7 +348,7 @@ func columns(body []byte) (list []string) {
 		if !ok || len(after) < 18 {
 			return list
 		}
-		list = append(list, fmt.Sprintf("%s type %d format %d", name, binary.BigEndian.Uint32(after[6:]), binary.BigEndian.Uint16(after[16:])))
+		list = append(list, fmt.Sprintf("%s type %d format %d", name, shared(binary.BigEndian.Uint32(after[6:])), binary.BigEndian.Uint16(after[16:])))
 		rest = after[18:]
 	}
 }

@@ -20,7 +20,10 @@ import (
 // taint notes what the message that is being sent may leave behind.
 func (s *backend) taint(e scan.Effect) {
 	s.earlier = s.left
-	s.left |= e
+	if s.left |= e; e&(scan.Catalog|scan.Makes) != 0 && !s.changing {
+		s.changing = true
+		s.pool.home().hidden.changing.Add(1)
+	}
 	if e != 0 {
 		s.cleared = cleared{}
 	}
@@ -139,6 +142,8 @@ func (s *session) look(b *backend) (err error) {
 	}
 	if found.Forged() {
 		b.brief = neverBriefed
+	} else if b.brief == briefed && !found.Briefed(&q) {
+		b.brief = unbriefed
 	}
 	before := s.settings
 	b.settings, s.settings = b.pool.settings.Intern(has), b.pool.settings.Intern(wants)
@@ -202,7 +207,12 @@ func (s *backend) inquire(q *audit.Question, login *state.Settings) (found audit
 			tries++
 			q.Untimed, q.Brief, q.Hash = true, false, false // the limits are among what is hashed
 		case ok && (q.Brief || q.Hash):
-			if s.brief = unbriefed; refused.SQLState != "26000" { // else somebody has dropped it
+			switch refused.SQLState {
+			case "26000": // somebody has dropped it
+				s.brief = unbriefed
+			case "42501": // the client's role may not ask in this way
+			default:
+				s.brief = unbriefed
 				brief.Off()
 			}
 			if err = s.rollBack(); err != nil {
@@ -427,7 +437,9 @@ func (s *session) keepSequences(b *backend) {
 	if b.left&scan.Makes != 0 && b.left&(scan.Temporary|scan.Setting|scan.AnyChange|scan.Local) != 0 {
 		b.left |= scan.Temporary | scan.Opaque // by where search_path leads now, and with defaults that nobody reads
 	}
-	b.left &= scan.Lasting
+	if b.left &= scan.Lasting; b.left&scan.Catalog == 0 { // else that is looked at first
+		b.changed()
+	}
 }
 
 // What leads a server back from what another client has left may be refused: that is no fault of the client that has the
@@ -477,24 +489,4 @@ func (s *session) astray(d debt, body []byte) bool {
 		s.setback = &unmade{name: namePrefix, body: bytes.Clone(body)}
 	}
 	return true
-}
-
-// makeAgain sends what makes a statement that SQL's PREPARE made. It stays, whatever becomes of the
-// transaction that it was made in. If settings are refused before it, nothing of it ends their transaction.
-func (s *session) makeAgain(name, value string) {
-	b := s.backend
-	text, under := state.OfCarried(value)
-	if under == nil || under.MeansSame(s.settings) {
-		s.sendReplay(text, name)
-		return
-	}
-	for _, sql := range append([]string{beginReplay + ";SAVEPOINT _ms"}, under.Meaning()...) {
-		b.out = pgwire.AppendQuery(b.out, sql)
-		s.aside(debt{aside: true, name: name})
-	}
-	b.out = pgwire.AppendQuery(b.out, text)
-	s.aside(debt{aside: true, name: name})
-	b.out = pgwire.AppendQuery(b.out, "ROLLBACK TO SAVEPOINT _ms")
-	s.aside(debt{aside: true})
-	s.sendReplay("SELECT;ROLLBACK", "")
 }

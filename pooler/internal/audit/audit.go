@@ -163,6 +163,7 @@ type Findings struct {
 	limits, usual []pgwire.Param // that were lifted: what the client has, and what there is without it
 
 	statements []pgwire.Param // that SQL's PREPARE made: name and text
+	brief      int            // how many of those of [Brief] there are
 }
 
 var errRow = errors.New("malformed row")
@@ -176,6 +177,8 @@ func (f *Findings) Row(body []byte) error {
 	if columns[0][0] == 'o' {
 		if prepared.Shared(columns[1]) {
 			f.Shared++
+		} else if name := string(columns[1]); name == briefName || name == restName {
+			f.brief++
 		}
 		return nil
 	}
@@ -255,6 +258,11 @@ func (f *Findings) Settings(q *Question, login *state.Settings, user string) (ha
 		has = state.None
 		for _, p := range f.all {
 			if !ofTransaction(p.Name) {
+				has = has.With(p.Name, p.Value)
+			}
+		}
+		for _, p := range known(q.Known) { // what is known by its name alone may be the server's own
+			if _, listed := has.Get(p.Name); !listed && !q.mentions(p.Name) {
 				has = has.With(p.Name, p.Value)
 			}
 		}
@@ -341,6 +349,11 @@ const maxStatements = 100
 // Statements are the texts by which SQL's PREPARE made what there is, by its name. If
 // Pins has Prepares, there are others, which cannot be carried elsewhere by a text.
 func (f *Findings) Statements() *state.Settings { return state.Of(f.statements) }
+
+// Briefed reports whether the server has the statements of [Brief], or was not asked: code may drop them.
+func (f *Findings) Briefed(q *Question) bool {
+	return q.Effects&asksPrepared == 0 || q.Cleared&scan.Prepares != 0 || f.brief == 2
+}
 
 // Unset is the SQL that leads every setting back to the server's own.
 const Unset = "SET SESSION AUTHORIZATION DEFAULT;RESET ALL"

@@ -37,7 +37,7 @@ const (
 	Local                         // changes a setting until the transaction's end
 	Keeps                         // keeps something in the server's memory that nothing shows: pg_backup_start, a library's own variables
 	Fetches                       // FETCH: what it returns depends on the cursors that there are when it is prepared
-	Makes                         // CREATE, SELECT INTO: what it makes is temporary if search_path leads there
+	Makes                         // CREATE, ALTER, SELECT INTO: what it makes is temporary if search_path leads there
 	Opaque                        // was not read, or cannot be: may have set what nobody can ask for by its name
 
 	leads  // in a routine: has search_path lead to where it is told
@@ -323,8 +323,7 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 	case "reset":
 		return wordReset, Setting | Back
 	case "discard":
-		switch l := w.lexer; {
-		case l.is(l.next(), "all"):
+		if l := w.lexer; l.is(l.next(), "all") {
 			return wordOther, Discards | Back
 		}
 		return wordOther, Temporary // PLANS and SEQUENCES leave nothing, and nothing out
@@ -334,6 +333,8 @@ func (w *walk) command(name []byte) (id wordID, e Effect) {
 		return wordCall, free | Ends
 	case "create":
 		return wordCreate, Makes
+	case "alter":
+		return wordOther, Makes
 	case "explain":
 		return wordExplain, 0
 	case "declare":

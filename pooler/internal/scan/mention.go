@@ -41,6 +41,10 @@ func (m *Mentions) find(sql []byte, backslash, all bool, nested int) {
 			continue
 		case l.named(t, "set_config"):
 			m.setConfig(l)
+		case l.named(t, "set_limit"): // of pg_trgm
+			m.add("pg_trgm.similarity_threshold")
+		case l.is(t, "update") && l.updates() != 0: // which are not told: that is no setting, so that all are listed
+			m.add("pg_settings")
 		case (first || nested > 0) && l.is(t, "set"):
 			m.set(l)
 		case (first || nested > 0) && l.is(t, "reset"):

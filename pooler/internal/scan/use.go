@@ -178,6 +178,19 @@ func Analysed(sql []byte) bool {
 		func(keyword string) bool { return l.is(t, keyword) })
 }
 
+// Early reports whether a statement has to come before its transaction's snapshot, or waits for what that is to show: SET TRANSACTION, LOCK.
+func Early(sql []byte) bool {
+	l := lexer{sql: sql}
+	t := l.next()
+	if !l.is(t, "set") {
+		return l.is(t, "lock")
+	}
+	if t = l.next(); l.keyword(t, "local") || l.keyword(t, "session") {
+		t = l.next()
+	}
+	return !l.dotted() && slices.ContainsFunc([]string{"transaction", "transaction_isolation", "transaction_read_only", "transaction_deferrable"}, func(name string) bool { return l.named(t, name) })
+}
+
 // rowless are the commands that never return rows.
 var rowless = []string{
 	"set", "reset", "begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "prepare", "deallocate", "declare", "close", "move", "listen",

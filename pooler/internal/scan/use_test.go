@@ -96,6 +96,17 @@ func TestHowManyParametersAStatementTakesIsKnown(t *testing.T) {
 	}
 }
 
+func TestWhatComesBeforeASnapshotIsKnown(t *testing.T) {
+	for sql, want := range map[string]bool{
+		"set transaction isolation level serializable": true, "SET LOCAL transaction_isolation = 'serializable'": true, "set session transaction_read_only = on": true, " /* */ lock t": true,
+		"": false, "select 1": false, "set local work_mem = 1": false, "set session characteristics as transaction read only": false, "select * from transaction": false, "set transaction.x = 1": false,
+	} {
+		if got := Early([]byte(sql)); got != want {
+			t.Errorf("%s: %v", sql, got)
+		}
+	}
+}
+
 func TestAPlaceIsFoundInTheClientsText(t *testing.T) {
 	const long = "a_longer_name"
 	sql := "select 'é'; ; execute p ('x', y); execute q"
