@@ -371,6 +371,7 @@ func (s *session) failed(body []byte) (keep bool) {
 		s.backend.pool.outdate()
 	}
 	s.forgive()
+	s.passOver()
 	return true
 }
 
@@ -408,14 +409,7 @@ func (s *session) takesCopy() {
 	syncs, ended := s.debts.takeCopy()
 	s.copying = !ended
 	for range syncs {
-		c, _ := s.cycles.pop()
-		if s.cycles.len() > 0 {
-			next := &s.cycles.list[s.cycles.head]
-			next.start, next.bytes = c.start, next.bytes+c.bytes
-			continue
-		}
-		c.bytes += s.next.bytes
-		s.next = c
+		s.goesOn()
 	}
 	s.open = s.open || extended && s.cycles.len() == 0
 	s.split()

@@ -19,7 +19,7 @@ type debt struct {
 	unnamed   bool         // a Parse or Close of the unnamed statement, ours included
 	aside     bool         // a replay that may fail: see teach
 	taken     bool         // a Parse that the server has to refuse: the name is taken
-	at        int32        // how many messages of its cycle are answered before this one; of a replay that changes settings, how many of its statements, the first, are its BEGIN and what leads others' back
+	at        int32        // how many messages of its cycle are answered before this one, also of a Query that it ends with; of a replay that changes settings, how many of its statements, the first, are its BEGIN and what leads others' back
 	statement *statement   // the one that a Parse creates, or a Close removes
 	name      string       // the client's, for that statement or the one it drops
 	was       *replaced    // what stood there before; nil: nothing, or this is its cycle's first message

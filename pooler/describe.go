@@ -434,6 +434,42 @@ func (s *backend) count() error {
 	return nil
 }
 
+// A Query may stand in the middle of a cycle of the extended protocol, with no Sync before it. If what comes before it fails, PostgreSQL
+// passes over it, too: it says nothing more until it is sent a Sync.
+
+// amid reports whether the uplink waits for the answer to such a Query, which may have it go on. The lock is held, here and below.
+func (s *session) amid() bool {
+	owed := s.debts.list[s.debts.head:]
+	return s.uplink != nil && slices.ContainsFunc(owed, func(d debt) bool { return d.kind == owesQuery && d.at > 0 })
+}
+
+// passOver notes, behind an error, that the server passes over such a Query: its cycle goes on.
+func (s *session) passOver() {
+	d, ok := s.debts.firstReady()
+	skips := ok && s.debts.skips(d)
+	for ; ok && skips && d.kind == owesQuery; d, ok = s.debts.firstReady() {
+		s.forgive()
+		s.debts.pop()
+		s.goesOn()
+	}
+	if skips && !ok {
+		s.open = true
+		s.split()
+	}
+}
+
+// goesOn notes that what seemed to be the first cycle's end is not: the next belongs to it.
+func (s *session) goesOn() {
+	c, _ := s.cycles.pop()
+	if s.cycles.len() == 0 {
+		c.bytes += s.next.bytes
+		s.next = c
+		return
+	}
+	next := &s.cycles.list[s.cycles.head]
+	next.start, next.bytes = c.start, next.bytes+c.bytes
+}
+
 // mustHold reports whether the client's next cycle has to wait for the answers to
 // those before. The lock is held.
 func (s *session) mustHold(typ byte, n int) bool {

@@ -291,11 +291,12 @@ func (s *session) send(typ byte, n int) (ends bool, err error) {
 		return false, errClosing
 	}
 	copies := typ == pgwire.CopyData || typ == pgwire.CopyDone || typ == pgwire.CopyFail
-	if !copies && s.mustHold(typ, n) {
+	holds := !copies && s.mustHold(typ, n)
+	if holds && !s.amid() {
 		s.mu.Unlock()
 		return false, errHold
 	}
-	if copies && s.uplink != nil && s.backend.replays > 0 { // the COPY may yet have to go to another server
+	if holds || copies && s.uplink != nil && s.backend.replays > 0 { // the COPY may yet have to go to another server
 		s.mu.Unlock()
 		time.Sleep(replayPause)
 		return false, nil
@@ -456,7 +457,7 @@ func (s *session) noteSent(typ byte) (ends bool) {
 		s.debts.asked++
 		return false
 	case pgwire.Query, pgwire.FunctionCall:
-		s.owe(debt{kind: owesQuery})
+		s.owe(debt{kind: owesQuery, at: s.debts.asked})
 	case pgwire.Sync:
 		if s.copying {
 			// PostgreSQL ignores a Sync while it takes COPY data, unless the COPY has
@@ -474,7 +475,7 @@ func (s *session) noteSent(typ byte) (ends bool) {
 	return true
 }
 
-// replayPause is between two looks of the uplink at whether a replay is over.
+// replayPause is between two looks of the uplink at whether a replay, or a Query amid a cycle, is over.
 const replayPause = time.Millisecond
 
 // hold waits, in the uplink, for serve to take the client over: what the client sends

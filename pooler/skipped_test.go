@@ -186,3 +186,32 @@ func TestAParseBehindWhatDropsItsNameIsItsClientsOwn(t *testing.T) {
 		c.fails(drops+", once more", "", "42P05")
 	}
 }
+
+// PostgreSQL passes over a Query, too, in the middle of a cycle that has failed, and waits for a Sync.
+func TestAQueryAmidACycleThatFailsIsPassedOver(t *testing.T) {
+	for _, mode := range []string{modeTransaction, modeSession} {
+		_, m := newMatch(t, func(d *Database) { d.Mode = mode })
+		bad, good, long := parse("", "select broken"), parse("", "select 'good'"), "/*"+strings.Repeat(" ", 100_000)+"*/"
+		of := func(ready int, parts ...string) step { return step{mode, strings.Join(parts, ""), ready} }
+		simple := func(sql string) string { return query(sql).bytes }
+		for what, steps := range map[string][]step{
+			"a query":           {of(1, bad, simple("select 1"), endCycle)},
+			"executed":          {of(2, good, runs("", ""), simple("select 1"), endCycle)},
+			"fails itself":      {of(2, good, runs("", ""), simple("select broken"), endCycle)},
+			"two":               {of(1, bad, simple("select 1"), simple("select 2"), runs("", ""), endCycle)},
+			"with more behind":  {of(2, bad, simple("select 1"), good, runs("", ""), endCycle, good, runs("", ""), endCycle)},
+			"in a transaction":  {query("begin"), of(1, good, runs("c", "none"), simple("commit"), endCycle), query("rollback")},
+			"that deallocates":  {query("prepare p as select 'p'"), of(1, bad, simple("deallocate p"), endCycle), query("execute p"), query("deallocate p")},
+			"a late Sync":       {of(1, bad, simple("select 1"), frame('H', ""), endCycle)},
+			"a long one":        {of(1, bad, simple("select 1"+long), endCycle)},
+			"behind a long one": {of(1, parse("", "select 1 "+long+" + 'x'"), simple("select 1"), endCycle)},
+			"a slow one":        {of(2, parse("", "select pg_sleep(0.3)"), runs("", ""), simple("select pg_sleep(0.3)"), endCycle), of(1, good, runs("c", "none"), simple("select pg_sleep(0.3)"), endCycle)},
+		} {
+			both := m.sides(nil)
+			m.same(t, what, both, append(steps, query("select 'end'")), nil)
+			for _, p := range both {
+				p.conn.Close()
+			}
+		}
+	}
+}
