@@ -258,6 +258,15 @@ func (s *session) undoUnnamed(d debt, later []debt) {
 	}
 }
 
+// unname forgets what a name stands for.
+func (s *session) unname(name string) {
+	if st := s.names[name]; st != nil {
+		s.nameBytes -= int32(len(st.body))
+		delete(s.names, name)
+		delete(s.untried, name)
+	}
+}
+
 // What PostgreSQL refuses for the moment, it may take the next time: that is not the statement's fault. A client that waits
 // for what its cycle uses is told so, and nothing of the cycle is carried out.
 

@@ -385,6 +385,13 @@ func (s *session) sendLongParse(name string, n int) error {
 	return s.parseNamed(name, body)
 }
 
+// seekTraceparent notes the trace that a text belongs to.
+func (s *session) seekTraceparent(text []byte) {
+	if !s.next.traced {
+		s.next.trace, s.next.traced = pgwire.FindTraceparent(text)
+	}
+}
+
 // seekTrace finds the trace context of a statement that was too long to be held, in
 // the end of its message.
 func (s *session) seekTrace(tail []byte) {
