@@ -320,6 +320,16 @@ func (s *session) handOn(body []byte) {
 	}
 }
 
+// beginCancel notes that a cancel request is about to go to the server, which is not given on until it has come. The lock is held.
+func (s *session) beginCancel() {
+	b := s.backend
+	b.canceling++
+	b.cancels.Add(1)
+	if b.replays > 0 {
+		s.canceled = s.turn.Load()
+	}
+}
+
 // cancelAgain does so when the server has ended that replay: before, it would take the request for that one's. The lock
 // is held.
 func (s *session) cancelAgain() {

@@ -34,6 +34,7 @@ func (s *session) forward(extent pgwire.Extent) error {
 	b := s.backend
 	var begun []byte
 	s.mu.Lock()
+	s.outwait()
 	if s.open { // by an event loop
 		begun = s.attempt.cycle
 	}
@@ -295,7 +296,7 @@ func (s *session) send(typ byte, n int) (ends bool, err error) {
 		s.mu.Unlock()
 		return false, errHold
 	}
-	if copies && s.uplink != nil && s.backend.replays > 0 { // the COPY may yet have to go to another server
+	if copies && s.uplink != nil && s.backend.replays > 0 || !copies && s.uplink != nil && s.canceling() { // the COPY may yet have to go to another server
 		s.mu.Unlock()
 		time.Sleep(replayPause)
 		return false, nil

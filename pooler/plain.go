@@ -78,6 +78,9 @@ func (s *session) sendWhole() (size int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := s.backend
+	if s.canceling() {
+		return 0, errHold
+	}
 	s.next.start = s.exchange.Start
 	for ends := false; !ends; {
 		typ, n, _, err := s.in.Header()
@@ -117,6 +120,9 @@ func (s *session) sendPlain() (size int) {
 	_, n, _, _ := s.in.Header() // its Parse
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.canceling() {
+		return 0
+	}
 	if s.text(pgwire.Parse, n); !s.harmless {
 		return 0
 	}

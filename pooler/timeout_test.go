@@ -110,3 +110,39 @@ func TestTheQueryTimeoutIsEachQuerysOwn(t *testing.T) {
 		}
 	})
 }
+
+// Nor is the next one canceled by the request that came too late for a query: neither in the same transaction nor in session mode.
+func TestAQueryTimeoutThatComesTooLateEndsNoOther(t *testing.T) {
+	const late = "select pg_sleep(0.6), 'late'"
+	for mode, begin := range map[string]string{modeTransaction: "begin", modeSession: "select 1"} {
+		for what, next := range map[string]string{
+			"simple": frame('Q', "select pg_sleep(0.1)\x00"), "extended": parsed("", "select pg_sleep(0.1)") + bound("") + executed + synced,
+		} {
+			t.Run(mode+" "+what, func(t *testing.T) {
+				release, held := make(chan struct{}), make(chan struct{}, 1)
+				h := run(t, config(database(pg.Start(t).URL(), one, func(d *Database) { d.Mode, d.QueryTimeout = mode, 400*time.Millisecond })), gated(func(first []byte) error {
+					if isCancel(first) {
+						held <- struct{}{}
+						<-release
+					}
+					return nil
+				}))
+				f := newFrontend(t, h)
+				f.send(frame('Q', begin+"\x00"))
+				for f.next() != "Z" {
+				}
+				f.send(frame('Q', late+"\x00"))
+				<-held
+				f.expect("TDCZ")
+				f.send(next)
+				time.Sleep(50 * time.Millisecond) // nothing may happen in it
+				close(release)
+				for typ := ""; typ != "Z"; {
+					if typ = f.next(); typ == "E" {
+						t.Error("it is canceled, having taken less")
+					}
+				}
+			})
+		}
+	}
+}
