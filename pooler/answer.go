@@ -436,6 +436,11 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	}
 	b.status, s.block, s.copying, s.renamed, s.why, s.added = status, status, false, nil, nil, nil
 	c, _ := s.cycles.pop()
+	if s.cycles.len() > 0 { // what was sent behind it begins now
+		s.cycles.list[s.cycles.head].start = time.Now()
+	} else if s.open {
+		s.next.start = time.Now()
+	}
 	if s.back.name != "" {
 		s.hearBack()
 	}

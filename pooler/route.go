@@ -328,7 +328,7 @@ type overdue struct {
 // explain tells the client, before an error of the server's, that we asked for it.
 func (s *session) explain() {
 	o := s.overdue.Swap(nil)
-	if o == nil || o.turn != s.turn.Load() || s.mute {
+	if o == nil || o.turn != s.turn.Load() || s.mute || s.exchange.DB.SQLState != "57014" {
 		return
 	}
 	s.pass()
