@@ -7,7 +7,6 @@ import (
 	"maps"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -47,6 +46,9 @@ func (s *session) answer() error {
 func (s *session) beginNext() {
 	s.mu.Lock()
 	c, ok := s.cycles.first()
+	if !ok && s.open { // answers to a Flush, before the cycle's end is sent
+		c, ok = s.next, true
+	}
 	s.mu.Unlock()
 	if !ok {
 		return
@@ -90,6 +92,8 @@ func (s *session) scan() (done bool, err error) {
 			if keep, done, err = s.observe(typ, in.Peek(look)[pgwire.HeaderSize:]); err != nil {
 				return false, err
 			}
+		} else if typ == pgwire.DataRow {
+			s.rows++
 		}
 		if !keep {
 			s.pass()
@@ -187,7 +191,10 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 	case pgwire.EmptyQuery:
 		s.debts.answered++
 		s.exchange.DB.Queries++
-	case pgwire.BindComplete, pgwire.PortalSuspended:
+	case pgwire.PortalSuspended: // which does not say how many
+		s.exchange.DB.Rows, s.rows = s.exchange.DB.Rows+s.rows, 0
+		s.debts.answered++
+	case pgwire.BindComplete:
 		s.debts.answered++
 		return !s.debts.ours, false, nil
 	case pgwire.ParameterDesc:
@@ -272,7 +279,7 @@ func (s *session) completed(body []byte) {
 	command, rows := pgwire.Tag(body)
 	db := &s.exchange.DB
 	db.Command = commandName(command)
-	db.Rows += rows
+	db.Rows, s.rows = db.Rows+rows, 0
 	db.Queries++
 	switch db.Command {
 	case "DEALLOCATE ALL", "DISCARD ALL":
@@ -305,20 +312,6 @@ func (s *session) completed(body []byte) {
 	if changesSchema(string(command)) {
 		// The types of a statement's parameters are those of when it was prepared.
 		s.backend.pool.outdate()
-	}
-}
-
-// changesSchema reports whether a command does.
-func changesSchema(command string) bool {
-	return strings.HasPrefix(command, "ALTER ") || strings.HasPrefix(command, "DROP ") || strings.HasPrefix(command, "CREATE ")
-}
-
-// unname forgets what a name stands for.
-func (s *session) unname(name string) {
-	if st := s.names[name]; st != nil {
-		s.nameBytes -= int32(len(st.body))
-		delete(s.names, name)
-		delete(s.untried, name)
 	}
 }
 
@@ -422,7 +415,7 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	s.mu.Lock()
 	b := s.backend
 	s.forgive()
-	s.debts.answered, s.debts.uncounted = 0, false
+	s.debts.answered, s.debts.uncounted, s.rows = 0, false, 0
 	switch d, ok := s.debts.pop(); {
 	case !ok:
 		s.mu.Unlock()
@@ -437,6 +430,11 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	}
 	b.status, s.block, s.copying, s.renamed, s.why, s.added = status, status, false, nil, nil, nil
 	c, _ := s.cycles.pop()
+	if s.cycles.len() > 0 { // what was sent behind it begins now
+		s.cycles.list[s.cycles.head].start = time.Now()
+	} else if s.open {
+		s.next.start = time.Now()
+	}
 	if s.back.name != "" {
 		s.hearBack()
 	}

@@ -258,6 +258,15 @@ func (s *session) undoUnnamed(d debt, later []debt) {
 	}
 }
 
+// unname forgets what a name stands for.
+func (s *session) unname(name string) {
+	if st := s.names[name]; st != nil {
+		s.nameBytes -= int32(len(st.body))
+		delete(s.names, name)
+		delete(s.untried, name)
+	}
+}
+
 // What PostgreSQL refuses for the moment, it may take the next time: that is not the statement's fault. A client that waits
 // for what its cycle uses is told so, and nothing of the cycle is carried out.
 
@@ -308,6 +317,16 @@ func (s *session) handOn(body []byte) {
 	s.mu.Unlock()
 	if meant {
 		s.setBack(body)
+	}
+}
+
+// beginCancel notes that a cancel request is about to go to the server, which is not given on until it has come. The lock is held.
+func (s *session) beginCancel() {
+	b := s.backend
+	b.canceling++
+	b.cancels.Add(1)
+	if b.replays > 0 {
+		s.canceled = s.turn.Load()
 	}
 }
 

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"maps"
 	"slices"
+	"strings"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
+	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
@@ -484,4 +486,40 @@ func (s *session) mustHold(typ byte, n int) bool {
 		return true
 	}
 	return s.ear != nil && len(s.ear.channels) > 0 || b.left&scan.Listens != 0 || b.left&(scan.Begins|scan.Unseen) != 0 && b.pool.statementMode()
+}
+
+// changesSchema reports whether a command does.
+func changesSchema(command string) bool {
+	return strings.HasPrefix(command, "ALTER ") || strings.HasPrefix(command, "DROP ") || strings.HasPrefix(command, "CREATE ")
+}
+
+// shapeOf is the shape of a text that the client sends. The lock is held.
+func (s *session) shapeOf(text []byte) *fingerprint.Shape {
+	b, how := s.backend, fingerprint.Standard
+	if bytes.IndexByte(text, '\\') >= 0 {
+		_, halves := s.recoded()
+		switch {
+		case halves, (s.swayed() || b.pool.sessions()) && (s.behind || s.cycles.len() > 0): // there may be settings that have not been reported yet
+			how = fingerprint.Unsure
+		case b.backslash():
+			how = fingerprint.Escapes
+		}
+	}
+	return s.pooler.shapes.Of(text, how)
+}
+
+// recoded reports whether a text is converted, as far as that is known, and whether the second half of a character may be a
+// backslash then.
+func (s *session) recoded() (recoded, halves bool) {
+	b := s.backend
+	server, _ := b.reports.Get("server_encoding")
+	client, _ := b.reports.Get("client_encoding")
+	if b.replays > 0 { // it has not reported yet what it is about to have
+		client, _ = b.atLogin.Get("client_encoding")
+		if chosen, ok := s.settings.Get("client_encoding"); ok {
+			client = strings.ToUpper(strings.ReplaceAll(chosen, "-", "")) // as the client writes it
+		}
+	}
+	recoded = client != server && client != "SQL_ASCII" && server != "SQL_ASCII"
+	return recoded, recoded && !slices.Contains(whole, client)
 }

@@ -34,6 +34,7 @@ func (s *session) forward(extent pgwire.Extent) error {
 	b := s.backend
 	var begun []byte
 	s.mu.Lock()
+	s.outwait()
 	if s.open { // by an event loop
 		begun = s.attempt.cycle
 	}
@@ -296,7 +297,7 @@ func (s *session) send(typ byte, n int) (ends bool, err error) {
 		s.mu.Unlock()
 		return false, errHold
 	}
-	if holds || copies && s.uplink != nil && s.backend.replays > 0 { // the COPY may yet have to go to another server
+	if holds || s.uplink != nil && (copies && s.backend.replays > 0 || !copies && s.canceling()) { // the COPY may yet have to go to another server
 		s.mu.Unlock()
 		time.Sleep(replayPause)
 		return false, nil
@@ -384,6 +385,13 @@ func (s *session) sendLongParse(name string, n int) error {
 		s.next.trace, s.next.traced = pgwire.FindTraceparent(text)
 	}
 	return s.parseNamed(name, body)
+}
+
+// seekTraceparent notes the trace that a text belongs to.
+func (s *session) seekTraceparent(text []byte) {
+	if !s.next.traced {
+		s.next.trace, s.next.traced = pgwire.FindTraceparent(text)
+	}
 }
 
 // seekTrace finds the trace context of a statement that was too long to be held, in

@@ -450,7 +450,7 @@ func (s *session) severedEnds() {
 func (s *session) intern(body []byte, u use) (st *statement, older bool) {
 	under := s.present()
 	text, _, _ := pgwire.String(body)
-	return s.backend.pool.statements.intern(cmp.Or(under, s.settings), under != nil, s.garbled(text), body, u, s.pooler.shapes)
+	return s.backend.pool.statements.intern(cmp.Or(under, s.settings), under != nil, s.garbled(text), body, u, s.shapeOf)
 }
 
 // executions are what executing what a client has prepared by SQL may do. It is found out once, and not for each

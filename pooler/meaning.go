@@ -183,7 +183,7 @@ func (s *session) assure() {
 	defer s.mu.Unlock()
 	for _, name := range s.unsure {
 		if st := s.names[name]; st != nil && st.under == nil && st.cursor == nil {
-			fresh, older := s.pool.statements.intern(s.settings, true, st.garbled, st.body, st.use, s.pooler.shapes)
+			fresh, older := s.pool.statements.intern(s.settings, true, st.garbled, st.body, st.use, s.shapeOf)
 			if d := st.described.Load(); d != nil { // what was told was under these too
 				fresh.describe(&description{types: d.types})
 			}

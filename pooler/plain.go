@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"slices"
-	"strings"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/fingerprint"
@@ -64,7 +63,7 @@ func (s *session) recognise(text, buf []byte) bool {
 func (s *session) learnHarmless(text []byte, by *revealed) {
 	var buf [memo.MaxText]byte
 	if key, ok := memo.Key(buf[:0], text); ok {
-		s.backend.pool.home().texts.Put(key, harmless{s.pooler.shapes.Of(text), by})
+		s.backend.pool.home().texts.Put(key, harmless{s.shapeOf(text), by})
 	}
 }
 
@@ -79,6 +78,9 @@ func (s *session) sendWhole() (size int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := s.backend
+	if s.canceling() {
+		return 0, errHold
+	}
 	s.next.start = s.exchange.Start
 	for ends := false; !ends; {
 		typ, n, _, err := s.in.Header()
@@ -118,6 +120,9 @@ func (s *session) sendPlain() (size int) {
 	_, n, _, _ := s.in.Header() // its Parse
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.canceling() {
+		return 0
+	}
 	if s.text(pgwire.Parse, n); !s.harmless {
 		return 0
 	}
@@ -311,18 +316,9 @@ var whole = []string{"UTF8", "LATIN1", "LATIN9", "WIN1252"}
 // garbled reports whether a text may be another one to the server than it is to us, because it is converted: from another
 // encoding than the server's own, or maybe from one that the client has only just chosen.
 func (s *session) garbled(text []byte) bool {
-	b := s.backend
-	server, _ := b.reports.Get("server_encoding")
-	client, _ := b.reports.Get("client_encoding")
-	if b.replays > 0 { // it has not reported yet what it is about to have
-		client, _ = b.atLogin.Get("client_encoding")
-		if chosen, ok := s.settings.Get("client_encoding"); ok {
-			client = strings.ToUpper(strings.ReplaceAll(chosen, "-", "")) // as the client writes it
-		}
-	}
-	same := client == server || client == "SQL_ASCII" || server == "SQL_ASCII"
-	known := b.pool.home().hidden.known.Load()
-	return scan.Garbled(text, s.swayed() || !same && !slices.Contains(whole, client), !same && known != nil && known.foreign)
+	recoded, halves := s.recoded()
+	known := s.backend.pool.home().hidden.known.Load()
+	return scan.Garbled(text, s.swayed() || halves, recoded && known != nil && known.foreign)
 }
 
 // leaves is what the client's statement of this name may leave behind.

@@ -70,7 +70,7 @@ type registry struct {
 // intern returns the statement with this body, which has this use, of a client that had these
 // settings; certain is false if it may have changed them in the transaction that is open, garbled is what [session.garbled]
 // says of it. older is whether it was there before.
-func (r *registry) intern(settings *state.Settings, certain, garbled bool, body []byte, u use, shapes *fingerprint.Table) (st *statement, older bool) {
+func (r *registry) intern(settings *state.Settings, certain, garbled bool, body []byte, u use, shape func(text []byte) *fingerprint.Shape) (st *statement, older bool) {
 	under, doubt := settings, ""
 	if !certain {
 		under, doubt = nil, "?"
@@ -86,7 +86,7 @@ func (r *registry) intern(settings *state.Settings, certain, garbled bool, body 
 		return st, true
 	}
 	text, _, _ := pgwire.String(body)
-	made := &statement{key: key, body: append([]byte(nil), body...), use: u, under: under, shape: shapes.Of(text)}
+	made := &statement{key: key, body: append([]byte(nil), body...), use: u, under: under, shape: shape(text)}
 	made.left = eachWay(scan.Modes(text, false, false), func(backslash bool) scan.Effect { return scan.Effects(text, backslash) })
 	if u.renames() {
 		made.left &^= scan.Prepares | scan.Executes // what it names is nothing that stays

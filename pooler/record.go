@@ -65,7 +65,9 @@ func (s *session) finish(c *cycle, code Code) {
 	x.DB.Database, x.DB.User = s.database, s.user
 	if c.traced { // one that belongs to no trace is not worth one of its own
 		// Continue reads the text and keeps nothing of it.
-		x.Trace.Continue(unsafe.String(&c.trace[0], len(c.trace)), "")
+		if x.Trace.Continue(unsafe.String(&c.trace[0], len(c.trace)), ""); x.Trace.Parent == [8]byte{} { // it is none
+			x.Trace = telemetry.Trace{}
+		}
 	}
 	if c.shape != nil {
 		x.DB.Fingerprint, x.DB.Text = c.shape.ID, c.shape.Text
@@ -115,6 +117,12 @@ func (s *session) text(typ byte, n int) (text []byte, whole bool) {
 	if prepared.Borrows(text) && !s.backend.pool.sessions() {
 		prepared.Disown(text, s.backend.backslash(), func(name string) bool { return s.names[name] != nil })
 	}
+	if s.backend.pool.sessions() && s.pooler.slow.plans.Load() && !s.strays {
+		hints := s.backend.pool.home().hidden.hints()
+		s.strays = !whole || eachWay(scan.Modes(text, false, false), func(backslash bool) scan.Effect {
+			return scan.Effects(text, backslash) | hints.Find(text, backslash, nil)
+		})&sways != 0
+	}
 	if whole {
 		s.seekTraceparent(text)
 		s.see(nil, text)
@@ -123,13 +131,6 @@ func (s *session) text(typ byte, n int) (text []byte, whole bool) {
 		text = body[:0]
 	}
 	return text, whole
-}
-
-// seekTraceparent notes the trace that a text belongs to.
-func (s *session) seekTraceparent(text []byte) {
-	if !s.next.traced {
-		s.next.trace, s.next.traced = pgwire.FindTraceparent(text)
-	}
 }
 
 // see notes what the cycle is about: its first statement.
@@ -144,7 +145,7 @@ func (s *session) see(st *statement, text []byte) {
 			s.next.sql, _, _ = pgwire.String(st.body)
 		}
 	case len(text) > 0:
-		s.next.shape = s.pooler.shapes.Of(text)
+		s.next.shape = s.shapeOf(text)
 		s.keepForPlan(text)
 	}
 }
@@ -178,6 +179,9 @@ func (s *session) addToWhole() {
 	w.DB.Client += x.DB.Client + max(0, between)
 	w.DB.Rows += x.DB.Rows
 	w.DB.Queries += x.DB.Queries
+	if w.Trace.Parent == [8]byte{} { // hardly any driver says it with BEGIN
+		w.Trace = x.Trace
+	}
 	if w.DB.Command == "BEGIN" || w.DB.Command == "START TRANSACTION" { // the first that says something
 		w.DB.Command = strings.Clone(x.DB.Command)
 		w.DB.Fingerprint, w.DB.Text = x.DB.Fingerprint, x.DB.Text
@@ -223,8 +227,16 @@ func (s *session) tellSlow(c *cycle, plan bool) {
 		"rows", x.DB.Rows, "code", x.Code)
 	s.mu.Lock()
 	p, settings := s.pool, s.settings
+	if s.backend != nil {
+		settings = s.present()
+	}
 	s.mu.Unlock()
-	if plan && p != nil && explain.Possible(c.sql) && slow.asking.CompareAndSwap(false, true) {
+	switch {
+	case !plan || p == nil || !explain.Possible(c.sql):
+	case settings == nil || s.strays: // nothing is to be planned, with what that calls, by another role or for other tables
+		s.pooler.deps.Log.Warn("the plan of a slow query cannot be had", "database", p.name, "fingerprint", x.DB.Fingerprint,
+			"err", "its transaction, or its session in session mode, may have changed its settings")
+	case slow.asking.CompareAndSwap(false, true):
 		sql, id := bytes.Clone(c.sql), x.DB.Fingerprint
 		p.opening.Go(func() {
 			defer slow.asking.Store(false)
@@ -258,6 +270,8 @@ type errand struct {
 	harmless bool            // so is the text of the message that is being sent; of whoever sends
 	excess   int             // bytes from the client that go nowhere; of whoever reads the client
 	refused  error           // why the message that is being sent cannot be
+	strays   bool            // in session mode, if plans are asked for: the client may have changed its settings
+	rows     int64           // that have come since a command was over; of whoever reads the answers
 	held     []byte          // a CommandComplete that has not been told to the client yet
 	stuck    []byte          // what the event loops could not write to the client; of whoever has the session
 	synced   <-chan struct{} // closed when the hub has caught up; nil: not waited for
@@ -357,7 +371,7 @@ func (s *session) shedLocked() *errand {
 		clear(e.vanished)
 		clear(e.portals)
 	}
-	e.renamed, e.why, e.setback, e.added, e.back = nil, nil, nil, nil, leadBack{}
+	e.renamed, e.why, e.setback, e.added, e.back, e.strays, e.rows = nil, nil, nil, nil, leadBack{}, false, 0
 	return e
 }
 
@@ -433,23 +447,6 @@ var meaning = func() map[Code]Meaning {
 	}
 	return m
 }()
-
-// codeOf says what an error of PostgreSQL's own means.
-func codeOf(sqlstate string) Code {
-	if len(sqlstate) != 5 {
-		return ServerError
-	}
-	switch sqlstate[:2] {
-	case "53", "58", "XX":
-		return ServerError
-	case "57":
-		if sqlstate == "57014" {
-			return Canceled
-		}
-		return ServerError
-	}
-	return SQLError
-}
 
 // An ending is why a session ends: the code for us, the fault for the client. All
 // errors that a session's steps return are endings or become one.

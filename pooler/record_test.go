@@ -92,3 +92,50 @@ func TestLevelsTellHowThePoolStands(t *testing.T) {
 	}
 	do(t, conn, "commit")
 }
+
+// What is no trace context makes no trace.
+func TestAMalformedTraceIsNone(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	f := newFrontend(t, h)
+	for _, comment := range []string{
+		"ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+		"00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01", strings.Repeat("z", 55), "",
+	} {
+		f.send(frame('Q', "select 1 /*traceparent='"+comment+"'*/\x00"))
+		f.expect("TDCZ")
+		if all := h.ledger.all(); all[len(all)-1].Trace.Sampled() {
+			t.Errorf("%q: %+v", comment, all[len(all)-1].Trace)
+		}
+	}
+}
+
+func TestRowsAreCountedHoweverTheyAreFetched(t *testing.T) {
+	for _, mode := range []string{modeTransaction, modeSession} {
+		t.Run(mode, func(t *testing.T) {
+			h := run(t, config(database(pg.Start(t).URL(), one, func(d *Database) { d.Mode = mode })))
+			f := newFrontend(t, h)
+			ten, three := parsed("", "select generate_series(1, 10)")+bound(""), frame('E', "\x00\x00\x00\x00\x03")
+			for i, c := range []struct {
+				send, flushed, answer string
+				rows                  int64
+			}{
+				{frame('Q', "begin\x00"), "", "CZ", 0},
+				{ten + three + three + synced, "", "12DDDsDDDsZ", 6},
+				{ten + three + executed + synced, "", "12DDDsDDDDDDDCZ", 10},
+				{ten + three + frame('H', ""), "12DDDs", "Z", 3}, // then a Sync
+				{ten + executed + frame('H', ""), "12DDDDDDDDDDC", "Z", 10},
+				{ten + three + parsed("", "select 1/0") + bound("") + synced, "", "12DDDs1EZ", 3},
+			} {
+				if f.send(c.send); c.flushed != "" {
+					f.expect(c.flushed)
+					f.send(synced)
+				}
+				f.expect(c.answer)
+				await(t, "it is recorded", func() bool { return len(h.ledger.all()) > i })
+				if x := h.ledger.all()[i]; x.DB.Rows != c.rows {
+					t.Errorf("%d: %d rows, want %d", i, x.DB.Rows, c.rows)
+				}
+			}
+		})
+	}
+}

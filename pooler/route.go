@@ -200,11 +200,7 @@ func (s *session) cancel() {
 	s.mu.Lock()
 	b, p := s.backend, s.pool
 	if b != nil {
-		b.cancels.Add(1)
-		b.canceling++
-		if b.replays > 0 {
-			s.canceled = s.turn.Load()
-		}
+		s.beginCancel()
 	}
 	s.mu.Unlock()
 	if b == nil {
@@ -214,6 +210,17 @@ func (s *session) cancel() {
 		return
 	}
 	s.cancelOn(b)
+}
+
+// canceling reports whether a cancel request is under way for what has been answered: what is sent next must not meet it. The lock is held.
+func (s *session) canceling() bool { return s.backend.canceling > 0 && s.debts.none() && !s.open }
+
+// outwait waits for it.
+func (s *session) outwait() {
+	for ; s.canceling(); s.mu.Lock() {
+		s.mu.Unlock()
+		time.Sleep(replayPause)
+	}
 }
 
 // cancelOn is cancel for a server that has been told that it is under way.
@@ -291,12 +298,13 @@ func (p *pool) enforce(l lease, now time.Time) {
 	if slow {
 		s.overdueSince = began
 		s.overdue.Store(&overdue{turn, d.QueryTimeout})
+		s.beginCancel() // of what has the server now, whatever that does when the request goes
 	}
 	rests := now.Sub(s.quietSince)
 	s.mu.Unlock()
 	switch {
 	case slow:
-		p.opening.Go(s.cancel)
+		p.opening.Go(func() { s.cancelOn(l.server) })
 	case limited && soon < sweepEvery:
 		p.opening.Go(func() {
 			select {
@@ -320,7 +328,7 @@ type overdue struct {
 // explain tells the client, before an error of the server's, that we asked for it.
 func (s *session) explain() {
 	o := s.overdue.Swap(nil)
-	if o == nil || o.turn != s.turn.Load() || s.mute {
+	if o == nil || o.turn != s.turn.Load() || s.mute || s.exchange.DB.SQLState != "57014" {
 		return
 	}
 	s.pass()

@@ -83,14 +83,14 @@ func TestASpanMayBeOfTheWholeTransaction(t *testing.T) {
 	simple := func(sql string) { do(t, conn, sql, pgx.QueryExecModeSimpleProtocol) }
 	simple("begin")
 	simple("select generate_series(1, 5)")
-	simple("select generate_series(1, 2)")
+	simple("select generate_series(1, 2) /*traceparent='00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'*/")
 	simple("commit")
 	simple("select 1")
 	simple("begin")
 	conn.Close(t.Context())
 	var all []*telemetry.Exchange
 	await(t, "three are recorded", func() bool { all = h.ledger.all(); return len(all) == 3 })
-	if x := all[0]; x.DB.Queries != 4 || x.DB.Rows != 7 || x.DB.Command != "SELECT" || x.DB.Text != "select generate_series(?)" || x.Code != string(OK) || x.DB.Client <= 0 || x.DB.Client > x.Took {
+	if x := all[0]; x.DB.Queries != 4 || x.DB.Rows != 7 || x.DB.Command != "SELECT" || x.DB.Text != "select generate_series(?)" || x.Code != string(OK) || x.DB.Client <= 0 || x.DB.Client > x.Took || !x.Trace.Sampled() {
 		t.Errorf("%+v", x)
 	}
 	if x := all[1]; x.DB.Queries != 1 || x.DB.Text != "select ?" {
@@ -126,5 +126,88 @@ func TestASlowStatementWithParametersIsLoggedWithItsGenericPlan(t *testing.T) {
 	await(t, "the plan is there", func() bool { return strings.Contains(log.String(), "plan of a slow query") })
 	if text := log.String(); !strings.Contains(text, "Index") || !strings.Contains(text, "$1") {
 		t.Error(text)
+	}
+}
+
+// How a string is written, and in which encoding, decides where it ends: what comes behind it is a literal, or is none.
+func TestNoLiteralIsSeenHoweverItIsWritten(t *testing.T) {
+	for _, mode := range []string{modeTransaction, modeSession} {
+		t.Run(mode, func(t *testing.T) {
+			h := run(t, config(database(pg.Start(t).URL(), one, func(d *Database) { d.Mode = mode })))
+			const off = "set standard_conforming_strings = off"
+			for _, c := range []struct{ first, sql string }{
+				{"select 1", "select 1 -- x\r + length('a\nhunter2 ')"},
+				{off, `select 'it\'s hunter2', 'b'`},
+				{off, `select n'it\'s hunter2', 'b'`},
+				{"begin;" + off, `select 'it\'s hunter2', 'b'`},
+				{"set client_encoding = SJIS", "select E'\x95\x5c', 'hunter2'"},
+			} {
+				f := newFrontend(t, h)
+				begun := len(h.ledger.all())
+				first := frame('Q', c.first+"\x00")
+				for _, cycle := range []string{frame('Q', c.sql+"\x00"), parsed("", c.sql) + bound("") + executed + synced, parsed("s", c.sql) + bound("s") + executed + synced} {
+					f.send(first + cycle) // also behind what the server has not answered yet
+					for ready := 0; ready < 2; {
+						switch f.next() {
+						case "Z":
+							ready++
+						case "E":
+							t.Errorf("%s: refused", c.sql)
+						}
+					}
+					first = frame('Q', "select 1\x00")
+				}
+				f.conn.Close()
+				await(t, "all are recorded", func() bool { return len(h.ledger.all()) >= begun+6 })
+				for _, x := range h.ledger.all()[begun:] {
+					if strings.Contains(x.DB.Text, "hunter2") {
+						t.Errorf("%s: %s: a literal in %q", c.first, c.sql, x.DB.Text)
+					}
+				}
+			}
+		})
+	}
+}
+
+// What plans a statement carries out functions that are said to be immutable.
+func TestAPlanChangesNothingAndIsTheClientsOwn(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), `drop table if exists planned; create table planned (who text);
+		do $$ begin create role planner; exception when duplicate_object then null; end $$; grant all on planned to planner;
+		create or replace function note_planning() returns int language plpgsql as $$ begin insert into planned values (current_user); return 1; end $$;
+		create or replace function not_immutable() returns int language plpgsql immutable as $$ begin return note_planning(); end $$`); err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []string{modeTransaction, modeSession} {
+		for _, c := range []struct{ first, says string }{
+			{"set default_transaction_read_only = off", "read-only transaction"},
+			{"begin;set local role planner", "may have changed its settings"},
+		} {
+			t.Run(mode+" "+c.first, func(t *testing.T) {
+				var log notebook
+				h := run(t, config(database(s.URL(), one, func(d *Database) { d.Mode = mode }), func(c *Config) { c.Slow = Slow{Over: 200 * time.Millisecond, Plan: true} }),
+					func(d *Deps) { d.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+				if mode == modeSession {
+					c.says = "may have changed its settings"
+				}
+				f := newFrontend(t, h)
+				for sql := range strings.SplitSeq(c.first, ";") {
+					f.send(frame('Q', sql+"\x00"))
+					f.expect("CZ")
+				}
+				f.send(frame('Q', "select pg_sleep(.3), not_immutable()\x00"))
+				f.expect("TDCZ")
+				await(t, "the plan is spoken of", func() bool { return strings.Contains(log.String(), "plan of a slow query") })
+				if text := log.String(); !strings.Contains(text, c.says) {
+					t.Error(text)
+				}
+				f.send(frame('Q', "commit\x00"))
+				f.expect("CZ")
+				if n, err := s.Value(t.Context(), "with gone as (delete from planned returning 1) select count(*) from gone"); err != nil || n != "1" {
+					t.Errorf("carried out %s times, %v", n, err)
+				}
+				f.conn.Close()
+			})
+		}
 	}
 }

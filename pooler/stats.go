@@ -464,3 +464,20 @@ func commandName(tag []byte) string {
 	}
 	return string(tag[:min(len(tag), maxCommand)])
 }
+
+// codeOf says what an error of PostgreSQL's own means.
+func codeOf(sqlstate string) Code {
+	if len(sqlstate) != 5 {
+		return ServerError
+	}
+	switch sqlstate[:2] {
+	case "53", "58", "XX":
+		return ServerError
+	case "57":
+		if sqlstate == "57014" {
+			return Canceled
+		}
+		return ServerError
+	}
+	return SQLError
+}

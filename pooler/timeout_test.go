@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -109,4 +110,90 @@ func TestTheQueryTimeoutIsEachQuerysOwn(t *testing.T) {
 			t.Errorf("canceled at %v, want %v", w.canceled, want)
 		}
 	})
+}
+
+// Nor is the next one canceled by the request that came too late for a query: neither in the same transaction nor in session mode.
+func TestAQueryTimeoutThatComesTooLateEndsNoOther(t *testing.T) {
+	const late = "select pg_sleep(0.6), 'late'"
+	for mode, begin := range map[string]string{modeTransaction: "begin", modeSession: "select 1"} {
+		for what, next := range map[string]string{
+			"simple": frame('Q', "select pg_sleep(0.1)\x00"), "extended": parsed("", "select pg_sleep(0.1)") + bound("") + executed + synced,
+		} {
+			t.Run(mode+" "+what, func(t *testing.T) {
+				release, held := make(chan struct{}), make(chan struct{}, 1)
+				h := run(t, config(database(pg.Start(t).URL(), one, func(d *Database) { d.Mode, d.QueryTimeout = mode, 400*time.Millisecond })), gated(func(first []byte) error {
+					if isCancel(first) {
+						held <- struct{}{}
+						<-release
+					}
+					return nil
+				}))
+				f := newFrontend(t, h)
+				f.send(frame('Q', begin+"\x00"))
+				for f.next() != "Z" {
+				}
+				f.send(frame('Q', late+"\x00"))
+				<-held
+				f.expect("TDCZ")
+				f.send(next)
+				time.Sleep(50 * time.Millisecond) // nothing may happen in it
+				close(release)
+				for typ := ""; typ != "Z"; {
+					if typ = f.next(); typ == "E" {
+						t.Error("it is canceled, having taken less")
+					}
+				}
+			})
+		}
+	}
+}
+
+// What a client sends before it has the answer to what goes before begins when PostgreSQL has that answered, for the limit and in what is told of it.
+func TestTheTimeOfAQueryIsNotThatOfThoseBeforeIt(t *testing.T) {
+	const one, several = 300 * time.Millisecond, 4
+	for mode, begin := range map[string]string{modeTransaction: "begin", modeSession: "select 1"} {
+		for what, query := range map[string]string{
+			"simple": frame('Q', "select pg_sleep(0.3)\x00"), "extended": parsed("", "select pg_sleep(0.3)") + bound("") + executed + synced,
+		} {
+			t.Run(mode+" "+what, func(t *testing.T) {
+				h := run(t, config(database(pg.Start(t).URL(), func(d *Database) { d.Mode, d.QueryTimeout = mode, 5*one/2 })))
+				f := newFrontend(t, h)
+				f.send(frame('Q', begin+"\x00") + strings.Repeat(query, several))
+				for n := 0; n <= several; {
+					switch f.next() {
+					case "Z":
+						n++
+					case "E":
+						t.Error("one is canceled")
+					}
+				}
+				await(t, "all are recorded", func() bool { return len(h.ledger.all()) > several })
+				for _, x := range h.ledger.all() {
+					if x.Took >= 2*one {
+						t.Errorf("%s took %v", x.DB.Text, x.Took)
+					}
+				}
+			})
+		}
+	}
+}
+
+// A query that fails by itself before it is canceled is not said to be.
+func TestAQueryTimeoutExplainsNoOtherError(t *testing.T) {
+	release, held := make(chan struct{}), make(chan struct{}, 1)
+	h := run(t, config(database(pg.Start(t).URL(), one, func(d *Database) { d.QueryTimeout = 300 * time.Millisecond })), gated(func(first []byte) error {
+		if isCancel(first) {
+			held <- struct{}{}
+			<-release
+		}
+		return nil
+	}))
+	f := newFrontend(t, h)
+	f.send(frame('Q', "select 1 / length(pg_sleep(0.6)::text)\x00"))
+	<-held
+	if got := f.next() + f.next(); got != "TE" {
+		t.Errorf("got %s", got)
+	}
+	close(release)
+	f.expect("Z")
 }

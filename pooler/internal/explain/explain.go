@@ -50,7 +50,7 @@ func Possible(sql []byte) bool {
 var parameter = regexp.MustCompile(`\$[0-9]`)
 
 // Plan returns the plan's lines. The statement is only planned, in a transaction that
-// can only read; several statements in one text are refused by PostgreSQL.
+// can only read, whatever the client has set: to plan is to carry out what is said to be immutable; several statements in one text are refused by PostgreSQL.
 func Plan(ctx context.Context, t *upstream.Target, dial upstream.Dial, q Query) (string, error) {
 	c, err := connect(ctx, t, dial, q.Settings)
 	if err != nil {
@@ -73,7 +73,7 @@ func connect(ctx context.Context, t *upstream.Target, dial upstream.Dial, settin
 	}
 	until, _ := ctx.Deadline()
 	if err = c.SetDeadline(until); err == nil {
-		_, err = ask(c, pgwire.AppendQuery(nil, settings+";SET statement_timeout=2000;SET lock_timeout=1000"))
+		_, err = ask(c, pgwire.AppendQuery(nil, settings+";SET statement_timeout=2000;SET lock_timeout=1000;SET default_transaction_read_only=on"))
 	}
 	if err != nil {
 		c.Close()

@@ -19,8 +19,11 @@ func TestAShapeIsTheTextWithoutItsLiterals(t *testing.T) {
 		"select 'never closed":                                        "select ?",
 		"select $tag$ never closed":                                   "select ?",
 		"select a$b, $ from t":                                        "select a$b, $ from t",
+		"select 1 -- it's\r, 'a\nsecret'":                             "select ?",
+		`select 'a\', 'b'`:                                            "select ?",
+		`select 1e'a\' secret', 2e5`:                                  "select ??",
 	} {
-		if got, _ := Normalise(nil, []byte(sql)); string(got) != want {
+		if got, _ := Normalise(nil, []byte(sql), Standard); string(got) != want {
 			t.Errorf("%s\n got %s\nwant %s", sql, got, want)
 		}
 	}
@@ -31,21 +34,21 @@ func FuzzNoLiteralIsEverInAShape(f *testing.F) {
 	f.Add("/* ", "x'y\\", " */ $$")
 	f.Fuzz(func(t *testing.T, before, secret, after string) {
 		const canary = "qzxj7wkv"
-		shape, _ := Normalise(nil, []byte("select '"+canary+strings.NewReplacer("'", "''", `\`, "").Replace(secret)+"' "+after))
+		shape, _ := Normalise(nil, []byte("select '"+canary+strings.NewReplacer("'", "''", `\`, "").Replace(secret)+"' "+after), Standard)
 		if strings.Contains(strings.ToLower(string(shape)), canary) && !strings.Contains(strings.ToLower(after), canary) {
 			t.Fatalf("the literal is in %q", shape)
 		}
-		_, _ = Normalise(nil, []byte(before+secret+after)) // must not panic
+		_, _ = Normalise(nil, []byte(before+secret+after), Standard) // must not panic
 	})
 }
 
 func TestTextsThatDifferInLiteralsShareAFingerprintThatIsStable(t *testing.T) {
 	table := NewTable()
-	a, b := table.Of([]byte("select 1 from t")), table.Of([]byte("SELECT 22  FROM t"))
+	a, b := table.Of([]byte("select 1 from t"), Standard), table.Of([]byte("SELECT 22  FROM t"), Standard)
 	if a != b || a.ID != "4a33acb8fd4fc0c4" && len(a.ID) != 16 {
 		t.Errorf("%v %v", a.ID, b.ID)
 	}
-	if again := NewTable().Of([]byte("select 3 from t")); again.ID != a.ID {
+	if again := NewTable().Of([]byte("select 3 from t"), Standard); again.ID != a.ID {
 		t.Error("another table gives another fingerprint")
 	}
 }
@@ -53,7 +56,7 @@ func TestTextsThatDifferInLiteralsShareAFingerprintThatIsStable(t *testing.T) {
 func TestTheTableIsBoundedAndMakesRoom(t *testing.T) {
 	table := NewTable()
 	for i := range 3 * maxShapes {
-		table.Of(fmt.Appendf(nil, "select c%d from t", i)).Add(Sample{Took: time.Millisecond})
+		table.Of(fmt.Appendf(nil, "select c%d from t", i), Standard).Add(Sample{Took: time.Millisecond})
 		table.User(fmt.Sprint("u", i)).Add(Sample{Took: time.Millisecond})
 	}
 	if len(table.shapes) > maxShapes || len(table.users) > maxUsers || len(table.texts) > maxTexts {
@@ -68,7 +71,7 @@ func TestTheTableIsBoundedAndMakesRoom(t *testing.T) {
 	if len(table.shapes) != 0 || len(table.users) != 0 {
 		t.Error("what did nothing for two windows is remembered")
 	}
-	old := table.Of([]byte("select kept"))
+	old := table.Of([]byte("select kept"), Standard)
 	table.Turn()
 	table.Turn()
 	table.Record(old, "ann", Sample{}) // a prepared statement that rested for long
@@ -79,7 +82,7 @@ func TestTheTableIsBoundedAndMakesRoom(t *testing.T) {
 
 func TestAUserWhoWasForgottenIsCountedAgain(t *testing.T) {
 	table := NewTable()
-	shape := table.Of([]byte("select 1"))
+	shape := table.Of([]byte("select 1"), Standard)
 	for range 3 {
 		table.Record(shape, "ann", Sample{})
 	}
@@ -93,7 +96,7 @@ func TestAUserWhoWasForgottenIsCountedAgain(t *testing.T) {
 
 func TestPercentilesAreWithinAnEighth(t *testing.T) {
 	table := NewTable()
-	s := table.Of([]byte("select"))
+	s := table.Of([]byte("select"), Standard)
 	for i := 1; i <= 1000; i++ {
 		s.Add(Sample{Took: time.Duration(i) * time.Millisecond, Waited: time.Microsecond, Client: time.Microsecond, Rows: 2, Failed: i%10 == 0})
 	}
@@ -121,7 +124,7 @@ func BenchmarkOf(b *testing.B) {
 			table := NewTable()
 			b.ReportAllocs()
 			for b.Loop() {
-				table.Of([]byte(sql))
+				table.Of([]byte(sql), Standard)
 			}
 		})
 	}

@@ -14,13 +14,23 @@ import (
 // maxText bounds what is looked at of a statement, and what is kept of its shape.
 const maxText = 4 << 10
 
+// A Reading says what a backslash in a string means: the same text has other literals.
+type Reading uint8
+
+const (
+	Standard Reading = iota // nothing, but in E'…'
+	Escapes                 // an escape in every string: standard_conforming_strings is off
+	Unsure                  // it is not known where a string ends that has one
+)
+
 // Normalise appends to out the shape of a statement: literals and parameters are ?,
 // lists of them one ?, comments are gone, white space is one space, and what is not
 // quoted is in lower case. literals reports whether there was anything of its own in
-// it. No literal is ever part of the shape; a text that ends within one is cut there.
-func Normalise(out, sql []byte) (shape []byte, literals bool) {
+// it. No literal is ever part of the shape; a text that ends within one is cut there, and so
+// is one of which it is not sure where that ends.
+func Normalise(out, sql []byte, how Reading) (shape []byte, literals bool) {
 	sql = sql[:min(len(sql), maxText)]
-	n := normaliser{sql: sql, out: out, begin: len(out)}
+	n := normaliser{sql: sql, out: out, begin: len(out), how: how}
 	for n.at < len(sql) {
 		n.step()
 	}
@@ -30,6 +40,7 @@ func Normalise(out, sql []byte) (shape []byte, literals bool) {
 type normaliser struct {
 	sql, out  []byte
 	at, begin int
+	how       Reading
 	literals  bool
 }
 
@@ -48,13 +59,13 @@ func (n *normaliser) step() {
 		n.at++
 		n.space()
 	case c == '-' && n.peek(1) == '-':
-		n.until('\n')
+		n.until("\r\n")
 		n.space()
 	case c == '/' && n.peek(1) == '*':
 		n.comment()
 		n.space()
 	case c == '\'':
-		n.text(false)
+		n.text(n.how == Escapes)
 	case c == '"':
 		n.quoted()
 	case c == '$':
@@ -82,8 +93,9 @@ func (n *normaliser) space() {
 	}
 }
 
-func (n *normaliser) until(c byte) {
-	if i := bytes.IndexByte(n.sql[n.at:], c); i >= 0 {
+// until goes behind the first of these bytes.
+func (n *normaliser) until(any string) {
+	if i := bytes.IndexAny(n.sql[n.at:], any); i >= 0 {
 		n.at += i + 1
 		return
 	}
@@ -125,6 +137,8 @@ func (n *normaliser) text(escapes bool) {
 	n.literals = true
 	for n.at++; n.at < len(n.sql); n.at++ {
 		switch c := n.sql[n.at]; {
+		case c == '\\' && n.how == Unsure:
+			n.at = len(n.sql)
 		case escapes && c == '\\':
 			n.at++
 		case c == '\'' && n.peek(1) == '\'':
@@ -146,7 +160,7 @@ func (n *normaliser) text(escapes bool) {
 func (n *normaliser) quoted() {
 	begin := n.at
 	n.at++
-	n.until('"')
+	n.until(`"`)
 	n.out = append(n.out, n.sql[begin:n.at]...)
 }
 
@@ -186,6 +200,9 @@ func (n *normaliser) number() {
 		if !digit(c) && !letter(c) && c != '.' && !sign {
 			break
 		}
+		if c|0x20 == 'e' && n.peek(1) == '\'' && !letter(n.sql[n.at-1]) {
+			break // the prefix of a string, up to PostgreSQL 14
+		}
 		n.at++
 	}
 	n.literal()
@@ -201,7 +218,7 @@ func (n *normaliser) word() {
 	if len(word) == 1 {
 		switch prefix := word[0] | 0x20; {
 		case n.peek(0) == '\'' && bytes.IndexByte([]byte("ebxn"), prefix) >= 0:
-			n.text(prefix == 'e')
+			n.text(prefix == 'e' || prefix == 'n' && n.how == Escapes)
 			return
 		case prefix == 'u' && n.peek(0) == '&' && n.peek(1) == '\'':
 			n.at++

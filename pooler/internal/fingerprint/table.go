@@ -59,7 +59,7 @@ func NewTable() *Table {
 }
 
 // Of returns the shape of a statement. It keeps nothing of sql.
-func (t *Table) Of(sql []byte) *Shape {
+func (t *Table) Of(sql []byte, how Reading) *Shape {
 	raw := maphash.Bytes(t.seed, sql)
 	t.mu.RLock()
 	s := t.texts[raw]
@@ -68,7 +68,7 @@ func (t *Table) Of(sql []byte) *Shape {
 		return s
 	}
 	room := rooms.Get().(*[]byte)
-	text, literals := Normalise((*room)[:0], sql)
+	text, literals := Normalise((*room)[:0], sql, how)
 	defer func() {
 		*room = text
 		rooms.Put(room)
