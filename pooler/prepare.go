@@ -36,6 +36,7 @@ type statement struct {
 	described atomic.Pointer[description] // nil: nobody was told what its parameters are
 	columns   atomic.Pointer[layout]      // nil: nobody was told of any
 	forked    atomic.Bool                 // nobody was when the schema had changed and a server learned it: other servers may have other types
+	strayed   atomic.Bool                 // a server may know something else by its name
 	cursor    *sighting                   // of a FETCH that is one client's alone; nil: when it was prepared there was no cursor
 }
 
@@ -294,6 +295,9 @@ func (s *session) parseNamed(name string, body []byte) error {
 		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(st.name), nul, st.asTyped())
 	}
 	s.owe(d)
+	if d.statement != nil {
+		s.compare(st, name)
+	}
 	if st.cursor != nil {
 		s.sight(st.cursor, st.name)
 	}
@@ -461,9 +465,16 @@ func (s *session) ensure(st *statement) {
 }
 
 // learn notes that the server is about to know a statement; it forgets another if it
-// knows too many.
+// knows too many, and what it has by that name and is not it.
 func (s *session) learn(st *statement) {
 	b := s.backend
+	if st.strayed.Load() {
+		for other := range b.prepared {
+			if other.name == st.name {
+				s.unlearn(other)
+			}
+		}
+	}
 	for len(b.prepared) >= b.pool.limits().Statements {
 		var oldest *statement
 		for other, used := range b.prepared {
@@ -477,6 +488,16 @@ func (s *session) learn(st *statement) {
 		st.forked.Store(true)
 	}
 	b.prepared[st] = b.uses
+}
+
+// stray notes that what the server knows by a statement's name is not it: it returns other columns than others were told. It
+// is the first to be forgotten.
+func (s *backend) stray(st *statement) {
+	if _, known := s.prepared[st]; known {
+		st.strayed.Store(true)
+		delete(s.prepared, st)
+		s.prepared[&statement{name: st.name}] = 0
+	}
 }
 
 // unlearn lets the server forget a statement, if it knows it.
