@@ -64,6 +64,24 @@ func TestNobodyUsesWhatOthersHavePreparedByItsName(t *testing.T) {
 	}
 }
 
+// U&"…" without an escape is a name like others; who writes it keeps the server.
+func TestANameWithUnicodeEscapesMeansWhatItMeansWithout(t *testing.T) {
+	h, m := newMatch(t, one)
+	owner := newFrontend(t, h)
+	quoted := `"` + sharedName(t, owner, "p", "select 'of another'") + `"`
+	both := m.sides(nil)
+	m.same(t, "then", both, []step{
+		query("execute U&" + quoted), query("deallocate u&" + quoted), ask(parsed("", "execute U&"+quoted), bound(""), executed), query("prepare U&" + quoted + " as select 'its own'"), query("execute " + quoted),
+		ask(parsed("q", "select 'q'")), query(`execute U&"q"`), query(`explain (costs off) execute U&"q"`), query(`select 1; deallocate U&"q"`), query("execute q"),
+	}, nil)
+	both[0].conn.Close()
+	both[1].conn.Close()
+	owner.send(bound("p") + executed + synced)
+	if owner.expect("2DCZ"); owner.row != "of another" {
+		t.Errorf("the owner gets %s", owner.row)
+	}
+}
+
 // What code that cannot be read drops, or makes in its place, is made anew for those who have prepared it.
 func TestWhatCodeDropsByItsNameIsMadeAnew(t *testing.T) {
 	s := pg.Start(t)
