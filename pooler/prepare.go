@@ -246,13 +246,13 @@ func (s *session) parseNamed(name string, body []byte) error {
 		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(occupied.name), nul, body)
 		return nil
 	}
-	if by := prepared.Apart(name); b.left&scan.Prepares != 0 || s.preparedBySQL(by) {
+	if b.left&scan.Prepares != 0 || s.preparedBySQL(name) {
 		// The server finds out whether SQL has made one of this name, and has it still: what
 		// the client sent before may drop it. Nothing stays there under the client's name.
 		b.left |= scan.Prepares
-		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(by), nul, body)
+		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, body)
 		s.owe(debt{kind: owesOurParse})
-		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(by), nul)
+		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
 		s.owe(debt{kind: owesOurClose})
 	}
 	if len(s.names) >= maxNames || int(s.nameBytes)+len(body) > maxNameBytes {
@@ -357,8 +357,8 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 	case len(name) == 0:
 		s.owe(debt{kind: owesClose, unnamed: true, was: s.replaces()})
 		b.unnamed, s.unnamed.version = ticket{}, 0
-	case s.names[string(name)] == nil && (s.preparedBySQL(prepared.Apart(string(name))) || b.left&scan.Prepares != 0):
-		as = prepared.Apart(string(name))
+	case s.names[string(name)] == nil && (s.preparedBySQL(string(name)) || b.left&scan.Prepares != 0):
+		as = string(name)
 		s.owe(debt{kind: owesClose})
 		b.left |= scan.Prepares
 	default:
@@ -382,7 +382,7 @@ func (s *session) resolve(name []byte, typ byte, rest []byte) string {
 	}
 	st := s.names[string(name)]
 	if st == nil {
-		return prepared.Apart(string(name))
+		return string(name)
 	}
 	s.see(st, nil)
 	s.try(name)

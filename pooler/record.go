@@ -98,6 +98,9 @@ func (s *session) text(typ byte, n int) (text []byte, whole bool) {
 	whole = s.in.Buffered() >= pgwire.HeaderSize+n
 	s.harmless = false
 	body := s.in.Peek(min(pgwire.HeaderSize+n, s.in.Buffered()))[pgwire.HeaderSize:]
+	if !s.backend.pool.sessions() {
+		prepared.DisownName(typ, body)
+	}
 	switch typ {
 	case pgwire.Query:
 		text = body
@@ -113,7 +116,7 @@ func (s *session) text(typ byte, n int) (text []byte, whole bool) {
 		return text, whole
 	}
 	if prepared.Borrows(text) && !s.backend.pool.sessions() {
-		prepared.Disown(text, s.backend.backslash(), func(name string) bool { return s.names[name] != nil })
+		prepared.Disown(text, s.backend.backslash())
 	}
 	if whole {
 		s.seekTraceparent(text)
