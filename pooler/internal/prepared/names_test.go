@@ -27,6 +27,17 @@ func TestOnlyWhatUsesOurNamesGetsOthers(t *testing.T) {
 			}
 		}
 	}
+	for message, at := range map[string]int{"POURS1\x00select 1\x00": 1, "Bportal\x00OURS1\x00": 8, "B\x00OURS\x00": 2, "DSOURS1\x00": 2, "CSOURS1\x00": 2, "DPOURS1\x00": 0, "BOURS1\x00x\x00": 0, "QOURS1\x00": 0, "B": 0, "D": 0, "Pq\x00": 0} {
+		text := strings.ReplaceAll(message, "OURS", Prefix)
+		expect := []byte(text)
+		if at > 0 {
+			expect[at+1] = 'x'
+		}
+		body := []byte(text)
+		if DisownName(body[0], body[1:]); string(body) != string(expect) {
+			t.Errorf("%s: %q", message, body)
+		}
+	}
 	body := []byte(`Mprepared statement "` + Apart(Prefix+"1") + `" and "` + Apart(Prefix+"2") + `" and "` + Apart("q") + `"`)
 	if Tell(body); string(body) != `Mprepared statement "`+Prefix+`1" and "`+Prefix+`2" and "q"` {
 		t.Errorf("%s", body)
