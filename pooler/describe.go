@@ -164,6 +164,28 @@ func (s *session) fork(d *description) {
 	}
 }
 
+// stray notes that what the server knows by a statement's name is not it: it returns other columns than others were told. It
+// is the first to be forgotten.
+func (s *backend) stray(st *statement) {
+	if _, known := s.prepared[st]; known {
+		st.strayed.Store(true)
+		delete(s.prepared, st)
+		s.prepared[&statement{name: st.name}] = 0
+	}
+}
+
+// unstray lets the server forget that, before it learns the statement.
+func (s *session) unstray(st *statement) {
+	if !st.strayed.Load() {
+		return
+	}
+	for other := range s.backend.prepared {
+		if other.name == st.name {
+			s.unlearn(other)
+		}
+	}
+}
+
 // compare asks the server what the columns are of a statement that the client prepares, and others were told of, while the
 // schema may be changing: if they are others, it is another statement.
 func (s *session) compare(st *statement, name string) {

@@ -468,13 +468,7 @@ func (s *session) ensure(st *statement) {
 // knows too many, and what it has by that name and is not it.
 func (s *session) learn(st *statement) {
 	b := s.backend
-	if st.strayed.Load() {
-		for other := range b.prepared {
-			if other.name == st.name {
-				s.unlearn(other)
-			}
-		}
-	}
+	s.unstray(st)
 	for len(b.prepared) >= b.pool.limits().Statements {
 		var oldest *statement
 		for other, used := range b.prepared {
@@ -488,16 +482,6 @@ func (s *session) learn(st *statement) {
 		st.forked.Store(true)
 	}
 	b.prepared[st] = b.uses
-}
-
-// stray notes that what the server knows by a statement's name is not it: it returns other columns than others were told. It
-// is the first to be forgotten.
-func (s *backend) stray(st *statement) {
-	if _, known := s.prepared[st]; known {
-		st.strayed.Store(true)
-		delete(s.prepared, st)
-		s.prepared[&statement{name: st.name}] = 0
-	}
 }
 
 // unlearn lets the server forget a statement, if it knows it.

@@ -92,8 +92,7 @@ func (s *session) finish(c *cycle, code Code) {
 	s.pooler.deps.Sink.Record(x)
 }
 
-// text returns the SQL text of a Query or Parse, as far as it is buffered, nil for
-// other messages. whole reports whether the message is buffered to its end.
+// text returns the SQL text of a Query or Parse, as far as it is buffered, nil for other messages. whole reports whether the message is buffered to its end.
 func (s *session) text(typ byte, n int) (text []byte, whole bool) {
 	whole = s.in.Buffered() >= pgwire.HeaderSize+n
 	s.harmless = false
