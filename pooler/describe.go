@@ -143,15 +143,58 @@ func (s *session) describesColumns(typ byte, body []byte) {
 	if d.of == nil {
 		return
 	}
-	if !d.portal && (d.of.forked.Load() || d.differs()) && s.names[d.name] == d.of { // from now on it is as it is here
-		d.of = s.backend.pool.statements.copyOf(d.of)
-		s.names[d.name] = d.of
+	if !d.portal {
+		s.fork(d)
 	}
 	if d.columns.mark > 0 {
 		d.of.columns.CompareAndSwap(nil, &d.columns)
 	}
 	if !d.portal {
 		d.of.describe(d)
+	}
+}
+
+// fork lets a name of the client's be from now on what it is here, if servers may have it as several or others were told something else.
+func (s *session) fork(d *description) {
+	differs := d.differs()
+	if differs { // which the server would take it for
+		s.backend.stray(d.of)
+	}
+	if (differs || d.of.forked.Load()) && s.names[d.name] == d.of {
+		d.of = s.backend.pool.statements.copyOf(d.of)
+		s.names[d.name] = d.of
+	}
+}
+
+// stray notes that what the server knows by a statement's name is not it: it returns other columns than others were told. It
+// is the first to be forgotten.
+func (s *backend) stray(st *statement) {
+	if _, known := s.prepared[st]; known {
+		st.strayed.Store(true)
+		delete(s.prepared, st)
+		s.prepared[&statement{name: st.name}] = 0
+	}
+}
+
+// unstray lets the server forget that, before it learns the statement.
+func (s *session) unstray(st *statement) {
+	if !st.strayed.Load() {
+		return
+	}
+	for other := range s.backend.prepared {
+		if other.name == st.name {
+			s.unlearn(other)
+		}
+	}
+}
+
+// compare asks the server what the columns are of a statement that the client prepares, and others were told of, while the
+// schema may be changing: if they are others, it is another statement.
+func (s *session) compare(st *statement, name string) {
+	c := st.columns.Load()
+	if c != nil && c.mark > noRows && st.cursor == nil && s.backend.pool.home().hidden.changing.Load() > 0 {
+		s.owe(debt{kind: owesOurDescribe, tells: &description{of: st, name: name}})
+		s.backend.out = pgwire.Append(s.backend.out, pgwire.Describe, []byte{'S'}, []byte(st.name), nul)
 	}
 }
 
@@ -187,9 +230,14 @@ func (s *session) assert(st *statement) {
 	}
 }
 
-// holds is an error if the answer to that is not what clients were told: what comes next is not what they take it for.
-func (d *description) holds(typ byte, body []byte) error {
-	d.see(typ, body)
+// holds takes the answer to that. It is an error if it is not what clients were told: what comes next is not what they take it
+// for, unless they have just prepared it.
+func (s *session) holds(d *description, typ byte, body []byte) error {
+	if d.see(typ, body); d.name != "" {
+		d.types = prepared.Types(d.of.asTyped()) // as which it was prepared
+		s.fork(d)
+		return nil
+	}
 	if was := d.of.columns.Load(); was.mark != d.columns.mark {
 		return end(Lost, "the columns of a prepared statement have changed", "connect again")
 	}

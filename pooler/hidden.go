@@ -353,7 +353,7 @@ func (s *session) sighted(typ byte, body []byte) (ours bool, err error) {
 	if d, ok := s.debts.first(); ok && d.kind == owesOurDescribe {
 		s.debts.pop()
 		if d.cursor == nil {
-			return true, d.tells.holds(typ, body)
+			return true, s.holds(d.tells, typ, body)
 		}
 		*d.cursor = sighting{told: true, there: typ == pgwire.RowDescription}
 	}

@@ -38,6 +38,12 @@ func TestNobodyUsesWhatOthersHavePreparedByItsName(t *testing.T) {
 		"made by SQL, extended":       {extended("prepare " + taken + " (int) as select $1 + 1"), extended("execute " + upper + "(1)"), extended("deallocate " + taken), execute},
 		"made by SQL, and closed":     {make, end, execute, make, query("deallocate all"), use},
 		"made by the protocol":        {parse, execute, use, make, parse, extended("execute " + taken), drop, execute, use},
+		"prepared, and gone":          {parse, ask(parsed("d", "execute "+taken)), ask(bound("d"), executed), end, ask(bound("d"), executed), parse, ask(bound("d"), executed)},
+		"unnamed, and gone":           {parse, ask(parsed("", "execute "+taken)), end, ask(bound(""), executed)},
+		"prepared before":             {ask(parsed("d", "execute "+taken)), parse, ask(bound("d"), executed), query("discard all"), execute},
+		"dropped by what is prepared": {parse, ask(parsed("d", "deallocate "+taken)), ask(bound("d"), executed), ask(bound("d"), executed), parse, ask(bound("d"), executed), use},
+		"in one text":                 {parse, query("select 1; deallocate " + taken + "; execute " + taken), parse, query("execute " + upper + "; deallocate all; execute " + taken)},
+		"in one cycle":                {ask(parsed(taken, "select 'x'"), parsed("", "execute "+taken), bound(""), executed, frame('C', "S"+taken+"\x00"), parsed("", "execute "+taken), bound(""), executed), ask(parsed(taken, "select 'x'"), described(taken), bound(taken), executed)},
 		"in a transaction":            {query("begin"), make, drop, make, execute, parse, query("rollback"), execute, drop},
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -61,6 +67,24 @@ func TestNobodyUsesWhatOthersHavePreparedByItsName(t *testing.T) {
 		if e, ok := errors.AsType[*pgconn.PgError](err); !ok || e.Code != "26000" || e.Message != `prepared statement "`+taken+`" does not exist` {
 			t.Errorf("%s: %v", sql, err)
 		}
+	}
+}
+
+// U&"…" without an escape is a name like others; who writes it keeps the server.
+func TestANameWithUnicodeEscapesMeansWhatItMeansWithout(t *testing.T) {
+	h, m := newMatch(t, one)
+	owner := newFrontend(t, h)
+	quoted := `"` + sharedName(t, owner, "p", "select 'of another'") + `"`
+	both := m.sides(nil)
+	m.same(t, "then", both, []step{
+		query("execute U&" + quoted), query("deallocate u&" + quoted), ask(parsed("", "execute U&"+quoted), bound(""), executed), query("prepare U&" + quoted + " as select 'its own'"), query("execute " + quoted),
+		ask(parsed("q", "select 'q'")), query(`execute U&"q"`), query(`explain (costs off) execute U&"q"`), query(`select 1; deallocate U&"q"`), query("execute q"),
+	}, nil)
+	both[0].conn.Close()
+	both[1].conn.Close()
+	owner.send(bound("p") + executed + synced)
+	if owner.expect("2DCZ"); owner.row != "of another" {
+		t.Errorf("the owner gets %s", owner.row)
 	}
 }
 

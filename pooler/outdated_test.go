@@ -357,6 +357,47 @@ func TestColumnsAreAsToldWhileTheSchemaIsChanging(t *testing.T) {
 	}
 }
 
+// Nor does who prepares the same meanwhile give what it finds to those who were told something else before.
+func TestWhoPreparesWhileTheSchemaIsChangingDoesNotSpoilItForOthers(t *testing.T) {
+	const star = "select * from moving"
+	told, use := ask(parsed("p", star), described("p")), ask(bound("p"), executed)
+	for what, others := range map[string][]step{
+		"described": {told, use}, "not described": {ask(parsed("p", star)), use}, "at once": {ask(parsed("p", star), bound("p"), executed), use},
+		"by its portal":    {ask(parsed("p", star), bound("p"), frame('D', "P\x00"), executed)},
+		"in a transaction": {query("begin"), ask(parsed("p", star)), use, query("rollback"), use},
+	} {
+		t.Run(what, func(t *testing.T) {
+			h, m := newMatch(t, func(d *Database) { d.Pool.Max = 2 })
+			client, other, changes := m.sides(nil), m.sides(nil), m.sides(nil)
+			for _, both := range [][2]*player{client, other, changes} {
+				defer both[0].conn.Close()
+				defer both[1].conn.Close()
+			}
+			m.same(t, "made", changes, []step{query("drop table if exists moving; create table moving as select 7 as a")}, nil)
+			m.same(t, "first", client, []step{told}, nil)
+			h.rests(t)
+			for _, p := range changes { // on the only server that there is, which knows the client's
+				p.say(query("begin; alter table moving alter a type bigint; commit; select pg_sleep(1)"))
+			}
+			look := logIn(m.direct, m.password, []string{"user", "postgres", "database", "pooled"})
+			defer look.conn.Close()
+			await(t, "the change is in force", func() bool {
+				look.say(query("select 'yes' from pg_stat_activity where query ~ 'alter a type' and wait_event = 'PgSleep' having count(*) = 2"))
+				return strings.Contains(look.hear(1), "yes")
+			})
+			m.same(t, "others", other, others, nil)
+			m.same(t, "then", client, []step{use}, nil)
+			if pooled, direct := changes[0].hear(1), changes[1].hear(1); pooled != direct {
+				t.Errorf("POOLED\n%s\nDIRECT\n%s", pooled, direct)
+			}
+			h.rests(t)
+			for _, both := range [][2]*player{client, other, client} {
+				m.same(t, "later", both, []step{use, query("begin"), query("select 1"), use, query("rollback")}, nil)
+			}
+		})
+	}
+}
+
 // So is one with a parameter of a type that is gone, for which PostgreSQL has an internal error.
 func TestAStatementThatAnotherWasToldATypeOfThatIsGoneIsPreparedAnew(t *testing.T) {
 	_, m := newMatch(t, one)

@@ -88,3 +88,35 @@ func TestServersKeepWhatTheyHaveAnalysed(t *testing.T) {
 		b.Close(t.Context())
 	}
 }
+
+// A server that a client has again has what it has analysed under what the client had then, which it may have changed on another.
+func TestConstantsAreThoseOfTheNextCallerWhereAClientComesBackWithOtherSettings(t *testing.T) {
+	s := pg.Start(t)
+	defer func() { _ = s.Exec(context.Background(), "drop function if exists instant_of()") }()
+	if err := s.Exec(t.Context(), "create or replace function instant_of() returns text language plpgsql as $$ begin return extract(epoch from '2024-07-01'::timestamptz)::int::text; end $$"); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), func(d *Database) { d.Pool.Max = 2 })))
+	free := func(n int) {
+		t.Helper()
+		await(t, "the servers are free", func() bool { return h.Stats().Databases[0].Idle == n })
+	}
+	moves, holds, plain := h.connect(t), h.connect(t), h.connect(t)
+	for _, conn := range []*pgx.Conn{moves, holds} { // of the two, moves had the first
+		do(t, conn, "begin", simple)
+	}
+	do(t, moves, "rollback", simple)
+	free(1)
+	do(t, holds, "rollback", simple)
+	free(2)
+	do(t, moves, "set timezone = 'Asia/Tokyo'", simple) // on the second
+	free(2)
+	do(t, h.connect(t, "TimeZone=Asia/Tokyo"), "begin", simple)
+	if got := tell(t, moves, "select instant_of()"); got != "1719759600" {
+		t.Errorf("who has chosen Tokyo: %s", got)
+	}
+	free(1)
+	if got := tell(t, plain, "select instant_of()"); got != "1719792000" {
+		t.Errorf("who has chosen nothing: %s", got)
+	}
+}

@@ -36,6 +36,7 @@ type statement struct {
 	described atomic.Pointer[description] // nil: nobody was told what its parameters are
 	columns   atomic.Pointer[layout]      // nil: nobody was told of any
 	forked    atomic.Bool                 // nobody was when the schema had changed and a server learned it: other servers may have other types
+	strayed   atomic.Bool                 // a server may know something else by its name
 	cursor    *sighting                   // of a FETCH that is one client's alone; nil: when it was prepared there was no cursor
 }
 
@@ -245,13 +246,13 @@ func (s *session) parseNamed(name string, body []byte) error {
 		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(occupied.name), nul, body)
 		return nil
 	}
-	if by := prepared.Apart(name); b.left&scan.Prepares != 0 || s.preparedBySQL(by) {
+	if b.left&scan.Prepares != 0 || s.preparedBySQL(name) {
 		// The server finds out whether SQL has made one of this name, and has it still: what
 		// the client sent before may drop it. Nothing stays there under the client's name.
 		b.left |= scan.Prepares
-		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(by), nul, body)
+		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(name), nul, body)
 		s.owe(debt{kind: owesOurParse})
-		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(by), nul)
+		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(name), nul)
 		s.owe(debt{kind: owesOurClose})
 	}
 	if len(s.names) >= maxNames || int(s.nameBytes)+len(body) > maxNameBytes {
@@ -294,6 +295,9 @@ func (s *session) parseNamed(name string, body []byte) error {
 		b.out = pgwire.Append(b.out, pgwire.Parse, []byte(st.name), nul, st.asTyped())
 	}
 	s.owe(d)
+	if d.statement != nil {
+		s.compare(st, name)
+	}
 	if st.cursor != nil {
 		s.sight(st.cursor, st.name)
 	}
@@ -353,8 +357,8 @@ func (s *session) rewriteNamed(typ byte, n int) (int, error) {
 	case len(name) == 0:
 		s.owe(debt{kind: owesClose, unnamed: true, was: s.replaces()})
 		b.unnamed, s.unnamed.version = ticket{}, 0
-	case s.names[string(name)] == nil && (s.preparedBySQL(prepared.Apart(string(name))) || b.left&scan.Prepares != 0):
-		as = prepared.Apart(string(name))
+	case s.names[string(name)] == nil && (s.preparedBySQL(string(name)) || b.left&scan.Prepares != 0):
+		as = string(name)
 		s.owe(debt{kind: owesClose})
 		b.left |= scan.Prepares
 	default:
@@ -378,7 +382,7 @@ func (s *session) resolve(name []byte, typ byte, rest []byte) string {
 	}
 	st := s.names[string(name)]
 	if st == nil {
-		return prepared.Apart(string(name))
+		return string(name)
 	}
 	s.see(st, nil)
 	s.try(name)
@@ -461,9 +465,10 @@ func (s *session) ensure(st *statement) {
 }
 
 // learn notes that the server is about to know a statement; it forgets another if it
-// knows too many.
+// knows too many, and what it has by that name and is not it.
 func (s *session) learn(st *statement) {
 	b := s.backend
+	s.unstray(st)
 	for len(b.prepared) >= b.pool.limits().Statements {
 		var oldest *statement
 		for other, used := range b.prepared {

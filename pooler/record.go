@@ -94,12 +94,14 @@ func (s *session) finish(c *cycle, code Code) {
 	s.pooler.deps.Sink.Record(x)
 }
 
-// text returns the SQL text of a Query or Parse, as far as it is buffered, nil for
-// other messages. whole reports whether the message is buffered to its end.
+// text returns the SQL text of a Query or Parse, as far as it is buffered, nil for other messages. whole reports whether the message is buffered to its end.
 func (s *session) text(typ byte, n int) (text []byte, whole bool) {
 	whole = s.in.Buffered() >= pgwire.HeaderSize+n
 	s.harmless = false
 	body := s.in.Peek(min(pgwire.HeaderSize+n, s.in.Buffered()))[pgwire.HeaderSize:]
+	if !s.backend.pool.sessions() {
+		prepared.DisownName(typ, body)
+	}
 	switch typ {
 	case pgwire.Query:
 		text = body
@@ -115,7 +117,7 @@ func (s *session) text(typ byte, n int) (text []byte, whole bool) {
 		return text, whole
 	}
 	if prepared.Borrows(text) && !s.backend.pool.sessions() {
-		prepared.Disown(text, s.backend.backslash(), func(name string) bool { return s.names[name] != nil })
+		prepared.Disown(text, s.backend.backslash())
 	}
 	if s.backend.pool.sessions() && s.pooler.slow.plans.Load() && !s.strays {
 		hints := s.backend.pool.home().hidden.hints()

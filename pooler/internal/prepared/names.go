@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"strings"
 
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 )
 
@@ -21,10 +22,18 @@ var (
 	apart  = "_xs" + Prefix[3:]
 )
 
-// Apart is what the servers know a client's statement as that SQL has made by this name.
+// Apart is what a client's statement by this name goes by here, and on the servers, where SQL has made it.
 func Apart(name string) string {
 	if rest, ok := strings.CutPrefix(name, Prefix); ok {
 		return apart + rest
+	}
+	return name
+}
+
+// apartFrom is that for a name that is only looked at.
+func apartFrom(name []byte) []byte {
+	if bytes.HasPrefix(name, prefix) {
+		return []byte(Apart(string(name)))
 	}
 	return name
 }
@@ -38,13 +47,31 @@ func Shared(name []byte) bool {
 // Borrows reports whether a text may use names that begin so.
 func Borrows(text []byte) bool { return bytes.Contains(text, chance) }
 
-// Disown puts other names in the place of those, but for some that mean something else: what the client has prepared through
-// the protocol.
-func Disown(text []byte, backslash bool, means func(name string) bool) {
+// Disown puts other names in the place of those in a text.
+func Disown(text []byte, backslash bool) {
 	for _, u := range scan.Uses(text, backslash) {
-		if name := text[u.From:u.To]; strings.HasPrefix(u.Name, Prefix) && !means(u.Name) {
+		if name := text[u.From:u.To]; strings.HasPrefix(u.Name, Prefix) {
 			name[bytes.Index(name, chance)-2] = 'x'
 		}
+	}
+}
+
+// DisownName does so with the name that a message of the protocol's gives a statement, or has of it.
+func DisownName(typ byte, body []byte) {
+	switch typ {
+	case pgwire.Parse:
+	case pgwire.Bind:
+		body = body[bytes.IndexByte(body, 0)+1:]
+	case pgwire.Describe, pgwire.Close:
+		if !bytes.HasPrefix(body, []byte{'S'}) {
+			return
+		}
+		body = body[1:]
+	default:
+		return
+	}
+	if bytes.HasPrefix(body, prefix) {
+		body[1] = 'x'
 	}
 }
 

@@ -8,7 +8,7 @@ import (
 func TestOnlyWhatUsesOurNamesGetsOthers(t *testing.T) {
 	for sql, want := range map[string]string{
 		"deallocate OURS1": "deallocate THEIRS1", `Execute "OURS1" (1)`: `Execute "THEIRS1" (1)`, "select 1; prepare OURS_decoy as select 'OURS1'": "select 1; prepare THEIRS_decoy as select 'OURS1'",
-		"explain execute OURS": "explain execute THEIRS", "select 'deallocate OURS1'": "", "execute OURSheld": "", `execute "xOURS1"`: "", "select OURS1": "", "deallocate all -- OURS": "",
+		"explain execute OURS": "explain execute THEIRS", "select 'deallocate OURS1'": "", `execute "xOURS1"`: "", "select OURS1": "", "deallocate all -- OURS": "",
 	} {
 		for _, how := range []func(string) string{func(s string) string { return s }, strings.ToUpper} {
 			own := how(Prefix)
@@ -21,10 +21,21 @@ func TestOnlyWhatUsesOurNamesGetsOthers(t *testing.T) {
 			if want == "" {
 				expect = string(text)
 			}
-			Disown(text, false, func(name string) bool { return name == Prefix+"held" })
+			Disown(text, false)
 			if string(text) != expect {
 				t.Errorf("%s: %s, want %s", sql, text, expect)
 			}
+		}
+	}
+	for message, at := range map[string]int{"POURS1\x00select 1\x00": 1, "Bportal\x00OURS1\x00": 8, "B\x00OURS\x00": 2, "DSOURS1\x00": 2, "CSOURS1\x00": 2, "DPOURS1\x00": 0, "BOURS1\x00x\x00": 0, "QOURS1\x00": 0, "B": 0, "D": 0, "Pq\x00": 0} {
+		text := strings.ReplaceAll(message, "OURS", Prefix)
+		expect := []byte(text)
+		if at > 0 {
+			expect[at+1] = 'x'
+		}
+		body := []byte(text)
+		if DisownName(body[0], body[1:]); string(body) != string(expect) {
+			t.Errorf("%s: %q", message, body)
 		}
 	}
 	body := []byte(`Mprepared statement "` + Apart(Prefix+"1") + `" and "` + Apart(Prefix+"2") + `" and "` + Apart("q") + `"`)

@@ -128,7 +128,7 @@ func Uses(cycle []byte, backslash, inSQL bool, yield func(name []byte)) {
 		if inSQL && len(text) > 0 {
 			for _, use := range scan.Uses(text, backslash) {
 				if !own[use.Name] && !use.Drops && !use.Makes {
-					yield([]byte(use.Name))
+					yield(apartFrom([]byte(use.Name)))
 				}
 			}
 		}
@@ -137,7 +137,7 @@ func Uses(cycle []byte, backslash, inSQL bool, yield func(name []byte)) {
 			own[string(name)] = true
 		case pgwire.Bind, pgwire.Describe:
 			if !own[string(name)] {
-				yield(name)
+				yield(apartFrom(name))
 			}
 		}
 	}

@@ -94,10 +94,15 @@ func (l *lexer) use() (u Use, ok bool) {
 	}
 	u.From, u.To = t.from, t.to
 	if t.kind == quoted {
-		if u.From < 1 || u.From > 2 && l.sql[u.From-2] == '&' {
-			return u, false // its escapes are not known here
+		if u.From < 1 {
+			return u, false
 		}
-		u.From, u.To = u.From-1, u.To+1
+		if u.From, u.To = u.From-1, u.To+1; u.From > 1 && l.sql[u.From-1] == '&' {
+			if after := *l; bytes.ContainsAny(l.sql[t.from:t.to], `\"`) || after.is(after.next(), "uescape") {
+				return u, false // its escapes are not known here
+			}
+			u.From -= 2
+		}
 	} else if t.kind != word {
 		return u, false
 	}

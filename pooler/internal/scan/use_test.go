@@ -6,7 +6,7 @@ func TestTheNameThatATextUsesIsFound(t *testing.T) {
 	for sql, want := range map[string]string{
 		"deallocate ps": "drops ps", " /* x */ DEALLOCATE Prepare Ps;": "drops ps", `deallocate "P""s"`: `drops P"s`,
 		"deallocate prepare": "drops prepare", "deallocate all": "", "deallocate prepare all": "", "deallocate a; select 1": "",
-		"deallocate a b": "", `deallocate U&"a"`: "", "deallocate 'a'": "", "deallocate": "", "select 1": "",
+		"deallocate a b": "", `deallocate U&"a"`: "drops a", `deallocate U&"\0061"`: "", `deallocate U&"!0061" uescape '!'`: "", `deallocate U&"a""b"`: "", "deallocate 'a'": "", "deallocate": "", "select 1": "",
 		"execute ps": "runs ps", "execute ps(1, ';');": "runs ps", "execute a; execute b": "", "prepare a as select 1": "makes a", "prepare a as select 1; select 2": "",
 		"explain (analyze) execute ps(1)": "runs ps", "create temp table t as execute ps": "runs ps",
 		"create trigger x after insert on t execute function f()": "", "explain select 1": "",
