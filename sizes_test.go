@@ -20,7 +20,7 @@ const (
 
 // roomier are packages that need more files, with how many and why.
 var roomier = map[string]int{
-	"pooler": 24, // one session, told in steps by two lanes: docs/decisions/0004-a-session-in-twenty-files.md
+	"pooler": 25, // one session, told in steps by two lanes: docs/decisions/0004-a-session-in-twenty-files.md
 }
 
 func TestNothingGrowsBeyondWhatAReaderCanHold(t *testing.T) {

@@ -179,94 +179,6 @@ func (s *session) owe(d debt) {
 	s.debts.push(d)
 }
 
-// forgive drops what will not come because of an error: all up to the cycle's end. It
-// is undone in reverse, since a name may have changed its meaning more than once.
-func (s *session) forgive() {
-	owed := s.debts.list[s.debts.head:]
-	s.debts.ours = false
-	n := 0
-	for n < len(owed) && !owed[n].kind.ready() {
-		n++
-	}
-	for i := n - 1; i >= 0; i-- {
-		s.undo(owed[i], owed[n:])
-	}
-	for range n {
-		s.debts.pop()
-	}
-}
-
-// undo takes back what was noted when a message was sent that the server did not
-// carry out. What was sent later, in other cycles, may have given the name a new
-// meaning, which stays.
-func (s *session) undo(d debt, later []debt) {
-	b := s.backend
-	again := slices.IndexFunc(later, func(l debt) bool { return d.name != "" && l.name == d.name })
-	renamed := again >= 0
-	if renamed && d.kind == owesParse && later[again].kind == owesClose {
-		later[again].statement = nil // what it closes is not there
-	}
-	switch {
-	case d.kind == owesOurClose && d.statement != nil:
-		b.prepared[d.statement] = 0 // it is still there
-	case d.kind == owesDropAll:
-		s.names, s.nameBytes, b.prepared = d.before.names, d.before.nameBytes, d.before.prepared
-	case d.kind == owesDrop && d.statement != nil && !renamed:
-		s.names[d.name] = d.statement
-		s.nameBytes += int32(len(d.statement.body))
-	case d.kind == owesDescription:
-		d.tells.untold(&s.unnamed)
-	case d.kind.ready() || d.kind == owesOurDescribe || d.kind == owesOurRun || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
-	case d.unnamed:
-		s.undoUnnamed(d, later)
-	case d.kind == owesClose && renamed:
-	case d.kind == owesClose && d.statement != nil:
-		s.names[d.name] = d.statement
-		s.nameBytes += int32(len(d.statement.body))
-	case d.kind == owesClose: // of what is not there
-	case d.statement != nil:
-		delete(b.prepared, d.statement)
-	case d.was != nil && s.debts.skips(d) && !slices.ContainsFunc(later, changesUnnamed):
-		b.unnamed = d.was.there
-	}
-	if d.kind == owesParse && d.name != "" && !renamed {
-		s.unname(d.name)
-	}
-}
-
-// changesUnnamed reports whether, from then on, the server has another unnamed statement, or none: what Parse of a
-// name sends of a statement that the server knows has none.
-func changesUnnamed(d debt) bool {
-	return d.unnamed || d.kind == owesQuery || d.kind == owesReplay || d.kind == owesParse && d.statement == nil && !d.taken
-}
-
-// undoUnnamed takes back what was noted of the unnamed statement: one that was skipped has
-// replaced nothing, one that was refused has left nothing there.
-func (s *session) undoUnnamed(d debt, later []debt) {
-	b := s.backend
-	switch {
-	case slices.ContainsFunc(later, changesUnnamed):
-		// What another cycle has made of it since counts.
-	case d.kind == owesOurParse: // the server has not got it
-		b.unnamed = ticket{}
-	case d.was != nil && s.debts.skips(d):
-		last := s.unnamed.last
-		s.unnamed, b.unnamed = d.was.unnamed, d.was.there
-		s.unnamed.last = last
-	default: // better none than a wrong one
-		b.unnamed, s.unnamed.version = ticket{}, 0
-	}
-}
-
-// unname forgets what a name stands for.
-func (s *session) unname(name string) {
-	if st := s.names[name]; st != nil {
-		s.nameBytes -= int32(len(st.body))
-		delete(s.names, name)
-		delete(s.untried, name)
-	}
-}
-
 // What PostgreSQL refuses for the moment, it may take the next time: that is not the statement's fault. A client that waits
 // for what its cycle uses is told so, and nothing of the cycle is carried out.
 
@@ -493,4 +405,26 @@ func (s *session) execute(n int) *again.Statements {
 		s.names, s.nameBytes, b.prepared = nil, 0, map[*statement]uint64{}
 	}
 	return u.again
+}
+
+// amid reports whether the uplink waits for the answer to a Query in the middle of a cycle, which may have to go on (passOver). The lock is held.
+func (s *session) amid() bool {
+	owed := s.debts.list[s.debts.head:]
+	return s.uplink != nil && slices.ContainsFunc(owed, func(d debt) bool { return d.kind == owesQuery && d.at > 0 })
+}
+
+// mustHold reports whether the client's next cycle has to wait for the answers to
+// those before. The lock is held.
+func (s *session) mustHold(typ byte, n int) bool {
+	b := s.backend
+	if s.open || s.copying || s.debts.len() == b.replays || b.pool.sessions() {
+		return false
+	}
+	// What a name stands for is not certain before the server has answered, and neither is
+	// the unnamed statement.
+	renewed := typ == pgwire.Query || typ == pgwire.Parse && n > 0 && s.head(1)[0] == 0
+	if b.replays > 0 || b.left&(scan.Prepares|scan.Discards) != 0 || typ == pgwire.Query && (s.usesNames(n) || s.resetsNext(n)) || s.debts.uncertain(renewed) || s.varied || s.resets && s.login.Len() > 0 || s.unmet() || s.unproven() || s.senses() || s.attempt.anew != nil || s.severed > 0 {
+		return true
+	}
+	return s.ear != nil && len(s.ear.channels) > 0 || b.left&scan.Listens != 0 || b.left&(scan.Begins|scan.Unseen) != 0 && b.pool.statementMode()
 }

@@ -257,30 +257,6 @@ func (d *description) typed(body []byte) []byte {
 	return prepared.Typed(body, d.types)
 }
 
-// replaces notes what the unnamed statement is, before the message that is being sent
-// changes it. What is its cycle's first message is not skipped: for that it costs nothing.
-func (s *session) replaces() *replaced {
-	if !s.behind || s.unnamed.version == 0 {
-		return nil
-	}
-	was := &replaced{s.unnamed, s.backend.unnamed}
-	s.unnamed.body = nil // it is the other's
-	return was
-}
-
-// displaces is replaces for what takes the server's unnamed statement away, and not the client's.
-func (s *session) displaces() *replaced {
-	if !s.behind || !s.hasUnnamed() {
-		return nil
-	}
-	return &replaced{there: s.backend.unnamed}
-}
-
-// hasUnnamed reports whether the server's unnamed statement is the client's.
-func (s *session) hasUnnamed() bool {
-	return s.unnamed.version != 0 && s.backend.unnamed == ticket{s.id, s.unnamed.version}
-}
-
 // newUnnamed begins another version of the unnamed statement.
 func (s *session) newUnnamed() *unnamed {
 	u := &s.unnamed
@@ -482,58 +458,6 @@ func (s *backend) count() error {
 	}
 	maps.DeleteFunc(s.prepared, func(st *statement, _ uint64) bool { return !slices.Contains(has, st.name) })
 	return nil
-}
-
-// A Query may stand in the middle of a cycle of the extended protocol, with no Sync before it. If what comes before it fails, PostgreSQL
-// passes over it, too: it says nothing more until it is sent a Sync.
-
-// amid reports whether the uplink waits for the answer to such a Query, which may have it go on. The lock is held, here and below.
-func (s *session) amid() bool {
-	owed := s.debts.list[s.debts.head:]
-	return s.uplink != nil && slices.ContainsFunc(owed, func(d debt) bool { return d.kind == owesQuery && d.at > 0 })
-}
-
-// passOver notes, behind an error, that the server passes over such a Query: its cycle goes on.
-func (s *session) passOver() {
-	d, ok := s.debts.firstReady()
-	skips := ok && s.debts.skips(d)
-	for ; ok && skips && d.kind == owesQuery; d, ok = s.debts.firstReady() {
-		s.forgive()
-		s.debts.pop()
-		s.goesOn()
-	}
-	if skips && !ok {
-		s.open = true
-		s.split()
-	}
-}
-
-// goesOn notes that what seemed to be the first cycle's end is not: the next belongs to it.
-func (s *session) goesOn() {
-	c, _ := s.cycles.pop()
-	if s.cycles.len() == 0 {
-		c.bytes += s.next.bytes
-		s.next = c
-		return
-	}
-	next := &s.cycles.list[s.cycles.head]
-	next.start, next.bytes = c.start, next.bytes+c.bytes
-}
-
-// mustHold reports whether the client's next cycle has to wait for the answers to
-// those before. The lock is held.
-func (s *session) mustHold(typ byte, n int) bool {
-	b := s.backend
-	if s.open || s.copying || s.debts.len() == b.replays || b.pool.sessions() {
-		return false
-	}
-	// What a name stands for is not certain before the server has answered, and neither is
-	// the unnamed statement.
-	renewed := typ == pgwire.Query || typ == pgwire.Parse && n > 0 && s.head(1)[0] == 0
-	if b.replays > 0 || b.left&(scan.Prepares|scan.Discards) != 0 || typ == pgwire.Query && (s.usesNames(n) || s.resetsNext(n)) || s.debts.uncertain(renewed) || s.varied || s.resets && s.login.Len() > 0 || s.unmet() || s.unproven() || s.senses() || s.attempt.anew != nil || s.severed > 0 {
-		return true
-	}
-	return s.ear != nil && len(s.ear.channels) > 0 || b.left&scan.Listens != 0 || b.left&(scan.Begins|scan.Unseen) != 0 && b.pool.statementMode()
 }
 
 // changesSchema reports whether a command does.

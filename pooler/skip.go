@@ -1,0 +1,148 @@
+package pooler
+
+import "slices"
+
+// What fails has PostgreSQL pass over the messages behind it, up to the next Sync. What was noted of those when they were sent is
+// taken back: what names stand for, and what the server has.
+
+// forgive drops what will not come because of an error: all up to the cycle's end. It
+// is undone in reverse, since a name may have changed its meaning more than once.
+func (s *session) forgive() {
+	owed := s.debts.list[s.debts.head:]
+	s.debts.ours = false
+	n := 0
+	for n < len(owed) && !owed[n].kind.ready() {
+		n++
+	}
+	for i := n - 1; i >= 0; i-- {
+		s.undo(owed[i], owed[n:])
+	}
+	for range n {
+		s.debts.pop()
+	}
+}
+
+// undo takes back what was noted when a message was sent that the server did not
+// carry out. What was sent later, in other cycles, may have given the name a new
+// meaning, which stays.
+func (s *session) undo(d debt, later []debt) {
+	b := s.backend
+	again := slices.IndexFunc(later, func(l debt) bool { return d.name != "" && l.name == d.name })
+	renamed := again >= 0
+	if renamed && d.kind == owesParse && later[again].kind == owesClose {
+		later[again].statement = nil // what it closes is not there
+	}
+	switch {
+	case d.kind == owesOurClose && d.statement != nil:
+		b.prepared[d.statement] = 0 // it is still there
+	case d.kind == owesDropAll:
+		s.names, s.nameBytes, b.prepared = d.before.names, d.before.nameBytes, d.before.prepared
+	case d.kind == owesDrop && d.statement != nil && !renamed:
+		s.names[d.name] = d.statement
+		s.nameBytes += int32(len(d.statement.body))
+	case d.kind == owesDescription:
+		d.tells.untold(&s.unnamed)
+	case d.kind.ready() || d.kind == owesOurDescribe || d.kind == owesOurRun || d.kind == owesOurClose || d.kind == owesDrop || d.kind == owesCopy:
+	case d.unnamed:
+		s.undoUnnamed(d, later)
+	case d.kind == owesClose && renamed:
+	case d.kind == owesClose && d.statement != nil:
+		s.names[d.name] = d.statement
+		s.nameBytes += int32(len(d.statement.body))
+	case d.kind == owesClose: // of what is not there
+	case d.statement != nil:
+		delete(b.prepared, d.statement)
+	case d.was != nil && s.debts.skips(d) && !slices.ContainsFunc(later, changesUnnamed):
+		b.unnamed = d.was.there
+	}
+	if d.kind == owesParse && d.name != "" && !renamed {
+		s.unname(d.name)
+	}
+}
+
+// changesUnnamed reports whether, from then on, the server has another unnamed statement, or none: what Parse of a
+// name sends of a statement that the server knows has none.
+func changesUnnamed(d debt) bool {
+	return d.unnamed || d.kind == owesQuery || d.kind == owesReplay || d.kind == owesParse && d.statement == nil && !d.taken
+}
+
+// undoUnnamed takes back what was noted of the unnamed statement: one that was skipped has
+// replaced nothing, one that was refused has left nothing there.
+func (s *session) undoUnnamed(d debt, later []debt) {
+	b := s.backend
+	switch {
+	case slices.ContainsFunc(later, changesUnnamed):
+		// What another cycle has made of it since counts.
+	case d.kind == owesOurParse: // the server has not got it
+		b.unnamed = ticket{}
+	case d.was != nil && s.debts.skips(d):
+		last := s.unnamed.last
+		s.unnamed, b.unnamed = d.was.unnamed, d.was.there
+		s.unnamed.last = last
+	default: // better none than a wrong one
+		b.unnamed, s.unnamed.version = ticket{}, 0
+	}
+}
+
+// unname forgets what a name stands for.
+func (s *session) unname(name string) {
+	if st := s.names[name]; st != nil {
+		s.nameBytes -= int32(len(st.body))
+		delete(s.names, name)
+		delete(s.untried, name)
+	}
+}
+
+// A Query may stand in the middle of a cycle of the extended protocol, with no Sync before it. If what comes before it fails, PostgreSQL
+// passes over it, too: it says nothing more until it is sent a Sync.
+
+// passOver notes, behind an error, that the server passes over such a Query: its cycle goes on.
+func (s *session) passOver() {
+	d, ok := s.debts.firstReady()
+	skips := ok && s.debts.skips(d)
+	for ; ok && skips && d.kind == owesQuery; d, ok = s.debts.firstReady() {
+		s.forgive()
+		s.debts.pop()
+		s.goesOn()
+	}
+	if skips && !ok {
+		s.open = true
+		s.split()
+	}
+}
+
+// goesOn notes that what seemed to be the first cycle's end is not: the next belongs to it.
+func (s *session) goesOn() {
+	c, _ := s.cycles.pop()
+	if s.cycles.len() == 0 {
+		c.bytes += s.next.bytes
+		s.next = c
+		return
+	}
+	next := &s.cycles.list[s.cycles.head]
+	next.start, next.bytes = c.start, next.bytes+c.bytes
+}
+
+// replaces notes what the unnamed statement is, before the message that is being sent
+// changes it. What is its cycle's first message is not skipped: for that it costs nothing.
+func (s *session) replaces() *replaced {
+	if !s.behind || s.unnamed.version == 0 {
+		return nil
+	}
+	was := &replaced{s.unnamed, s.backend.unnamed}
+	s.unnamed.body = nil // it is the other's
+	return was
+}
+
+// displaces is replaces for what takes the server's unnamed statement away, and not the client's.
+func (s *session) displaces() *replaced {
+	if !s.behind || !s.hasUnnamed() {
+		return nil
+	}
+	return &replaced{there: s.backend.unnamed}
+}
+
+// hasUnnamed reports whether the server's unnamed statement is the client's.
+func (s *session) hasUnnamed() bool {
+	return s.unnamed.version != 0 && s.backend.unnamed == ticket{s.id, s.unnamed.version}
+}
