@@ -51,7 +51,7 @@ func (s *session) equip() {
 	others := b.had != s.id // what is there is not its own
 	stale := b.changes != changes && others
 	opaque, b.had = opaque || stale, s.id
-	if b.settings == s.settings && b.named == s.prepares && !sequences && !opaque && !(b.mixed && others) {
+	if b.settings == s.settings && b.named == s.prepares && !sequences && !opaque && (!b.mixed || !others) {
 		return
 	}
 	s.mu.Lock()

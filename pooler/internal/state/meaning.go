@@ -126,12 +126,12 @@ func (s *Settings) Constants(usual *Settings) string {
 		style, _ = usual.Get("DateStyle")
 		order = dateOrder(style)
 	}
-	key := order + "\x00" + zone
+	key := []string{order, zone}
 	for _, name := range constants {
 		value, _ := s.Get(name)
-		key += "\x00" + value
+		key = append(key, value)
 	}
-	return key
+	return strings.Join(key, "\x00")
 }
 
 // dateOrder is how a DateStyle reads 01/02/03; "": as before. How dates are written matters to no constant.
