@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
+	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
@@ -183,7 +184,7 @@ func (s *session) assure() {
 	defer s.mu.Unlock()
 	for _, name := range s.unsure {
 		if st := s.names[name]; st != nil && st.under == nil && st.cursor == nil {
-			fresh, older := s.pool.statements.intern(s.settings, true, st.garbled, st.body, st.use, s.shapeOf)
+			fresh, older := s.pool.statements.intern(s.settings, true, st.garbled, st.body, st.use, func([]byte) *fingerprint.Shape { return st.shape })
 			if d := st.described.Load(); d != nil { // what was told was under these too
 				fresh.describe(&description{types: d.types})
 			}

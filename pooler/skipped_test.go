@@ -215,3 +215,17 @@ func TestAQueryAmidACycleThatFailsIsPassedOver(t *testing.T) {
 		}
 	}
 }
+
+// What is prepared behind a SET of its cycle is looked at once more when the server has been given back.
+func TestATextWithABackslashIsPreparedBehindASet(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one)))
+	c, other := newFrontend(t, h), newFrontend(t, h)
+	c.send(parse("", "set datestyle = 'German'") + runs("", "") + parse("p", `select '\x6162'::bytea::text`) + endCycle)
+	c.expect("12C1Z")
+	c.send(runs("", "p") + endCycle)
+	if c.expect("2DCZ"); c.row != `\x6162` {
+		t.Errorf("got %s", c.row)
+	}
+	other.send(frame('Q', "select 1\x00"))
+	other.expect("TDCZ")
+}
