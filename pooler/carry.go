@@ -57,7 +57,9 @@ func (s *session) equip() {
 	s.mu.Lock()
 	forget, back := b.named.Forget(s.prepares)
 	replan := b.replan(s.settings, !others) // which it may have changed elsewhere since
-	if stale || replan {                    // else what SQL's PREPARE has made was asked for; what is prepared would be analysed anew, too
+
+	// Else what SQL's PREPARE has made was asked for; what is prepared would be analysed anew, too.
+	if stale || replan {
 		forget, back, b.named = "DEALLOCATE ALL;", 1, state.None
 		b.unlearn()
 	}
