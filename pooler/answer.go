@@ -244,7 +244,7 @@ func (s *session) observe(typ byte, body []byte) (keep, done bool, err error) {
 // acknowledge notes that a Parse or Close was carried out: the client's, or one of
 // ours that it must not hear of.
 func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error) {
-	if s.backend.pool.sessions() {
+	if s.backend.pool.sessions() && theirs != owesClose {
 		return true, false, nil
 	}
 	s.mu.Lock()
@@ -364,7 +364,9 @@ func (s *session) failed(body []byte) (keep bool) {
 		s.backend.pool.outdate()
 	}
 	s.forgive()
-	s.passOver()
+	if _, ended := s.debts.firstReady(); !ended && s.open {
+		s.debts.failed = true
+	}
 	return true
 }
 

@@ -19,7 +19,7 @@ type debt struct {
 	unnamed   bool         // a Parse or Close of the unnamed statement, ours included
 	aside     bool         // a replay that may fail: see teach
 	taken     bool         // a Parse that the server has to refuse: the name is taken
-	at        int32        // how many messages of its cycle are answered before this one, also of a Query that it ends with; of a replay that changes settings, how many of its statements, the first, are its BEGIN and what leads others' back
+	at        int32        // how many messages of its cycle are answered before this one; of a replay that changes settings, how many of its statements, the first, are its BEGIN and what leads others' back
 	statement *statement   // the one that a Parse creates, or a Close removes
 	name      string       // the client's, for that statement or the one it drops
 	was       *replaced    // what stood there before; nil: nothing, or this is its cycle's first message
@@ -73,6 +73,8 @@ type debts struct {
 	asked     int32 // messages of the cycle that is being sent
 	answered  int32 // those of the cycle that is being answered
 	uncounted bool  // which has swallowed another
+	failed    bool  // something of the cycle that is being sent has failed: the server passes over the rest of it
+	inquired  bool  // it has been asked for what owesOurClose tells: see amid
 	ours      bool  // what comes next is what owesOurDescribe or owesOurRun stands for; of whoever reads the answers
 }
 
@@ -169,7 +171,7 @@ func (q *queue[T]) first() (v T, ok bool) {
 func (s *session) owe(d debt) {
 	switch {
 	case d.kind.ready():
-		s.debts.asked = 0
+		s.debts.asked, s.debts.failed = 0, false
 	case d.kind <= owesOurClose:
 		d.at = s.debts.asked
 		s.debts.asked++
@@ -405,12 +407,6 @@ func (s *session) execute(n int) *again.Statements {
 		s.names, s.nameBytes, b.prepared = nil, 0, map[*statement]uint64{}
 	}
 	return u.again
-}
-
-// amid reports whether the uplink waits for the answer to a Query in the middle of a cycle, which may have to go on (passOver). The lock is held.
-func (s *session) amid() bool {
-	owed := s.debts.list[s.debts.head:]
-	return s.uplink != nil && slices.ContainsFunc(owed, func(d debt) bool { return d.kind == owesQuery && d.at > 0 })
 }
 
 // mustHold reports whether the client's next cycle has to wait for the answers to

@@ -292,15 +292,20 @@ func (s *session) send(typ byte, n int) (ends bool, err error) {
 		return false, errClosing
 	}
 	copies := typ == pgwire.CopyData || typ == pgwire.CopyDone || typ == pgwire.CopyFail
-	holds := !copies && s.mustHold(typ, n)
-	if holds && !s.amid() {
+	if !copies && s.mustHold(typ, n) {
 		s.mu.Unlock()
 		return false, errHold
 	}
-	if holds || s.uplink != nil && (copies && s.backend.replays > 0 || !copies && s.canceling()) { // the COPY may yet have to go to another server
+	if s.uplink != nil && (copies && s.backend.replays > 0 || !copies && s.canceling()) { // the COPY may yet have to go to another server
 		s.mu.Unlock()
 		time.Sleep(replayPause)
 		return false, nil
+	}
+	if s.open && (typ == pgwire.Query || typ == pgwire.FunctionCall) {
+		if goes, err := s.amid(n); !goes {
+			s.mu.Unlock()
+			return false, err
+		}
 	}
 	// A client may send COPY data before it knows that the server takes it. What
 	// comes when the server has answered is left of a COPY that failed.
@@ -387,13 +392,6 @@ func (s *session) sendLongParse(name string, n int) error {
 	return s.parseNamed(name, body)
 }
 
-// seekTraceparent notes the trace that a text belongs to.
-func (s *session) seekTraceparent(text []byte) {
-	if !s.next.traced {
-		s.next.trace, s.next.traced = pgwire.FindTraceparent(text)
-	}
-}
-
 // seekTrace finds the trace context of a statement that was too long to be held, in
 // the end of its message.
 func (s *session) seekTrace(tail []byte) {
@@ -465,7 +463,7 @@ func (s *session) noteSent(typ byte) (ends bool) {
 		s.debts.asked++
 		return false
 	case pgwire.Query, pgwire.FunctionCall:
-		s.owe(debt{kind: owesQuery, at: s.debts.asked})
+		s.owe(debt{kind: owesQuery})
 	case pgwire.Sync:
 		if s.copying {
 			// PostgreSQL ignores a Sync while it takes COPY data, unless the COPY has
@@ -482,9 +480,6 @@ func (s *session) noteSent(typ byte) (ends bool) {
 	s.open, s.bound = false, nil
 	return true
 }
-
-// replayPause is between two looks of the uplink at whether a replay, or a Query amid a cycle, is over.
-const replayPause = time.Millisecond
 
 // hold waits, in the uplink, for serve to take the client over: what the client sends
 // next must not go to the server before it has answered what went before. The client

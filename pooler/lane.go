@@ -346,7 +346,7 @@ func (s *session) sendNow(w *loop.Worker) bool {
 func (s *session) answerNow(w *loop.Worker) bool {
 	b := s.backend
 	for {
-		if s.copying || s.open || s.sock.HungUp() || s.ending.Load() || s.overdue.Load() != nil {
+		if s.copying || s.sock.HungUp() || s.ending.Load() || s.overdue.Load() != nil {
 			s.escalate(atAnswer)
 			return false
 		}

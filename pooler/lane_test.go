@@ -201,3 +201,30 @@ func TestAPanicEndsOneSessionAlone(t *testing.T) {
 		})
 	}
 }
+
+// A bug that is met when the session has parted with its server, which is not another's yet, must not keep the server's place in the pool.
+func TestAPanicBetweenTwoClientsKeepsNoPlaceInThePool(t *testing.T) {
+	var log bytes.Buffer
+	h := run(t, config(database(pg.Start(t).URL(), one)), func(d *Deps) { d.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	met := h.connect(t)
+	do(t, met, "select 1")
+	await(t, "it rests", func() bool { return h.goroutines() == 0 })
+	h.mu.Lock()
+	for _, s := range h.sessions {
+		s.lane.Lock()
+		s.login = nil // never so: the question of what SET has left fails on it
+		s.lane.Unlock()
+	}
+	h.mu.Unlock()
+	do(t, met, "set work_mem = '5MB'")                           // it is met behind the answer
+	if got := value(t, h.connect(t), "select 'b'"); got != "b" { // the pool has one place
+		t.Errorf("%q", got)
+	}
+	await(t, "it is gone", func() bool { return h.Stats().Clients <= 1 })
+	if err := h.stop(); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(log.String(), "(*session).foretell(") {
+		t.Errorf("the log does not say where: %s", log.String())
+	}
+}

@@ -342,7 +342,7 @@ func (s *session) offerDecoy(as, name string) {
 // runAll prepares for what a simple query executes.
 func (s *session) runAll(list []*statement) {
 	b := s.backend
-	alone, news := s.debts.len() == b.replays, false
+	alone, news := s.debts.len() == b.replays && !s.behind, false // amid a cycle, a Sync would end its transaction
 	s.vacate(list)
 	for _, st := range list {
 		known := s.knows(st) || st == occupied // which cannot fail

@@ -67,6 +67,13 @@ func (s *session) learnHarmless(text []byte, by *revealed) {
 	}
 }
 
+// seekTraceparent notes the trace that a text belongs to.
+func (s *session) seekTraceparent(text []byte) {
+	if !s.next.traced {
+		s.next.trace, s.next.traced = pgwire.FindTraceparent(text)
+	}
+}
+
 // mostOut is how much the event loops make ready for a server at once: what a client's messages stand for may be
 // far longer than they are.
 const mostOut = 8 * outLimit

@@ -462,6 +462,15 @@ func (p *pool) dropIdle(b *backend) {
 	p.release(b)
 }
 
+// unlessPanic is deferred where no session has the server, and none waits for it yet: a bug met there must not keep a place in
+// the pool for good.
+func (s *backend) unlessPanic() {
+	if v := recover(); v != nil {
+		s.pool.drop(s)
+		panic(v) // where it was met is still on the stack
+	}
+}
+
 // age is how old this server may become: up to a tenth less than the limit, so that
 // those that were opened together are not replaced together.
 func (s *backend) age(limit time.Duration) time.Duration {

@@ -184,6 +184,8 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 				return 0, nil
 			}
 		}
+	} else if typ == pgwire.Close {
+		s.owe(debt{kind: owesClose}) // among which there may be one of ours: see amid
 	} else if text != nil && whole {
 		b.left |= scan.Effects(text, false) & (scan.Terminates | scan.Cancels | audit.Wreck&^scan.Seeds)
 	}

@@ -12,8 +12,15 @@ import (
 type step struct {
 	story string // for people
 	bytes string
-	ready int
+	ready int // untilMarker: where that depends on what fails
 }
+
+// untilMarker is the ready of a step whose last cycle is the marker, which is answered like no other.
+const untilMarker = -1
+
+var marker = strings.Repeat(frame('C', "Pthere is none\x00"), markers) + frame('S', "")
+
+const markers = 3
 
 // An author writes a random session. The same seed gives the same session.
 type author struct {
@@ -61,6 +68,7 @@ func (a *author) script() []step {
 
 // step writes one to three cycles, sent in one go.
 func (a *author) step() (all step) {
+	amid := false
 	for range 1 + a.IntN(6)/4 {
 		var s step
 		switch a.IntN(12) {
@@ -76,6 +84,11 @@ func (a *author) step() (all step) {
 		all.story += s.story + "\n"
 		all.bytes += s.bytes
 		all.ready += s.ready
+		amid = amid || s.ready == untilMarker
+	}
+	if amid {
+		all.bytes += marker
+		all.ready = untilMarker
 	}
 	return all
 }
@@ -142,7 +155,14 @@ func (a *author) pipeline() step {
 		s.story += " " + story
 		s.bytes += bytes
 	}
+	s.ready = 1
+	behindOne := false
 	for range 1 + a.IntN(4) {
+		if a.IntN(24) == 0 { // skipped, if something has failed before
+			sql := a.statement()
+			add("query "+sql, frame('Q', sql+"\x00"))
+			s.ready = untilMarker
+		}
 		name := a.one("", "", "p0", "p1", "p2")
 		portal := a.one("", "", "", "c0")
 		if a.IntN(3) > 0 {
@@ -150,7 +170,11 @@ func (a *author) pipeline() step {
 			for makesRoutines.MatchString(sql) {
 				sql = a.statement()
 			}
-			if a.IntN(3) == 0 {
+			if behindOne && a.IntN(2) == 0 {
+				sql = a.backslashes()
+			}
+			behindOne = backslashed.MatchString(sql)
+			if !behindOne && a.IntN(3) == 0 {
 				sql = a.one("select $1::text || coalesce(current_setting('my.word', true), '')", "select n, $1::int from fixture order by n",
 					"insert into notes values ("+fmt.Sprint(a.session)+", $1::int)", "select set_config('my.word', $1::text, false)",
 					"select set_config($1::text, 'x', false)", "select set_config('work_mem', $1::text || 'MB', true)")
@@ -183,8 +207,16 @@ func (a *author) pipeline() step {
 		}
 	}
 	add("sync", frame('S', ""))
-	s.ready = 1
 	return s
+}
+
+// backslashed are what may change how a text is read.
+var backslashed = regexp.MustCompile(`^set .*(conforming|my\.word)`)
+
+// backslashes is a text whose constants are read in one way or another.
+func (a *author) backslashes() string {
+	return a.one(`select 'a\b'`, `select 'it\'s'`, `select 'a\', 'b'`, `select e'\x41', 'c\\d'`, `select u&'d\0061t'`, `set my.word = 'f\\g'`, `select set_config('my.word', 'h\i', false)`,
+		`select 'a\'; select 'set my.word = 1'`, `select $1::text || 'j\'`)
 }
 
 // resets are statements that go back to what the client chose at login. Known: to what follows

@@ -283,15 +283,21 @@ func (p *player) note(body []byte) {
 
 func (p *player) say(s step) { _, _ = p.conn.Write([]byte(s.bytes)) } // an error is seen by the reader
 
-// hear reads the answer up to its nth ReadyForQuery, as text that is the same on both
+// hear reads the answer up to its nth ReadyForQuery, or up to what [marker] is answered with, as text that is the same on both
 // sides.
 func (p *player) hear(ready int) string {
 	var out strings.Builder
-	for ready > 0 {
+	closes := 0
+	for done := false; !done; {
 		typ, body, err := p.in.Next()
 		if err != nil {
 			fmt.Fprintf(&out, "then %v\n", err)
 			return out.String()
+		}
+		if typ == pgwire.CloseComplete {
+			closes++
+		} else if typ != pgwire.ReadyForQuery {
+			closes = 0
 		}
 		switch typ {
 		case pgwire.ParameterStatus:
@@ -314,6 +320,7 @@ func (p *player) hear(ready int) string {
 			fmt.Fprintln(&out)
 		case pgwire.ReadyForQuery:
 			ready--
+			done, closes = ready == 0 || ready < 0 && closes == markers, 0
 			fmt.Fprintf(&out, "ready %s\n", body)
 		default:
 			if len(body) > 200 {

@@ -64,6 +64,7 @@ func (s *session) foretell(b *backend) {
 
 // settle finds out what the client has left on its server at a transaction's end. It returns whether the server may go to another client.
 func (s *session) settle(b *backend) (free bool, err error) {
+	defer b.unlessPanic()
 	s.keepSequences(b)
 	if b.left&scan.Catalog != 0 {
 		if err := s.lookIntoCatalog(b); err != nil {
@@ -95,6 +96,7 @@ func (s *session) settle(b *backend) (free bool, err error) {
 
 // tidy is settle at the end of a session, whose client will not hear of it.
 func (s *session) tidy(b *backend) error {
+	defer b.unlessPanic()
 	if err := b.rollBack(); err != nil {
 		return err
 	}

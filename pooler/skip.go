@@ -1,6 +1,11 @@
 package pooler
 
-import "slices"
+import (
+	"slices"
+	"time"
+
+	"mainstay.dev/mainstay/pooler/internal/pgwire"
+)
 
 // What fails has PostgreSQL pass over the messages behind it, up to the next Sync. What was noted of those when they were sent is
 // taken back: what names stand for, and what the server has.
@@ -93,22 +98,39 @@ func (s *session) unname(name string) {
 	}
 }
 
-// A Query may stand in the middle of a cycle of the extended protocol, with no Sync before it. If what comes before it fails, PostgreSQL
-// passes over it, too: it says nothing more until it is sent a Sync.
+// A Query may stand in the middle of a cycle of the extended protocol, with no Sync before it. If something of what comes before it
+// fails, PostgreSQL passes over it, too, and says nothing more until it is sent a Sync.
 
-// passOver notes, behind an error, that the server passes over such a Query: its cycle goes on.
-func (s *session) passOver() {
-	d, ok := s.debts.firstReady()
-	skips := ok && s.debts.skips(d)
-	for ; ok && skips && d.kind == owesQuery; d, ok = s.debts.firstReady() {
-		s.forgive()
-		s.debts.pop()
-		s.goesOn()
+// replayPause is between two looks of the uplink at whether a replay, or what comes before a Query amid a cycle, is over.
+const replayPause = time.Millisecond
+
+// amid reports whether such a Query (or FunctionCall), of n bytes, is to be sent now. It waits until the server has answered all
+// that comes before it, and is dropped if that has failed. The lock is held, but while it waits.
+func (s *session) amid(n int) (goes bool, err error) {
+	d, b := &s.debts, s.backend
+	switch {
+	case d.failed:
+		s.excess = pgwire.HeaderSize + n
+		s.dropExcess()
+	case !d.inquired: // by closing what is not there
+		d.inquired = true
+		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'P'}, []byte(namePrefix), nul)
+		s.owe(debt{kind: owesOurClose})
+		b.out = pgwire.Append(b.out, pgwire.Flush)
+		return false, nil
+	case d.none():
+		goes = true
+	default:
+		s.mu.Unlock()
+		defer s.mu.Lock()
+		if err := s.flush(); err != nil {
+			return false, s.serverLost(err)
+		}
+		time.Sleep(replayPause)
+		return false, nil
 	}
-	if skips && !ok {
-		s.open = true
-		s.split()
-	}
+	d.inquired = false
+	return goes, nil
 }
 
 // goesOn notes that what seemed to be the first cycle's end is not: the next belongs to it.

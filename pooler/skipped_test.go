@@ -195,17 +195,24 @@ func TestAQueryAmidACycleThatFailsIsPassedOver(t *testing.T) {
 		of := func(ready int, parts ...string) step { return step{mode, strings.Join(parts, ""), ready} }
 		simple := func(sql string) string { return query(sql).bytes }
 		for what, steps := range map[string][]step{
-			"a query":           {of(1, bad, simple("select 1"), endCycle)},
-			"executed":          {of(2, good, runs("", ""), simple("select 1"), endCycle)},
-			"fails itself":      {of(2, good, runs("", ""), simple("select broken"), endCycle)},
-			"two":               {of(1, bad, simple("select 1"), simple("select 2"), runs("", ""), endCycle)},
-			"with more behind":  {of(2, bad, simple("select 1"), good, runs("", ""), endCycle, good, runs("", ""), endCycle)},
-			"in a transaction":  {query("begin"), of(1, good, runs("c", "none"), simple("commit"), endCycle), query("rollback")},
-			"that deallocates":  {query("prepare p as select 'p'"), of(1, bad, simple("deallocate p"), endCycle), query("execute p"), query("deallocate p")},
-			"a late Sync":       {of(1, bad, simple("select 1"), frame('H', ""), endCycle)},
-			"a long one":        {of(1, bad, simple("select 1"+long), endCycle)},
-			"behind a long one": {of(1, parse("", "select 1 "+long+" + 'x'"), simple("select 1"), endCycle)},
-			"a slow one":        {of(2, parse("", "select pg_sleep(0.3)"), runs("", ""), simple("select pg_sleep(0.3)"), endCycle), of(1, good, runs("c", "none"), simple("select pg_sleep(0.3)"), endCycle)},
+			"a query":            {of(1, bad, simple("select 1"), endCycle)},
+			"executed":           {of(2, good, runs("", ""), simple("select 1"), endCycle)},
+			"fails itself":       {of(2, good, runs("", ""), simple("select broken"), endCycle)},
+			"two":                {of(1, bad, simple("select 1"), simple("select 2"), runs("", ""), endCycle)},
+			"with more behind":   {of(2, bad, simple("select 1"), good, runs("", ""), endCycle, good, runs("", ""), endCycle)},
+			"in a transaction":   {query("begin"), of(1, good, runs("c", "none"), simple("commit"), endCycle), query("rollback")},
+			"that deallocates":   {query("prepare p as select 'p'"), of(1, bad, simple("deallocate p"), endCycle), query("execute p"), query("deallocate p")},
+			"a late Sync":        {of(1, bad, simple("select 1"), frame('H', ""), endCycle)},
+			"named before":       {of(1, parse("", "select 'kept'"), runs("c", "none"), simple("select 1"), endCycle), of(1, runs("", ""), endCycle)},
+			"unnamed by a query": {of(2, parse("", "select 'dropped'"), runs("", ""), simple("select 1"), runs("", ""), endCycle)},
+			"closes before":      {of(2, frame('C', "Sp\x00"), frame('C', "Pc\x00"), good, runs("", ""), simple("select 1"), frame('C', "Sp\x00"), endCycle)},
+			"one transaction":    {query("create table if not exists amid (n int unique); truncate amid"), of(2, parse("", "insert into amid values (1)"), runs("", ""), simple("insert into amid values (1)"), endCycle), query("select * from amid")},
+			"a function":         {of(1, bad, frame('F', "\x00\x00\x04\xe5\x00\x00\x00\x00\x00\x00"), endCycle)},
+			"waits in COPY":      {of(1, parse("", "copy things from stdin"), runs("", ""), simple("select 1"), endCycle)},
+			"behind a COPY":      {of(2, parse("", "copy things from stdin"), runs("", ""), frame('c', ""), simple("select 1"), endCycle)},
+			"a long one":         {of(1, bad, simple("select 1"+long), endCycle)},
+			"behind a long one":  {of(1, parse("", "select 1 "+long+" + 'x'"), simple("select 1"), endCycle)},
+			"a slow one":         {of(2, parse("", "select pg_sleep(0.3)"), runs("", ""), simple("select pg_sleep(0.3)"), endCycle), of(1, good, runs("c", "none"), simple("select pg_sleep(0.3)"), endCycle)},
 		} {
 			both := m.sides(nil)
 			m.same(t, what, both, append(steps, query("select 'end'")), nil)

@@ -229,7 +229,7 @@ func TestTheEndOfACycleIsFound(t *testing.T) {
 	}
 	for types, want := range map[string]Extent{
 		"Q": Whole, "PBDES": Whole, "F": Whole, "S": Whole, "QQ": Whole, "PBE": Open, "": Open,
-		"PH": Wants, "d": Wants, "PX": Wants, "X": Wants, "!": Wants,
+		"PH": Wants, "PBEQ": Wants, "PF": Wants, "d": Wants, "PX": Wants, "X": Wants, "!": Wants,
 	} {
 		b := message(types)
 		r := NewReader(bytes.NewReader(b), 256)

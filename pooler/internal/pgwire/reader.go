@@ -332,14 +332,14 @@ type Extent uint8
 const (
 	Open  Extent = iota // messages are missing that may come without an answer from us
 	Whole               // the cycle ends, in the buffer, with a message that the server answers with ReadyForQuery
-	Wants               // the client wants answers before it ends the cycle (Flush), leaves, or speaks nonsense
+	Wants               // the client wants answers before it ends the cycle (Flush, or a Query amid it), leaves, or speaks nonsense
 )
 
 // Cycle looks for the end of the client's cycle: from the next message to the first
 // Query, FunctionCall or Sync.
 func (r *Reader) Cycle() Extent {
 	b := r.buf[r.pos:r.end]
-	for {
+	for first := true; ; first = false {
 		typ, n, ok, err := decodeHeader(b)
 		if err != nil {
 			return Wants
@@ -348,7 +348,12 @@ func (r *Reader) Cycle() Extent {
 			return Open
 		}
 		switch typ {
-		case Query, FunctionCall, Sync:
+		case Query, FunctionCall:
+			if !first {
+				return Wants
+			}
+			return Whole
+		case Sync:
 			return Whole
 		case Parse, Bind, Describe, Execute, Close:
 		default:
