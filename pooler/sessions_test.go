@@ -22,7 +22,7 @@ import (
 
 // The long form: MAINSTAY_SESSIONS=100000 go test -run TestRandomSessions -timeout 0 ./pooler
 // Other sessions than those that have been looked at: MAINSTAY_SEED=$RANDOM. One session again, alone: MAINSTAY_SESSIONS=1 MAINSTAY_SEED=4711 (the number that
-// a difference was reported with). With MAINSTAY_STRICT=1 the known difference, which is counted, is reported too.
+// a difference was reported with). With MAINSTAY_STRICT=1 the known differences, which are counted, are reported too.
 const (
 	sessionsWanted = "MAINSTAY_SESSIONS"
 	firstSeed      = "MAINSTAY_SEED"
@@ -207,7 +207,8 @@ func (m *match) play(seed int) {
 	}
 }
 
-// knownDifference names the difference that stays; "" for all others. The pooler prepares a statement where
+// knownDifference names a difference that stays; "" for all others. Whether a CALL has columns is not known before it is prepared, which an
+// aborted transaction refuses; seen once in 100,000 sessions. The pooler prepares a statement where
 // the client uses it, if the server does not know it: where search_path does not lead to its tables any more, and its client had
 // changed it in the same cycle of an open transaction before it prepared the statement, that is refused (42P01). PostgreSQL
 // looks at the values of the parameters first.
@@ -224,6 +225,9 @@ func knownDifference(s step, said, pooled, direct string) string {
 		if strings.HasPrefix(line, failed+"42P01") && strings.Contains(said, "search_path") && strings.Contains(s.story, "bind") &&
 			(strings.HasPrefix(lines[i], "t ") || strings.HasPrefix(lines[i], failed+"22P02") || strings.HasPrefix(lines[i], failed+"25P02")) {
 			return "used where search_path does not lead to its table"
+		}
+		if strings.HasPrefix(line, failed+"25P02") && strings.HasPrefix(lines[i], "parameters") && strings.Contains(s.story, "describe statement") && strings.Contains(said, "call proceed") {
+			return "a CALL, described in an aborted transaction where its server does not know it"
 		}
 		return ""
 	}
