@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"mainstay.dev/mainstay/internal/setting"
 	"mainstay.dev/mainstay/telemetry"
 )
 
@@ -211,5 +212,29 @@ func TestAPlanChangesNothingAndIsTheClientsOwn(t *testing.T) {
 				f.conn.Close()
 			})
 		}
+	}
+}
+
+// A login is no query, however long it takes, and its user may be anybody.
+func TestARefusedLoginIsNotInTheLogOfSlowQueries(t *testing.T) {
+	var log strings.Builder
+	h := run(t, config(database(pg.Start(t).URL()), func(c *Config) {
+		c.Users, c.Slow.Over = map[string]setting.Secret{"ann": "pencil"}, time.Nanosecond
+	}), func(d *Deps) { d.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	for _, user := range []string{"ann", "nobody_there"} {
+		refusedWith(t, enter(t, h, user, "crayon"), "28P01")
+	}
+	conn, err := pgx.Connect(t.Context(), h.url("ann", "pencil"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	value(t, conn, "select 'a query'")
+	conn.Close(t.Context())
+	if err := h.stop(); err != nil {
+		t.Error(err)
+	}
+	told := log.String()
+	if !strings.Contains(told, `query="select ?"`) || strings.Count(told, "slow query") != strings.Count(told, `query="select ?"`) || strings.Contains(told, "nobody_there") {
+		t.Errorf("the log: %s", told)
 	}
 }

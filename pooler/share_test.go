@@ -93,12 +93,34 @@ func TestTheReserveOpensForThoseWhoHaveWaitedAndClosesAgain(t *testing.T) {
 	second := h.connect(t)
 	do(t, holder, "begin")
 	do(t, second, "begin") // there is one server, and the reserve
-	if st := h.Stats().Databases[0]; st.Active != 2 {
+	if st := h.Stats().Databases[0]; st.Active != 2 || st.Reserve != 1 {
 		t.Errorf("%+v", st)
 	}
 	do(t, second, "commit")
 	await(t, "the reserve is closed", func() bool { st := h.Stats().Databases[0]; return st.Reserve == 0 && st.Active+st.Idle == 1 })
 	do(t, holder, "commit")
+}
+
+// Where each user has servers of its own, each has a reserve, and the database's figure is their sum.
+func TestTheReservesOfUsersAreSummed(t *testing.T) {
+	s := pg.Start(t)
+	if err := s.Exec(t.Context(), "drop role if exists reserve_a; drop role if exists reserve_b; create role reserve_a login password 'pw'; create role reserve_b login password 'pw'"); err != nil {
+		t.Fatal(err)
+	}
+	h := run(t, config(database(s.URL(), func(d *Database) {
+		d.Login, d.Pool.Max, d.Pool.Reserve, d.Pool.ReserveAfter = loginClient, 1, 1, 50*time.Millisecond
+	}), func(c *Config) { c.AuthQuery.On = true }))
+	for _, user := range []string{"reserve_a", "reserve_a", "reserve_b", "reserve_b"} {
+		conn, err := pgx.Connect(t.Context(), h.url(user, "pw"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(t.Context())
+		do(t, conn, "begin")
+	}
+	if st := h.Stats().Databases[0]; st.Active != 4 || st.Reserve != 2 {
+		t.Errorf("%+v", st)
+	}
 }
 
 func TestATransactionThatRestsForTooLongIsEnded(t *testing.T) {

@@ -150,7 +150,7 @@ type DatabaseStats struct {
 	Waiting     int           `json:"waiting"`             // clients that wait for a server
 	LongestWait time.Duration `json:"longest_wait"`        // of those, in nanoseconds
 	LongestUse  time.Duration `json:"longest_use"`         // of the active servers, in nanoseconds
-	Reserve     int           `json:"reserve,omitempty"`   // servers beyond max that may be open now
+	Reserve     int           `json:"reserve,omitempty"`   // servers beyond max that may be open now, or still are
 	Listeners   int           `json:"listeners,omitempty"` // clients that listen, in transaction mode
 	Channels    int           `json:"channels,omitempty"`  // to which they listen, through one connection more
 	Paused      *time.Time    `json:"paused,omitempty"`    // since when no server is given away
@@ -303,7 +303,7 @@ func (p *pool) stats() DatabaseStats {
 	if p.paused != nil {
 		st.Paused = &p.paused.since
 	}
-	st.Reserve = p.room() - config.Pool.Max
+	st.Reserve = max(p.room(), len(p.all)) - config.Pool.Max
 	st.Listeners, st.Channels = p.hub.Levels()
 	st.notifications, st.losses, st.wiped = p.hub.Notifications.Load(), p.hub.Losses.Load(), p.wiped.Load()
 	return st

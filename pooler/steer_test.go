@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"mainstay.dev/mainstay/pooler/internal/credential"
+	"mainstay.dev/mainstay/pooler/internal/hba"
 )
 
 // reload gives a pooler another configuration.
@@ -84,6 +85,37 @@ func TestARenewedAuthorityIsReadAtAReload(t *testing.T) {
 	served := h.policy.Load().pools["app"]
 	if h.reload(t, h.cfg); h.policy.Load().pools["app"] != served {
 		t.Error("a reload that changes nothing replaces the pool")
+	}
+}
+
+// The upstream is another pooler, which asks for a certificate.
+func TestARenewedClientCertificateIsReadAtAReload(t *testing.T) {
+	s, used := pg.Start(t), t.TempDir()
+	ca, cert, key := writeClient(t, t.TempDir(), "ann")
+	_, late, lateKey := writeClient(t, used, "ann") // of an authority that it does not know
+	asks := run(t, config(database(s.URL()), withTLS(t), func(c *Config) {
+		c.TLS.ClientCA = ca
+		c.HBA = []hba.Rule{{Database: "all", User: "all", From: "all", TLS: "required", Method: hba.Cert}}
+	}))
+	conn, err := pgx.Connect(t.Context(), asks.url("ann", "", "sslmode=require", "sslcert="+cert, "sslkey="+key)) // it is up
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close(t.Context())
+	h := run(t, config(database(asks.url("ann", "", "sslmode=require", "sslcert="+late, "sslkey="+lateKey))))
+	refusedWith(t, enter(t, h, "ann", ""), "08001")
+	for from, to := range map[string]string{cert: late, key: lateKey} {
+		pem, err := os.ReadFile(from)
+		if err == nil {
+			err = os.WriteFile(to, pem, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.reload(t, h.cfg)
+	if err := enter(t, h, "ann", ""); err != nil {
+		t.Error(err)
 	}
 }
 
