@@ -92,6 +92,7 @@ func TestAClientThatHangsUpFreesItsServer(t *testing.T) {
 		"in a transaction":         frame('Q', "begin; create table never (n int)\x00"),
 		"while its query runs":     frame('Q', "select pg_sleep(600)\x00"),
 		"in an open cycle":         frame('P', "x\x00select 1\x00\x00\x00") + frame('H', ""),
+		"before a query amid it":   parsed("", "select pg_sleep(600)") + bound("") + executed + frame('Q', "select 1\x00"),
 		"in the middle of a frame": frame('Q', "begin\x00") + "Q\x00\x00\xff\xffselect",
 		"while rows come":          frame('Q', "select repeat('x', 1000) from generate_series(1, 10000000)\x00"),
 		"in a COPY":                frame('Q', "begin; create temp table cc (n int); copy cc from stdin\x00") + frame('d', "1\n"),

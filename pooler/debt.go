@@ -122,6 +122,18 @@ func (d *debts) takeCopy() (syncs int, ended bool) {
 	return syncs, end >= 0
 }
 
+// goesOn notes that what seemed to be the first cycle's end is not: the next belongs to it.
+func (s *session) goesOn() {
+	c, _ := s.cycles.pop()
+	if s.cycles.len() == 0 {
+		c.bytes += s.next.bytes
+		s.next = c
+		return
+	}
+	next := &s.cycles.list[s.cycles.head]
+	next.start, next.bytes = c.start, next.bytes+c.bytes
+}
+
 // uncertain reports whether an error of the server's may change what a name stands for,
 // or, unless it is renewed, the unnamed statement.
 func (d *debts) uncertain(renewed bool) bool {

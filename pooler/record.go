@@ -314,7 +314,7 @@ type errand struct {
 	overdue      atomic.Pointer[overdue]
 
 	canceled  uint64      // the turn in which a cancel request came that may meet a replay; mu
-	replaying atomic.Bool // serve waits for a replay, and nobody reads the client
+	replaying atomic.Bool // a replay is waited for, or what comes before a Query amid its cycle, and nobody reads the client
 	passesOn  bool        // it has, and is passed on once more; mu
 }
 
@@ -361,7 +361,7 @@ func (s *session) shedLocked() *errand {
 	}
 	s.errand = nil
 	e.exchange.Err, e.failure, e.refused, e.next = nil, nil, nil, cycle{}
-	e.debts.asked, e.debts.answered = 0, 0
+	e.debts.asked, e.debts.answered, e.debts.failed, e.debts.inquired = 0, 0, false, false
 	e.lastTurn, e.lastMoved, e.quietTurn, e.canceled, e.passesOn = 0, 0, 0, 0, false
 	e.lastMove, e.quietSince, e.overdueSince = time.Time{}, time.Time{}, time.Time{}
 	if e.overdue.Load() != nil {

@@ -114,6 +114,7 @@ func (s *session) amid(n int) (goes bool, err error) {
 		s.dropExcess()
 	case !d.inquired: // by closing what is not there
 		d.inquired = true
+		s.replaying.Store(true)
 		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'P'}, []byte(namePrefix), nul)
 		s.owe(debt{kind: owesOurClose})
 		b.out = pgwire.Append(b.out, pgwire.Flush)
@@ -130,19 +131,8 @@ func (s *session) amid(n int) (goes bool, err error) {
 		return false, nil
 	}
 	d.inquired = false
+	s.replaying.Store(false)
 	return goes, nil
-}
-
-// goesOn notes that what seemed to be the first cycle's end is not: the next belongs to it.
-func (s *session) goesOn() {
-	c, _ := s.cycles.pop()
-	if s.cycles.len() == 0 {
-		c.bytes += s.next.bytes
-		s.next = c
-		return
-	}
-	next := &s.cycles.list[s.cycles.head]
-	next.start, next.bytes = c.start, next.bytes+c.bytes
 }
 
 // replaces notes what the unnamed statement is, before the message that is being sent
