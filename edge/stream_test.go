@@ -95,7 +95,8 @@ func (l *listener) follow(ctx context.Context, url string, n int) {
 // green goes on where blue was: nothing is lost and nothing comes twice.
 func TestAnEventStreamIsHandedOverBetweenTwoEvents(t *testing.T) {
 	for _, proto := range []string{"h1", "h2"} {
-		inBubble(t, func(c *edge.Config) {}, func(t *testing.T, b *bubble) {
+		inBubble(t, func(c *edge.Config) { c.Streams.Over = 1000 * time.Hour }, func(t *testing.T, b *bubble) {
+			// The random moment at which it would end if no event came must not be the quarter of a second before the next one.
 			b.app(t, "blue:80", ticker("blue"))
 			b.app(t, "green:80", ticker("green"))
 			b.apply(t, one("blue-1", "blue:80"))
