@@ -141,6 +141,12 @@ func TestWhatMayAskForAValueFindsItsOwn(t *testing.T) {
 		t.Errorf("it sees %s", mine.row)
 	}
 	ask("rollback", "CZ")
+	for _, begin := range []string{"begin isolation level serializable", "BEGIN READ ONLY, NOT DEFERRABLE", "start transaction read write"} {
+		do(t, other, "select nextval('bare')")
+		ask("begin read only", "CZ")
+		ask(begin+"; select unseen('select 1')", "CTDCZ") // nothing comes before it
+		ask("rollback", "CZ")
+	}
 }
 
 // pinned is the first reason for which a client keeps its server.

@@ -390,11 +390,11 @@ func (s *session) asks(e scan.Effect) {
 }
 
 // mayForget reports whether the server may forget values here, in front of what comes next: none is the client's own, and nothing
-// has to come before the snapshot that this takes: an isolation level, or a table's LOCK.
+// has to come before the snapshot that this takes: an isolation level or its kind, or a table's LOCK.
 func (s *session) mayForget() bool {
 	b := s.backend
 	early := func(word string) bool { return scan.Contains(s.in.Peek(s.in.Buffered()), word) }
-	return b.status == pgwire.Idle || b.status == pgwire.InBlock && b.earlier&scan.Advances == 0 && !slices.ContainsFunc([]string{"transaction", "lock ", "lock\t", "lock\n"}, early)
+	return b.status == pgwire.Idle || b.status == pgwire.InBlock && b.earlier&scan.Advances == 0 && !slices.ContainsFunc([]string{"transaction", "isolation", "deferrable", "read write", "lock ", "lock\t", "lock\n"}, early)
 }
 
 // ownSequences sees to it, before a message is sent that asks for a sequence's last value, that the server knows none of another client's. The lock is held.
