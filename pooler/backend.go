@@ -249,9 +249,9 @@ func (s *backend) talk(limit time.Duration, messages []byte, rows func(body []by
 // errAstray means that a server cannot be led back from what others have left there.
 var errAstray = errors.New("what another client has left cannot be led back")
 
-// suit gives the server the client's settings. One that refuses them has none: a client
-// must not cost the pool a connection by asking for what there is not.
+// suit gives the server the client's settings. One that refuses them has none: a client must not cost the pool a connection by asking for what there is not.
 func (s *backend) suit(want *state.Settings) error {
+	defer s.unlessPanic()
 	if s.settings != state.None && !s.settings.Equal(want) { // by itself: it is not asked for by the client
 		queries, _ := s.settings.Change(state.None)
 		if err := s.exec(queries[0]); err != nil || s.status != pgwire.Idle {

@@ -74,7 +74,7 @@ type debts struct {
 	answered  int32 // those of the cycle that is being answered
 	uncounted bool  // which has swallowed another
 	failed    bool  // something of the cycle that is being sent has failed: the server passes over the rest of it
-	inquired  bool  // it has been asked for what owesOurClose tells: see amid
+	inquired  bool  // it has been asked for what owesOurClose tells: see amid; nobody reads the client meanwhile
 	ours      bool  // what comes next is what owesOurDescribe or owesOurRun stands for; of whoever reads the answers
 }
 

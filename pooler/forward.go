@@ -124,7 +124,7 @@ func (s *session) watch(stall time.Duration) {
 		s.lastTurn, s.lastMoved, s.lastMove = turn, moved, now
 	}
 	s.split()
-	if s.replaying.Load() && s.lost == nil && s.left() { // and has not been given to the server
+	if (s.replaying.Load() || s.debts.inquired) && s.lost == nil && s.left() { // and its cycle has not been given to the server whole
 		s.lost = errGone
 		s.backend.interrupt(0)
 	}

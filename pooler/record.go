@@ -314,7 +314,7 @@ type errand struct {
 	overdue      atomic.Pointer[overdue]
 
 	canceled  uint64      // the turn in which a cancel request came that may meet a replay; mu
-	replaying atomic.Bool // a replay is waited for, or what comes before a Query amid its cycle, and nobody reads the client
+	replaying atomic.Bool // serve waits for a replay, and nobody reads the client
 	passesOn  bool        // it has, and is passed on once more; mu
 }
 

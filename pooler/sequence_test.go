@@ -141,7 +141,7 @@ func TestWhatMayAskForAValueFindsItsOwn(t *testing.T) {
 		t.Errorf("it sees %s", mine.row)
 	}
 	ask("rollback", "CZ")
-	for _, begin := range []string{"begin isolation level serializable", "BEGIN READ ONLY, NOT DEFERRABLE", "start transaction read write"} {
+	for _, begin := range []string{"begin isolation level serializable", "BEGIN READ ONLY, NOT DEFERRABLE", "begin read write"} {
 		do(t, other, "select nextval('bare')")
 		ask("begin read only", "CZ")
 		ask(begin+"; select unseen('select 1')", "CTDCZ") // nothing comes before it

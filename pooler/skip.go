@@ -114,7 +114,6 @@ func (s *session) amid(n int) (goes bool, err error) {
 		s.dropExcess()
 	case !d.inquired: // by closing what is not there
 		d.inquired = true
-		s.replaying.Store(true)
 		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'P'}, []byte(namePrefix), nul)
 		s.owe(debt{kind: owesOurClose})
 		b.out = pgwire.Append(b.out, pgwire.Flush)
@@ -131,7 +130,6 @@ func (s *session) amid(n int) (goes bool, err error) {
 		return false, nil
 	}
 	d.inquired = false
-	s.replaying.Store(false)
 	return goes, nil
 }
 

@@ -223,6 +223,23 @@ func TestAQueryAmidACycleThatFailsIsPassedOver(t *testing.T) {
 	}
 }
 
+// What SQL executes by name, amid a cycle, is not learned behind a Sync of ours: that would commit what comes before it.
+func TestAQueryAmidACycleCommitsNothingOfIt(t *testing.T) {
+	h := run(t, config(database(pg.Start(t).URL(), one, func(d *Database) { d.Pool.Statements = 1 })))
+	do(t, h.connect(t), "create table if not exists committed (n int); truncate committed", simple)
+	c := newFrontend(t, h)
+	for _, name := range []string{"p", "q"} { // the server has forgotten p when it knows q
+		c.send(parse(name, "select '"+name+"'") + runs("", name) + endCycle)
+		c.expect("12DCZ")
+	}
+	c.send(parse("", "insert into committed values (1)") + runs("", "") + frame('Q', "execute p; select 1/0\x00") + endCycle)
+	c.expect("12CEZZ")
+	c.send(frame('Q', "select count(*) from committed\x00"))
+	if c.expect("TDCZ"); c.row != "0" {
+		t.Errorf("%s rows of a cycle that failed are there", c.row)
+	}
+}
+
 // What is prepared behind a SET of its cycle is looked at once more when the server has been given back.
 func TestATextWithABackslashIsPreparedBehindASet(t *testing.T) {
 	h := run(t, config(database(pg.Start(t).URL(), one)))
