@@ -80,7 +80,7 @@ func (s *session) scan() (done bool, err error) {
 		if !s.busy {
 			s.beginNext()
 		}
-		keep := true
+		keep := !s.debts.ours
 		if typ != pgwire.DataRow && typ != pgwire.CopyData {
 			look := pgwire.HeaderSize + min(n, lookInto)
 			if typ == pgwire.Notification || typ == pgwire.ParameterDesc || typ == pgwire.RowDescription {
@@ -90,6 +90,10 @@ func (s *session) scan() (done bool, err error) {
 				return false, nil
 			}
 			if keep, done, err = s.observe(typ, in.Peek(look)[pgwire.HeaderSize:]); err != nil {
+				return false, err
+			}
+		} else if !keep {
+			if taken, err := s.takeRow(n); !taken {
 				return false, err
 			}
 		} else if typ == pgwire.DataRow {
@@ -170,6 +174,7 @@ func (s *session) settled() bool {
 		return false
 	}
 	s.answering, s.closing = false, true
+	s.made.Settled()
 	return true
 }
 
@@ -269,6 +274,7 @@ func (s *session) acknowledge(theirs, ours debtKind) (keep, done bool, err error
 	case ok && d.kind == ours:
 		next, _ := s.debts.first()
 		s.debts.ours = next.kind == owesOurRun || next.kind == owesOurDescribe
+		s.nudge()
 		return false, false, nil
 	}
 	return false, false, s.confused(errOutOfStep)
@@ -358,14 +364,15 @@ func (s *session) failed(body []byte) (keep bool) {
 	x := s.exchange
 	x.DB.SQLState = string(code)
 	x.DB.Queries++
-	s.backend.cleared, s.copying, s.unsure = cleared{}, false, s.unsure[:0]
+	s.backend.cleared, s.copying = cleared{}, false
+	s.doubt()
 	// A plan that does not fit any more: a new Parse must really be one, everywhere.
 	if _, typed := s.refuses(); typed || x.DB.SQLState == "0A000" {
 		s.backend.pool.outdate()
 	}
 	s.forgive()
 	if _, ended := s.debts.firstReady(); !ended && s.open {
-		s.debts.failed = true
+		s.failedAmid()
 	}
 	return true
 }
@@ -442,7 +449,6 @@ func (s *session) ready(status byte) (keep, done bool, err error) {
 	}
 	done = s.settled()
 	again := s.triedAgain(done)
-	s.mum = false
 	s.severedEnds()
 	s.withheld = again || done && (status == pgwire.Idle && (s.mustAttend() || s.synced != nil) || status != pgwire.Idle && b.pool.statementMode())
 	if s.withheld && status != pgwire.Idle {

@@ -42,15 +42,16 @@ func TestTheNumberOfParametersIsLookedAtBeforeAllElse(t *testing.T) {
 	h, m := newMatch(t, one)
 	other := h.connect(t)
 	rolledBack := []step{query("begin"), query("create table passing (n int)"), ask(parsed("", "insert into passing values (1)"), parsed("p", "select $1::int, n from passing"), parsed("all", "table passing")), query("rollback")}
-	unnamed := ask(parsed("", "create table passing (n int)"), bound(""), executed, parsed("", "insert into passing values (1)"), described(""), bindTexts("", "", []string{"1"}))
+	unnamed := ask(parsed("", "insert into passing values (1)"), described(""), bindTexts("", "", []string{"1"}))
+	passed := []step{ask(parsed("c", "create table passing (n int)"), bound("c"), executed), unnamed, ask(parsed("d", "drop table passing"), bound("d"), executed)}
 	german := []step{query("set search_path = other"), ask(parsed("p", "select $1::text, n from things")), query("set search_path = public")}
 	with := func(name string, values ...string) string { return bindTexts("", name, values) + executed }
 	for what, c := range map[string]struct {
 		before []step
 		then   []step // the server has forgotten the statement
 	}{
-		"too many for the unnamed one":           {[]step{unnamed}, []step{ask(with("", "1")), ask(with(""))}},
-		"too many for it, in a cycle":            {[]step{unnamed}, []step{ask(parsed("", "select 1"), with(""), with("", "1"))}},
+		"too many for the unnamed one":           {passed, []step{ask(with("", "1")), ask(with(""))}},
+		"too many for it, in a cycle":            {passed, []step{ask(parsed("", "select 1"), with(""), with("", "1"))}},
 		"too few":                                {rolledBack, []step{ask(with("p")), ask(with("p", "1", "2")), ask(with("p", "1"))}},
 		"too many for a named one":               {rolledBack, []step{ask(with("all", "1")), ask(with("all"))}},
 		"in a transaction":                       {rolledBack, []step{query("begin"), ask(with("all", "1")), query("rollback"), query("begin"), ask(with("p")), query("commit")}},

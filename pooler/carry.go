@@ -96,7 +96,7 @@ func (s *session) equip() {
 // restore makes RESET in a transaction lead back to what was chosen at login, from the
 // client's next messages on.
 func (s *session) restore() {
-	s.unsure, s.changing, s.outgrown = s.unsure[:0], false, s.outgrown[:0]
+	s.outgrown = s.outgrown[:0]
 	if !s.resets {
 		return
 	}
@@ -122,6 +122,36 @@ func (s *session) resetsNext(n int) bool {
 	}
 	resets, _ := scan.Resets(bytes.TrimSuffix(s.head(n), nul), s.backend.backslash())
 	return len(resets) > 0
+}
+
+// rewriteQuery notes what a simple query does. It reports whether it has sent another text in its place.
+func (s *session) rewriteQuery(text []byte, whole bool) (instead bool) {
+	b := s.backend
+	b.unnamed, s.unnamed.version, s.does = ticket{}, 0, 0 // PostgreSQL drops it
+	defer func() {
+		if s.does&scan.Prepares != 0 {
+			s.made.Executes(text, b.backslash(), s.prepares, s.present())
+		}
+		if s.does&(sways|scan.Ends) != 0 {
+			s.sway()
+		}
+	}()
+	if whole && len(s.names) > 0 && !s.harmless && s.queryRenamed(text) {
+		return true
+	}
+	before, first := s.resets, b.left&^scan.Catalog == 0 && whole
+	e := s.suspect(text, whole)
+	s.leadsBack(e, text)
+	s.asks(e)
+	if b.cleared.all = e&scan.Discards != 0; first && b.status == pgwire.Idle {
+		b.clears(e, text)
+	}
+	if whole && e&scan.Back != 0 && s.login != state.None && s.queryReset(text) {
+		b.cleared.chosen = true
+		s.resets = before || e&(scan.AnyChange|scan.Unseen) != 0 || !s.login.Wholly() // all others are led back at once
+		return true
+	}
+	return false
 }
 
 // queryReset sends a simple query with what gives again what its RESETs lead back. It reports whether there
@@ -163,13 +193,7 @@ func (s *session) executeReset(n int, statements *again.Statements) {
 	s.debts.asked++
 	b.cleared.chosen = true
 	for _, sql := range statements.SQL {
-		b.out = again.Append(b.out, namePrefix+"_again", sql)
-		for _, kind := range []debtKind{owesOurClose, owesOurParse, owesOurRun, owesOurClose} {
-			if kind == owesOurRun {
-				s.debts.asked++ // for two answers
-			}
-			s.owe(debt{kind: kind})
-		}
+		s.runBehind(sql)
 	}
 	s.debts.asked-- // the Execute is counted when it has been sent
 }
@@ -382,59 +406,23 @@ func (s *session) findNone() {
 	clear(s.vanished)
 }
 
-// A made is what became of a name of SQL's PREPARE.
-type made struct {
-	dropped bool
-	under   *state.Settings // otherwise; nil: not known
-}
-
-// notes notes what a text that has PREPARE or DEALLOCATE does, before it is sent.
-func (s *session) notes(text []byte) {
-	backslash := s.backend.backslash()
-	if s.made == nil {
-		s.made = map[string]made{}
+// findDropped makes again what could not be, and a text is about to deallocate: with a connection of its own the client has it, however
+// little it is good for.
+func (s *session) findDropped(text []byte) {
+	if s.missing == state.None || s.behind || s.uplink != nil || s.debts.len() > s.backend.replays {
+		return
 	}
-	for _, u := range scan.Uses(text, backslash) {
-		was, noted := s.made[u.Name]
-		_, had := s.prepares.Get(u.Name)
-		switch {
-		case u.Drops && u.Name == "":
-			for _, p := range s.prepares.All() {
-				s.made[p.Name] = made{dropped: true}
-			}
-			for name := range s.made {
-				s.made[name] = made{dropped: true}
-			}
-		case u.Drops:
-			s.made[u.Name] = made{dropped: true}
-			if _, lost := s.missing.Get(u.Name); lost && !s.behind && s.uplink == nil && s.debts.len() == s.backend.replays {
-				if a := &s.attempt; a.missing == nil {
-					a.missing, a.vanished = s.missing, maps.Clone(s.vanished)
-				}
-				// With a connection of its own the client has it, however little it is good for.
-				s.sendReplay(`PREPARE "`+strings.ReplaceAll(u.Name, `"`, `""`)+`" AS SELECT`, "")
-				s.missing = s.missing.Without(u.Name)
-				delete(s.vanished, u.Name)
-			}
-		case u.Makes && (noted && was.dropped || !noted && !had): // otherwise it is refused
-			s.made[u.Name] = made{under: s.present()}
+	for _, u := range scan.Uses(text, s.backend.backslash()) {
+		if _, lost := s.missing.Get(u.Name); !lost || !u.Drops {
+			continue
 		}
-	}
-}
-
-// carried adds to what SQL's PREPARE has made, as the server shows it, under which settings.
-func (s *session) carried(found *state.Settings) *state.Settings {
-	list := slices.Clone(found.All())
-	for i, p := range list {
-		was, _ := s.prepares.Get(p.Name)
-		text, under := state.OfCarried(was)
-		if m, ok := s.made[p.Name]; ok || text != p.Value {
-			under = m.under
+		if a := &s.attempt; a.missing == nil {
+			a.missing, a.vanished = s.missing, maps.Clone(s.vanished)
 		}
-		list[i].Value = state.Carried(p.Value, under)
+		s.sendReplay(`PREPARE "`+strings.ReplaceAll(u.Name, `"`, `""`)+`" AS SELECT`, "")
+		s.missing = s.missing.Without(u.Name)
+		delete(s.vanished, u.Name)
 	}
-	clear(s.made)
-	return state.Of(list)
 }
 
 // preparedBySQL reports whether the client's statement of this name was made by SQL's

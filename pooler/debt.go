@@ -362,63 +362,88 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 		return 0
 	}
 	if e&scan.Prepares != 0 {
-		s.notes(text)
+		s.findDropped(text)
 	}
-	if e&(sways|scan.Ends) != 0 {
-		s.sway(false)
-	}
-	b.taint(e)
+	s.taint(e)
 	s.resets = s.resets || e&scan.Back != 0
 	s.next.ends = s.next.ends || e&scan.Ends != 0
 	return e
 }
 
-// bind notes what executing a portal will do to names. It reports whether something is carried out behind it.
-func (s *session) bind(portal, name []byte) (behind bool) {
-	u := s.unnamed.use
-	if len(name) > 0 {
-		u = use{}
-		if st := s.names[string(name)]; st != nil {
-			u = st.use
-		}
+// taint notes what the message that is being sent may leave behind, now or when what it binds is executed. The lock is held.
+func (s *session) taint(e scan.Effect) {
+	if e&sways != 0 && !s.swayed() {
+		s.sensed = s.settings // so far
 	}
-	if u.drops = u.dropped(); u.drops != "" {
-		s.offerDecoy(decoy, u.drops)
-	}
-	u.again = s.again(name)
-	switch {
-	case u.drops != "" || u.all || u.again != nil:
-		if s.portals == nil {
-			s.portals = map[string]use{}
-		}
-		s.portals[string(portal)] = u
-	case len(s.portals) > 0:
-		delete(s.portals, string(portal))
-	}
-	return u.again != nil
+	s.does |= e
+	s.backend.taint(e)
 }
 
-// execute notes what an Execute does to names. If it fails, what follows in its cycle
+// A portal is one whose execution changes what is known of its session.
+type portal struct {
+	use
+	sways bool   // it may change settings
+	makes []byte // what SQL's PREPARE or DEALLOCATE is executed; nil: neither
+}
+
+// bind notes what executing a portal will do. It reports whether something is carried out behind it.
+func (s *session) bind(name, statement []byte) (behind bool) {
+	p, left, body := portal{use: s.unnamed.use}, s.unnamed.left, s.unnamed.body
+	if len(statement) > 0 {
+		p.use, left, body = use{}, 0, nil
+		if st := s.names[string(statement)]; st != nil {
+			p.use, left, body = st.use, st.left, st.body
+		}
+	}
+	if p.drops = p.dropped(); p.drops != "" {
+		s.offerDecoy(decoy, p.drops)
+	}
+	p.again, p.sways = s.again(statement), s.does&(sways|scan.Ends) != 0
+	if left&scan.Prepares != 0 {
+		text, _, _ := pgwire.String(body)
+		p.makes = bytes.Clone(text)
+	}
+	switch {
+	case p.drops != "" || p.all || p.again != nil || p.sways || p.makes != nil:
+		if s.portals == nil {
+			s.portals = map[string]portal{}
+		}
+		s.portals[string(name)] = p
+	case len(s.portals) > 0:
+		delete(s.portals, string(name))
+	}
+	return p.again != nil
+}
+
+// execute notes what an Execute does. If it fails, what follows in its cycle
 // does too: so it may be taken for granted here. It returns what is to be carried out behind it.
 func (s *session) execute(n int) *again.Statements {
-	s.changing = false
 	if len(s.portals) == 0 {
 		return nil
 	}
-	portal, _, _ := pgwire.String(s.head(n))
-	u := s.portals[string(portal)]
-	delete(s.portals, string(portal))
+	name, limit, _ := pgwire.String(s.head(n))
+	p := s.portals[string(name)]
+	delete(s.portals, string(name))
+	if p.sways {
+		s.sway()
+		if !bytes.Equal(limit, make([]byte, 4)) { // it may go on
+			s.portals[string(name)] = portal{sways: true}
+		}
+	}
+	if p.makes != nil {
+		s.made.Executes(p.makes, s.backend.backslash(), s.prepares, s.present())
+	}
 	b := s.backend
 	switch {
-	case u.drops != "":
-		s.owe(debt{kind: owesDrop, name: u.drops, statement: s.names[u.drops]})
-		s.unname(u.drops)
-	case u.all:
+	case p.drops != "":
+		s.owe(debt{kind: owesDrop, name: p.drops, statement: s.names[p.drops]})
+		s.unname(p.drops)
+	case p.all:
 		b.cleared.all = true
 		s.owe(debt{kind: owesDropAll, before: &known{s.names, s.nameBytes, b.prepared}})
 		s.names, s.nameBytes, b.prepared = nil, 0, map[*statement]uint64{}
 	}
-	return u.again
+	return p.again
 }
 
 // mustHold reports whether the client's next cycle has to wait for the answers to

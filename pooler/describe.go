@@ -257,11 +257,13 @@ func (d *description) typed(body []byte) []byte {
 	return prepared.Typed(body, d.types)
 }
 
-// newUnnamed begins another version of the unnamed statement.
-func (s *session) newUnnamed() *unnamed {
+// newUnnamed begins another version of the unnamed statement, by the text of a Parse.
+func (s *session) newUnnamed(text []byte) *unnamed {
 	u := &s.unnamed
 	u.last++
-	u.under, u.cursor, u.described, u.use, u.by = s.present(), nil, nil, use{}, s.backend.pool.home().hidden.turn()
+	u.under, u.cursor, u.described, u.use, u.by = s.under(text), nil, nil, use{}, s.backend.pool.home().hidden.turn()
+	s.unsure = u.under == nil
+	u.firm = !s.unsure || !scan.HasConstants(text) || s.beside(state.Interprets)
 	return u
 }
 

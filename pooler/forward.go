@@ -55,7 +55,9 @@ func (s *session) forward(extent pgwire.Extent) error {
 				return err
 			}
 		}
-		if ends, err = s.send(typ, n); err != nil {
+		if ends, err = s.send(typ, n); errors.Is(err, errHold) {
+			return s.startUplink()
+		} else if err != nil {
 			return err
 		}
 		a.part += pgwire.HeaderSize + n
@@ -301,11 +303,9 @@ func (s *session) send(typ byte, n int) (ends bool, err error) {
 		time.Sleep(replayPause)
 		return false, nil
 	}
-	if s.open && (typ == pgwire.Query || typ == pgwire.FunctionCall) {
-		if goes, err := s.amid(n); !goes {
-			s.mu.Unlock()
-			return false, err
-		}
+	if goes, err := s.inStep(typ, n); !goes {
+		s.mu.Unlock()
+		return false, err
 	}
 	// A client may send COPY data before it knows that the server takes it. What
 	// comes when the server has answered is left of a COPY that failed.

@@ -2,7 +2,6 @@ package pooler
 
 import (
 	"bytes"
-	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -148,7 +147,7 @@ func (s *session) rebind(name string, depth int) {
 	if u == st.use {
 		return
 	}
-	now, _ := s.intern(u.body(), u)
+	now, _ := s.intern(st.under, u.body(), u)
 	s.names[name] = now
 	s.nameBytes += int32(len(now.body) - len(st.body))
 }
@@ -241,7 +240,7 @@ func (s *session) parseRenamed(body []byte, was *replaced) {
 	u.version, u.left, u.kept = u.last, s.suspectRenamed(text), true
 	u.said = scan.Mentions{}
 	s.keepSaid(text)
-	u.body = append(u.body[:0], body...)
+	u.body, u.firm = append(u.body[:0], body...), true
 	b.unnamed = ticket{s.id, u.version}
 	s.owe(debt{kind: owesParse, unnamed: true, was: was})
 	b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.body)
@@ -438,7 +437,7 @@ func (s *session) sever() error {
 // severedEnds notes the end of the first of the two. The client is not told of it, unless it failed: then
 // there is no second. The lock is held.
 func (s *session) severedEnds() {
-	if s.severed == 0 {
+	if s.mum = false; s.severed == 0 {
 		return
 	}
 	if s.mum = s.exchange.DB.SQLState == ""; s.mum {
@@ -447,10 +446,9 @@ func (s *session) severedEnds() {
 }
 
 // intern is the registry's, for what this client prepares now.
-func (s *session) intern(body []byte, u use) (st *statement, older bool) {
-	under := s.present()
+func (s *session) intern(under *state.Settings, body []byte, u use) (st *statement, older bool) {
 	text, _, _ := pgwire.String(body)
-	return s.backend.pool.statements.intern(cmp.Or(under, s.settings), under != nil, s.garbled(text), body, u, s.shapeOf)
+	return s.backend.pool.statements.intern(under, s.garbled(text), body, u, s.shapeOf)
 }
 
 // executions are what executing what a client has prepared by SQL may do. It is found out once, and not for each

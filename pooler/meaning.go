@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
-	"mainstay.dev/mainstay/pooler/internal/fingerprint"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
 	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
@@ -29,17 +28,23 @@ func (s *session) swayed() bool { return s.backend.left&sways != 0 }
 // present are the settings under which a text that is being sent is prepared, as far as they decide what it means; nil:
 // they are not known.
 func (s *session) present() *state.Settings {
-	if s.swayed() {
-		return s.sensed
+	if !s.swayed() || s.sensed == nil && s.beside(state.Decides) {
+		return s.settings
 	}
-	return s.settings
+	return s.sensed
+}
+
+// beside reports whether nothing of what the client may have changed in the open transaction decides what a text means.
+func (s *session) beside(decides func(name string) bool) bool {
+	b := s.backend
+	return b.left&sways == scan.Setting && !b.mentions.Full && !b.mentions.Odd && !slices.ContainsFunc(b.mentions.Settings, decides)
 }
 
 // senses reports whether those have to be asked for: the cycle that is buffered prepares what is kept, behind a
 // change in the same transaction, before it does anything else.
 func (s *session) senses() bool {
 	b := s.backend
-	if !s.swayed() || s.sensed != nil || b.status == pgwire.InFailed || b.pool.sessions() || s.open {
+	if s.present() != nil || b.status == pgwire.InFailed || b.pool.sessions() || s.open {
 		return false
 	}
 	for rest := s.in.Peek(s.in.Buffered()); pgwire.Holds(rest); {
@@ -70,12 +75,18 @@ func (s *session) sense() error {
 	if err := s.replayed(); err != nil || s.sensing == nil {
 		return err
 	}
+	s.senseIs()
+	return nil
+}
+
+// senseIs takes the answer.
+func (s *session) senseIs() {
 	b, all := s.backend, audit.Question{Effects: scan.AnyChange, Known: state.None}
 	user, _ := b.atLogin.Get("session_authorization")
 	has, _ := s.sensing.Settings(&all, state.None, user)
 	s.sensing = nil
-	if slices.ContainsFunc(has.All(), func(p pgwire.Param) bool { return len(p.Value) >= 1000 }) {
-		return nil // one may have been cut short
+	if slices.ContainsFunc(has.All(), func(p pgwire.Param) bool { return len(p.Value) >= state.MostShown }) {
+		return // one may have been cut short
 	}
 	for _, p := range s.login.All() { // which the client may have written in another way
 		if value, _ := s.chosen(p.Name); value != "" {
@@ -87,7 +98,15 @@ func (s *session) sense() error {
 	if s.sensed = has.Sense(); s.sensed.MeansSame(s.settings) {
 		s.sensed = s.settings
 	}
-	return nil
+}
+
+// under is present for this text.
+func (s *session) under(text []byte) *state.Settings {
+	under := s.present()
+	if under == nil && !scan.Sensitive(text) {
+		return s.settings
+	}
+	return under
 }
 
 // varies reports whether a name stands for what was prepared under settings of another meaning.
@@ -97,10 +116,9 @@ func (s *session) varies() bool {
 		if st.under == same || st.under == nil {
 			continue
 		}
-		if !st.under.MeansSame(s.settings) {
+		if same = st.under; !same.MeansSame(s.settings) {
 			return true
 		}
-		same = st.under
 	}
 	return false
 }
@@ -163,41 +181,23 @@ func (s *session) eachUse(yield func(name []byte)) {
 	prepared.Uses(s.in.Peek(s.in.Buffered()), s.backend.backslash(), len(s.names) > 0, yield)
 }
 
-// sway notes that the settings in force are not known from here on, or from the next Execute on. The lock is held.
-func (s *session) sway(later bool) { s.sensed, s.unsure, s.changing = nil, s.unsure[:0], later }
+// sway notes that the settings in force are not known from here on. The lock is held.
+func (s *session) sway() { s.sensed, s.unsure = nil, false }
 
-// maxUnsure bounds how many names of a cycle are made certain behind it.
-const maxUnsure = 100
-
-// doubt notes that it is not known under which settings a name, "" for the unnamed statement, is prepared. If they were changed
-// in the same cycle, and are not changed again before it is over, that is found out then. In an open
-// transaction it is not: to ask there would take its snapshot. The lock is held.
-func (s *session) doubt(name string) {
-	if s.backend.status == pgwire.Idle && !s.changing && len(s.unsure) < maxUnsure && !slices.Contains(s.unsure, name) {
-		s.unsure = append(s.unsure, name)
-	}
+// doubt notes that something has failed, and its transaction may have been rolled back. The lock is held.
+func (s *session) doubt() {
+	s.unsure = false
+	s.made.Doubt()
 }
 
-// assure makes certain what is in doubt: it was prepared under the settings that there are now.
+// assure makes certain what is in doubt: the unnamed statement was prepared under the settings that there are now.
 func (s *session) assure() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, name := range s.unsure {
-		if st := s.names[name]; st != nil && st.under == nil && st.cursor == nil {
-			fresh, older := s.pool.statements.intern(s.settings, true, st.garbled, st.body, st.use, func([]byte) *fingerprint.Shape { return st.shape })
-			if d := st.described.Load(); d != nil { // what was told was under these too
-				fresh.describe(&description{types: d.types})
-			}
-			fresh.columns.CompareAndSwap(nil, st.columns.Load())
-			if s.names[name] = fresh; older {
-				s.untry(name)
-			}
-		}
-		if u := &s.unnamed; name == "" && u.under == nil {
-			u.under = s.settings
-		}
+	if u := &s.unnamed; s.unsure && u.under == nil {
+		u.under = s.settings
 	}
-	s.unsure = s.unsure[:0]
+	s.unsure = false
 }
 
 // unmet reports whether the cycle that is buffered uses statements that the server does not know, in a

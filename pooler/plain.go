@@ -94,7 +94,7 @@ func (s *session) sendWhole() (size int, err error) {
 		if err != nil {
 			return size, err
 		}
-		if b.replays > 0 && s.mustKnow(typ, n) || len(b.out) > mostOut {
+		if b.replays > 0 && s.mustKnow(typ, n) || len(b.out) > mostOut || s.mustSense(typ, n) {
 			return size, errHold
 		}
 		size += pgwire.HeaderSize + n
@@ -130,11 +130,12 @@ func (s *session) sendPlain() (size int) {
 	if s.canceling() {
 		return 0
 	}
-	if s.text(pgwire.Parse, n); !s.harmless {
+	text, _ := s.text(pgwire.Parse, n)
+	if !s.harmless {
 		return 0
 	}
 	s.next.start, s.next.bytes = s.exchange.Start, int64(size)
-	s.newUnnamed()
+	s.newUnnamed(text)
 	s.keepUnnamed(0, s.head(n)[1:], true)
 	s.owe(debt{kind: owesParse, unnamed: true})
 	s.debts.asked += int32(between)
@@ -361,10 +362,7 @@ func (s *session) recall(left scan.Effect, said *scan.Mentions) {
 	if left&scan.Executes != 0 {
 		left |= s.executesSQL()
 	}
-	b.taint(left)
-	if left&(sways|scan.Ends) != 0 {
-		s.sway(true)
-	}
+	s.taint(left)
 	s.resets = s.resets || left&scan.Back != 0
 	s.next.ends = s.next.ends || left&scan.Ends != 0
 	b.mentions.Join(said)

@@ -48,7 +48,7 @@ var namePrefix = prepared.Prefix
 var decoy = namePrefix + "_decoy"
 
 // occupied is an empty statement whose name stands for one that is taken.
-var occupied = &statement{name: namePrefix + "0", body: []byte{0, 0, 0}}
+var occupied = &statement{name: namePrefix + "0", body: []byte{0, 0, 0}, under: state.None}
 
 // Bounds of what is kept for clients' prepared statements. A statement may be as
 // long as PostgreSQL's own limit for a query that is worth preparing ever is.
@@ -68,23 +68,21 @@ type registry struct {
 	schema atomic.Uint64 // counts changes of it
 }
 
-// intern returns the statement with this body, which has this use, of a client that had these
-// settings; certain is false if it may have changed them in the transaction that is open, garbled is what [session.garbled]
+// intern returns the statement with this body, which has this use, prepared under these settings; what is prepared under
+// settings that are not known (nil) is nobody else's. garbled is what [session.garbled]
 // says of it. older is whether it was there before.
-func (r *registry) intern(settings *state.Settings, certain, garbled bool, body []byte, u use, shape func(text []byte) *fingerprint.Shape) (st *statement, older bool) {
-	under, doubt := settings, ""
-	if !certain {
-		under, doubt = nil, "?"
-	}
-	if garbled {
-		doubt += "!"
-	}
-	key := doubt + settings.Key() + u.key() + "\x00" + string(body)
-	r.mu.Lock()
-	st = r.by[key]
-	r.mu.Unlock()
-	if st != nil {
-		return st, true
+func (r *registry) intern(under *state.Settings, garbled bool, body []byte, u use, shape func(text []byte) *fingerprint.Shape) (st *statement, older bool) {
+	key := ""
+	if under != nil {
+		if key = under.Key() + u.key() + "\x00" + string(body); garbled {
+			key = "!" + key
+		}
+		r.mu.Lock()
+		st = r.by[key]
+		r.mu.Unlock()
+		if st != nil {
+			return st, true
+		}
 	}
 	text, _, _ := pgwire.String(body)
 	made := &statement{key: key, body: append([]byte(nil), body...), use: u, under: under, shape: shape(text)}
@@ -102,6 +100,11 @@ func (r *registry) intern(settings *state.Settings, certain, garbled bool, body 
 	}
 	r.mu.Lock() // which those who prepare on the event loops wait for
 	defer r.mu.Unlock()
+	made.name, made.schema = newName(), r.schema.Load()
+	if under == nil {
+		made.key = "?" + made.name
+		return made, false
+	}
 	if st := r.by[key]; st != nil {
 		return st, true
 	}
@@ -114,7 +117,6 @@ func (r *registry) intern(settings *state.Settings, certain, garbled bool, body 
 		}
 		delete(r.by, k)
 	}
-	made.name, made.schema = newName(), r.schema.Load()
 	r.by[key] = made
 	return made, false
 }
@@ -135,6 +137,7 @@ type unnamed struct {
 	under   *state.Settings // those of the client when it was prepared; nil: not known
 	body    []byte          // of its Parse, if it was short enough to keep
 	kept    bool
+	firm    bool   // its constants mean the same in whatever settings its client may have had
 	by      uint16 // changes of what the catalog hides, as of when left was known
 	left    scan.Effect
 	said    scan.Mentions
@@ -158,26 +161,13 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 		case pgwire.Describe, pgwire.Close:
 			return s.rewriteNamed(typ, n)
 		case pgwire.Query:
-			b.unnamed, s.unnamed.version = ticket{}, 0 // PostgreSQL drops it
-			if whole && len(s.names) > 0 && !s.harmless && s.queryRenamed(text) {
-				s.in.Skip(pgwire.HeaderSize + n)
-				return 0, nil
-			}
-			before, first := s.resets, b.left&^scan.Catalog == 0 && whole
-			e := s.suspect(text, whole)
-			s.leadsBack(e, text)
-			s.asks(e)
-			if b.cleared.all = e&scan.Discards != 0; first && b.status == pgwire.Idle {
-				b.clears(e, text)
-			}
-			if whole && e&scan.Back != 0 && s.login != state.None && s.queryReset(text) {
-				b.cleared.chosen = true
-				s.resets = before || e&(scan.AnyChange|scan.Unseen) != 0 || !s.login.Wholly() // all others are led back at once
+			if s.rewriteQuery(text, whole) {
 				s.in.Skip(pgwire.HeaderSize + n)
 				return 0, nil
 			}
 		case pgwire.FunctionCall:
-			b.taint(s.calls(n))
+			s.taint(s.calls(n))
+			s.sway()
 		case pgwire.Execute:
 			if again := s.execute(n); again != nil {
 				s.executeReset(n, again)
@@ -206,15 +196,12 @@ func (s *session) rewriteParse(n int, text []byte, whole bool) (int, error) {
 		return 0, protocolError("invalid Parse message")
 	}
 	if len(name) == 0 {
-		was, u := s.replaces(), s.newUnnamed()
+		was, u := s.replaces(), s.newUnnamed(text)
 		var renamed []byte
 		if renamed, u.use = s.rename(text, s.head(n)[1:], whole); renamed != nil {
 			s.parseRenamed(renamed, was)
 			s.in.Skip(pgwire.HeaderSize + n)
 			return 0, nil
-		}
-		if u.under == nil {
-			s.doubt("")
 		}
 		before := s.resets
 		s.keepUnnamed(s.suspect(text, whole), s.head(n)[1:], whole)
@@ -265,7 +252,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 	if renamed != nil {
 		body = renamed
 	}
-	st, older := s.intern(body, u)
+	st, older := s.intern(s.under(text), body, u)
 	if st.left&scan.Fetches != 0 && !s.cursorless() {
 		st = b.pool.statements.apart(st)
 	}
@@ -273,12 +260,10 @@ func (s *session) parseNamed(name string, body []byte) error {
 		s.names = map[string]*statement{}
 	}
 	s.names[name] = st
+	s.varied = s.varied || st.under != nil && !st.under.MeansSame(s.settings)
 	s.nameBytes += int32(len(st.body))
 	if older {
 		s.untry(name)
-	}
-	if st.under == nil {
-		s.doubt(name)
 	}
 	b.earlier = b.left
 	s.ownSequences(s.leavesOf(st))
@@ -314,7 +299,7 @@ func (s *session) rewriteBind(n int) (int, error) {
 		return 0, protocolError("invalid Bind message: its names are missing or too long")
 	}
 	before := s.resets
-	s.back, s.bound = leadBack{}, nil
+	s.back, s.bound, s.does = leadBack{}, nil, 0
 	s.backend.earlier = s.backend.left
 	s.asks(s.leaves(name))
 	as := s.resolve(name, pgwire.Bind, s.head(n)[len(portal)+len(name)+2:])
@@ -424,6 +409,9 @@ func (s *session) resolveUnnamed(typ byte, rest []byte) string {
 	case u.version != 0 && u.kept && u.outgrown() && !s.aborted():
 		s.outgrows(namePrefix)
 		return namePrefix
+	case u.version != 0 && u.kept && u.under == nil && !s.unsure && !u.firm && !s.aborted():
+		s.why = &unmade{name: namePrefix, body: prepared.Unnamed}
+		return namePrefix
 	case u.version != 0 && u.kept:
 		b.out = pgwire.Append(b.out, pgwire.Parse, nul, u.asTyped())
 		if typ == pgwire.Describe && u.described == nil { // another server may have it with other types
@@ -456,7 +444,7 @@ func (s *session) ensure(st *statement) {
 		b.prepared[st] = b.uses
 		return
 	}
-	if st.outgrown() && !s.aborted() {
+	if (st.outgrown() || st.under == nil) && !s.aborted() {
 		s.outgrows(st.name)
 		return
 	}

@@ -277,11 +277,12 @@ type errand struct {
 	held     []byte          // a CommandComplete that has not been told to the client yet
 	stuck    []byte          // what the event loops could not write to the client; of whoever has the session
 	synced   <-chan struct{} // closed when the hub has caught up; nil: not waited for
-	portals  map[string]use  // those whose execution deallocates
-	bound    *statement      // of which nobody was told the columns, by the Bind before; nil: none
-	portal   []byte          // the name of what that Bind makes
-	outgrown []string        // names on the servers that these do not know, since the columns have changed
-	renamed  *scan.Renaming  // the text of the simple query that was sent last; nil: as the client has sent it
+	portals  map[string]portal
+	does     scan.Effect    // of the message that is being sent, and of what it binds
+	bound    *statement     // of which nobody was told the columns, by the Bind before; nil: none
+	portal   []byte         // the name of what that Bind makes
+	outgrown []string       // names on the servers that these do not know, since the columns have changed
+	renamed  *scan.Renaming // the text of the simple query that was sent last; nil: as the client has sent it
 	back     leadBack
 	why      *unmade      // the server could not prepare what that executes
 	setback  *unmade      // nor, for the moment, what the cycle uses that is sent next
@@ -294,12 +295,12 @@ type errand struct {
 	mum      bool      // it has been, and the ReadyForQuery is not for the client
 
 	// What few sessions have, and keep their errand for while they rest.
-	sensed    *state.Settings   // in an open transaction, those that decide what a text means; nil: not known, if it may have changed them
-	unsure    []string          // names whose settings are found out behind the cycle
-	changing  bool              // what changes settings has been bound, and not executed yet
+	sensed    *state.Settings   // in force where the open transaction may have changed them, as far as they decide what a text means; nil: not known
+	unsure    bool              // the unnamed statement was prepared under the settings in force, which are not known
 	sensing   *audit.Findings   // what the server says to the question for those
+	caught    chan struct{}     // it has answered what [session.inquire] has sent
 	untried   map[string]bool   // names of statements that others may have prepared before, and whether the cycle uses it
-	made      map[string]made   // what the open transaction has done to what SQL prepared
+	made      prepared.Made     // what the open transaction has done to what SQL prepared
 	missing   *state.Settings   // what of that could not be made again
 	missingAt uint64            // the pool's schema then
 	vanished  map[string][]byte // why, by name: an ErrorResponse's body
@@ -356,7 +357,7 @@ func (s *session) shed() *errand {
 func (s *session) shedLocked() *errand {
 	e := s.errand
 	if e == nil || s.busy || s.backend != nil || e.whole != nil || e.offered != nil || len(e.held)+len(e.stuck) > 0 || e.excess > 0 ||
-		len(e.untried) > 0 || len(e.made) > 0 || e.missing != state.None || !e.debts.none() || e.cycles.len() > 0 || e.next.bytes > 0 || e.uplink != nil || e.lost != nil {
+		len(e.untried) > 0 || e.made.Len() > 0 || e.missing != state.None || !e.debts.none() || e.cycles.len() > 0 || e.next.bytes > 0 || e.uplink != nil || e.lost != nil {
 		return nil
 	}
 	s.errand = nil
@@ -368,7 +369,7 @@ func (s *session) shedLocked() *errand {
 		e.overdue.Store(nil)
 	}
 	e.attempt = attempt{}
-	e.sensed, e.sensing, e.missingAt, e.unsure = nil, nil, 0, e.unsure[:0]
+	e.sensed, e.sensing, e.missingAt, e.unsure = nil, nil, 0, false
 	if len(e.vanished)+len(e.portals) > 0 { // mostly there is none, and to call the runtime is dearer
 		clear(e.vanished)
 		clear(e.portals)

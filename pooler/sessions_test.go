@@ -207,7 +207,8 @@ func (m *match) play(seed int) {
 	}
 }
 
-// knownDifference names a difference that stays; "" for all others. Whether a CALL has columns is not known before it is prepared, which an
+// knownDifference names a difference that stays; "" for all others. The unnamed statement is refused (26000) where it cannot be known
+// what it was prepared under. Whether a CALL has columns is not known before it is prepared, which an
 // aborted transaction refuses; seen once in 100,000 sessions. The pooler prepares a statement where
 // the client uses it, if the server does not know it: where search_path does not lead to its tables any more, and its client had
 // changed it in the same cycle of an open transaction before it prepared the statement, that is refused (42P01). PostgreSQL
@@ -229,10 +230,18 @@ func knownDifference(s step, said, pooled, direct string) string {
 		if strings.HasPrefix(line, failed+"25P02") && strings.HasPrefix(lines[i], "parameters") && strings.Contains(s.story, "describe statement") && strings.Contains(said, "call proceed") {
 			return "a CALL, described in an aborted transaction where its server does not know it"
 		}
+		if strings.HasPrefix(line, failed+"26000") && !strings.HasPrefix(lines[i], failed+"26000") && usesUnnamed.MatchString(s.story) && behindAChange.MatchString(said) {
+			return "the unnamed statement, of a cycle that failed behind a change of settings"
+		}
 		return ""
 	}
 	return ""
 }
+
+var (
+	usesUnnamed   = regexp.MustCompile(`bind "\w*" "" |describe statement  `)
+	behindAChange = regexp.MustCompile(`(?s)(set |set_config|reset |do |call |become|remember|discard |create |drop |insert into watched).*parse "" `)
+)
 
 func (m *match) report(seed int, said, pooled, direct string) {
 	m.differences.Add(1)

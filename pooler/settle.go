@@ -156,12 +156,15 @@ func (s *session) look(b *backend) (err error) {
 	if b.settings != q.Known {
 		b.replan(b.settings, true)
 	}
+	var stays scan.Effect
 	if q.Asked()&scan.Prepares != 0 {
-		if named := b.pool.settings.Intern(s.carried(found.Statements())); named != b.named {
-			b.named, s.prepares = named, named
-			s.executes = &executions{left: effectsOf(named)}
+		all, own, vague := s.made.Carried(found.Statements(), s.prepares, s.missing, found.Stuck)
+		if b.named, own = b.pool.settings.Intern(all), b.pool.settings.Intern(own); own != s.prepares {
+			s.prepares, s.executes = own, &executions{left: effectsOf(own)}
 		}
-		b.stuck = found.Stuck
+		if b.stuck = append(found.Stuck, vague...); len(vague) > 0 {
+			stays = scan.Prepares
+		}
 		if q.Cleared&scan.Prepares == 0 && found.Shared != len(b.prepared) {
 			if err := b.count(); err != nil {
 				return s.unread(err)
@@ -171,7 +174,7 @@ func (s *session) look(b *backend) (err error) {
 	if found.Pins&scan.Prepares != 0 {
 		s.executes = &executions{left: scan.Unseen}
 	}
-	b.pins = b.pins&^q.Asked() | found.Pins | b.left&audit.Sticky
+	b.pins = b.pins&^q.Asked() | found.Pins | stays | b.left&audit.Sticky
 	b.left, b.cleared = 0, cleared{}
 	b.mentions.Reset()
 	b.executed = nil
@@ -431,7 +434,7 @@ func (s *session) keepSequences(b *backend) {
 		s.mu.Unlock()
 	}
 	if b.left&scan.Local != 0 {
-		s.unsure = s.unsure[:0]
+		s.unsure = false
 	}
 	if b.left&scan.Makes != 0 {
 		b.pool.outdate() // a name may lead to what was made, and its tag may not say so: SELECT INTO

@@ -4,7 +4,11 @@ import (
 	"slices"
 	"time"
 
+	"mainstay.dev/mainstay/pooler/internal/again"
+	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/scan"
+	"mainstay.dev/mainstay/pooler/internal/state"
 )
 
 // What fails has PostgreSQL pass over the messages behind it, up to the next Sync. What was noted of those when they were sent is
@@ -101,36 +105,150 @@ func (s *session) unname(name string) {
 // A Query may stand in the middle of a cycle of the extended protocol, with no Sync before it. If something of what comes before it
 // fails, PostgreSQL passes over it, too, and says nothing more until it is sent a Sync.
 
-// replayPause is between two looks of the uplink at whether a replay, or what comes before a Query amid a cycle, is over.
+// replayPause is between two looks of the uplink at whether a replay is over.
 const replayPause = time.Millisecond
+
+// inStep reports whether the next message, of n bytes, need not wait for the answers to what comes before it in its cycle. Only the
+// uplink may wait for them.
+func (s *session) inStep(typ byte, n int) (goes bool, err error) {
+	switch {
+	case s.open && (typ == pgwire.Query || typ == pgwire.FunctionCall):
+		return s.amid(n)
+	case !s.mustSense(typ, n):
+		return true, nil
+	case s.uplink == nil:
+		return false, errHold
+	}
+	return s.senseAmid()
+}
 
 // amid reports whether such a Query (or FunctionCall), of n bytes, is to be sent now. It waits until the server has answered all
 // that comes before it, and is dropped if that has failed. The lock is held, but while it waits.
 func (s *session) amid(n int) (goes bool, err error) {
+	if caught, err := s.caughtUp(); !caught {
+		return false, err
+	}
+	if s.debts.failed {
+		s.excess = pgwire.HeaderSize + n
+		s.dropExcess()
+		return false, nil
+	}
+	return true, nil
+}
+
+// caughtUp reports whether the server has answered all that has been sent, or has failed in the cycle that is being sent. Until
+// then it is to be called again.
+func (s *session) caughtUp() (caught bool, err error) {
 	d, b := &s.debts, s.backend
 	switch {
 	case d.failed:
-		s.excess = pgwire.HeaderSize + n
-		s.dropExcess()
 	case !d.inquired: // by closing what is not there
-		d.inquired = true
 		b.out = pgwire.Append(b.out, pgwire.Close, []byte{'P'}, []byte(namePrefix), nul)
 		s.owe(debt{kind: owesOurClose})
-		b.out = pgwire.Append(b.out, pgwire.Flush)
+		s.inquire()
 		return false, nil
-	case d.none():
-		goes = true
-	default:
+	case !d.none():
 		s.mu.Unlock()
 		defer s.mu.Lock()
 		if err := s.flush(); err != nil {
 			return false, s.serverLost(err)
 		}
-		time.Sleep(replayPause)
+		select {
+		case <-s.caught:
+		case <-time.After(10 * replayPause): // the session may be over
+		}
 		return false, nil
 	}
 	d.inquired = false
-	return goes, nil
+	return true, nil
+}
+
+// inquire has the server answer what it has been sent up to now.
+func (s *session) inquire() {
+	if s.caught == nil {
+		s.caught = make(chan struct{}, 1)
+	}
+	s.backend.out = pgwire.Append(s.backend.out, pgwire.Flush)
+	s.debts.inquired = true
+}
+
+// nudge ends the wait for that, if all has been answered. The lock is held.
+func (s *session) nudge() {
+	if !s.debts.inquired || !s.debts.none() {
+		return
+	}
+	select {
+	case s.caught <- struct{}{}:
+	default: // there is one already
+	}
+}
+
+// failedAmid notes that something has failed in the cycle that is being sent. The lock is held.
+func (s *session) failedAmid() {
+	s.nudge()
+	s.debts.failed, s.debts.inquired, s.sensing = true, false, nil
+}
+
+// A Parse, or SQL's PREPARE, may stand behind what changes settings, in the middle of a cycle, too: what the statement means has to be
+// known to make it again elsewhere. PostgreSQL takes the transaction's snapshot to look into it, so that a question before it takes
+// nothing away.
+
+// mustSense reports whether the next message, of n bytes, is such a Parse of what is kept, or executes SQL's PREPARE.
+func (s *session) mustSense(typ byte, n int) bool {
+	if typ != pgwire.Parse && typ != pgwire.Execute || !s.open || s.debts.failed || s.backend.pool.sessions() || s.present() != nil || s.aborted() {
+		return false
+	}
+	name, body, _ := pgwire.String(s.head(n))
+	if typ == pgwire.Execute {
+		_, makes := scan.PreparedBy(s.portals[string(name)].makes)
+		return makes
+	}
+	if len(name) == 0 || s.names[string(name)] != nil {
+		return false
+	}
+	text, _, ok := pgwire.String(body)
+	return !ok || scan.Sensitive(text)
+}
+
+// senseAmid is sense there. It reports whether the Parse is to be sent now.
+func (s *session) senseAmid() (goes bool, err error) {
+	if s.sensing == nil {
+		s.sensing = &audit.Findings{}
+		s.runBehind(state.Present())
+		s.inquire()
+		return false, nil
+	}
+	if caught, err := s.caughtUp(); !caught {
+		return false, err
+	}
+	s.senseIs()
+	return true, nil
+}
+
+// runBehind sends a statement of ours among the client's, whose answers are swallowed. It is not counted by itself.
+func (s *session) runBehind(sql string) {
+	s.backend.out = again.Append(s.backend.out, namePrefix+"_again", sql)
+	for _, kind := range []debtKind{owesOurClose, owesOurParse, owesOurRun, owesOurClose} {
+		if kind == owesOurRun {
+			s.debts.asked++ // for two answers
+		}
+		s.owe(debt{kind: kind})
+	}
+}
+
+// takeRow takes a row, of n bytes, of what runBehind has sent; it is not taken if it has not come whole.
+func (s *session) takeRow(n int) (taken bool, err error) {
+	in := s.backend.In
+	switch {
+	case pgwire.HeaderSize+n > in.Size():
+		return false, s.confused(pgwire.ErrTooLong)
+	case in.Buffered() < pgwire.HeaderSize+n:
+		return false, nil
+	}
+	if s.sensing == nil || s.sensing.Row(in.Peek(pgwire.HeaderSize + n)[pgwire.HeaderSize:]) != nil {
+		return false, s.confused(errOutOfStep)
+	}
+	return true, nil
 }
 
 // replaces notes what the unnamed statement is, before the message that is being sent

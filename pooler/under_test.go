@@ -37,7 +37,6 @@ func TestWhatIsMadeAgainIsMadeUnderTheSettingsOfThen(t *testing.T) {
 		"by SQL, made twice":                    {nil, []step{german, query("prepare q as " + date), query("deallocate q"), iso, query("prepare q as " + date), german}, []step{execute}},
 		"by SQL, made twice at once":            {nil, []step{begin, german, query("prepare q as " + date), query("deallocate all"), iso, query("prepare q as " + date), german, commit}, []step{execute}},
 		"by SQL, refused the second time":       {nil, []step{german, query("prepare q as " + date), iso, query("prepare q as " + date)}, []step{execute}},
-		"by SQL, by a function":                 {nil, []step{found, query("do $$ begin execute 'prepare q as select n from things'; end $$")}, []step{execute}},
 		"by SQL, a table that is gone":          {nil, []step{query("create table gone (n int)"), query("prepare q as select n from gone"), query("drop table gone")}, []step{execute, ask(bound("q"), executed), drop}},
 		"by SQL, a table that is gone, dropped": {nil, []step{query("create table gone (n int)"), query("prepare q as select n from gone"), query("drop table gone")}, []step{drop, prepare}},
 		"by SQL, in the extended protocol":      {nil, []step{found, ask(parsed("", "prepare q as select n from things"), bound(""), executed), lost}, []step{execute, found, execute}},

@@ -162,3 +162,7 @@ func Names(message []byte, name string) bool {
 func Changed(severity []byte) []byte {
 	return slices.Concat([]byte("S"), severity, []byte("\x00VERROR\x00C0A000\x00Mcached plan must not change result type\x00Fplancache.c\x00RRevalidateCachedQuery\x00\x00"))
 }
+
+// Unnamed is the body of an ErrorResponse for the unnamed statement, where it cannot be made again as it was.
+var Unnamed = []byte("SERROR\x00VERROR\x00C26000\x00Munnamed prepared statement does not exist\x00" +
+	"HIt was prepared behind a change of settings in its transaction, and the server that has it serves others now: send its Parse again.\x00\x00")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"slices"
 	"strconv"
+	"unicode"
 )
 
 // A Use is how a statement uses a prepared statement by its name.
@@ -181,6 +182,29 @@ func Analysed(sql []byte) bool {
 	}
 	return slices.ContainsFunc([]string{"select", "insert", "update", "delete", "merge", "with", "values", "table", "declare", "explain", "create", "call"},
 		func(keyword string) bool { return l.is(t, keyword) })
+}
+
+// Sensitive reports whether settings may decide what a text means when it is prepared.
+func Sensitive(sql []byte) bool {
+	return Analysed(sql) || bytes.ContainsFunc(sql, func(r rune) bool { return r == '\\' || r > unicode.MaxASCII })
+}
+
+// HasConstants reports whether a text may have constants that mean something else under other settings, but for which tables names lead
+// to: times, intervals, money, arrays, XML; and whatever a backslash, or a character beyond ASCII, stands for.
+func HasConstants(sql []byte) bool {
+	l := lexer{sql: sql}
+	for t := l.next(); t.kind != end; t = l.next() {
+		if t.kind == text && varying(sql[t.from:t.to]) {
+			return true
+		}
+	}
+	return bytes.ContainsFunc(sql, func(r rune) bool { return r == '\\' || r > unicode.MaxASCII }) ||
+		Contains(sql, "xml") || bytes.IndexByte(sql, '=') >= 0 && Contains(sql, "null") // transform_null_equals
+}
+
+// varying reports whether a constant may be such.
+func varying(value []byte) bool {
+	return bytes.ContainsAny(value, "0123456789{<") || slices.ContainsFunc([]string{"now", "today", "tomorrow", "yesterday"}, func(word string) bool { return Contains(value, word) })
 }
 
 // Early reports whether a statement has to come before its transaction's snapshot, or waits for what that is to show: SET TRANSACTION, LOCK.

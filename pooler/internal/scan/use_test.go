@@ -107,6 +107,19 @@ func TestWhatComesBeforeASnapshotIsKnown(t *testing.T) {
 	}
 }
 
+func TestConstantsThatSettingsInterpretAreFound(t *testing.T) {
+	for sql, want := range map[string][2]bool{ // sensitive at all, and by its constants
+		"select '1.2.2026'::date": {true, true}, "select $x$2 days$x$::interval": {true, true}, "select ' Now '": {true, true}, "select '{a,null}'::text[]": {true, true},
+		"select n = NULL from t": {true, true}, "select xml 'word'": {true, true}, `select e'a\n'`: {true, true}, "select 'ä'": {true, true}, "set my.x = 'ä'": {true, true},
+		"select n from t where m = $1 limit 10": {true, false}, "select 'word', \"a 1\"": {true, false}, "select null": {true, false},
+		"set work_mem = 1": {false, false}, "commit": {false, false}, "": {false, false},
+	} {
+		if got := [2]bool{Sensitive([]byte(sql)), HasConstants([]byte(sql))}; got != want {
+			t.Errorf("%s: %v", sql, got)
+		}
+	}
+}
+
 func TestAPlaceIsFoundInTheClientsText(t *testing.T) {
 	const long = "a_longer_name"
 	sql := "select 'é'; ; execute p ('x', y); execute q"

@@ -2,6 +2,7 @@ package state
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
@@ -34,16 +35,26 @@ func (s *Settings) MeansSame(o *Settings) bool {
 func (s *Settings) Sense() *Settings {
 	var list []pgwire.Param
 	for _, p := range s.list {
-		if decides(p.Name) {
+		if Decides(p.Name) {
 			list = append(list, p)
 		}
 	}
 	return seal(list)
 }
 
-func decides(name string) bool {
+// Decides reports whether what a text means when it is prepared is decided by the setting of this name, in lower case.
+func Decides(name string) bool {
 	return slices.Contains(meaning[:], name) || name == encoding || name == authorization || name == role
 }
+
+// Interprets is that for what the text's constants mean, and how it is read. (Its names PostgreSQL looks up again where search_path leads
+// elsewhere.)
+func Interprets(name string) bool {
+	return Decides(name) && name != "search_path" && name != authorization && name != role
+}
+
+// MostShown is how many characters of a setting Present shows.
+const MostShown = 1000
 
 // Present is the SQL, a statement that leaves nothing, that shows which settings that decide what a text means are
 // not the server's own: as an audit's rows.
@@ -55,7 +66,7 @@ func Present() string {
 	shown := func(name string) string {
 		return " UNION ALL SELECT 's','" + name + "',pg_catalog.current_setting('" + name + "')"
 	}
-	return "SELECT 'a',name,pg_catalog.left(pg_catalog.current_setting(name),1000) FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'" +
+	return "SELECT 'a',name,pg_catalog.left(pg_catalog.current_setting(name)," + strconv.Itoa(MostShown) + ") FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'" +
 		" AND pg_catalog.lower(name) OPERATOR(pg_catalog.=) ANY (ARRAY[" + names.String()[1:] + "])" + shown(role) + shown(authorization)
 }
 
