@@ -173,7 +173,12 @@ var errHold = errors.New("must wait")
 var errClosing = errors.New("the uplink is over")
 
 // pump sends what the client sends until serve tells it to end.
-func (s *session) pump() error {
+func (s *session) pump() (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = s.panicked(v)
+		}
+	}()
 	for {
 		if !s.dropExcess() {
 			if err := s.need(1); err != nil {

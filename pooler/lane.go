@@ -3,9 +3,7 @@ package pooler
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"net"
-	"runtime/debug"
 	"time"
 
 	"mainstay.dev/mainstay/pooler/internal/audit"
@@ -85,9 +83,8 @@ func (s *session) steps(w *loop.Worker) {
 // stepped is deferred: it ends a step, also one that panics.
 func (s *session) stepped() {
 	if v := recover(); v != nil {
-		s.pooler.deps.Log.Error("panic in a session", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-		if s.at != aside {
-			s.fail(end(Internal, "internal error of Mainstay", "see Mainstay's log"))
+		if err := s.panicked(v); s.at != aside {
+			s.fail(err)
 		}
 	}
 	s.lane.Unlock()

@@ -228,3 +228,42 @@ func TestAPanicBetweenTwoClientsKeepsNoPlaceInThePool(t *testing.T) {
 		t.Errorf("the log does not say where: %s", log.String())
 	}
 }
+
+// A bug may be met with the session's lock, which those who list the sessions wait for, and by whoever reads the client beside.
+func TestAPanicLeavesTheSessionsLockToOthers(t *testing.T) {
+	for what, c := range map[string]struct {
+		breaks func(s *session)
+		send   string
+	}{
+		"on the event loops": {func(s *session) { s.told = nil }, query("set application_name = 'x'").bytes},
+		"in a goroutine":     {func(s *session) { s.told = nil }, query("listen x; set application_name = 'x'").bytes},
+		"in the uplink":      {func(s *session) { s.login = nil }, parsed("", "select 1") + bound("") + executed + query("reset work_mem").bytes},
+	} {
+		t.Run(what, func(t *testing.T) {
+			var log bytes.Buffer
+			h := run(t, config(database(pg.Start(t).URL(), one)), func(d *Deps) { d.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+			met := newFrontend(t, h)
+			met.query("select 1")
+			await(t, "it rests", func() bool { return h.goroutines() == 0 })
+			h.mu.Lock()
+			for _, s := range h.sessions {
+				s.lane.Lock()
+				c.breaks(s)
+				s.lane.Unlock()
+			}
+			h.mu.Unlock()
+			met.send(c.send)
+			if got := value(t, h.connect(t), "select 'b'"); got != "b" { // the pool has one place
+				t.Errorf("%q", got)
+			}
+			await(t, "it is gone", func() bool { return h.Stats().Clients <= 1 })
+			if err := h.stop(); err != nil {
+				t.Error(err)
+			}
+
+			if n := strings.Count(log.String(), "panic in a session"); n != 1 {
+				t.Errorf("told of %d times: %s", n, log.String())
+			}
+		})
+	}
+}

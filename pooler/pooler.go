@@ -478,3 +478,20 @@ func (p *Server) tell(what stage) {
 		s.tell(what)
 	}
 }
+
+// panicked is called where a session has met a bug, with or without its lock, which must not end the others: they wait for that
+// lock, to list the sessions or to watch over them. It returns how the session ends.
+func (s *session) panicked(v any) error {
+	s.pooler.deps.Log.Error("panic in a session", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+	free := false
+	for tries := 0; tries < 100 && !free; tries++ {
+		if free = s.mu.TryLock(); !free {
+			time.Sleep(10 * time.Millisecond) // others have it for an instant
+		}
+	}
+	if b := s.backend; b != nil {
+		b.broken.Store(true) // nobody knows how far it came
+	}
+	s.mu.Unlock()
+	return end(Internal, "internal error of Mainstay", "see Mainstay's log")
+}

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -141,8 +140,7 @@ func (s *session) goOn(from entry) {
 func (s *session) serve(from entry) (parked bool) {
 	defer func() {
 		if v := recover(); v != nil { // one session's bug must not end the others
-			s.pooler.deps.Log.Error("panic in a session", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-			s.depart(end(Internal, "internal error of Mainstay", "see Mainstay's log"))
+			s.depart(s.panicked(v))
 		}
 	}()
 	err := s.live(from)
