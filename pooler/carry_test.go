@@ -213,3 +213,26 @@ func TestATimeLimitDoesNotHideWhatIsLeft(t *testing.T) {
 		client.Close(t.Context())
 	}
 }
+
+// What a client has set to the server's own value, over what it chose at login, stays so on a server that has that value of itself: one
+// on which another's SET LOCAL has ended, which is reported, is known to have it.
+func TestWhatIsSetToTheServersOwnValueStaysOverTheLogin(t *testing.T) {
+	h, m := newMatch(t, one)
+	other := h.connect(t)
+	both := m.sides([]string{"timezone", "Asia/Tokyo"})
+	for _, p := range both {
+		if p.err != nil {
+			t.Fatal(p.err)
+		}
+		defer p.conn.Close()
+	}
+	show := query("show timezone")
+	m.same(t, "then", both, []step{
+		query("set timezone = 'UTC'"), show, query("do $$ begin perform 1; end $$"), show, query("do $$ begin perform set_config('work_mem', '5MB', false); end $$"), show, query("show work_mem"),
+		query("reset timezone"), show, query("do $$ begin perform 2; end $$"), show,
+	}, func() {
+		for _, sql := range []string{"reset all", "begin", "set local timezone = 'Europe/Berlin'", "commit"} {
+			do(t, other, sql, simple)
+		}
+	})
+}

@@ -106,7 +106,7 @@ func (q *Question) SQL() string {
 		recoded := slices.Contains(q.Names, "client_encoding")
 		for _, p := range q.Known.All() {
 			own := strings.Contains(p.Name, ".")
-			if (q.Everything() && own || recoded && !state.Plain(p.Value)) && !slices.Contains(names, p.Name) {
+			if (q.Everything() && (own || !q.Brief) || recoded && !state.Plain(p.Value)) && !slices.Contains(names, p.Name) {
 				names = append(slices.Clip(names), p.Name)
 			}
 		}
@@ -275,7 +275,10 @@ func (f *Findings) Settings(q *Question, login *state.Settings, user string) (ha
 			has = has.Without(p.Name)
 		case ofTransaction(p.Name):
 		case q.Everything() && !strings.Contains(p.Name, ".") && p.Name != "role" && p.Name != "session_authorization":
-			// It is among all of them, unless it went back to its default.
+			// It is among all of them, unless it went back to its default, or has been that all along: see SET LOCAL, whose end is reported.
+			if value, ok := q.Known.Get(p.Name); ok && value == p.Value && !back && !slices.Contains(q.Names, p.Name) && !slices.Contains(q.Names, "all") {
+				has = has.With(p.Name, p.Value)
+			}
 		default:
 			has = has.With(p.Name, p.Value)
 		}
