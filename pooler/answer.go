@@ -316,8 +316,7 @@ func (s *session) completed(body []byte) {
 		s.backend.pins &^= scan.Sequence
 	}
 	if changesSchema(string(command)) {
-		// The types of a statement's parameters are those of when it was prepared.
-		s.backend.pool.outdate()
+		s.altersSchema()
 	}
 }
 

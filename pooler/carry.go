@@ -132,7 +132,7 @@ func (s *session) rewriteQuery(text []byte, whole bool) (instead bool) {
 		if s.does&scan.Prepares != 0 {
 			s.made.Executes(text, b.backslash(), s.prepares, s.present())
 		}
-		if s.does&(sways|scan.Ends) != 0 {
+		if s.maySway(text) {
 			s.sway()
 		}
 	}()

@@ -379,6 +379,29 @@ func (s *session) taint(e scan.Effect) {
 	s.backend.taint(e)
 }
 
+// onlyUnnamed reports whether, of portals of which something is known, there is the unnamed one alone.
+func (s *session) onlyUnnamed() bool {
+	_, there := s.portals[""]
+	return there && len(s.portals) == 1
+}
+
+// alters notes that the server's client changes the schema, up to the transaction's end.
+func (s *backend) alters() {
+	if !s.changing {
+		s.changing = true
+		s.pool.home().hidden.changing.Add(1)
+	}
+}
+
+// altersSchema is that by what the server says that it has done.
+func (s *session) altersSchema() {
+	s.mu.Lock()
+	s.backend.left |= scan.Temporary // which is looked after
+	s.backend.alters()
+	s.mu.Unlock()
+	s.backend.pool.outdate() // the types of a statement's parameters are those of when it was prepared
+}
+
 // A portal is one whose execution changes what is known of its session.
 type portal struct {
 	use
@@ -398,10 +421,12 @@ func (s *session) bind(name, statement []byte) (behind bool) {
 	if p.drops = p.dropped(); p.drops != "" {
 		s.offerDecoy(decoy, p.drops)
 	}
-	p.again, p.sways = s.again(statement), s.does&(sways|scan.Ends) != 0
-	if left&scan.Prepares != 0 {
-		text, _, _ := pgwire.String(body)
+	text, _, _ := pgwire.String(body)
+	if p.again, p.sways = s.again(statement), s.maySway(text); left&scan.Prepares != 0 {
 		p.makes = bytes.Clone(text)
+	}
+	if len(name) > 0 { // if there is one of this name, it stays
+		p.sways = p.sways || s.portals[string(name)].sways
 	}
 	switch {
 	case p.drops != "" || p.all || p.again != nil || p.sways || p.makes != nil:
@@ -418,19 +443,12 @@ func (s *session) bind(name, statement []byte) (behind bool) {
 // execute notes what an Execute does. If it fails, what follows in its cycle
 // does too: so it may be taken for granted here. It returns what is to be carried out behind it.
 func (s *session) execute(n int) *again.Statements {
-	if len(s.portals) == 0 {
-		return nil
-	}
-	name, limit, _ := pgwire.String(s.head(n))
-	p := s.portals[string(name)]
-	delete(s.portals, string(name))
-	if p.sways {
+	name, _, _ := pgwire.String(s.head(n))
+	p, noted := s.portals[string(name)]                   // which stays: PostgreSQL may pass over this, or be asked for more
+	if p.sways || !noted && len(name) > 0 && s.swayed() { // it may be a cursor of SQL's
 		s.sway()
-		if !bytes.Equal(limit, make([]byte, 4)) { // it may go on
-			s.portals[string(name)] = portal{sways: true}
-		}
 	}
-	if p.makes != nil {
+	if p.makes != nil && !s.debts.failed {
 		s.made.Executes(p.makes, s.backend.backslash(), s.prepares, s.present())
 	}
 	b := s.backend
@@ -444,6 +462,18 @@ func (s *session) execute(n int) *again.Statements {
 		s.names, s.nameBytes, b.prepared = nil, 0, map[*statement]uint64{}
 	}
 	return p.again
+}
+
+// maySway reports whether executing a text, of which s.does says the rest, may change the settings in force: by what it fetches, or
+// what it calls that was made in the same transaction.
+func (s *session) maySway(text []byte) bool {
+	return s.does&(sways|scan.Ends|scan.Executes|scan.Fetches) != 0 || s.swayed() && (s.backend.left&scan.Catalog != 0 || scan.Contains(text, "move"))
+}
+
+// doubt notes that something has failed, and its transaction may have been rolled back. The lock is held.
+func (s *session) doubt() {
+	s.unsure = false
+	s.made.Doubt()
 }
 
 // mustHold reports whether the client's next cycle has to wait for the answers to

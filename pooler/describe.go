@@ -262,8 +262,8 @@ func (s *session) newUnnamed(text []byte) *unnamed {
 	u := &s.unnamed
 	u.last++
 	u.under, u.cursor, u.described, u.use, u.by = s.under(text), nil, nil, use{}, s.backend.pool.home().hidden.turn()
-	s.unsure = u.under == nil
-	u.firm = !s.unsure || !scan.HasConstants(text) || s.beside(state.Interprets)
+	s.unsure = u.under == nil && !s.debts.failed
+	u.firm = u.under != nil || !scan.HasConstants(text) || s.beside(state.Interprets)
 	return u
 }
 

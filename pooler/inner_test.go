@@ -115,3 +115,114 @@ func TestWhatWasPreparedUnderSettingsThatAreNotKnownIsRefusedElsewhere(t *testin
 		c.expectFor(what, "Z")
 	}
 }
+
+// What a client prepares where it sees what others do not, or what stands for the moment, is nobody else's, nor what others have
+// prepared by the same text before.
+func TestWhatOthersDoNotSeeIsPreparedForOneClientAlone(t *testing.T) {
+	h, m := newMatch(t, func(d *Database) { d.Pool.Max = 2 })
+	admin := h.connect(t)
+	begin, commit, rollback := query("begin"), query("commit"), query("rollback")
+	use := ask(bound("p"), executed)
+	prepare := func(sql string) step { return ask(parsed("p", sql), bound("p"), executed) }
+	describe := func(sql string) step { return ask(parsed("p", sql), described("p")) }
+	change := func(sql string) string { return parsed("c"+sql[:4], sql) + bound("c"+sql[:4]) + executed }
+	swap := "alter type sa rename to sc; alter type sb rename to sa"
+	last := "select enum_last(null::sa)::text"
+	type turn struct {
+		who  int
+		says step
+	}
+	for what, c := range map[string]struct {
+		make  string
+		turns []turn
+	}{
+		"the moment":                 {"create table ins (t timestamptz)", []turn{{0, prepare("insert into ins values ('now')")}, {1, query("select pg_sleep(0.05)")}, {1, begin}, {1, prepare("insert into ins values ('now')")}, {1, query("select bool_or(t = now()), count(distinct t) from ins")}, {1, commit}}},
+		"a table made in the cycle":  {"create schema if not exists far; create table far.near as select 1 as n", []turn{{0, query("set search_path = public, far")}, {1, query("set search_path = public, far")}, {0, prepare("select n from near")}, {1, ask(change("create table public.near (n int)"), parsed("p", "select n from near"), bound("p"), executed)}, {1, use}, {1, query("drop table public.near")}}},
+		"a type dropped in a block":  {"create schema if not exists far; create type far.ty as enum ('f'); create type public.ty as enum ('p')", []turn{{0, query("set search_path = public, far")}, {1, query("set search_path = public, far")}, {0, prepare("select enum_last(null::ty)::text")}, {1, begin}, {1, query("drop type public.ty")}, {1, prepare("select enum_last(null::ty)::text")}, {1, rollback}}},
+		"types that are swapped":     {"create type sa as enum ('x'); create type sb as enum ('y')", []turn{{0, begin}, {0, query(swap)}, {1, prepare(last)}, {0, prepare(last)}, {0, commit}, {0, use}, {1, begin}, {1, query("select 1")}, {0, use}, {1, commit}}},
+		"types swapped, undone":      {"create type sa as enum ('x'); create type sb as enum ('y')", []turn{{1, begin}, {1, query("savepoint a")}, {1, query(swap)}, {1, prepare(last)}, {1, query("rollback to a")}, {1, ask(parsed("r", last), bound("r"), executed)}, {1, rollback}}},
+		"a function that is not yet": {"create function pf(bigint) returns text language sql as 'select $1::text'", []turn{{0, begin}, {0, query("create function pf(int) returns text language sql as 'select $1::text'; drop function pf(bigint)")}, {0, describe("select pf($1)")}, {1, describe("select pf($1)")}, {0, rollback}}},
+		"a temporary table":          {"create table tp (n int)", []turn{{0, query("create temp table tp (n bigint)")}, {0, describe("select 1 from tp where n = $1")}, {1, describe("select 1 from tp where n = $1")}}},
+		"what each has by SQL":       {"", []turn{{0, query("prepare q as select 1 as a")}, {0, ask(parsed("p", "execute q"))}, {1, query("prepare q as select 'x'::text as b")}, {1, ask(parsed("p", "execute q"))}, {1, ask(described("p"), bound("p"), executed)}, {0, ask(described("p"), bound("p"), executed)}}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			const clean = "drop schema if exists far cascade; drop table if exists ins, tp, public.near; drop type if exists sa, sb, sc, public.ty; drop function if exists pf(int); drop function if exists pf(bigint)"
+			do(t, admin, clean, simple)
+			sides := [2][2]*player{m.sides(nil), m.sides(nil)}
+			for _, both := range sides {
+				for _, p := range both {
+					if p.err != nil {
+						t.Fatal(p.err)
+					}
+					defer p.conn.Close()
+				}
+			}
+			m.same(t, "made", [2]*player{sides[0][0], sides[0][1]}, []step{query("select 1")}, nil)
+			if c.make != "" {
+				do(t, admin, c.make, simple)
+				sides[0][1].say(query(clean + ";" + c.make))
+				sides[0][1].hear(1)
+			}
+			for i, one := range c.turns {
+				m.same(t, "turn", sides[one.who], []step{one.says}, nil)
+				_ = i
+			}
+		})
+	}
+}
+
+// Whatever changes the settings, and whenever: what is prepared behind it is made again under those.
+func TestTheSettingsOfAParseAreKnownWhateverHasChangedThem(t *testing.T) {
+	h, m := newMatch(t, one)
+	other := h.connect(t)
+	const date, list = "select to_char('01.02.2026'::date, 'DD Mon')", "select array_to_string('{a,null}'::text[], ',', '*')"
+	const german, off, on = "set datestyle = german", "set array_nulls = off", "set array_nulls = on" // the second is not reported
+	bind := func(portal, name string) string { return frame('B', portal+"\x00"+name+"\x00\x00\x00\x00\x00\x00\x00") }
+	execute := func(portal string) string { return frame('E', portal+"\x00\x00\x00\x00\x00") }
+	run := func(name string) string { return bind("", name) + execute("") }
+	change := func(sql string) string { return parsed("", sql) + run("") }
+	use, sense, parse, fails := ask(run("p")), ask(parsed("a", "select 1")), ask(parsed("p", list)), bind("", "nosuch")
+	begin, commit, savepoint, back := query("begin"), query("commit"), query("savepoint a"), query("rollback to a")
+	cursor, unlimited := query("declare c cursor for select set_config('array_nulls','off',false)"), query("set local statement_timeout = 0")
+	iso := query("set datestyle = iso, mdy")
+	for what, c := range map[string]struct {
+		login        []string
+		before, then []step
+		keeps        bool // its server
+	}{
+		"a FETCH":                          {nil, []step{begin, cursor, sense, query("fetch c"), parse, commit, query(on)}, []step{use}, false},
+		"a FETCH, in a cycle":              {nil, []step{ask(change("begin"), parsed("c", "declare c cursor for select set_config('array_nulls','off',false)"), run("c"), parsed("a", "select 1"), change("fetch c"), parsed("p", list), change("commit")), query(on)}, []step{use}, false},
+		"a MOVE":                           {nil, []step{begin, cursor, sense, query("move c"), parse, commit, query(on)}, []step{use}, false},
+		"an Execute of a cursor":           {nil, []step{begin, cursor, sense, ask(execute("c"), parsed("p", list)), commit, query(on)}, []step{use}, false},
+		"what SQL has prepared":            {nil, []step{begin, query("prepare s as select set_config('array_nulls','off',false)"), query("set local xmloption = content"), sense, query("execute s"), parse, commit, query(on)}, []step{use}, false},
+		"a function made since":            {nil, []step{begin, query("set local xmloption = content"), query("create function made_since() returns text language sql as $$select set_config('array_nulls','off',false)$$"), sense, query("select made_since()"), parse, commit, query(on)}, []step{use}, false},
+		"a portal that was passed over":    {nil, []step{begin, ask(parsed("c", off), bind("k", "c")), savepoint, ask(fails, execute("k")), back, sense, ask(execute("k")), parse, commit, query(on)}, []step{use}, false},
+		"a portal whose name is taken":     {nil, []step{begin, ask(parsed("c", off), parsed("d", "select 1"), bind("k", "c")), savepoint, ask(bind("k", "d")), back, sense, ask(execute("k")), parse, commit, query(on)}, []step{use}, false},
+		"a portal that drops, passed over": {nil, []step{ask(parsed("p", "select 1")), begin, ask(parsed("c", "deallocate p"), bind("k", "c")), savepoint, ask(fails, execute("k")), back, ask(execute("k")), commit}, []step{use}, false},
+		"a portal that resets, so":         {[]string{"array_nulls", "off"}, []step{query(on), begin, ask(parsed("c", "reset array_nulls"), bind("k", "c")), savepoint, ask(fails, execute("k")), back, ask(execute("k"), parsed("p", list), run("p")), commit}, []step{use, query("show array_nulls")}, false},
+		"a portal that prepares, so":       {nil, []step{begin, ask(parsed("c", "prepare q as "+date), bind("k", "c")), savepoint, ask(fails, execute("k")), back, query(german), ask(execute("k")), commit, iso}, []step{query("execute q")}, true},
+		"without a right to pg_settings":   {nil, []step{query("revoke select on pg_catalog.pg_settings from public"), ask(change("set role lesser"), parsed("p", date), run("p")), query("reset role"), begin, query("set role lesser"), ask(parsed("r", date)), commit, query("reset role; grant select on pg_catalog.pg_settings to public")}, []step{use, ask(run("r"))}, false},
+		"of a long text":                   {nil, []step{begin, unlimited, ask(parsed("p", date+"/*"+strings.Repeat("x", 100000)+"*/")), commit}, []step{use}, false},
+		"of a utility's":                   {nil, []step{begin, unlimited, ask(parsed("p", "notify c, 'é'")), commit}, []step{use}, false},
+		"before the snapshot":              {nil, []step{begin, ask(change(german), parsed("p", "set transaction isolation level serializable /* é */"), run("p")), query("show transaction_isolation"), commit}, nil, false},
+		"a local one, by its value":        {nil, []step{ask(parsed("c", "select set_config('datestyle', 'german', $1::bool)"), bindTexts("", "c", []string{"true"}), execute(""), parsed("p", date))}, []step{use}, false},
+	} {
+		t.Run(what, func(t *testing.T) {
+			both := m.sides(c.login)
+			for _, p := range both {
+				if p.err != nil {
+					t.Fatal(p.err)
+				}
+				defer p.conn.Close()
+			}
+			forget := func() {
+				if !c.keeps {
+					do(t, other, "deallocate all", simple)
+				}
+			}
+			m.same(t, "before", both, c.before, forget)
+			m.same(t, "then", both, c.then, forget)
+		})
+		await(t, "the server is back", func() bool { return h.Stats().Databases[0].Active == 0 })
+	}
+}

@@ -125,6 +125,9 @@ func (s *session) describeLate(u *use) string {
 	return name
 }
 
+// ofSQL reports whether it executes what SQL has prepared, and each client has its own of.
+func (u *use) ofSQL() bool { return u.late.executes() && u.runs == nil }
+
 // renames reports whether it names something of the protocol's.
 func (u *use) renames() bool { return u.drops != "" || u.runs != nil }
 
@@ -147,7 +150,7 @@ func (s *session) rebind(name string, depth int) {
 	if u == st.use {
 		return
 	}
-	now, _ := s.intern(st.under, u.body(), u)
+	now, _ := s.intern(st.under, u.ofSQL() || strings.HasPrefix(st.key, ownKey), u.body(), u)
 	s.names[name] = now
 	s.nameBytes += int32(len(now.body) - len(st.body))
 }
@@ -446,9 +449,9 @@ func (s *session) severedEnds() {
 }
 
 // intern is the registry's, for what this client prepares now.
-func (s *session) intern(under *state.Settings, body []byte, u use) (st *statement, older bool) {
+func (s *session) intern(under *state.Settings, own bool, body []byte, u use) (st *statement, older bool) {
 	text, _, _ := pgwire.String(body)
-	return s.backend.pool.statements.intern(under, s.garbled(text), body, u, s.shapeOf)
+	return s.backend.pool.statements.intern(under, own, s.garbled(text), body, u, s.shapeOf)
 }
 
 // executions are what executing what a client has prepared by SQL may do. It is found out once, and not for each

@@ -47,12 +47,16 @@ func (s *session) senses() bool {
 	if s.present() != nil || b.status == pgwire.InFailed || b.pool.sessions() || s.open {
 		return false
 	}
-	for rest := s.in.Peek(s.in.Buffered()); pgwire.Holds(rest); {
+	rest := s.in.Peek(s.in.Buffered())
+	if len(rest) > pgwire.HeaderSize && rest[0] == pgwire.Parse && rest[pgwire.HeaderSize] != 0 && !pgwire.Holds(rest) {
+		return true
+	}
+	for pgwire.Holds(rest) {
 		typ, n, body := pgwire.Split(rest)
 		rest = rest[n:]
 		switch typ {
 		case pgwire.Parse:
-			if name, text, _, ok := pgwire.Strings(body); ok && len(name) > 0 && scan.Analysed(text) {
+			if name, text, _, ok := pgwire.Strings(body); ok && len(name) > 0 && scan.Sensitive(text) {
 				return true
 			}
 		case pgwire.Query:
@@ -183,12 +187,6 @@ func (s *session) eachUse(yield func(name []byte)) {
 
 // sway notes that the settings in force are not known from here on. The lock is held.
 func (s *session) sway() { s.sensed, s.unsure = nil, false }
-
-// doubt notes that something has failed, and its transaction may have been rolled back. The lock is held.
-func (s *session) doubt() {
-	s.unsure = false
-	s.made.Doubt()
-}
 
 // assure makes certain what is in doubt: the unnamed statement was prepared under the settings that there are now.
 func (s *session) assure() {

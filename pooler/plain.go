@@ -121,7 +121,7 @@ func (s *session) sendWhole() (size int, err error) {
 func (s *session) sendPlain() (size int) {
 	b := s.backend
 	size, between := s.in.Plain()
-	if size == 0 || b.pool.sessions() || b.replays > 0 || b.left&scan.AnyChange != 0 || len(s.portals) > 0 {
+	if size == 0 || b.pool.sessions() || b.replays > 0 || b.left&scan.AnyChange != 0 || len(s.portals) > 0 && !s.onlyUnnamed() {
 		return 0
 	}
 	_, n, _, _ := s.in.Header() // its Parse
@@ -136,6 +136,7 @@ func (s *session) sendPlain() (size int) {
 	}
 	s.next.start, s.next.bytes = s.exchange.Start, int64(size)
 	s.newUnnamed(text)
+	delete(s.portals, "") // there is another one
 	s.keepUnnamed(0, s.head(n)[1:], true)
 	s.owe(debt{kind: owesParse, unnamed: true})
 	s.debts.asked += int32(between)

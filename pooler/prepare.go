@@ -68,12 +68,11 @@ type registry struct {
 	schema atomic.Uint64 // counts changes of it
 }
 
-// intern returns the statement with this body, which has this use, prepared under these settings; what is prepared under
-// settings that are not known (nil) is nobody else's. garbled is what [session.garbled]
-// says of it. older is whether it was there before.
-func (r *registry) intern(under *state.Settings, garbled bool, body []byte, u use, shape func(text []byte) *fingerprint.Shape) (st *statement, older bool) {
+// intern returns the statement with this body, which has this use, prepared under these settings. It is nobody else's if that is
+// said, or the settings are not known (nil). garbled is what [session.garbled] says of it. older is whether it was there before.
+func (r *registry) intern(under *state.Settings, own, garbled bool, body []byte, u use, shape func(text []byte) *fingerprint.Shape) (st *statement, older bool) {
 	key := ""
-	if under != nil {
+	if own = own || under == nil; !own {
 		if key = under.Key() + u.key() + "\x00" + string(body); garbled {
 			key = "!" + key
 		}
@@ -101,8 +100,8 @@ func (r *registry) intern(under *state.Settings, garbled bool, body []byte, u us
 	r.mu.Lock() // which those who prepare on the event loops wait for
 	defer r.mu.Unlock()
 	made.name, made.schema = newName(), r.schema.Load()
-	if under == nil {
-		made.key = "?" + made.name
+	if own {
+		made.key = ownKey + made.name
 		return made, false
 	}
 	if st := r.by[key]; st != nil {
@@ -120,6 +119,9 @@ func (r *registry) intern(under *state.Settings, garbled bool, body []byte, u us
 	r.by[key] = made
 	return made, false
 }
+
+// ownKey begins the keys of statements that nobody else is given.
+const ownKey = "?"
 
 // renew makes every statement that is prepared from now on a new one.
 func (r *registry) renew() {
@@ -252,7 +254,7 @@ func (s *session) parseNamed(name string, body []byte) error {
 	if renamed != nil {
 		body = renamed
 	}
-	st, older := s.intern(s.under(text), body, u)
+	st, older := s.intern(s.under(text), s.private(text, &u), body, u)
 	if st.left&scan.Fetches != 0 && !s.cursorless() {
 		st = b.pool.statements.apart(st)
 	}
@@ -289,6 +291,13 @@ func (s *session) parseNamed(name string, body []byte) error {
 		s.sight(st.cursor, st.name)
 	}
 	return nil
+}
+
+// private reports whether what is prepared now by this text is nobody else's, nor anybody's already: it may lead to what others do
+// not see, or shows the moment.
+func (s *session) private(text []byte, u *use) bool {
+	b := s.backend
+	return (b.left|b.pins)&scan.Temporary != 0 || b.changing || u.ofSQL() || scan.Momentary(text)
 }
 
 var nul = []byte{0}

@@ -20,9 +20,8 @@ import (
 // taint notes what the message that is being sent may leave behind.
 func (s *backend) taint(e scan.Effect) {
 	s.earlier = s.left
-	if s.left |= e; e&(scan.Catalog|scan.Makes) != 0 && !s.changing {
-		s.changing = true
-		s.pool.home().hidden.changing.Add(1)
+	if s.left |= e; e&(scan.Catalog|scan.Makes) != 0 {
+		s.alters()
 	}
 	if e != 0 {
 		s.cleared = cleared{}
@@ -86,6 +85,7 @@ func (s *session) settle(b *backend) (free bool, err error) {
 		}
 	}
 	if b.pins != 0 {
+		clear(s.portals) // the others are forgotten with the server
 		return false, nil
 	}
 	if b.left != 0 || b.pool.resetAlways() {
@@ -433,10 +433,10 @@ func (s *session) keepSequences(b *backend) {
 		s.pinned = audit.Reasons(b.pins)
 		s.mu.Unlock()
 	}
-	if b.left&scan.Local != 0 {
+	if b.left&(scan.Local|scan.AnyChange|scan.Nameless|scan.Unseen) != 0 { // maybe for the transaction only
 		s.unsure = false
 	}
-	if b.left&scan.Makes != 0 {
+	if b.changing {
 		b.pool.outdate() // a name may lead to what was made, and its tag may not say so: SELECT INTO
 	}
 	if b.left&scan.Makes != 0 && b.left&(scan.Temporary|scan.Setting|scan.AnyChange|scan.Local) != 0 {

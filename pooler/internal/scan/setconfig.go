@@ -66,7 +66,7 @@ func (w *walk) argument(t token) (e Effect) {
 		}
 		return 0
 	default:
-		if e = w.lexer.scope(c.name); e&Local == 0 {
+		if e = w.lexer.scope(c.name); e != Local {
 			e |= c.back
 		}
 		if w.piece && e&AnyChange != 0 {
@@ -96,8 +96,10 @@ func (l lexer) scope(name kind) Effect {
 	switch {
 	case l.isMark(closing, ')') && (l.is(value, "true") || value.kind == text && string(l.sql[value.from:value.to]) == "t"):
 		return Local
-	case name == text:
+	case name == text && (l.is(value, "false") || value.kind == text && string(l.sql[value.from:value.to]) == "f"):
 		return Setting
+	case name == text: // it is computed
+		return Setting | Local
 	case name == param:
 		return AnyChange
 	}

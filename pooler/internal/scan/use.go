@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"slices"
 	"strconv"
+	"strings"
 	"unicode"
 )
 
@@ -184,9 +185,9 @@ func Analysed(sql []byte) bool {
 		func(keyword string) bool { return l.is(t, keyword) })
 }
 
-// Sensitive reports whether settings may decide what a text means when it is prepared.
+// Sensitive reports whether settings may decide what a text means when it is prepared, and it can be asked for these before.
 func Sensitive(sql []byte) bool {
-	return Analysed(sql) || bytes.ContainsFunc(sql, func(r rune) bool { return r == '\\' || r > unicode.MaxASCII })
+	return Analysed(sql) || !Early(sql) && bytes.ContainsFunc(sql, func(r rune) bool { return r == '\\' || r > unicode.MaxASCII })
 }
 
 // HasConstants reports whether a text may have constants that mean something else under other settings, but for which tables names lead
@@ -203,8 +204,29 @@ func HasConstants(sql []byte) bool {
 }
 
 // varying reports whether a constant may be such.
-func varying(value []byte) bool {
-	return bytes.ContainsAny(value, "0123456789{<") || slices.ContainsFunc([]string{"now", "today", "tomorrow", "yesterday"}, func(word string) bool { return Contains(value, word) })
+func varying(value []byte) bool { return bytes.ContainsAny(value, "0123456789{<") || momentary(value) }
+
+// Momentary reports whether a text may have a constant that stands for the time at which it is read: 'now'.
+func Momentary(sql []byte) bool {
+	l := lexer{sql: sql}
+	for t := l.next(); t.kind != end; t = l.next() {
+		if t.kind == text && momentary(sql[t.from:t.to]) {
+			return true
+		}
+	}
+	return false
+}
+
+// momentary reports whether a constant may be such: one of its words is.
+func momentary(value []byte) bool {
+	for word := range bytes.FieldsFuncSeq(value, func(r rune) bool { return (r|0x20) < 'a' || (r|0x20) > 'z' }) {
+		for _, moment := range []string{"now", "today", "tomorrow", "yesterday"} {
+			if strings.EqualFold(string(word), moment) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Early reports whether a statement has to come before its transaction's snapshot, or waits for what that is to show: SET TRANSACTION, LOCK.

@@ -66,7 +66,7 @@ func Present() string {
 	shown := func(name string) string {
 		return " UNION ALL SELECT 's','" + name + "',pg_catalog.current_setting('" + name + "')"
 	}
-	return "SELECT 'a',name,pg_catalog.left(pg_catalog.current_setting(name)," + strconv.Itoa(MostShown) + ") FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'" +
+	return "SELECT 'a',name,pg_catalog.left(pg_catalog.current_setting(name)," + strconv.Itoa(MostShown) + ") FROM pg_catalog.pg_show_all_settings() WHERE source OPERATOR(pg_catalog.=) 'session'" +
 		" AND pg_catalog.lower(name) OPERATOR(pg_catalog.=) ANY (ARRAY[" + names.String()[1:] + "])" + shown(role) + shown(authorization)
 }
 
