@@ -15,6 +15,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/loop"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/socket"
 	"mainstay.dev/mainstay/pooler/internal/state"
@@ -42,6 +43,7 @@ type backend struct {
 	settings  *state.Settings       // those that a client chose and it has now
 	named     *state.Settings       // texts by which SQL's PREPARE made what it has, by name
 	prepared  map[*statement]uint64 // statements that exist there, and when each was last used
+	stains    prepared.Stains[*statement]
 	uses      uint64
 	brief     briefness      // whether it has those of the audit
 	hashes    audit.Hashes   // what those have told
@@ -105,8 +107,7 @@ func (s *backend) disown() {
 	}
 }
 
-// unusedLook is how long a connection that is no socket is read from to learn
-// whether it still lives.
+// unusedLook is how long a connection that is no socket is read from to learn whether it still lives.
 const unusedLook = time.Millisecond
 
 // quiet reports whether an idle connection has certainly said nothing, and not ended,
@@ -139,8 +140,7 @@ func (s *backend) fresh() bool {
 	return s.absorb(100 * time.Millisecond)
 }
 
-// absorb reads what an idle server sent by itself. It returns false if that means
-// the end, or is not understood.
+// absorb reads what an idle server sent by itself. It returns false if that means the end, or is not understood.
 func (s *backend) absorb(limit time.Duration) bool {
 	if err := s.SetReadDeadline(time.Now().Add(limit)); err != nil {
 		return false

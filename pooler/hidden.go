@@ -318,7 +318,7 @@ func (r *registry) apart(st *statement) *statement {
 // copyOf is the same statement under another name, for those who take that.
 func (r *registry) copyOf(st *statement) *statement {
 	return &statement{
-		name: newName(), key: st.key, body: st.body, left: st.left, garbled: st.garbled, said: st.said, use: st.use, under: st.under, shape: st.shape, schema: r.schema.Load(),
+		name: newName(), key: st.key, body: st.body, left: st.left, garbled: st.garbled, said: st.said, use: st.use, under: st.under, shape: st.shape, schema: r.schema.Load(), varies: st.varies,
 	}
 }
 

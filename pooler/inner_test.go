@@ -226,3 +226,52 @@ func TestTheSettingsOfAParseAreKnownWhateverHasChangedThem(t *testing.T) {
 		await(t, "the server is back", func() bool { return h.Stats().Databases[0].Active == 0 })
 	}
 }
+
+// PostgreSQL looks into a statement again when a table has changed, or has been analysed, under the settings of whoever uses it then.
+// What that makes of its constants is not for others.
+func TestWhatPostgreSQLMakesOfAStatementSinceIsNotForOthers(t *testing.T) {
+	h, m := newMatch(t, one)
+	admin := h.connect(t)
+	const date, array = "select '01/02/2026'::date - '2026-01-01'::date from again", "select array_to_string('{a,null}'::text[], ',', '*') from again"
+	begin, commit := query("begin"), query("commit")
+	prepare := func(sql string) step { return ask(parsed("p", sql), bound("p"), executed) }
+	use := ask(bound("p"), executed)
+	for what, c := range map[string]struct {
+		sql string
+		set []step // by another, in a transaction
+	}{
+		"a date":                  {date, []step{query("set local datestyle = 'SQL, DMY'")}},
+		"an array":                {array, []step{query("set local array_nulls = off")}},
+		"a date, by a value":      {date, []step{ask(parsed("", "select set_config($1, 'SQL, DMY', true)"), bindTexts("", "", []string{"datestyle"}), executed)}},
+		"a date, by a function":   {date, []step{query("do $$ begin perform set_config('datestyle', 'SQL, DMY', true); end $$")}},
+		"a date, for the session": {date, []step{query("set datestyle = 'SQL, DMY'")}},
+		"by its name in SQL":      {date, []step{query("set local datestyle = 'SQL, DMY'"), query("execute p")}},
+		"what interprets nothing": {date, []step{query("set local work_mem = '5MB'"), query("set local search_path = public")}},
+		"a use that is pipelined": {date, []step{{"two cycles", query("set local datestyle = 'SQL, DMY'").bytes + use.bytes, 2}}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			do(t, admin, "drop table if exists again; create table again as select 1 as n", simple)
+			a, b := m.sides(nil), m.sides(nil)
+			for _, p := range []*player{a[0], a[1], b[0], b[1]} {
+				if p.err != nil {
+					t.Fatal(p.err)
+				}
+				defer p.conn.Close()
+			}
+			make := query("drop table if exists again; create table again as select 1 as n")
+			b[1].say(make)
+			b[1].hear(1)
+			for range 2 {
+				m.same(t, "one", a, []step{prepare(c.sql)}, nil)
+				m.same(t, "the other", b, []step{prepare(c.sql)}, nil)
+				do(t, admin, "create index on again (n)", simple)
+				b[1].say(query("create index on again (n)"))
+				b[1].hear(1)
+				m.same(t, "one, set", a, append(append([]step{begin}, c.set...), use, commit), nil)
+				m.same(t, "the other, after", b, []step{use, query("execute p"), use}, nil)
+				m.same(t, "the other, at last", b, []step{use, ask(frame('C', "Sp\x00"))}, nil)
+				m.same(t, "one, at last", a, []step{ask(frame('C', "Sp\x00"))}, nil)
+			}
+		})
+	}
+}

@@ -214,7 +214,7 @@ func (s *session) runFor(u *use) {
 // knows reports whether there is nothing to do for run.
 func (s *session) knows(st *statement) bool {
 	_, known := s.backend.prepared[st]
-	return known && (st.runs == nil || !st.blind && (st.runs.cursor == nil || !st.runs.cursor.there) && s.knows(st.runs))
+	return known && !s.backend.stains.Foreign(st, s.id) && (st.runs == nil || !st.blind && (st.runs.cursor == nil || !st.runs.cursor.there) && s.knows(st.runs))
 }
 
 // rename puts the server's name into a text that deallocates or executes by name, in
@@ -369,13 +369,13 @@ func (s *session) run(st *statement) {
 
 // recallOf is recall for what a statement may leave behind.
 func (s *session) recallOf(st *statement) {
-	s.recall(st.left, &st.said)
+	s.recall(st.left, &st.said, st.body)
 	if st.left&scan.Back != 0 {
 		text, _, _ := pgwire.String(st.body)
 		s.leadsBack(st.left, text)
 	}
 	if in := s.hiddenIn(st); in != nil {
-		s.recall(in.effect, &in.said)
+		s.recall(in.effect, &in.said, nil)
 	}
 }
 

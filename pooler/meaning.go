@@ -160,7 +160,7 @@ func (s *session) toLearn() (named []*statement, unnamed bool) {
 		}
 		text, _, _ := pgwire.String(st.body)
 		_, known := b.prepared[st]
-		if !known && !st.outgrown() && s.strange(st.under) && (b.status == pgwire.Idle || scan.Analysed(text)) && !slices.Contains(named, st) {
+		if (!known || b.stains.Foreign(st, s.id)) && !st.outgrown() && s.strange(st.under) && (b.status == pgwire.Idle || scan.Analysed(text)) && !slices.Contains(named, st) {
 			named = append(named, st)
 		}
 	}
@@ -234,6 +234,7 @@ func (s *session) teach() error {
 	}
 	s.mu.Lock()
 	for _, st := range named {
+		s.unlearn(st)
 		s.teachOne(st.under, st, st.asTyped(), nil)
 	}
 	if u := &s.unnamed; unnamed { // last: each of our own queries drops it

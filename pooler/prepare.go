@@ -32,6 +32,7 @@ type statement struct {
 	shape  *fingerprint.Shape
 	hidden atomic.Pointer[hiddenIn] // what its text does by the functions that it calls
 	schema uint64                   // the registry's, when it was made
+	varies bool                     // others have it, and its constants may mean something else under other settings
 
 	described atomic.Pointer[description] // nil: nobody was told what its parameters are
 	columns   atomic.Pointer[layout]      // nil: nobody was told of any
@@ -100,8 +101,8 @@ func (r *registry) intern(under *state.Settings, own, garbled bool, body []byte,
 	r.mu.Lock() // which those who prepare on the event loops wait for
 	defer r.mu.Unlock()
 	made.name, made.schema = newName(), r.schema.Load()
-	if own {
-		made.key = ownKey + made.name
+	if made.varies = scan.HasConstants(text); own {
+		made.varies, made.key = false, ownKey+made.name
 		return made, false
 	}
 	if st := r.by[key]; st != nil {
@@ -433,7 +434,7 @@ func (s *session) resolveUnnamed(typ byte, rest []byte) string {
 		return namePrefix // never somebody else's
 	}
 	s.runFor(&u.use)
-	s.recall(u.left, &u.said)
+	s.recall(u.left, &u.said, u.body)
 	if u.left&scan.Back != 0 && u.kept {
 		text, _, _ := pgwire.String(u.body)
 		s.leadsBack(u.left, text)
@@ -448,7 +449,9 @@ func (s *session) resolveUnnamed(typ byte, rest []byte) string {
 // the next message.
 func (s *session) ensure(st *statement) {
 	b := s.backend
-	b.uses++
+	if b.uses++; st.varies && !s.aborted() {
+		s.stains(st)
+	}
 	if _, known := b.prepared[st]; known {
 		b.prepared[st] = b.uses
 		return
@@ -490,6 +493,7 @@ func (s *session) unlearn(st *statement) {
 		return
 	}
 	delete(b.prepared, st)
+	b.stains.Drop(st)
 	b.out = pgwire.Append(b.out, pgwire.Close, []byte{'S'}, []byte(st.name), nul)
 	s.owe(debt{kind: owesOurClose, statement: st})
 }

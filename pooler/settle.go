@@ -318,12 +318,13 @@ func (s *backend) clean() error {
 // unlearn notes that the server has dropped all that was prepared.
 func (s *backend) unlearn() {
 	clear(s.prepared)
+	s.stains.Clear()
 	s.brief = unbriefed
 }
 
 // forgive forgets what may have been left: it is not there, or it has been wiped.
 func (s *backend) forgive() {
-	s.left, s.pins, s.heard, s.tuned, s.stuck = 0, 0, nil, false, nil
+	s.left, s.pins, s.heard, s.tuned, s.stuck, s.stains.Loose = 0, 0, nil, false, nil, false
 	s.mentions.Reset()
 	s.executed = nil
 }
@@ -436,7 +437,7 @@ func (s *session) keepSequences(b *backend) {
 	if b.left&(scan.Local|scan.AnyChange|scan.Nameless|scan.Unseen) != 0 { // maybe for the transaction only
 		s.unsure = false
 	}
-	if b.changing {
+	if b.stains.Loose = false; b.changing {
 		b.pool.outdate() // a name may lead to what was made, and its tag may not say so: SELECT INTO
 	}
 	if b.left&scan.Makes != 0 && b.left&(scan.Temporary|scan.Setting|scan.AnyChange|scan.Local) != 0 {

@@ -17,7 +17,7 @@ func TestTheEffectsOfATextAreSeen(t *testing.T) {
 		"begin; set x = 1; commit; start transaction": Setting | Ends | Begins, "begin": Begins, "select * from pg_listening_channels()": Listens, "set time zone 'UTC'": Setting, "set time zone local": Setting | Back, "set seed to 0.5": Seeds, "select setseed(0.5)": Seeds,
 		"select set_config('a.b', 'c', true)": Local, "select set_config('a.b', 'c', false)": Setting, "select set_config($1, $2, true)": Local,
 		"select set_config('a.b', null, false)": Setting | Back, "select set_config('a.b', NULL, true)": Local, "select set_config($1, null, $2)": AnyChange | Back,
-		"select set_config($1, $2, $3)": AnyChange, "select set_config(n, v, false) from t": AnyChange | Nameless, "select pg_catalog.set_config('a', f(1, 2), $1)": Setting|Local,
+		"select set_config($1, $2, $3)": AnyChange, "select set_config(n, v, false) from t": AnyChange | Nameless, "select pg_catalog.set_config('a', f(1, 2), $1)": Setting | Local,
 		"select set_config('a.' || 'b', 'c', false)": AnyChange | Nameless, "select set_config($1 || 'b', 'c', false)": AnyChange | Nameless,
 		"select set_config($1::text, $2::text, false)": AnyChange, "select set_config('a.b'::text, 'c', false)": Setting, "select set_config('a.' || 'b', 'c', true)": Local,
 		"select set_config('a', b[1,2], 't')": Local, "select set_config('request.jwt.claims', '{}', true), set_config('role', 'x', false)": Setting | Local,

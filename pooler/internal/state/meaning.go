@@ -18,11 +18,19 @@ var meaning = [...]string{
 
 // MeansSame reports whether a text that is prepared under these settings means the same as under
 // others, as far as their values tell.
-func (s *Settings) MeansSame(o *Settings) bool {
+func (s *Settings) MeansSame(o *Settings) bool { return s.same(o, Decides) }
+
+// InterpretsSame is that for its constants: see Interprets.
+func (s *Settings) InterpretsSame(o *Settings) bool { return s.same(o, Interprets) }
+
+func (s *Settings) same(o *Settings, matters func(name string) bool) bool {
 	if s.Equal(o) {
 		return true
 	}
 	for _, name := range append(meaning[:], encoding, authorization, role) {
+		if !matters(name) {
+			continue
+		}
 		was, chosen := s.Get(name)
 		if is, ok := o.Get(name); ok != chosen || is != was {
 			return false
