@@ -398,8 +398,10 @@ func (s *backend) alters() {
 // altersSchema is that by what the server says that it has done.
 func (s *session) altersSchema() {
 	s.mu.Lock()
-	s.backend.left |= scan.Temporary // which is looked after
-	s.backend.alters()
+	if b := s.backend; !b.changing { // by a DROP
+		b.left |= scan.Temporary // so that its end is looked after
+		b.alters()
+	}
 	s.mu.Unlock()
 	s.backend.pool.outdate() // the types of a statement's parameters are those of when it was prepared
 }
