@@ -437,8 +437,8 @@ func (s *session) keepSequences(b *backend) {
 	if b.left&(scan.Local|scan.AnyChange|scan.Nameless|scan.Unseen) != 0 { // maybe for the transaction only
 		s.unsure = false
 	}
-	if b.stains.Loose = false; b.changing {
-		b.pool.outdate() // a name may lead to what was made, and its tag may not say so: SELECT INTO
+	if b.stains.Loose = false; b.left&scan.Makes != 0 || b.changing && b.left&scan.Catalog == 0 {
+		b.pool.outdate() // a name may lead to what was made, and its tag may not say so (SELECT INTO); or was dropped
 	}
 	if b.left&scan.Makes != 0 && b.left&(scan.Temporary|scan.Setting|scan.AnyChange|scan.Local) != 0 {
 		b.left |= scan.Temporary | scan.Opaque // by where search_path leads now, and with defaults that nobody reads
