@@ -425,8 +425,8 @@ func (s *session) bind(name, statement []byte) (behind bool) {
 	if p.drops = p.dropped(); p.drops != "" {
 		s.offerDecoy(decoy, p.drops)
 	}
-	text, _, _ := pgwire.String(body)
-	if p.again, p.sways = s.again(statement), s.maySway(text); left&scan.Prepares != 0 {
+	if p.again, p.sways = s.again(statement), s.maySway(body); left&scan.Prepares != 0 {
+		text, _, _ := pgwire.String(body)
 		p.makes = bytes.Clone(text)
 	}
 	if len(name) > 0 { // if there is one of this name, it stays

@@ -85,7 +85,7 @@ func (r *registry) intern(under *state.Settings, own, garbled bool, body []byte,
 		}
 	}
 	text, _, _ := pgwire.String(body)
-	made := &statement{key: key, body: append([]byte(nil), body...), use: u, under: under, shape: shape(text)}
+	made := &statement{key: key, body: append([]byte(nil), body...), use: u, under: under, shape: shape(text), varies: !own && scan.HasConstants(text)}
 	made.left = eachWay(scan.Modes(text, false, false), func(backslash bool) scan.Effect { return scan.Effects(text, backslash) })
 	if u.renames() {
 		made.left &^= scan.Prepares | scan.Executes // what it names is nothing that stays
@@ -101,8 +101,8 @@ func (r *registry) intern(under *state.Settings, own, garbled bool, body []byte,
 	r.mu.Lock() // which those who prepare on the event loops wait for
 	defer r.mu.Unlock()
 	made.name, made.schema = newName(), r.schema.Load()
-	if made.varies = scan.HasConstants(text); own {
-		made.varies, made.key = false, ownKey+made.name
+	if own {
+		made.key = ownKey + made.name
 		return made, false
 	}
 	if st := r.by[key]; st != nil {
@@ -169,6 +169,7 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 				return 0, nil
 			}
 		case pgwire.FunctionCall:
+			b.stains.Loosen(scan.AnyChange, nil, false)
 			s.taint(s.calls(n))
 			s.sway()
 		case pgwire.Execute:
