@@ -486,11 +486,15 @@ func (s *backend) backslash() bool {
 // stains notes that the client uses a statement that others share, under settings which may give its constants another meaning: that
 // may stay on its server. The server forgets what another client may have left so. The lock is held.
 func (s *session) stains(st *statement) {
-	b, now := s.backend, s.present()
-	if b.stains.Foreign(st, s.id) {
+	if s.backend.stains.Foreign(st, s.id) {
 		s.unlearn(st)
 	}
-	if now == nil && b.stains.Loose || now != nil && !now.InterpretsSame(st.under) {
-		b.stains.Add(st, s.id)
+	if s.reinterprets(st) {
+		s.backend.stains.Add(st, s.id)
 	}
+}
+
+func (s *session) reinterprets(st *statement) bool {
+	now := s.present()
+	return st.under != nil && (now == nil && s.backend.stains.Loose || now != nil && !now.InterpretsSame(st.under))
 }

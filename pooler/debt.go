@@ -490,7 +490,7 @@ func (s *session) mustHold(typ byte, n int) bool {
 	// What a name stands for is not certain before the server has answered, and neither is
 	// the unnamed statement.
 	renewed := typ == pgwire.Query || typ == pgwire.Parse && n > 0 && s.head(1)[0] == 0
-	if b.replays > 0 || b.left&(scan.Prepares|scan.Discards) != 0 || typ == pgwire.Query && (s.usesNames(n) || s.resetsNext(n)) || s.debts.uncertain(renewed) || s.varied || s.resets && s.login.Len() > 0 || s.unmet() || s.unproven() || s.senses() || s.attempt.anew != nil || s.severed > 0 {
+	if b.replays > 0 || b.left&(scan.Prepares|scan.Discards) != 0 || typ == pgwire.Query && (s.usesNames(n) || s.resetsNext(n)) || s.debts.uncertain(renewed) || s.varied || s.resets && s.login.Len() > 0 || s.unmet() || s.learnsLate() || s.unproven() || s.senses() || s.attempt.anew != nil || s.severed > 0 {
 		return true
 	}
 	return s.ear != nil && len(s.ear.channels) > 0 || b.left&scan.Listens != 0 || b.left&(scan.Begins|scan.Unseen) != 0 && b.pool.statementMode()

@@ -275,3 +275,30 @@ func TestWhatPostgreSQLMakesOfAStatementSinceIsNotForOthers(t *testing.T) {
 		})
 	}
 }
+
+// What its server does not know yet is not prepared behind a change of settings of the cycle that uses it, but before.
+func TestWhatIsUsedBehindAChangeInItsCycleMeansWhatItDid(t *testing.T) {
+	h, m := newMatch(t, one)
+	other := h.connect(t)
+	const date = "select to_char('01.02.2026'::date, 'DD Mon')"
+	change := func(sql string) string { return parsed("", sql) + bound("") + executed }
+	use := bound("p") + executed
+	for what, c := range map[string][]step{
+		"local":      {ask(parsed("p", date)), ask(change("set local datestyle = german"), use), ask(use)},
+		"session":    {ask(parsed("p", date)), ask(change("set datestyle = german"), use), ask(use)},
+		"begun":      {ask(parsed("p", date)), ask(change("begin"), change("set datestyle = german"), use, change("commit")), ask(use)},
+		"in a block": {ask(parsed("p", date)), query("begin"), ask(change("set datestyle = german"), use), query("commit"), ask(use)},
+		"several":    {ask(parsed("p", date)), {"several", ask(change("set datestyle = german")).bytes + ask(use).bytes, 2}, ask(use)},
+		"query":      {ask(parsed("p", date)), query("set datestyle = german; execute p"), ask(use)},
+		"table":      {ask(parsed("p", "select n from things")), ask(change("set local search_path = other"), use), ask(use)},
+		"named set":  {ask(parsed("p", date), parsed("s", "set datestyle = german")), ask(bound("s")+executed, use), ask(use)},
+		"large":      {ask(parsed("p", date)), ask(parsed("", "set datestyle = german")+bound("")+executed, parsed("", "select '"+strings.Repeat("x", 40000)+"'"), bound(""), executed, use), ask(use)},
+	} {
+		t.Run(what, func(t *testing.T) {
+			both := m.sides(nil)
+			defer both[0].conn.Close()
+			defer both[1].conn.Close()
+			m.same(t, "x", both, c, func() { do(t, other, "deallocate all", simple) })
+		})
+	}
+}

@@ -143,7 +143,8 @@ func (s *session) unlearned() bool {
 func (s *session) toLearn() (named []*statement, unnamed bool) {
 	b, u := s.backend, &s.unnamed
 	open := b.status == pgwire.InBlock && s.swayed() && (len(s.names) > 0 || u.version != 0)
-	if !s.varied && !open && (u.version == 0 || u.under == s.settings || u.under == nil) {
+	late := s.learnsLate()
+	if !s.varied && !open && !late && (u.version == 0 || u.under == s.settings || u.under == nil) {
 		return nil, false
 	}
 	if b.status == pgwire.InFailed || b.pool.sessions() || s.open { // open: the cycle has been sent in part
@@ -160,7 +161,7 @@ func (s *session) toLearn() (named []*statement, unnamed bool) {
 		}
 		text, _, _ := pgwire.String(st.body)
 		_, known := b.prepared[st]
-		if (!known || b.stains.Foreign(st, s.id)) && !st.outgrown() && s.strange(st.under) && (b.status == pgwire.Idle || scan.Analysed(text)) && !slices.Contains(named, st) {
+		if (!known || b.stains.Foreign(st, s.id)) && !st.outgrown() && (s.strange(st.under) || late && st.varies && st.under != nil) && (b.status == pgwire.Idle || scan.Analysed(text)) && !slices.Contains(named, st) {
 			named = append(named, st)
 		}
 	}
@@ -173,7 +174,7 @@ func (s *session) toLearn() (named []*statement, unnamed bool) {
 				wants(u.late.named.Name, 0)
 			}
 			text, _, _ := pgwire.String(u.body)
-			unnamed = !u.outgrown() && s.strange(u.under) && (b.status == pgwire.Idle || scan.Analysed(text)) && (b.unnamed != ticket{s.id, u.version} || len(named) > 0)
+			unnamed = !u.outgrown() && (s.strange(u.under) || late && u.under != nil) && (b.status == pgwire.Idle || scan.Analysed(text)) && (b.unnamed != ticket{s.id, u.version} || len(named) > 0)
 		}
 	})
 	return named, unnamed

@@ -32,7 +32,7 @@ type statement struct {
 	shape  *fingerprint.Shape
 	hidden atomic.Pointer[hiddenIn] // what its text does by the functions that it calls
 	schema uint64                   // the registry's, when it was made
-	varies bool                     // others have it, and its constants may mean something else under other settings
+	varies bool                     // its constants may mean something else under other settings
 
 	described atomic.Pointer[description] // nil: nobody was told what its parameters are
 	columns   atomic.Pointer[layout]      // nil: nobody was told of any
@@ -85,7 +85,7 @@ func (r *registry) intern(under *state.Settings, own, garbled bool, body []byte,
 		}
 	}
 	text, _, _ := pgwire.String(body)
-	made := &statement{key: key, body: append([]byte(nil), body...), use: u, under: under, shape: shape(text), varies: !own && scan.HasConstants(text)}
+	made := &statement{key: key, body: append([]byte(nil), body...), use: u, under: under, shape: shape(text), varies: scan.HasConstants(text)}
 	made.left = eachWay(scan.Modes(text, false, false), func(backslash bool) scan.Effect { return scan.Effects(text, backslash) })
 	if u.renames() {
 		made.left &^= scan.Prepares | scan.Executes // what it names is nothing that stays
@@ -457,7 +457,7 @@ func (s *session) ensure(st *statement) {
 		b.prepared[st] = b.uses
 		return
 	}
-	if (st.outgrown() || st.under == nil) && !s.aborted() {
+	if (st.outgrown() || st.under == nil || s.behind && st.varies && s.reinterprets(st)) && !s.aborted() {
 		s.outgrows(st.name)
 		return
 	}

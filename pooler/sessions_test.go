@@ -224,11 +224,14 @@ func knownDifference(s step, said, pooled, direct string) string {
 		}
 		const failed = "error or notice ERROR "
 		if strings.HasPrefix(line, failed+"42P01") && strings.Contains(said, "search_path") && strings.Contains(s.story, "bind") &&
-			(strings.HasPrefix(lines[i], "t ") || strings.HasPrefix(lines[i], failed+"22P02") || strings.HasPrefix(lines[i], failed+"25P02")) {
+			(strings.HasPrefix(lines[i], "t ") || strings.HasPrefix(lines[i], "parameters") || strings.HasPrefix(lines[i], failed+"22P02") || strings.HasPrefix(lines[i], failed+"25P02")) {
 			return "used where search_path does not lead to its table"
 		}
 		if strings.HasPrefix(line, failed+"25P02") && strings.HasPrefix(lines[i], "parameters") && strings.Contains(s.story, "describe statement") && strings.Contains(said, "call proceed") {
 			return "a CALL, described in an aborted transaction where its server does not know it"
+		}
+		if strings.HasPrefix(line, failed+"25001") && strings.Contains(s.story, "set transaction isolation level") && strings.Contains(s.story, "execute p") {
+			return "a text that sets the isolation level before it executes what its server does not know"
 		}
 		if strings.HasPrefix(line, failed+"26000") && !strings.HasPrefix(lines[i], failed+"26000") && usesUnnamed.MatchString(s.story) && behindAChange.MatchString(said) {
 			return "the unnamed statement, of a cycle that failed behind a change of settings"

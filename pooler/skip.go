@@ -7,6 +7,7 @@ import (
 	"mainstay.dev/mainstay/pooler/internal/again"
 	"mainstay.dev/mainstay/pooler/internal/audit"
 	"mainstay.dev/mainstay/pooler/internal/pgwire"
+	"mainstay.dev/mainstay/pooler/internal/prepared"
 	"mainstay.dev/mainstay/pooler/internal/scan"
 	"mainstay.dev/mainstay/pooler/internal/state"
 )
@@ -208,6 +209,22 @@ func (s *session) mustSense(typ byte, n int) bool {
 	}
 	text, _, ok := pgwire.String(body)
 	return !ok || scan.Sensitive(text)
+}
+
+// learnsLate reports whether the cycle that is buffered uses what the server does not know behind something that it executes, which may
+// change how its constants are read.
+func (s *session) learnsLate() (found bool) {
+	b, u := s.backend, &s.unnamed
+	if s.open || len(s.names) == 0 && u.version == 0 || b.status == pgwire.InFailed || b.pool.sessions() {
+		return false
+	}
+	prepared.UsedBehind(s.in.Peek(s.in.Buffered()), func(name []byte) bool {
+		st := s.names[string(name)]
+		_, known := b.prepared[st]
+		found = st != nil && st.varies && (!known || b.stains.Foreign(st, s.id)) || len(name) == 0 && u.version != 0 && u.kept && !s.hasUnnamed()
+		return !found
+	})
+	return found && (b.status == pgwire.Idle || !s.early())
 }
 
 // senseAmid is sense there. It reports whether the Parse is to be sent now.

@@ -143,6 +143,41 @@ func Uses(cycle []byte, backslash, inSQL bool, yield func(name []byte)) {
 	}
 }
 
+// UsedBehind yields the names of the statements that a cycle uses behind something that it executes, as far as it does not give them a
+// meaning itself, until that returns false.
+func UsedBehind(cycle []byte, yield func(name []byte) bool) {
+	var own [][]byte
+	behind := false
+	for rest := cycle; pgwire.Holds(rest); {
+		typ, n, body := pgwire.Split(rest)
+		rest = rest[n:]
+		var name []byte
+		switch typ {
+		case pgwire.Execute:
+			behind = true
+			continue
+		case pgwire.Parse:
+			name, _, _ = pgwire.String(body)
+			own = append(own, name)
+			continue
+		case pgwire.Bind:
+			_, name, _, _ = pgwire.Strings(body)
+		case pgwire.Describe:
+			if len(body) < 2 || body[0] != 'S' {
+				continue
+			}
+			name = body[1 : len(body)-1]
+		case pgwire.Close:
+			continue
+		default:
+			return
+		}
+		if behind && !slices.ContainsFunc(own, func(o []byte) bool { return bytes.Equal(o, name) }) && !yield(name) {
+			return
+		}
+	}
+}
+
 // Names reports whether a message of PostgreSQL's, in whatever language, names this.
 func Names(message []byte, name string) bool {
 	for {
