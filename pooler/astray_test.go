@@ -26,6 +26,7 @@ func (f *frontend) outcome(cycle string) (code string) {
 		typ, body, err := f.in.Next()
 		switch {
 		case err != nil:
+			f.t.Logf("%q ends with %s: %v", cycle, code, err)
 			return "FATAL"
 		case typ == pgwire.ErrorResponse:
 			code = string(pgwire.Field(body, 'C'))

@@ -208,6 +208,9 @@ func varying(value []byte) bool { return bytes.ContainsAny(value, "0123456789{<"
 
 // Momentary reports whether a text may have a constant that stands for the time at which it is read: 'now'.
 func Momentary(sql []byte) bool {
+	if bytes.IndexByte(sql, '\\') >= 0 {
+		return momentary(sql) // where a constant ends is decided by a setting
+	}
 	l := lexer{sql: sql}
 	for t := l.next(); t.kind != end; t = l.next() {
 		if t.kind == text && momentary(sql[t.from:t.to]) {

@@ -120,6 +120,17 @@ func TestConstantsThatSettingsInterpretAreFound(t *testing.T) {
 	}
 }
 
+func TestConstantsThatStandForTheMomentAreFound(t *testing.T) {
+	for sql, want := range map[string]bool{
+		"insert into t values ('now')": true, "select '[ Today,)'::tstzrange": true, "select $$yesterday allballs$$::timestamp": true, `select 'it\'s', 'now'`: true,
+		"select now()": false, "select 'unknown', 'snow', \"now\"": false, "select 1 -- 'now'": false, "": false,
+	} {
+		if got := Momentary([]byte(sql)); got != want {
+			t.Errorf("%s: %v", sql, got)
+		}
+	}
+}
+
 func TestAPlaceIsFoundInTheClientsText(t *testing.T) {
 	const long = "a_longer_name"
 	sql := "select 'é'; ; execute p ('x', y); execute q"
