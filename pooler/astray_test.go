@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"strings"
@@ -22,14 +23,15 @@ func (f *frontend) query(sql string) string {
 func (f *frontend) outcome(cycle string) (code string) {
 	f.t.Helper()
 	f.send(cycle)
+	var why []byte
 	for {
 		typ, body, err := f.in.Next()
 		switch {
 		case err != nil:
-			f.t.Logf("%q ends with %s: %v", cycle, code, err)
+			f.t.Logf("%q ends with %s, %q: %v", cycle, code, why, err)
 			return "FATAL"
 		case typ == pgwire.ErrorResponse:
-			code = string(pgwire.Field(body, 'C'))
+			code, why = string(pgwire.Field(body, 'C')), bytes.Clone(pgwire.Field(body, 'M'))
 		case typ == pgwire.DataRow && len(body) > 6:
 			f.row = string(body[6:])
 		case typ == pgwire.ReadyForQuery:
@@ -185,24 +187,37 @@ func TestWhatIsLostIsDroppedWithAllOthers(t *testing.T) {
 // What SQL prepared is made again even where only the transaction was canceled that was to undo the settings of then. It is no other client's.
 func TestWhatIsMadeAgainBehindACancelIsNobodyElses(t *testing.T) {
 	s := pg.Start(t)
-	h := run(t, config(database(throughAnother(t, s.URL(), beginReplay+";SAVEPOINT", sleeps+";SAVEPOINT"), one)))
-	c, other := newFrontend(t, h), newFrontend(t, h)
-	for _, sql := range []string{"set search_path = pg_catalog", "prepare p as select 'mine'", "set search_path = public"} {
-		c.query(sql)
+	if err := s.Exec(t.Context(), "create or replace view slo as select 1 from pg_sleep(2)"); err != nil {
+		t.Fatal(err)
 	}
-	other.query("set app.mine = 'x'")
-	done := make(chan string, 1)
-	go func() { done <- c.query("select 1") }()
-	c.cancelWhen(s, h, "pg_sleep(2)")
-	<-done // it may be too late for that
-	if got := other.query("execute p"); got != "26000" {
-		t.Errorf("another client's EXECUTE: %q, %q", got, other.row)
-	}
-	if got := other.query("prepare p as select 'other'"); got != "" {
-		t.Errorf("another client's PREPARE: %q", got)
-	}
-	if got := c.query("execute p"); got != "" || c.row != "mine" {
-		t.Errorf("its own: %q, %q", got, c.row)
+	for _, met := range [][2]string{{beginReplay + ";SAVEPOINT", sleeps + ";SAVEPOINT"}, {"SELECT;ROLLBACK", "TABLE slo      "}} {
+		var slept atomic.Bool
+		h := run(t, config(database(through(t, s.URL(), func(sent string) string {
+			if strings.Contains(sent, met[0]) && slept.CompareAndSwap(false, true) {
+				return strings.Replace(sent, met[0], met[1], 1)
+			}
+			return sent
+		}), one)))
+		c, other := newFrontend(t, h), newFrontend(t, h)
+		for _, sql := range []string{"set search_path = pg_catalog", "prepare p as select 'mine'", "set search_path = public"} {
+			c.query(sql)
+		}
+		other.query("set app.mine = 'x'")
+		done := make(chan string, 1)
+		go func() { done <- c.query("select 1") }()
+		c.cancelWhen(s, h, strings.TrimSuffix(strings.TrimSpace(met[1]), ";SAVEPOINT"))
+		if got := <-done; got != "57014" && got != "" { // it may be too late for that
+			t.Errorf("%q: what is canceled: %q", met[0], got)
+		}
+		if got := other.query("execute p"); got != "26000" {
+			t.Errorf("%q: another client's EXECUTE: %q, %q", met[0], got, other.row)
+		}
+		if got := other.query("prepare p as select 'other'"); got != "" {
+			t.Errorf("%q: another client's PREPARE: %q", met[0], got)
+		}
+		if got := c.query("execute p"); got != "" || c.row != "mine" {
+			t.Errorf("%q: its own: %q, %q", met[0], got, c.row)
+		}
 	}
 }
 

@@ -283,7 +283,10 @@ func TestWhatIsUsedBehindAChangeInItsCycleMeansWhatItDid(t *testing.T) {
 	const date = "select to_char('01.02.2026'::date, 'DD Mon')"
 	change := func(sql string) string { return parsed("", sql) + bound("") + executed }
 	use := bound("p") + executed
+	filler := strings.Repeat(parsed("", "select '"+strings.Repeat("x", 40000)+"'")+bound("")+executed, 3) // what is behind it is not read yet
 	for what, c := range map[string][]step{
+		"nothing":    {ask(parsed("p", date)), ask(change("do $$ begin perform set_config('app.mine', 'x', false); end $$"), filler, use), ask(filler, described("p"), use)},
+		"described":  {ask(parsed("p", date)), ask(change("do $$ begin perform set_config('app.mine', 'x', false); end $$"), filler, described("p"), use)},
 		"local":      {ask(parsed("p", date)), ask(change("set local datestyle = german"), use), ask(use)},
 		"session":    {ask(parsed("p", date)), ask(change("set datestyle = german"), use), ask(use)},
 		"begun":      {ask(parsed("p", date)), ask(change("begin"), change("set datestyle = german"), use, change("commit")), ask(use)},

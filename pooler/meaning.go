@@ -267,7 +267,8 @@ func (s *session) makeAgain(name, value string) {
 	s.aside(debt{aside: true, name: name})
 	b.out = pgwire.AppendQuery(b.out, "ROLLBACK TO SAVEPOINT _ms")
 	s.aside(debt{aside: true})
-	s.sendReplay("SELECT;ROLLBACK", "")
+	b.out = pgwire.AppendQuery(b.out, "SELECT;ROLLBACK")
+	s.aside(debt{at: 1}) // where the savepoint has not been reached
 }
 
 // aside notes that what is ready for the server is answered for us.

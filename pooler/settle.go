@@ -474,7 +474,7 @@ const maxAstray = 100
 // one: to be carried out, if it is what another client has left that cannot be led back, or to be turned down.
 func (s *session) astray(d debt, body []byte) bool {
 	b := s.backend
-	if d.at == 0 || !s.busy || s.mute || b.pins != 0 || s.attempt.tries >= maxAstray {
+	if d.name != "" || b.status != pgwire.Idle || !s.busy || s.mute || b.pins != 0 || s.attempt.tries >= maxAstray {
 		return false
 	}
 	s.mu.Lock()

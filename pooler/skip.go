@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"bytes"
 	"slices"
 	"time"
 
@@ -194,34 +195,51 @@ func (s *session) failedAmid() {
 // known to make it again elsewhere. PostgreSQL takes the transaction's snapshot to look into it, so that a question before it takes
 // nothing away.
 
-// mustSense reports whether the next message, of n bytes, is such a Parse of what is kept, or executes SQL's PREPARE.
+// mustSense reports whether the next message, of n bytes, is such a Parse of what is kept, executes SQL's PREPARE, or uses what the
+// server does not know yet and prepares now if that means the same.
 func (s *session) mustSense(typ byte, n int) bool {
-	if typ != pgwire.Parse && typ != pgwire.Execute || !s.open || s.debts.failed || s.backend.pool.sessions() || s.present() != nil || s.aborted() {
+	if typ == pgwire.Sync || !s.open || s.debts.failed || s.backend.pool.sessions() || s.present() != nil || s.aborted() {
 		return false
 	}
-	name, body, _ := pgwire.String(s.head(n))
-	if typ == pgwire.Execute {
+	body := s.head(n)
+	switch typ {
+	case pgwire.Execute:
+		name, _, _ := pgwire.String(body)
 		_, makes := scan.PreparedBy(s.portals[string(name)].makes)
 		return makes
+	case pgwire.Bind:
+		_, name, _, _ := pgwire.Strings(body)
+		return s.mustLearn(name)
+	case pgwire.Describe:
+		name, isStatement := bytes.CutPrefix(bytes.TrimSuffix(body, nul), []byte{'S'})
+		return isStatement && s.mustLearn(name)
+	case pgwire.Parse:
+		name, rest, _ := pgwire.String(body)
+		if len(name) == 0 || s.names[string(name)] != nil {
+			return false
+		}
+		text, _, ok := pgwire.String(rest)
+		return !ok || scan.Sensitive(text)
 	}
-	if len(name) == 0 || s.names[string(name)] != nil {
-		return false
-	}
-	text, _, ok := pgwire.String(body)
-	return !ok || scan.Sensitive(text)
+	return false
 }
 
-// learnsLate reports whether the cycle that is buffered uses what the server does not know behind something that it executes, which may
-// change how its constants are read.
+// mustLearn reports whether what the client calls this depends on settings, and the server is to learn it, maybe anew.
+func (s *session) mustLearn(name []byte) bool {
+	st := s.names[string(name)]
+	_, known := s.backend.prepared[st]
+	return st != nil && st.varies && (!known || s.backend.stains.Foreign(st, s.id))
+}
+
+// learnsLate reports whether the cycle that is buffered uses such a statement behind something that it executes, which may change how
+// its constants are read.
 func (s *session) learnsLate() (found bool) {
 	b, u := s.backend, &s.unnamed
 	if s.open || len(s.names) == 0 && u.version == 0 || b.status == pgwire.InFailed || b.pool.sessions() {
 		return false
 	}
 	prepared.UsedBehind(s.in.Peek(s.in.Buffered()), func(name []byte) bool {
-		st := s.names[string(name)]
-		_, known := b.prepared[st]
-		found = st != nil && st.varies && (!known || b.stains.Foreign(st, s.id)) || len(name) == 0 && u.version != 0 && u.kept && !s.hasUnnamed()
+		found = s.mustLearn(name) || len(name) == 0 && u.version != 0 && u.kept && !s.hasUnnamed()
 		return !found
 	})
 	return found && (b.status == pgwire.Idle || !s.early())
