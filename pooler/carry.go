@@ -483,18 +483,18 @@ func (s *backend) backslash() bool {
 	return s.reports.Backslash()
 }
 
-// stains notes that the client uses a statement that others share, under settings which may give its constants another meaning: that
+// stains notes that the client uses a statement that others share, under settings which may give its constants, or those of the functions in SQL that it calls, another meaning: that
 // may stay on its server. The server forgets what another client may have left so. The lock is held.
 func (s *session) stains(st *statement) {
 	if s.backend.stains.Foreign(st, s.id) {
 		s.unlearn(st)
 	}
-	if s.reinterprets(st) {
+	if (s.varied || s.backend.stains.Doubted) && s.reinterprets(st) {
 		s.backend.stains.Add(st, s.id)
 	}
 }
 
 func (s *session) reinterprets(st *statement) bool {
 	now := s.present()
-	return st.under != nil && (now == nil && s.backend.stains.Loose || now != nil && !now.InterpretsSame(st.under))
+	return st.under != nil && (now == nil && s.backend.stains.Doubted || now != nil && !now.InterpretsSame(st.under))
 }

@@ -320,7 +320,7 @@ func (s *session) hear(body []byte) (keep bool) {
 	}
 	b.left |= scan.Setting
 	s.sensed = nil
-	b.stains.Loose = b.stains.Loose || scan.Reinterprets(name)
+	b.stains.Change(b.left, name)
 	b.mentions.Add(string(name))
 	return keep
 }
@@ -365,7 +365,7 @@ func (s *session) suspectText(text []byte, whole bool) scan.Effect {
 	if e&scan.Prepares != 0 {
 		s.findDropped(text)
 	}
-	b.stains.Loosen(e&sways, text, b.backslash())
+	b.stains.Doubt(e&sways, text, b.backslash())
 	s.taint(e)
 	s.resets = s.resets || e&scan.Back != 0
 	s.next.ends = s.next.ends || e&scan.Ends != 0

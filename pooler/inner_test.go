@@ -305,3 +305,75 @@ func TestWhatIsUsedBehindAChangeInItsCycleMeansWhatItDid(t *testing.T) {
 		})
 	}
 }
+
+// What PostgreSQL makes of a text, or of a function, under settings that are in force for a transaction alone is for that alone.
+func TestWhatIsPlannedUnderASettingOfATransactionIsNotForOthers(t *testing.T) {
+	h, m := newMatch(t, one)
+	admin := h.connect(t)
+	const functions = `create or replace function inlined() returns text language sql immutable as $$ select ('01/02/2026'::date - '2026-01-01'::date)::text || (1::float8 / 3)::text $$;
+		create or replace function analysed_once() returns text language plpgsql as $$ begin return '01/02/2026'::date - '2026-01-01'::date; end $$`
+	do(t, admin, functions, simple)
+	begin, commit := query("begin"), query("commit")
+	set := query("set local extra_float_digits = -10; set local bytea_output = 'escape'; set local quote_all_identifiers = on; set local datestyle = 'SQL, DMY'")
+	use := ask(bound("p") + executed)
+	for _, sql := range []string{"select (1::float8/3)::text", `select '\xff'::bytea::text`, "select quote_ident('word')", "select inlined()", "select analysed_once()"} {
+		make, makes := ask(parsed("p", sql)), ask(parsed("p", sql), bound("p"), executed)
+		for what, one := range map[string][]step{
+			"prepared there":           {begin, set, makes, use, commit},
+			"prepared before":          {make, begin, set, use, use, commit},
+			"set in the same cycle":    {begin, ask(parsed("", "set local datestyle = 'SQL, DMY'"), bound(""), executed, parsed("p", sql), bound("p"), executed), commit},
+			"unnamed":                  {begin, set, ask(parsed("", sql), bound(""), executed), commit},
+			"set by what is not read":  {begin, query("do $$ begin perform set_config('extra_float_' || 'digits', '-10', true); perform set_config('date' || 'style', 'SQL, DMY', true); end $$"), makes, commit},
+			"how it is written":        {begin, query("set local extra_float_digits = -10; set local bytea_output = 'escape'; set local quote_all_identifiers = on"), makes, commit},
+			"rolled back to a default": {begin, query("savepoint s"), set, query("rollback to s"), makes, commit},
+		} {
+			t.Run(sql+" "+what, func(t *testing.T) {
+				a, b := m.sides(nil), m.sides(nil)
+				for _, p := range []*player{a[0], a[1], b[0], b[1]} {
+					if p.err != nil {
+						t.Fatal(p.err)
+					}
+					defer p.conn.Close()
+				}
+				b[1].say(query(functions))
+				b[1].hear(1)
+				do(t, admin, "discard plans", simple)
+				m.same(t, "one", a, one, nil)
+				m.same(t, "another, after it", b, []step{makes, use, query(sql)}, nil)
+				if sql != "select analysed_once()" && what != "prepared before" { // which stay as they were first found
+					m.same(t, "one, again", a, append([]step{ask(frame('C', "Sp\x00"))}, one...), nil)
+				}
+				m.same(t, "another, at last", b, []step{use, query("execute p"), query(sql)}, nil)
+			})
+		}
+	}
+}
+
+// So it is where no function has to be analysed anew.
+func TestWhatIsPlannedUnderASettingOfATransactionIsNotForOthersWithoutPlans(t *testing.T) {
+	s := pg.Start(t)
+	for _, sql := range []string{"drop database if exists bare", "create database bare"} {
+		if err := s.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := run(t, config(database(strings.Replace(s.URL(), "/app?", "/bare?", 1), one)))
+	a, b := newFrontend(t, h), newFrontend(t, h)
+	a.query("create function inlined() returns text language sql immutable as $$ select extract(month from '01/02/2026'::date)::text $$")
+	for sql, want := range map[string]string{"select (1::float8/3)::text": "0.3333333333333333", "select quote_ident('word')": "word", "select inlined()": "1"} {
+		for _, local := range []string{"set local extra_float_digits = -10; set local quote_all_identifiers = on; set local datestyle = 'SQL, DMY'", "do $$ begin perform set_config('extra_float_' || 'digits', '-10', true), set_config('quote_all_' || 'identifiers', 'on', true), set_config('date' || 'style', 'SQL, DMY', true); end $$"} {
+			a.outcome(parsed("p", sql) + synced)
+			a.query("begin")
+			a.query(local)
+			if a.outcome(bound("p") + executed + synced); a.row == want {
+				t.Fatalf("%s: it is %q there, too", sql, want)
+			}
+			a.query("commit")
+			if b.outcome(parsed("p", sql) + bound("p") + executed + synced); b.row != want {
+				t.Errorf("%s behind %s: %q, want %q", sql, local, b.row, want)
+			}
+			a.outcome(frame('C', "Sp\x00") + synced)
+			b.outcome(frame('C', "Sp\x00") + synced)
+		}
+	}
+}

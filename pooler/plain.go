@@ -360,7 +360,7 @@ func (s *session) leavesOf(st *statement) scan.Effect {
 // recall notes what a statement that is used again may leave behind.
 func (s *session) recall(left scan.Effect, said *scan.Mentions, body []byte) {
 	b := s.backend
-	b.stains.Loosen(left&sways, body, b.backslash())
+	b.stains.Doubt(left&sways, body, b.backslash())
 	if left&scan.Executes != 0 {
 		left |= s.executesSQL()
 	}

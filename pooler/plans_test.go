@@ -15,13 +15,14 @@ func TestConstantsInFunctionsMeanWhatTheyMeanToTheirCaller(t *testing.T) {
 	if err := s.Exec(t.Context(), `drop schema if exists constants cascade; create schema constants; set search_path = constants;
 		create function instant() returns text language plpgsql as $$ begin return extract(epoch from '2024-07-01'::timestamptz)::int::text; end $$;
 		create function day() returns text language plpgsql as $$ begin return extract(month from '01/02/2024'::date)::text; end $$;
+		create function written() returns text language plpgsql as $$ begin return (1::float8 / 3)::text; end $$;
 		create function span() returns text language plpgsql as $$ begin return extract(hour from '-1 2:03'::interval)::text; end $$;`); err != nil {
 		t.Fatal(err)
 	}
 	h := impatientHouse(t, s.URL())
 	const all = "select constants.instant() || ' ' || constants.day() || ' ' || constants.span()"
 	plain, german, tokyo := h.connect(t), h.connect(t, "DateStyle=German"), h.connect(t, "TimeZone=Asia/Tokyo", "IntervalStyle=sql_standard")
-	mover := h.connect(t)
+	mover, terse := h.connect(t), h.connect(t, "extra_float_digits=-10")
 	const inUTC, inGerman, inTokyo = "1719792000 1 2", "1719792000 2 2", "1719759600 1 -2"
 	check := func(who string, conn *pgx.Conn, want string) {
 		t.Helper()
@@ -45,6 +46,11 @@ func TestConstantsInFunctionsMeanWhatTheyMeanToTheirCaller(t *testing.T) {
 		run(mover, "set timezone = 'UTC'; set intervalstyle = 'postgres'; "+all)
 		run(mover, "set timezone = 'Asia/Tokyo'; set intervalstyle = 'sql_standard'; "+all)
 		check("tokyo behind who has set the same since", tokyo, inTokyo)
+		for conn, want := range map[*pgx.Conn]string{plain: "0.3333333333333333", terse: "0.33333"} {
+			if got := tell(t, conn, "select constants.written()"); got != want {
+				t.Errorf("a number is written as %s, want %s", got, want)
+			}
+		}
 	}
 	run(tokyo, "begin; do $$ begin execute 'select ' || chr(49); end $$; "+all) // which cannot be read: the server is wiped
 	if err := tokyo.Close(t.Context()); err != nil {

@@ -169,7 +169,7 @@ func (s *session) rewrite(typ byte, n int, text []byte, whole bool) (rest int, e
 				return 0, nil
 			}
 		case pgwire.FunctionCall:
-			b.stains.Loosen(scan.AnyChange, nil, false)
+			b.stains.Doubt(scan.AnyChange, nil, false)
 			s.taint(s.calls(n))
 			s.sway()
 		case pgwire.Execute:
@@ -450,7 +450,7 @@ func (s *session) resolveUnnamed(typ byte, rest []byte) string {
 // the next message.
 func (s *session) ensure(st *statement) {
 	b := s.backend
-	if b.uses++; st.varies && !s.aborted() {
+	if b.uses++; !s.aborted() {
 		s.stains(st)
 	}
 	if _, known := b.prepared[st]; known {

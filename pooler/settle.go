@@ -324,7 +324,8 @@ func (s *backend) unlearn() {
 
 // forgive forgets what may have been left: it is not there, or it has been wiped.
 func (s *backend) forgive() {
-	s.left, s.pins, s.heard, s.tuned, s.stuck, s.stains.Loose = 0, 0, nil, false, nil, false
+	s.left, s.pins, s.heard, s.tuned, s.stuck = 0, 0, nil, false, nil
+	s.stains.Settle()
 	s.mentions.Reset()
 	s.executed = nil
 }
@@ -437,7 +438,8 @@ func (s *session) keepSequences(b *backend) {
 	if b.left&(scan.Local|scan.AnyChange|scan.Nameless|scan.Unseen) != 0 { // maybe for the transaction only
 		s.unsure = false
 	}
-	if b.stains.Loose = false; b.left&scan.Makes != 0 || b.changing && b.left&scan.Catalog == 0 {
+	b.mixed = b.stains.Settle() || b.mixed // functions may have been analysed meanwhile
+	if b.left&scan.Makes != 0 || b.changing && b.left&scan.Catalog == 0 {
 		b.pool.outdate() // a name may lead to what was made, and its tag may not say so (SELECT INTO); or was dropped
 	}
 	if b.left&scan.Makes != 0 && b.left&(scan.Temporary|scan.Setting|scan.AnyChange|scan.Local) != 0 {

@@ -10,7 +10,8 @@ import (
 // prepared: when a table has changed, or has been analysed, it looks into their texts once more, under the settings of whoever uses them
 // then. The zero value is ready for use, by one goroutine at a time.
 type Stains[S comparable] struct {
-	Loose bool // the open transaction may have changed settings that decide what constants mean
+	Doubted bool // the open transaction may have changed settings that decide what constants mean
+	Changed bool // it did, by their names, and maybe for itself alone
 
 	by map[S]uint32
 }
@@ -35,11 +36,31 @@ func (s *Stains[S]) Drop(statement S) { delete(s.by, statement) }
 // Clear is that for all.
 func (s *Stains[S]) Clear() { clear(s.by) }
 
-// Loosen notes that what a Parse prepares by this body, which may be nil, or a text, may change settings in these ways.
-func (s *Stains[S]) Loosen(e scan.Effect, body []byte, backslash bool) {
-	if e == 0 || s.Loose {
+// Doubt notes that what a Parse prepares by this body, which may be nil, or a text, may change settings in these ways.
+func (s *Stains[S]) Doubt(e scan.Effect, body []byte, backslash bool) {
+	if e == 0 || s.Changed {
 		return
 	}
 	text, _, _ := bytes.Cut(body, []byte{0})
-	s.Loose = e&^(scan.Setting|scan.Local) != 0 || scan.Reinterprets(text) || e&^scan.Effects(text, backslash) != 0 // what it calls does so
+	if !s.Change(e, text) && !s.Doubted {
+		s.Doubted = e&^(scan.Setting|scan.Local) != 0 || e&^scan.Effects(text, backslash) != 0 // what it calls does so
+	}
+}
+
+// Change notes a text that changes settings in these ways, or, where that is done, the name of one that has changed. It reports
+// whether that names such settings.
+func (s *Stains[S]) Change(e scan.Effect, text []byte) bool {
+	if !scan.Reinterprets(text) {
+		return false
+	}
+	s.Doubted, s.Changed = true, s.Changed || e&(scan.Local|scan.AnyChange) != 0
+	return true
+}
+
+// Settle forgets what the transaction did, which is over. It reports whether functions may have been analysed under settings that were
+// its own.
+func (s *Stains[S]) Settle() (changed bool) {
+	changed = s.Changed
+	s.Doubted, s.Changed = false, false
+	return changed
 }

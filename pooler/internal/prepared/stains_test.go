@@ -24,19 +24,30 @@ func TestAStainIsForeignToOthersAlone(t *testing.T) {
 	}
 }
 
-func TestWhatChangesHowConstantsAreReadLoosens(t *testing.T) {
-	for text, want := range map[string]bool{
-		"set local timezone = 'UTC'": true, "SET TIME ZONE 7": true, "set names 'latin1'": true, "select set_config('DateStyle', $1, true)": true, `set local my.x = e'\x41'`: true,
-		"set local work_mem = '5MB'": false, "set search_path = a": false, "select set_config('my.x', $1, true)": false, "set role r": false, "select 1": false,
-		"select set_config($1, $2, true)": true, "select Set_Config('date' || 'style', $1, true)": true, "do $$ begin perform 1; end $$": true, "reset all": true,
+func TestWhatMayChangeHowConstantsAreReadIsDoubted(t *testing.T) {
+	const no, doubted, changed = "", "doubted", "changed"
+	for text, want := range map[string]string{
+		"set local timezone = 'UTC'": changed, "SET TIME ZONE 7": doubted, "set names 'latin1'": doubted, "select set_config('DateStyle', $1, true)": changed, `set local my.x = e'\x41'`: changed,
+		"set local work_mem = '5MB'": no, "set search_path = a": no, "select set_config('my.x', $1, true)": no, "set role r": no, "select 1": no, "set local extra_float_digits = 0": changed, "set bytea_output = hex": doubted,
+		"select set_config($1, $2, true)": changed, "select Set_Config('date' || 'style', $1, true)": changed, "do $$ begin perform 1; end $$": doubted, "reset all": doubted, "do $$ begin set local timezone = 'UTC'; end $$": changed,
 	} {
 		var s Stains[string]
-		if s.Loosen(scan.Effects([]byte(text), false)&(scan.Setting|scan.AnyChange|scan.Back|scan.Discards|scan.Nameless|scan.Unseen|scan.Local), []byte(text), false); s.Loose != want {
-			t.Errorf("%s: %v", text, s.Loose)
+		s.Doubt(scan.Effects([]byte(text), false)&(scan.Setting|scan.AnyChange|scan.Back|scan.Discards|scan.Nameless|scan.Unseen|scan.Local), []byte(text), false)
+		if got := s.Doubted; got != (want != no) || s.Changed != (want == changed) {
+			t.Errorf("%s: doubted %v, changed %v", text, got, s.Changed)
+		}
+		if got := s.Settle(); got != (want == changed) || s.Doubted || s.Settle() {
+			t.Errorf("%s, settled: %v", text, got)
 		}
 	}
 	var s Stains[string]
-	if s.Loosen(scan.Setting, []byte("select f()"), false); !s.Loose {
-		t.Error("what a function sets does not loosen")
+	if s.Doubt(scan.Setting, []byte("select f()"), false); !s.Doubted {
+		t.Error("what a function sets is not doubted")
+	}
+	if s.Change(scan.Setting|scan.Local, []byte("TimeZone")); !s.Settle() {
+		t.Error("a setting that is reported where some were changed for the transaction has not changed")
+	}
+	if s.Change(scan.Setting, []byte("DateStyle")); s.Settle() {
+		t.Error("one that is reported where it was changed for the session has been its transaction's own")
 	}
 }

@@ -233,7 +233,7 @@ func momentary(value []byte) bool {
 }
 
 // interpreting are parts of the names by which settings are changed that decide what constants mean.
-var interpreting = []string{"zone", "datestyle", "intervalstyle", "conforming", "backslash_quote", "xml", "array_nulls", "transform_null", "lc_monetary", "text_search", "encoding", "names"}
+var interpreting = []string{"zone", "datestyle", "intervalstyle", "conforming", "backslash_quote", "xml", "array_nulls", "transform_null", "lc_monetary", "text_search", "encoding", "names", "float_digits", "bytea_output", "quote_all"}
 
 // Reinterprets reports whether a text that changes settings may change some of those.
 func Reinterprets(sql []byte) bool {

@@ -9,11 +9,13 @@ import (
 )
 
 // meaning are the settings that decide what a statement's text means when it is prepared: how it
-// is read, which tables its names lead to, and what its constants are. Who may use those is
+// is read, which tables its names lead to, what its constants are, and, the last, how those are written that
+// PostgreSQL turns into text when it plans it. Who may use tables is
 // decided when it is executed; but the schemas that a role may not use are not looked into.
 var meaning = [...]string{
 	"search_path", "datestyle", "intervalstyle", "timezone", "timezone_abbreviations", conforming, "backslash_quote", "xmloption", "array_nulls",
 	"transform_null_equals", "lc_monetary", "default_text_search_config",
+	"extra_float_digits", "bytea_output", "quote_all_identifiers",
 }
 
 // MeansSame reports whether a text that is prepared under these settings means the same as under
@@ -127,8 +129,9 @@ func (s *Settings) Meaning() []string {
 }
 
 // constants are the settings that decide what a constant without a type means, besides TimeZone, DateStyle and search_path,
-// which PostgreSQL heeds itself.
-var constants = [...]string{"intervalstyle", "timezone_abbreviations", "xmloption", "array_nulls", "transform_null_equals", "lc_monetary"}
+// which PostgreSQL heeds itself; and how one is written that PostgreSQL turns into text when it plans what it stands in.
+var constants = [...]string{"intervalstyle", "timezone_abbreviations", "xmloption", "array_nulls", "transform_null_equals", "lc_monetary",
+	"extra_float_digits", "bytea_output", "quote_all_identifiers"}
 
 // Constants is a key: under settings with equal ones constants mean the same. usual is what the server reports without any.
 func (s *Settings) Constants(usual *Settings) string {
@@ -148,6 +151,9 @@ func (s *Settings) Constants(usual *Settings) string {
 	key := []string{order, zone}
 	for _, name := range constants {
 		value, _ := s.Get(name)
+		if digits, err := strconv.Atoi(value); err == nil && digits > 0 && name == "extra_float_digits" {
+			value = "" // the default, 1, and drivers' 2 and 3 are the same since PostgreSQL 12
+		}
 		key = append(key, value)
 	}
 	return strings.Join(key, "\x00")

@@ -23,12 +23,12 @@ func TestOnlySomeSettingsDecideWhatATextMeans(t *testing.T) {
 
 func TestConstantsAreTheSameHoweverSettingsAreWritten(t *testing.T) {
 	usual := Of([]pgwire.Param{{Name: "DateStyle", Value: "ISO, MDY"}, {Name: "TimeZone", Value: "Etc/UTC"}})
-	for _, o := range []*Settings{None.With("timezone", "UTC"), None.With("datestyle", "iso"), None.With("datestyle", "SQL, US"), None.With("datestyle", "mdy,postgres"), None.With("work_mem", "1MB"), None.With("search_path", "a")} {
+	for _, o := range []*Settings{None.With("timezone", "UTC"), None.With("datestyle", "iso"), None.With("datestyle", "SQL, US"), None.With("datestyle", "mdy,postgres"), None.With("work_mem", "1MB"), None.With("search_path", "a"), None.With("extra_float_digits", "3")} {
 		if o.Constants(usual) != None.Constants(usual) {
 			t.Errorf("%q differs", o.Key())
 		}
 	}
-	for _, o := range []*Settings{None.With("timezone", "Asia/Tokyo"), None.With("datestyle", "German"), None.With("datestyle", "ISO,YMD"), None.With("datestyle", "Euro"), None.With("intervalstyle", "sql_standard"), None.With("array_nulls", "off")} {
+	for _, o := range []*Settings{None.With("timezone", "Asia/Tokyo"), None.With("datestyle", "German"), None.With("datestyle", "ISO,YMD"), None.With("datestyle", "Euro"), None.With("intervalstyle", "sql_standard"), None.With("array_nulls", "off"), None.With("extra_float_digits", "0"), None.With("bytea_output", "escape"), None.With("quote_all_identifiers", "on")} {
 		if o.Constants(usual) == None.Constants(usual) {
 			t.Errorf("%q means the same", o.Key())
 		}
