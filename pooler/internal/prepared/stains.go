@@ -48,13 +48,12 @@ func (s *Stains[S]) Doubt(e scan.Effect, body []byte, backslash bool) {
 }
 
 // Change notes a text that changes settings in these ways, or, where that is done, the name of one that has changed. It reports
-// whether that names such settings.
+// whether these may decide what constants mean.
 func (s *Stains[S]) Change(e scan.Effect, text []byte) bool {
-	if !scan.Reinterprets(text) {
-		return false
-	}
-	s.Doubted, s.Changed = true, s.Changed || e&(scan.Local|scan.AnyChange) != 0
-	return true
+	may, named := scan.Reinterprets(text)
+	s.Doubted = s.Doubted || may
+	s.Changed = s.Changed || named && e&(scan.Local|scan.AnyChange) != 0
+	return may
 }
 
 // Settle forgets what the transaction did, which is over. It reports whether functions may have been analysed under settings that were

@@ -27,9 +27,9 @@ func TestAStainIsForeignToOthersAlone(t *testing.T) {
 func TestWhatMayChangeHowConstantsAreReadIsDoubted(t *testing.T) {
 	const no, doubted, changed = "", "doubted", "changed"
 	for text, want := range map[string]string{
-		"set local timezone = 'UTC'": changed, "SET TIME ZONE 7": doubted, "set names 'latin1'": doubted, "select set_config('DateStyle', $1, true)": changed, `set local my.x = e'\x41'`: changed,
+		"set local timezone = 'UTC'": changed, "SET TIME ZONE 7": doubted, "set names 'latin1'": doubted, "select set_config('DateStyle', $1, true)": changed, `set local my.x = e'\x41'`: doubted,
 		"set local work_mem = '5MB'": no, "set search_path = a": no, "select set_config('my.x', $1, true)": no, "set role r": no, "select 1": no, "set local extra_float_digits = 0": changed, "set bytea_output = hex": doubted,
-		"select set_config($1, $2, true)": changed, "select Set_Config('date' || 'style', $1, true)": changed, "do $$ begin perform 1; end $$": doubted, "reset all": doubted, "do $$ begin set local timezone = 'UTC'; end $$": changed,
+		"select set_config($1, $2, true)": doubted, "select Set_Config('date' || 'style', $1, true)": doubted, "do $$ begin perform 1; end $$": doubted, "reset all": doubted, "do $$ begin set local timezone = 'UTC'; end $$": changed,
 	} {
 		var s Stains[string]
 		s.Doubt(scan.Effects([]byte(text), false)&(scan.Setting|scan.AnyChange|scan.Back|scan.Discards|scan.Nameless|scan.Unseen|scan.Local), []byte(text), false)

@@ -235,21 +235,25 @@ func momentary(value []byte) bool {
 // interpreting are parts of the names by which settings are changed that decide what constants mean.
 var interpreting = []string{"zone", "datestyle", "intervalstyle", "conforming", "backslash_quote", "xml", "array_nulls", "transform_null", "lc_monetary", "text_search", "encoding", "names", "float_digits", "bytea_output", "quote_all"}
 
-// Reinterprets reports whether a text that changes settings may change some of those.
-func Reinterprets(sql []byte) bool {
-	if bytes.IndexByte(sql, '\\') >= 0 || Contains(sql, "u&") || slices.ContainsFunc(interpreting, func(part string) bool { return Contains(sql, part) }) {
-		return true
+// Reinterprets reports whether a text that changes settings may change some of those: named, by its words; else where names are computed,
+// or cannot be read.
+func Reinterprets(sql []byte) (may, named bool) {
+	if slices.ContainsFunc(interpreting, func(part string) bool { return Contains(sql, part) }) {
+		return true, true
+	}
+	if bytes.IndexByte(sql, '\\') >= 0 || Contains(sql, "u&") {
+		return true, false
 	}
 	l := lexer{sql: sql}
 	for t := l.next(); t.kind != end; t = l.next() {
 		if l.named(t, "set_config") {
 			call := l
 			if open, name := call.next(), call.next(); !call.isMark(open, '(') || name.kind != text || !call.constant() {
-				return true // it is computed
+				return true, false
 			}
 		}
 	}
-	return false
+	return false, false
 }
 
 // Early reports whether a statement has to come before its transaction's snapshot, or waits for what that is to show: SET TRANSACTION, LOCK.
