@@ -316,7 +316,7 @@ func (s *session) completed(body []byte) {
 		s.backend.pins &^= scan.Sequence
 	}
 	if changesSchema(string(command)) {
-		s.altersSchema()
+		s.altersSchema(command)
 	}
 }
 

@@ -396,7 +396,10 @@ func (s *backend) alters() {
 }
 
 // altersSchema is that by what the server says that it has done.
-func (s *session) altersSchema() {
+func (s *session) altersSchema(command []byte) {
+	if bytes.HasSuffix(command, []byte("FUNCTION")) || bytes.HasSuffix(command, []byte("PROCEDURE")) {
+		s.backend.pool.home().hidden.planned.Store(true) // where it is harmless, the catalog is not read for it
+	}
 	s.mu.Lock()
 	if b := s.backend; !b.changing { // by a DROP
 		b.left |= scan.Temporary // so that its end is looked after

@@ -43,15 +43,15 @@ type hidden struct {
 	changing atomic.Int32  // on so many servers the schema may be changing: what they have done of that is not known yet
 	changes  atomic.Uint32 // of what is known: who used a function before that was seen may have left what was not asked for
 	looks    *audit.Looks  // behind transactions
+	planned  atomic.Bool   // a function has been made since, which may have plans
 }
 
 // revealed is what was read from the catalog.
 type revealed struct {
 	mark    string
 	hints   scan.Hints
-	foreign bool // there are hints by names with letters beyond ASCII
-	plans   bool // there are functions whose texts a session analyses but once
-
+	foreign bool   // there are hints by names with letters beyond ASCII
+	plans   bool   // there are functions whose texts a session analyses but once
 	columns string // a mark of what tables are like
 }
 
@@ -173,8 +173,8 @@ func (s *backend) replan(under *state.Settings, own bool) (forget bool) {
 		s.mixed = s.mixed || s.analysed != constants
 		return false
 	}
-	known := s.pool.home().hidden.known.Load()
-	forget = known != nil && known.plans && (s.mixed || s.analysed != constants)
+	known, made := s.pool.home().hidden.known.Load(), s.pool.home().hidden.planned.Load()
+	forget = known != nil && (made || known.plans) && (s.mixed || s.analysed != constants)
 	s.analysed, s.mixed = constants, false
 	return forget
 }
