@@ -69,13 +69,7 @@ func TestBehindAResetThereIsWhatWasChosenAtLogin(t *testing.T) {
 		"by a client that listens":       {login, []step{query("listen a"), change, query("reset all; " + look), ask(do("reset all"), do(look)), see}},
 	} {
 		t.Run(what, func(t *testing.T) {
-			both := m.sides(c.login)
-			for _, p := range both {
-				if p.err != nil {
-					t.Fatal(p.err)
-				}
-				defer p.conn.Close()
-			}
+			both := m.enter(t, c.login)
 			m.same(t, what, both, c.steps, nil)
 		})
 	}
@@ -137,13 +131,7 @@ func TestInSessionModeAServerThatWasEnteredAlikeIsUsedAgain(t *testing.T) {
 // However many others have logged in since, and chosen otherwise.
 func TestAClientIsToldAgainWhatItWasToldAtLogin(t *testing.T) {
 	h, m := newMatch(t)
-	both := m.sides([]string{"DateStyle", "German"})
-	for _, p := range both {
-		if p.err != nil {
-			t.Fatal(p.err)
-		}
-		defer p.conn.Close()
-	}
+	both := m.enter(t, []string{"DateStyle", "German"})
 	p := h.policy.Load().pools["app"]
 	p.mu.Lock()
 	clear(p.welcome) // as others have, when they are maxWelcomes

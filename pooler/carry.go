@@ -483,8 +483,8 @@ func (s *backend) backslash() bool {
 	return s.reports.Backslash()
 }
 
-// stains notes that the client uses a statement that others share, under settings which may give its constants, or those of the functions in SQL that it calls, another meaning: that
-// may stay on its server. The server forgets what another client may have left so. The lock is held.
+// stains notes that the client uses a statement that others share, under settings which may give constants, also of functions in SQL that
+// it calls, another meaning: that may stay on its server, which forgets what another client may have left so. The lock is held.
 func (s *session) stains(st *statement) {
 	if s.backend.stains.Foreign(st, s.id) {
 		s.unlearn(st)

@@ -219,13 +219,7 @@ func TestATimeLimitDoesNotHideWhatIsLeft(t *testing.T) {
 func TestWhatIsSetToTheServersOwnValueStaysOverTheLogin(t *testing.T) {
 	h, m := newMatch(t, one)
 	other := h.connect(t)
-	both := m.sides([]string{"timezone", "Asia/Tokyo"})
-	for _, p := range both {
-		if p.err != nil {
-			t.Fatal(p.err)
-		}
-		defer p.conn.Close()
-	}
+	both := m.enter(t, []string{"timezone", "Asia/Tokyo"})
 	show := query("show timezone")
 	m.same(t, "then", both, []step{
 		query("set timezone = 'UTC'"), show, query("do $$ begin perform 1; end $$"), show, query("do $$ begin perform set_config('work_mem', '5MB', false); end $$"), show, query("show work_mem"),

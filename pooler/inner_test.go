@@ -66,13 +66,7 @@ func TestWhatIsPreparedBehindAChangeInItsCycleIsMadeAgainAsItWas(t *testing.T) {
 		"by SQL, by a function behind a change": {nil, []step{begin, query("set local datestyle = german"), query("do $f$ begin execute $g$prepare q as " + date + "$g$; end $f$"), commit}, []step{query("execute q"), query("deallocate q")}, true},
 	} {
 		t.Run(what, func(t *testing.T) {
-			mine, others := m.sides(nil), m.sides(nil)
-			for _, p := range append(mine[:], others[:]...) {
-				if p.err != nil {
-					t.Fatal(p.err)
-				}
-				defer p.conn.Close()
-			}
+			mine, others := m.enter(t, nil), m.enter(t, nil)
 			forget := func() { do(t, other, "deallocate all", simple) } // the server does
 			if c.keeps {
 				forget = nil
@@ -149,15 +143,7 @@ func TestWhatOthersDoNotSeeIsPreparedForOneClientAlone(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			const clean = "drop schema if exists far cascade; drop table if exists ins, tp, public.near; drop type if exists sa, sb, sc, public.ty; drop function if exists pf(int); drop function if exists pf(bigint)"
 			do(t, admin, clean, simple)
-			sides := [2][2]*player{m.sides(nil), m.sides(nil)}
-			for _, both := range sides {
-				for _, p := range both {
-					if p.err != nil {
-						t.Fatal(p.err)
-					}
-					defer p.conn.Close()
-				}
-			}
+			sides := [2][2]*player{m.enter(t, nil), m.enter(t, nil)}
 			m.same(t, "made", [2]*player{sides[0][0], sides[0][1]}, []step{query("select 1")}, nil)
 			if c.make != "" {
 				do(t, admin, c.make, simple)
@@ -209,13 +195,7 @@ func TestTheSettingsOfAParseAreKnownWhateverHasChangedThem(t *testing.T) {
 		"a local one, by its value":        {nil, []step{ask(parsed("c", "select set_config('datestyle', 'german', $1::bool)"), bindTexts("", "c", []string{"true"}), execute(""), parsed("p", date))}, []step{use}, false},
 	} {
 		t.Run(what, func(t *testing.T) {
-			both := m.sides(c.login)
-			for _, p := range both {
-				if p.err != nil {
-					t.Fatal(p.err)
-				}
-				defer p.conn.Close()
-			}
+			both := m.enter(t, c.login)
 			forget := func() {
 				if !c.keeps {
 					do(t, other, "deallocate all", simple)
@@ -252,13 +232,7 @@ func TestWhatPostgreSQLMakesOfAStatementSinceIsNotForOthers(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			do(t, admin, "drop table if exists again; create table again as select 1 as n", simple)
-			a, b := m.sides(nil), m.sides(nil)
-			for _, p := range []*player{a[0], a[1], b[0], b[1]} {
-				if p.err != nil {
-					t.Fatal(p.err)
-				}
-				defer p.conn.Close()
-			}
+			a, b := m.enter(t, nil), m.enter(t, nil)
 			make := query("drop table if exists again; create table again as select 1 as n")
 			b[1].say(make)
 			b[1].hear(1)
@@ -299,9 +273,7 @@ func TestWhatIsUsedBehindAChangeInItsCycleMeansWhatItDid(t *testing.T) {
 		"large":      {ask(parsed("p", date)), ask(parsed("", "set datestyle = german")+bound("")+executed, parsed("", "select '"+strings.Repeat("x", 40000)+"'"), bound(""), executed, use), ask(use)},
 	} {
 		t.Run(what, func(t *testing.T) {
-			both := m.sides(nil)
-			defer both[0].conn.Close()
-			defer both[1].conn.Close()
+			both := m.enter(t, nil)
 			m.same(t, "x", both, c, func() { do(t, other, "deallocate all", simple) })
 		})
 	}
@@ -333,13 +305,7 @@ func TestWhatIsPlannedUnderASettingOfATransactionIsNotForOthers(t *testing.T) {
 			"rolled back to a default": {begin, query("savepoint s"), set, query("rollback to s"), makes, commit},
 		} {
 			t.Run(sql+" "+what, func(t *testing.T) {
-				a, b := m.sides(nil), m.sides(nil)
-				for _, p := range []*player{a[0], a[1], b[0], b[1]} {
-					if p.err != nil {
-						t.Fatal(p.err)
-					}
-					defer p.conn.Close()
-				}
+				a, b := m.enter(t, nil), m.enter(t, nil)
 				b[1].say(query(functions))
 				b[1].hear(1)
 				do(t, admin, "discard plans", simple)

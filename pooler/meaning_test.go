@@ -122,13 +122,7 @@ func TestAFetchIsDescribedAsItWasWhenItWasPrepared(t *testing.T) {
 				other.say(one)
 				other.hear(one.ready)
 			}
-			both := m.sides(nil)
-			for _, p := range both {
-				if p.err != nil {
-					t.Fatal(p.err)
-				}
-				defer p.conn.Close()
-			}
+			both := m.enter(t, nil)
 			for i, one := range steps {
 				if one.story == theirs.story {
 					other.say(query("select 1"))
@@ -175,13 +169,7 @@ func TestAServerIsNotAskedAboutAFetchWhoseCursorIsGone(t *testing.T) {
 // inTurn logs in to both sides and returns what plays the same steps on both, whose answers must not differ.
 func (m *match) inTurn(t *testing.T, login []string) (play func([]step)) {
 	t.Helper()
-	both := m.sides(login)
-	for _, p := range both {
-		if p.err != nil {
-			t.Fatal(p.err)
-		}
-		t.Cleanup(func() { p.conn.Close() })
-	}
+	both := m.enter(t, login)
 	return func(steps []step) {
 		t.Helper()
 		for _, one := range steps {

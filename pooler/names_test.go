@@ -47,13 +47,7 @@ func TestNobodyUsesWhatOthersHavePreparedByItsName(t *testing.T) {
 		"in a transaction":            {query("begin"), make, drop, make, execute, parse, query("rollback"), execute, drop},
 	} {
 		t.Run(what, func(t *testing.T) {
-			both := m.sides(nil)
-			for _, p := range both {
-				if p.err != nil {
-					t.Fatal(p.err)
-				}
-				defer p.conn.Close()
-			}
+			both := m.enter(t, nil)
 			m.same(t, "then", both, steps, func() {
 				owner.send(bound("p") + executed + synced)
 				if owner.expect("2DCZ"); owner.row != "of another" {
@@ -124,13 +118,7 @@ func TestNoClientHasOurNamesByChance(t *testing.T) {
 	owner := newFrontend(t, h)
 	owner.send(parsed("p", "select 1") + synced)
 	owner.expect("1Z")
-	both := m.sides(nil)
-	for _, p := range both {
-		if p.err != nil {
-			t.Fatal(p.err)
-		}
-		defer p.conn.Close()
-	}
+	both := m.enter(t, nil)
 	for _, name := range []string{"_ms", "_ms0", "_ms1", "_ms_decoy", "_ms_settings", "_ms_undo", "_ms_fetch"} {
 		m.same(t, name, both, []step{
 			query("deallocate " + name), query("do $$ begin execute 'deallocate " + name + "'; end $$"), query("prepare " + name + " as select '" + name + "'"), query("execute " + name),

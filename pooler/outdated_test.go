@@ -84,15 +84,7 @@ func TestAStatementThatAnotherPreparedBeforeATableWasChangedIsPreparedAnew(t *te
 // elsewhere lets a client go on on another server than it began on, behind a change of the schema by another client.
 func (h *house) elsewhere(t *testing.T, m *match, made string, first []step, change string, then []step) (faults int) {
 	t.Helper()
-	client, changes, holds := m.sides(nil), m.sides(nil), m.sides(nil)
-	for _, both := range [][2]*player{client, changes, holds} {
-		for _, p := range both {
-			if p.err != nil {
-				t.Fatal(p.err)
-			}
-			defer p.conn.Close()
-		}
-	}
+	client, changes, holds := m.enter(t, nil), m.enter(t, nil), m.enter(t, nil)
 	m.same(t, "made", changes, []step{query("drop table if exists moving; " + made)}, nil)
 	faults = m.same(t, "first", client, first, nil)
 	m.same(t, "changed", changes, []step{query(change)}, nil)
@@ -322,15 +314,7 @@ func TestColumnsAreAsToldWhileTheSchemaIsChanging(t *testing.T) {
 		"to another client": {[]step{told}, none, []step{told, use}, []step{use}},
 	} {
 		t.Run(what, func(t *testing.T) {
-			client, other, changes := m.sides(nil), m.sides(nil), m.sides(nil)
-			for _, both := range [][2]*player{client, other, changes} {
-				for _, p := range both {
-					if p.err != nil {
-						t.Fatal(p.err)
-					}
-					defer p.conn.Close()
-				}
-			}
+			client, other, changes := m.enter(t, nil), m.enter(t, nil), m.enter(t, nil)
 			m.same(t, "made", changes, []step{query("drop table if exists moving; create table moving as select 7 as a")}, nil)
 			m.same(t, "first", client, c.first, nil)
 			h.rests(t)

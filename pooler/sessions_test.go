@@ -144,6 +144,19 @@ func (m *match) sides(params []string) [2]*player {
 	}
 }
 
+// enter is sides for one test, which fails where one does not let it in.
+func (m *match) enter(t *testing.T, params []string) [2]*player {
+	t.Helper()
+	both := m.sides(params)
+	for _, p := range both {
+		if p.err != nil {
+			t.Fatal(p.err)
+		}
+		t.Cleanup(func() { p.conn.Close() })
+	}
+	return both
+}
+
 // same lets both sides say the same, step by step, and compares what they hear. It returns the errors among that; between, if
 // not nil, is called behind each step that ends outside of a transaction.
 func (m *match) same(t *testing.T, when string, both [2]*player, steps []step, between func()) (faults int) {

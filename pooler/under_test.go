@@ -83,13 +83,7 @@ func TestWhatIsMadeAgainIsMadeUnderTheSettingsOfThen(t *testing.T) {
 		"described when all is lost, a table":   {nil, []step{found, ask(parsed("p", "update things set n = $1")), lost}, []step{begin, query("select 1/0"), ask(described("p")), rollback, ask(described("p"))}},
 	} {
 		t.Run(what, func(t *testing.T) {
-			both := m.sides(c.login)
-			for _, p := range both {
-				if p.err != nil {
-					t.Fatal(p.err)
-				}
-				defer p.conn.Close()
-			}
+			both := m.enter(t, c.login)
 			forget := func() { do(t, other, "deallocate all", simple) } // the server does
 			m.same(t, "before", both, c.before, forget)
 			m.same(t, "then", both, c.then, forget)
