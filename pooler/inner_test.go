@@ -337,14 +337,17 @@ func TestWhatIsPlannedUnderASettingOfATransactionIsNotForOthersWithoutPlans(t *t
 		if c[0] != "" {
 			a.query(c[0])
 		}
-		for _, local := range []string{named, computed} {
+		for _, set := range []string{named, computed, "commit\nset extra_float_digits = -10; set quote_all_identifiers = on; set datestyle = 'SQL, DMY'\nbegin"} {
+			a.query("discard all") // and the server has no plan
 			a.outcome(parsed("p", c[1]) + synced)
 			a.query("begin")
-			a.query(local)
+			for text := range strings.SplitSeq(set, "\n") {
+				a.query(text)
+			}
 			a.outcome(bound("p") + executed + synced)
-			a.query("commit")
+			a.query("commit; reset all")
 			if b.outcome(parsed("p", c[1]) + bound("p") + executed + synced); b.row != c[2] {
-				t.Errorf("%s behind %s: %q, want %q", c[1], local, b.row, c[2])
+				t.Errorf("%s behind %s: %q, want %q", c[1], set, b.row, c[2])
 			}
 			a.outcome(frame('C', "Sp\x00") + synced)
 			b.outcome(frame('C', "Sp\x00") + synced)

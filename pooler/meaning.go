@@ -268,7 +268,7 @@ func (s *session) makeAgain(name, value string) {
 	b.out = pgwire.AppendQuery(b.out, "ROLLBACK TO SAVEPOINT _ms")
 	s.aside(debt{aside: true})
 	b.out = pgwire.AppendQuery(b.out, "SELECT;ROLLBACK")
-	s.aside(debt{at: 1}) // where the savepoint has not been reached
+	s.aside(debt{at: 1}) // as what leads others' settings back: if a cancel has met this, or what comes before it, the cycle goes to another server
 }
 
 // aside notes that what is ready for the server is answered for us.
